@@ -1,0 +1,33 @@
+"""Errors that a user can act on, and the one wrapper that every command runs in."""
+
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+
+class UserError(Exception):
+    """A mistake in the input, not in the program.
+
+    The message is one line: what is wrong, where (file, key or value), what was expected and what
+    to do about it.
+    """
+
+
+def run_cli(main: Callable[[], int | None]) -> NoReturn:
+    """Run a command's `main` and exit the process.
+
+    Exit codes: what `main` returns (None counts as 0); 2 for a `UserError`, printed as one line
+    without a traceback; 130 for Ctrl-C. Any other exception is a defect and keeps its traceback.
+    """
+    try:
+        code = main() or 0
+    except UserError as error:
+        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        code = EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = EXIT_INTERRUPTED
+    sys.exit(code)

@@ -1,0 +1,1 @@
+"""Optimisation: state, step, checkpoints, sharding and the loop."""

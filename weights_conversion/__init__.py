@@ -1,0 +1,1 @@
+"""From published PyTorch checkpoints to ours, and back."""
