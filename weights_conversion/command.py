@@ -1,0 +1,72 @@
+"""The command line that all converters share: flags, progress and the closing lines."""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from weights_conversion.core import DTYPES, Plan, read_config, write_checkpoint
+
+
+def make_parser(description: str) -> argparse.ArgumentParser:
+    """A parser with the flags of every converter; add more to it as needed."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--input", required=True, help="weights file, shard index or folder")
+    parser.add_argument("--output", required=True, help="folder to write")
+    parser.add_argument("--dtype", default="float32", choices=list(DTYPES), help="dtype to store")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing folder")
+    parser.add_argument("--dry-run", action="store_true", help="check everything, write nothing")
+    return parser
+
+
+def convert(
+    arguments: argparse.Namespace,
+    *,
+    kind: str,
+    config: Mapping[str, Any],
+    plan: Plan,
+    copy: Sequence[Path] = (),
+    title: str | None = None,
+) -> int:
+    """Check the plan, write the folder with a progress bar, and say what was done. Returns 0."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    console = Console(highlight=False)
+    plan.check()
+    console.print(f"{title or kind} in {plan.source.path}: {plan.source.kind}")
+    console.print(plan.report())
+    if arguments.dry_run:
+        console.print("dry run: everything fits, nothing written")
+        return 0
+    columns: Any = (
+        TextColumn("converting"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=len(plan.shapes))
+        output = write_checkpoint(
+            arguments.output,
+            kind=kind,
+            config=config,
+            plan=plan,
+            dtype=arguments.dtype,
+            overwrite=arguments.overwrite,
+            copy=copy,
+            progress=lambda _: bar.advance(task),
+        )
+    console.print(f"sha256 {read_config(output, kind)['sha256']}")
+    console.print(f"written: {output}", soft_wrap=True)
+    return 0
