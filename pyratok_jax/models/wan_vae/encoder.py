@@ -1,0 +1,86 @@
+"""Encoder of the Wan VAE: video to the moments of the latent, with its four stage features."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from pyratok_jax.models.wan_vae.config import WanVAEConfig
+from pyratok_jax.models.wan_vae.layers import CausalConv3d, ChannelNorm, MidBlock, ResidualBlock
+from pyratok_jax.models.wan_vae.resample import Downsample, average_down
+
+
+class EncoderOutput(NamedTuple):
+    """Raw moments (b, t', h', w', 2 z) before the 1x1x1 quant_conv, and the stage features."""
+
+    moments: Array
+    stages: tuple[Array, ...]
+
+
+class DownStage(nnx.Module):
+    """Residual blocks, then downsampling (all stages but the last)."""
+
+    def __init__(self, config: WanVAEConfig, index: int, **settings):
+        wide, last = config.encoder_dims[index : index + 2], index == len(config.dim_mult) - 1
+        widths = [wide[0]] + [wide[1]] * config.num_res_blocks
+        self.resnets = nnx.List(
+            [ResidualBlock(a, b, **settings) for a, b in zip(widths, widths[1:], strict=False)]
+        )
+        halves_time = not last and config.temporal_downsample[index]
+        self.downsampler = (
+            None if last else Downsample(wide[1], halves_time=halves_time, **settings)
+        )
+        self.features = wide[1]
+        self.shortcut = (2 if halves_time else 1, 1 if last else 2) if config.is_residual else None
+
+    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t2 h2 w2 d"]:
+        """The stage's output, downsampled."""
+        y = x
+        for block in self.resnets:
+            y = block(y)
+        if self.downsampler is not None:
+            y = self.downsampler(y)
+        return y if self.shortcut is None else y + average_down(x, self.features, *self.shortcut)
+
+
+class Encoder(nnx.Module):
+    """Convolution, four stages, middle block, output head."""
+
+    def __init__(self, config: WanVAEConfig, *, remat: str = "none", **settings):
+        dims = config.encoder_dims
+        self.conv_in = CausalConv3d(config.in_channels, dims[0], (3, 3, 3), **settings)
+        self.stages = nnx.List(
+            [DownStage(config, index, **settings) for index in range(len(config.dim_mult))]
+        )
+        self.mid_block = MidBlock(dims[-1], **settings)
+        self.norm_out = ChannelNorm(dims[-1], param_dtype=settings.get("param_dtype", jnp.float32))
+        self.conv_out = CausalConv3d(dims[-1], 2 * config.z_dim, (3, 3, 3), **settings)
+        self.remat = remat
+
+    def __call__(self, x: Float[Array, "b t h w c"]) -> EncoderOutput:
+        """Encode patchified video."""
+        run = rematerialised(self.remat)
+        x = self.conv_in(x)
+        features = []
+        for stage in self.stages:
+            x = run(stage, x)
+            features.append(x)
+        x = run(self.mid_block, x)
+        x = self.conv_out(jax.nn.silu(self.norm_out(x)))
+        return EncoderOutput(x, tuple(features))
+
+
+def rematerialised(policy: str):
+    """How a stage is run: plainly, or with its activations recomputed in the backward pass.
+
+    Args:
+        policy: "none" keeps all activations, "stages" keeps each stage's input, "all" also keeps
+            only each residual block's input while a stage is recomputed.
+    """
+    if policy == "none":
+        return lambda module, x: module(x)
+    if policy not in ("stages", "all"):
+        raise ValueError(f'remat policy {policy!r}: expected "none", "stages" or "all"')
+    return nnx.remat(lambda module, x: module(x))

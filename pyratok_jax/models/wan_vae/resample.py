@@ -1,0 +1,102 @@
+"""Down- and upsampling of the Wan VAE, and the weightless shortcuts of its residual layout.
+
+Time is causal: frame 0 always stands apart, so 1 + 2n frames become 1 + n and back.
+"""
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from pyratok_jax.models.wan_vae.layers import Conv2d, TimeConv
+
+
+class Downsample(nnx.Module):
+    """Halve the sides (3x3 convolution, stride 2, padded right and bottom) and maybe time."""
+
+    def __init__(self, features: int, *, halves_time: bool, **settings):
+        self.spatial = Conv2d(features, features, (3, 3), **settings)
+        self.time_conv = (
+            TimeConv(features, features, (3, 1, 1), **settings) if halves_time else None
+        )
+
+    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t2 h2 w2 c"]:
+        """Frame 0 passes the temporal part untouched; later ones come in pairs."""
+        x = self.spatial(x, padding=(0, 1), stride=2)
+        if self.time_conv is None or x.shape[1] == 1:
+            return x
+        return jnp.concatenate([x[:, :1], self.time_conv(x, stride=2)], axis=1)
+
+
+class Upsample(nnx.Module):
+    """Double time (maybe), then the sides: nearest neighbour and a 3x3 convolution."""
+
+    def __init__(self, features: int, out_features: int, *, doubles_time: bool, **settings):
+        self.spatial = Conv2d(features, out_features, (3, 3), **settings)
+        self.time_conv = (
+            TimeConv(features, 2 * features, (3, 1, 1), **settings) if doubles_time else None
+        )
+
+    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t2 h2 w2 d"]:
+        """1 + n frames become 1 + 2n where time is doubled."""
+        if self.time_conv is not None and x.shape[1] > 1:
+            x = jnp.concatenate([x[:, :1], self.double_time(x[:, 1:])], axis=1)
+        x = jnp.repeat(jnp.repeat(x, 2, axis=2), 2, axis=3)
+        return self.spatial(x, padding=(1, 1))
+
+    def double_time(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t2 h w c"]:
+        """Frames after the first, doubled; their history starts with two zero frames.
+
+        Of the 2C channels the first half are the even frames, the second half the odd ones.
+        """
+        y = self.time_conv(jnp.pad(x, ((0, 0), (2, 0), (0, 0), (0, 0), (0, 0))))
+        b, t, h, w, c = y.shape
+        y = y.reshape(b, t, h, w, 2, c // 2).transpose(0, 1, 4, 2, 3, 5)
+        return y.reshape(b, 2 * t, h, w, c // 2)
+
+
+def patchify(video: Float[Array, "b t h w 3"], patch: int) -> Float[Array, "b t h2 w2 c"]:
+    """Fold patches of pixels into channels, ordered (colour, column, row)."""
+    if patch == 1:
+        return video
+    b, t, h, w, c = video.shape
+    x = video.reshape(b, t, h // patch, patch, w // patch, patch, c)
+    return x.transpose(0, 1, 2, 4, 6, 5, 3).reshape(b, t, h // patch, w // patch, -1)
+
+
+def unpatchify(x: Float[Array, "b t h2 w2 c"], patch: int) -> Float[Array, "b t h w 3"]:
+    """Inverse of `patchify`."""
+    if patch == 1:
+        return x
+    b, t, h, w, c = x.shape
+    x = x.reshape(b, t, h, w, c // patch**2, patch, patch)
+    return x.transpose(0, 1, 2, 6, 3, 5, 4).reshape(b, t, h * patch, w * patch, -1)
+
+
+def average_down(
+    x: Float[Array, "b t h w c"], out_features: int, time: int, space: int
+) -> Float[Array, "b t2 h2 w2 d"]:
+    """Shortcut of a residual encoder stage: fold (time, space, space) into channels and average.
+
+    Time is filled up with zero frames at the front. Folded channels are ordered (channel, time,
+    row, column); groups of consecutive ones are averaged down to `out_features`.
+    """
+    fill = -x.shape[1] % time
+    x = jnp.pad(x, ((0, 0), (fill, 0), (0, 0), (0, 0), (0, 0)))
+    b, t, h, w, c = x.shape
+    x = x.reshape(b, t // time, time, h // space, space, w // space, space, c)
+    x = x.transpose(0, 1, 3, 5, 7, 2, 4, 6)
+    return jnp.mean(x.reshape(*x.shape[:4], out_features, -1), axis=-1)
+
+
+def duplicate_up(
+    x: Float[Array, "b t h w c"], out_features: int, time: int, space: int
+) -> Float[Array, "b t2 h2 w2 d"]:
+    """Shortcut of a residual decoder stage: repeat channels, unfold into (time, space, space).
+
+    Where time is doubled, the first of the two frames made of frame 0 is dropped: 1 + 2n come out.
+    """
+    b, t, h, w, c = x.shape
+    x = jnp.repeat(x, out_features * time * space * space // c, axis=-1)
+    x = x.reshape(b, t, h, w, out_features, time, space, space)
+    x = x.transpose(0, 1, 5, 2, 6, 3, 7, 4).reshape(b, t * time, h * space, w * space, out_features)
+    return x[:, time - 1 :]

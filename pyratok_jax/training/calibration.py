@@ -1,0 +1,133 @@
+"""Data-dependent start of the levels: linear codes fitted to real latents before training.
+
+From random weights the straight-through gradient needs thousands of steps to find a code. Here each
+level's linear paths are fitted in turn, coarse to fine, to the latents of a few real clips: the
+analysis starts at the principal directions of what the earlier levels leave over (under a random
+rotation, so that every bit carries a like share), the synthesis is the least-squares answer to the
+resulting signs, and both are then refined together. It changes the first step, not the model.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from pyratok_jax.models.grids import space_to_depth
+from pyratok_jax.models.lfq import hard_sign, straight_through
+from pyratok_jax.models.pyratok import PyraTok
+
+MAX_SAMPLES = 16384
+
+
+def calibrate(
+    model: PyraTok, latents: list[Float[Array, "b t h w z"]], *, seed: int = 0, steps: int = 300
+) -> list[float]:
+    """Fit the analysis and synthesis of every level to `latents`, in place.
+
+    Args:
+        model: a tokenizer with fresh levels.
+        latents: normalised latents of real clips; time and space sizes must suit the grids.
+        seed: of the rotations, the sample of patches and the refinement.
+        steps: refinement steps per map; 0 keeps the closed form.
+
+    Returns:
+        share of the latent's variance that is left after each level.
+    """
+    rng = np.random.default_rng(seed)
+    total = float(np.mean([np.mean(np.square(x)) for x in latents]))
+    missing = [np.asarray(x, np.float32) for x in latents]
+    left = []
+    for block, synthesis in zip(model.blocks, model.synthesis, strict=True):
+        analysis = block.analysis
+        patches = [np.asarray(space_to_depth(jnp.asarray(x), analysis.patch)) for x in missing]
+        parts = (("first", slice(0, 1)), ("rest", slice(1, None)))
+        for name, frames in parts:
+            vectors = _sample([x[:, frames] for x in patches], rng)
+            if len(vectors):
+                _fit_pair(getattr(analysis, name), getattr(synthesis, name), vectors, rng, steps)
+        missing = [_remainder(analysis, synthesis, x) for x in missing]
+        left.append(float(np.mean([np.mean(np.square(x)) for x in missing])) / total)
+    return left
+
+
+def _sample(patches: list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
+    """At most `MAX_SAMPLES` patch vectors (n, d) of all clips."""
+    vectors = np.concatenate([x.reshape(-1, x.shape[-1]) for x in patches])
+    if len(vectors) > MAX_SAMPLES:
+        vectors = vectors[rng.choice(len(vectors), MAX_SAMPLES, replace=False)]
+    return vectors
+
+
+def _remainder(analysis: nnx.Module, synthesis: nnx.Module, missing: np.ndarray) -> np.ndarray:
+    codes = hard_sign(analysis(jnp.asarray(missing)))
+    return missing - np.asarray(synthesis.linear(codes))
+
+
+def _fit_pair(
+    analysis: nnx.Linear,
+    synthesis: nnx.Linear,
+    x: np.ndarray,
+    rng: np.random.Generator,
+    steps: int,
+) -> None:
+    """Fit signs(x W + a) and its linear answer to vectors `x` (n, d); write both layers."""
+    bits = analysis.kernel.shape[-1]
+    mean = x.mean(axis=0)
+    weights = _principal_rotation(x - mean, bits, rng)
+    bias = -mean @ weights
+    codes = np.where(x @ weights + bias >= 0, 1.0, -1.0)
+    answer, offset = _least_squares(codes, x)
+    start = tuple(jnp.asarray(v, jnp.float32) for v in (weights, bias, answer, offset))
+    weights, bias, answer, offset = _refine(start, jnp.asarray(x), steps)
+    codes = np.where(x @ np.asarray(weights) + np.asarray(bias) >= 0, 1.0, -1.0)
+    answer, offset = _least_squares(codes, x)
+    analysis.kernel[...], analysis.bias[...] = weights, bias
+    synthesis.kernel[...] = jnp.asarray(answer, jnp.float32)
+    synthesis.bias[...] = jnp.asarray(offset, jnp.float32)
+
+
+def _principal_rotation(x: np.ndarray, bits: int, rng: np.random.Generator) -> np.ndarray:
+    """(d, bits): principal directions under a random rotation, scaled to unit-variance logits."""
+    values, vectors = np.linalg.eigh(x.T @ x / max(len(x), 1))
+    kept = min(bits, x.shape[1])
+    basis = vectors[:, ::-1][:, :kept]
+    rotation = np.linalg.qr(rng.normal(size=(max(bits, kept), kept)))[0].T
+    weights = basis @ rotation[:kept, :bits]
+    scale = np.sqrt(np.mean(np.square(x @ weights), axis=0)) + 1e-6
+    return weights / scale
+
+
+def _least_squares(codes: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Ridge solution of codes @ answer + offset = x."""
+    design = np.concatenate([codes, np.ones((len(codes), 1))], axis=1)
+    gram = design.T @ design + 1e-3 * len(codes) * np.eye(design.shape[1])
+    solution = np.linalg.solve(gram, design.T @ x)
+    return solution[:-1], solution[-1]
+
+
+@functools.partial(jax.jit, static_argnames="steps")
+def _refine(start: tuple[Array, ...], x: Float[Array, "n d"], steps: int) -> tuple[Array, ...]:
+    """Descend the squared error of the sign code with a straight-through gradient."""
+    schedule = optax.cosine_decay_schedule(1e-2, max(steps, 1))
+    optimizer = optax.adam(schedule)
+
+    def error(maps: tuple[Array, ...], rows: Array) -> Array:
+        weights, bias, answer, offset = maps
+        z = rows @ weights + bias
+        # Beyond |z| = 2 a sign is settled: no gradient, or logits would grow without end.
+        codes = straight_through(hard_sign(z), jnp.clip(z, -2.0, 2.0))
+        return jnp.mean(jnp.square(codes @ answer + offset - rows))
+
+    def step(carry: tuple, key: Array) -> tuple[tuple, None]:
+        maps, state = carry
+        rows = x[jax.random.randint(key, (min(1024, len(x)),), 0, len(x))]
+        updates, state = optimizer.update(jax.grad(error)(maps, rows), state)
+        return (optax.apply_updates(maps, updates), state), None
+
+    keys = jax.random.split(jax.random.key(0), steps)
+    (maps, _), _ = jax.lax.scan(step, (start, optimizer.init(start)), keys)
+    return maps

@@ -1,0 +1,80 @@
+"""Masking: exact shares, never frame 0, reproducible, and the shuffle permutes only its frames."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pyratok_jax.models import masking
+
+VALUE = jnp.array([9.0, 9.0, 9.0])
+
+
+def video(t=11, size=32):
+    return jax.random.uniform(jax.random.key(5), (2, t, size, size, 3))
+
+
+def test_the_exact_share_of_frames_is_hidden_and_never_frame_zero():
+    for seed in range(20):
+        hidden = masking.frame_mask(jax.random.key(seed), 3, 11, 0.3)
+        assert not hidden[:, 0].any()
+        assert hidden.sum(axis=1).tolist() == [3, 3, 3]
+
+
+def test_the_spatial_share_follows_a_cosine_to_zero():
+    config = masking.MaskingConfig(spatial_ratio=0.6)
+    shares = [float(masking.spatial_ratio_at(config, jnp.float32(p))) for p in (0, 0.5, 1, 2)]
+    np.testing.assert_allclose(shares, [0.6, 0.3, 0.0, 0.0], atol=1e-7)
+
+
+def test_hidden_pixels_take_the_learned_value_and_others_stay():
+    config = masking.MaskingConfig(frame_ratio=0.3, spatial_ratio=0.5, patch=8)
+    x = video()
+    masked = masking.mask_video(x, VALUE, jax.random.key(1), jnp.float32(0.0), config)
+    hidden = np.all(np.asarray(masked) == 9.0, axis=-1)
+    np.testing.assert_array_equal(np.asarray(masked)[~hidden], np.asarray(x)[~hidden])
+    assert 0.5 < hidden[:, 1:].mean() < 0.8
+    patches = hidden.reshape(2, 11, 4, 8, 4, 8)
+    assert (patches.all(axis=(3, 5)) | ~patches.any(axis=(3, 5))).all()
+
+
+def test_masking_is_a_function_of_the_key():
+    config = masking.MaskingConfig()
+    run = lambda key: masking.mask_video(video(), VALUE, key, jnp.float32(0.2), config)  # noqa: E731
+    np.testing.assert_array_equal(run(jax.random.key(3)), run(jax.random.key(3)))
+    assert not np.array_equal(run(jax.random.key(3)), run(jax.random.key(4)))
+
+
+def test_at_the_end_of_training_no_patch_is_hidden():
+    config = masking.MaskingConfig(frame_ratio=0.0, spatial_ratio=0.9)
+    x = video()
+    np.testing.assert_array_equal(
+        masking.mask_video(x, VALUE, jax.random.key(0), jnp.float32(1.0), config), x
+    )
+
+
+def test_shuffling_moves_only_the_chosen_frames_among_their_places():
+    config = masking.MaskingConfig(frame_ratio=0.5, spatial_ratio=0.0, shuffle=True)
+    x = video()
+    moved_any = False
+    for seed in range(5):
+        key = jax.random.key(seed)
+        out = np.asarray(masking.mask_video(x, VALUE, key, jnp.float32(0.0), config))
+        chosen = np.asarray(masking.frame_mask(jax.random.split(key, 3)[0], 2, 11, 0.5))
+        for row in range(2):
+            origin = [
+                int(np.argmin(np.abs(np.asarray(x)[row] - frame).sum(axis=(1, 2, 3))))
+                for frame in out[row]
+            ]
+            assert sorted(origin) == list(range(11))
+            stayed = [i for i in range(11) if not chosen[row, i]]
+            assert [origin[i] for i in stayed] == stayed
+            moved_any |= origin != list(range(11))
+    assert moved_any
+
+
+def test_the_learned_value_gets_a_gradient():
+    config = masking.MaskingConfig()
+    grad = jax.grad(
+        lambda v: masking.mask_video(video(), v, jax.random.key(0), jnp.float32(0.0), config).sum()
+    )(VALUE)
+    assert (grad > 0).all()

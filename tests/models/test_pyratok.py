@@ -1,0 +1,184 @@
+"""The tokenizer on a tiny VAE: shapes, the one rule, gradients, text and the null caption."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from pyratok_jax.models import lfq
+from pyratok_jax.models.lapq import TextCondition
+from pyratok_jax.models.lora import LoRAParam, add_lora, without_adapters
+from pyratok_jax.models.pyratok import PyraTok, PyraTokConfig
+from pyratok_jax.models.wan_vae.config import WanVAEConfig
+
+GRIDS = ((1, 16), (2, 16), (4, 16), (4, 8))
+
+
+def tiny_config(**changes) -> PyraTokConfig:
+    vae = WanVAEConfig(base_dim=4, z_dim=4, latents_mean=(0.1,) * 4, latents_std=(1.5,) * 4)
+    values = dict(vae=vae, grids=GRIDS, bits=6, width=16, heads=2, text_width=12)
+    return PyraTokConfig(**(values | {"synthesis_width": 8, "lora_rank": 2} | changes))
+
+
+@functools.cache
+def tiny_model() -> PyraTok:
+    return PyraTok(tiny_config(), rngs=nnx.Rngs(0))
+
+
+def clip(batch=2, t=5, h=32, w=48):
+    return jax.random.uniform(jax.random.key(1), (batch, t, h, w, 3), minval=-1.0)
+
+
+def captions(batch=2, length=3):
+    embeddings = jax.random.normal(jax.random.key(2), (batch, length, 12))
+    return TextCondition(embeddings, jnp.arange(length)[None] < jnp.array([[length], [2]]))
+
+
+def open_text_path(model: PyraTok) -> PyraTok:
+    """A copy whose text attention is no longer switched off by its zero start."""
+    graphdef, state = nnx.split(model)
+    model = nnx.merge(graphdef, jax.tree.map(jnp.copy, state))
+    for block in model.blocks:
+        kernel = block.attention.out.kernel
+        kernel[...] = jax.random.normal(jax.random.key(7), kernel.shape)
+        block.head.kernel[...] = jax.random.normal(jax.random.key(8), block.head.kernel.shape)
+    return model
+
+
+def test_tokens_lie_on_the_stated_grids():
+    ids = tiny_model().tokenize(clip(), captions())
+    shapes = tiny_model().grid_shapes(5, 32, 48)
+    assert shapes == ((5, 2, 3), (3, 2, 3), (2, 2, 3), (2, 4, 6))
+    assert [level.shape for level in ids] == [(2, *shape) for shape in shapes]
+    assert all(int(level.max()) < 64 for level in ids)
+
+
+def test_decoding_tokens_is_exactly_the_forward_reconstruction():
+    graphdef, state = nnx.split(tiny_model())
+    encode = jax.jit(lambda s, x: nnx.merge(graphdef, s).encode(x))
+    decode = jax.jit(lambda s, q: nnx.merge(graphdef, s).decode_bits(q))
+    codes = tuple(level.q for level in encode(state, clip()).levels)
+    stored = tuple(np.asarray(lfq.bits_to_ids(q), np.uint16) for q in codes)
+    read = tuple(lfq.ids_to_bits(jnp.asarray(ids, jnp.uint32), 6) for ids in stored)
+    np.testing.assert_array_equal(decode(state, read), decode(state, codes))
+
+
+def test_nothing_continuous_reaches_the_decoder():
+    """Two encoder outputs with the same signs give the same video."""
+    model = tiny_model()
+    levels = model.encode(clip()).levels
+    scaled = tuple(lfq.quantize(level.z * 3.7) for level in levels)
+    np.testing.assert_array_equal(
+        model.decode_bits(scaled), model.decode_bits(tuple(level.q for level in levels))
+    )
+
+
+def test_a_fresh_block_ignores_the_text_and_a_trained_one_does_not():
+    fresh = tiny_model()
+    without = fresh.tokenize(clip())
+    for a, b in zip(without, fresh.tokenize(clip(), captions()), strict=True):
+        np.testing.assert_array_equal(a, b)
+    trained = open_text_path(fresh)
+    with_text = trained.tokenize(clip(), captions())
+    other = captions()._replace(embeddings=-captions().embeddings)
+    changed = [
+        (np.asarray(a) != np.asarray(b)).mean()
+        for a, b in zip(with_text, trained.tokenize(clip(), other), strict=True)
+    ]
+    assert min(changed) > 0.05
+
+
+def test_an_empty_mask_means_the_null_caption_and_padding_does_not_matter():
+    model = open_text_path(tiny_model())
+    text = captions()
+    empty = text._replace(mask=jnp.zeros_like(text.mask))
+    for a, b in zip(model.tokenize(clip(), empty), model.tokenize(clip()), strict=True):
+        np.testing.assert_array_equal(a, b)
+    junk = jnp.where(text.mask[..., None], text.embeddings, 99.0)
+    for a, b in zip(
+        model.encode(clip(), text).levels,
+        model.encode(clip(), text._replace(embeddings=junk)).levels,
+        strict=True,
+    ):
+        np.testing.assert_allclose(a.z, b.z, atol=1e-5)
+
+
+def test_attention_weights_are_a_distribution_over_real_words():
+    model, text = open_text_path(tiny_model()), captions()
+    x = jax.random.normal(jax.random.key(0), (2, 2, 2, 3, 16))
+    weights = model.blocks[0].attention.weights(x, text)
+    np.testing.assert_allclose(weights.sum(axis=-1), 1.0, rtol=1e-5)
+    assert (np.asarray(weights)[1, ..., 2] == 0).all()
+
+
+def test_the_gradient_reaches_every_trainable_part():
+    model = open_text_path(tiny_model())
+
+    def loss(model):
+        output = model.encode(clip(), captions())
+        video = model.decode_bits(tuple(level.q for level in output.levels))
+        prior = sum(jnp.mean(level.text_logits**2) for level in output.levels)
+        return jnp.mean((video - clip()) ** 2) + prior
+
+    grads = nnx.grad(loss)(model)
+    dead = [
+        path
+        for path, value in nnx.to_flat_state(grads)
+        if path[0] in ("blocks", "synthesis") and not np.any(np.asarray(value[...]))
+    ]
+    # Behind a zero-initialised output layer nothing arrives at the first step.
+    assert all("smooth_in" in path for path in dead)
+    adapters = [v for p, v in nnx.to_flat_state(grads) if isinstance(v, LoRAParam) and p[-1] == "b"]
+    assert adapters and all(np.any(np.asarray(value[...])) for value in adapters)
+
+
+def test_fresh_adapters_change_nothing_and_a_view_without_them_is_the_frozen_encoder():
+    model = tiny_model()
+    reference = without_adapters(model.vae.encoder)
+    moments = model.vae.encoder(clip())
+    np.testing.assert_array_equal(
+        jax.tree.leaves(moments)[0], jax.tree.leaves(reference(clip()))[0]
+    )
+    changed = open_text_path(model)
+    for _, node in nnx.iter_modules(changed.vae.encoder):
+        if getattr(node, "adapter", None) is not None:
+            node.adapter.b[...] = jnp.ones_like(node.adapter.b[...])
+    adapted = jax.tree.leaves(changed.vae.encoder(clip()))[0]
+    frozen = jax.tree.leaves(without_adapters(changed.vae.encoder)(clip()))[0]
+    assert not np.allclose(adapted, frozen)
+    np.testing.assert_array_equal(frozen, jax.tree.leaves(moments)[0])
+
+
+def test_every_convolution_of_the_encoder_is_adapted():
+    model = PyraTok(tiny_config(lora_rank=0), rngs=nnx.Rngs(0))
+    kernels = sum(hasattr(node, "kernel") for _, node in nnx.iter_modules(model.vae.encoder))
+    assert add_lora(model.vae.encoder, 2, 4.0, rngs=nnx.Rngs(0)) == kernels > 20
+
+
+@pytest.mark.parametrize("levels", [2, 3])
+def test_fewer_levels_use_the_last_stages(levels):
+    config = tiny_config(grids=GRIDS[-levels:])
+    assert config.stages == (1, 2, 3, 4)[-levels:]
+    model = PyraTok(config, rngs=nnx.Rngs(0))
+    assert model.detokenize(model.tokenize(clip())).shape == clip().shape
+
+
+def test_without_text_guidance_captions_change_nothing():
+    model = open_text_path(PyraTok(tiny_config(text_guidance=False), rngs=nnx.Rngs(0)))
+    for a, b in zip(model.tokenize(clip()), model.tokenize(clip(), captions()), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_the_configuration_survives_a_round_trip_and_refuses_unknown_keys():
+    config = tiny_config(vocabulary=48)
+    assert PyraTokConfig.from_dict(config.to_dict()) == config
+    with pytest.raises(ValueError, match="colour"):
+        PyraTokConfig.from_dict(config.to_dict() | {"colour": 1})
+
+
+def test_a_smaller_vocabulary_bounds_the_ids():
+    model = PyraTok(tiny_config(vocabulary=48), rngs=nnx.Rngs(0))
+    assert all(int(ids.max()) < 48 for ids in model.tokenize(clip()))
