@@ -32,19 +32,21 @@ VideoSource = str | os.PathLike | bytes
 class BrokenVideoError(UserError):
     """A file that is not a readable video, or not readable to its end.
 
-    `path` is the file and `reason` says what is wrong with it, without the file's name.
+    `path` is the file and `reason` says what is wrong with it, without the file's name;
+    `transient` tells that the file is on remote storage and may be there at the next attempt.
     """
 
-    def __init__(self, path: str, reason: str) -> None:
+    def __init__(self, path: str, reason: str, transient: bool = False) -> None:
         super().__init__(
             f"cannot read {path}: {reason}; expected a playable video or image: "
             "check the file or leave it out"
         )
         self.path = path
         self.reason = reason
+        self.transient = transient
 
     def __reduce__(self) -> tuple:
-        return type(self), (self.path, self.reason)
+        return type(self), (self.path, self.reason, self.transient)
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,11 @@ def name_of(source: VideoSource) -> str:
     return NAME_OF_BYTES if isinstance(source, bytes) else os.fspath(source)
 
 
+def is_remote(source: VideoSource) -> bool:
+    """Whether a path is on remote storage."""
+    return not isinstance(source, bytes) and "://" in name_of(source)
+
+
 def is_image(source: VideoSource) -> bool:
     """Whether a path names a still image, by its suffix."""
     return not isinstance(source, bytes) and name_of(source).lower().endswith(IMAGE_SUFFIXES)
@@ -74,7 +81,7 @@ def _readable(source: VideoSource) -> Iterator[Any]:
     """The source as what PyAV opens: a local path stays a path, all else is a seekable file."""
     if isinstance(source, bytes):
         yield io.BytesIO(source)
-    elif "://" in name_of(source):
+    elif is_remote(source):
         with epath.Path(source).open("rb") as file:
             yield file
     else:
@@ -94,11 +101,11 @@ def _opened(source: VideoSource, threads: int = 1) -> Iterator[tuple[Any, Any]]:
             stream.codec_context.thread_count = threads
             yield container, stream
     except FileNotFoundError as error:
-        raise BrokenVideoError(name, "no such file") from error
+        raise BrokenVideoError(name, "no such file", is_remote(source)) from error
     except av.error.FFmpegError as error:
         raise BrokenVideoError(name, error.strerror or type(error).__name__) from error
     except OSError as error:
-        raise BrokenVideoError(name, error.strerror or str(error)) from error
+        raise BrokenVideoError(name, error.strerror or str(error), is_remote(source)) from error
 
 
 def _rate(stream: Any) -> Fraction:
@@ -268,7 +275,7 @@ def read_image(path: VideoSource) -> np.ndarray:
                 return np.repeat(np.rint(grey)[..., None], 3, axis=-1).astype(np.uint8)
             return np.asarray(image.convert("RGB"))
     except FileNotFoundError as error:
-        raise BrokenVideoError(name, "no such file") from error
+        raise BrokenVideoError(name, "no such file", is_remote(path)) from error
     except (UnidentifiedImageError, OSError, ValueError) as error:
         raise BrokenVideoError(name, f"not an image ({error})") from error
 

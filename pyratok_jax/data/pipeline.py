@@ -1,0 +1,308 @@
+"""The training pipeline: records -> decoded clips -> batches, on grain, seekable and exact.
+
+The stream of batches is a function of (config, seed, step). `ClipSource` is a grain random-access
+source whose element i is one example; grain supplies threads, worker processes, shared memory and
+prefetching. The iterator's whole state is the step, so that it can go on with any number of
+workers or hosts.
+"""
+
+import functools
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+from absl import flags, logging
+
+from pyratok_jax.data.buckets import Bucket, assign_buckets, parse_buckets
+from pyratok_jax.data.cutting import Cut, DecodedCache, cut_clip
+from pyratok_jax.data.decoding import Decoder
+from pyratok_jax.data.index import index_clips, shape_of
+from pyratok_jax.data.records import ClipRecord
+from pyratok_jax.data.sampling import Place, Plan
+from pyratok_jax.data.sources import load_source
+from pyratok_jax.data.videos import BrokenVideoError
+from pyratok_jax.errors import UserError
+
+Tokenize = Callable[[list[str | None]], tuple[np.ndarray, np.ndarray]]
+_ATTEMPTS = 32
+_ENDLESS = 1 << 48
+
+
+class ClipSource:
+    """Random access to the examples of one host: element i is row i % rows of step i // rows.
+
+    An unreadable clip is replaced by the next of its place's substitutes; what was skipped
+    travels with the example, as does, after too many attempts, the failure itself.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[Sequence[ClipRecord]],
+        shapes: Sequence[Mapping[int, Any]],
+        plan: Plan,
+        buckets: tuple[Bucket, ...],
+        config: Mapping[str, Any],
+        host: tuple[int, int],
+    ) -> None:
+        self.records, self.shapes, self.plan, self.buckets = records, shapes, plan, buckets
+        self.rows = plan.batch_size // host[1]
+        self._first_row = host[0] * self.rows
+        self._cut = Cut(config["fps"], config["crop"], config["zoom"], config["mirror"])
+        self._dropout = config["caption_dropout"]
+        self._decoder = _decoder(config)
+        self._cache = DecodedCache(buckets, self._cut.zoom) if config["cache_decoded"] else None
+
+    def __len__(self) -> int:
+        return _ENDLESS
+
+    def __repr__(self) -> str:
+        return f"ClipSource({[len(r) for r in self.records]} clips, {len(self.buckets)} buckets)"
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        step, row = divmod(int(index), self.rows)
+        place = self.plan.place(step, self._first_row + row)
+        skipped: list[tuple[str, str]] = []
+        for attempt in range(_ATTEMPTS):
+            dataset, number = self.plan.clip(place, attempt)
+            try:
+                example = self._example(place, attempt, dataset, number)
+            except BrokenVideoError as error:
+                path = self.records[dataset][number].path
+                if (path, error.reason) not in skipped:
+                    skipped.append((path, error.reason))
+                continue
+            return example | {"skipped": skipped}
+        return {"skipped": skipped, "failed": True}
+
+    def _example(self, place: Place, attempt: int, dataset: int, number: int) -> dict[str, Any]:
+        record, bucket = self.records[dataset][number], self.buckets[place.bucket]
+        rng = self.plan.rng(place, attempt)
+        dropped = rng.random() < self._dropout
+        shape = self.shapes[dataset].get(number) or shape_of(record, self._decoder)
+        video = cut_clip(record, shape, bucket, self._cut, rng, self._decoder, self._cache)
+        caption = None if dropped else record.caption
+        return {"video": video, "caption": caption, "id": record.id, "bucket": place.bucket}
+
+
+def _decoder(config: Mapping[str, Any]) -> Decoder:
+    return Decoder(config["decode_time_limit"], config["retries"], config["retry_delay"])
+
+
+def _collate(buckets: tuple[Bucket, ...], examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """A batch of one host; a failed example turns the batch into the report of its failure."""
+    skipped = [item for example in examples for item in example["skipped"]]
+    if any(example.get("failed") for example in examples):
+        return {"failed": True, "skipped": skipped}
+    captions = [example["caption"] for example in examples]
+    return {
+        "video": np.stack([example["video"] for example in examples]),
+        "has_text": np.array([caption is not None for caption in captions]),
+        "captions": captions,
+        "ids": [example["id"] for example in examples],
+        "bucket": buckets[examples[0]["bucket"]].name,
+        "skipped": skipped,
+    }
+
+
+def _owned(batch: dict[str, Any]) -> dict[str, Any]:
+    """Copy the arrays out of the shared memory of worker processes, which is thereby released."""
+    return {k: np.array(v) if isinstance(v, np.ndarray) else v for k, v in batch.items()}
+
+
+def _tokenized(tokenize: Tokenize, batch: dict[str, Any]) -> dict[str, Any]:
+    if "captions" not in batch:
+        return batch
+    ids, mask = tokenize(batch["captions"])
+    return batch | {"text_ids": np.asarray(ids, np.int32), "text_mask": np.asarray(mask, bool)}
+
+
+def _close_all(iterators: list[Any]) -> None:
+    while iterators:
+        iterators.pop().close()
+
+
+class ClipLoader(grain.DatasetIterator):
+    """The endless iterator of batches; see `make_loader` for what a batch holds.
+
+    `broken` maps the path of every clip skipped so far to the reason. `step` is the number of the
+    next batch.
+    """
+
+    def __init__(
+        self,
+        source: ClipSource,
+        broken: Sequence[tuple[str, str]],
+        config: Mapping[str, Any],
+        tokenize: Tokenize | None,
+    ) -> None:
+        super().__init__()
+        self._source, self._config, self._tokenize = source, config, tokenize
+        self._batches: list[Any] = []  # Grain's running iterator, or nothing.
+        # At exit grain's own clean-up comes too late and prints errors.
+        weakref.finalize(self, _close_all, self._batches)
+        self._clips = sum(len(records) for records in source.records)
+        self.buckets = source.buckets
+        self.broken: dict[str, str] = {}
+        self.step = 0
+        self._count(broken)
+
+    def __next__(self) -> dict[str, Any]:
+        """The next batch.
+
+        Raises:
+            UserError: more clips are unreadable than the config allows.
+        """
+        batch = next(self._iterator())
+        self._count(batch.pop("skipped"))
+        if batch.get("failed"):
+            path, reason = next(reversed(self.broken.items()))
+            raise UserError(
+                f"no readable clip was found in {_ATTEMPTS} attempts at step {self.step}; "
+                f"the last was {path}: {reason}; check the sources of the data config"
+            )
+        self.step += 1
+        return batch
+
+    def _count(self, skipped: Sequence[tuple[str, str]]) -> None:
+        for path, reason in skipped:
+            if path not in self.broken:
+                self.broken[path] = reason
+                logging.warning("skipped unreadable clip %s: %s", path, reason)
+        if len(self.broken) > self._config["max_broken_share"] * self._clips:
+            path, reason = next(iter(self.broken.items()))
+            raise UserError(
+                f"{len(self.broken)} of {self._clips} clips are unreadable, more than "
+                f"max_broken_share = {self._config['max_broken_share']:g} allows; the first is "
+                f"{path}: {reason}; repair or remove them, or raise max_broken_share"
+            )
+
+    def _iterator(self) -> Any:
+        if not self._batches:
+            self._batches.append(iter(self._dataset()))
+        return self._batches[0]
+
+    def _dataset(self) -> grain.IterDataset:
+        rows, threads = self._source.rows, max(self._config["threads"], 1)
+        ahead = max(self._config["prefetch"], 1)
+        # Whole batches are grain's elements: worker processes take every n-th element.
+        collate = functools.partial(_collate, self.buckets)
+        steps = grain.MapDataset.source(self._source).batch(
+            rows, drop_remainder=True, batch_fn=collate
+        )
+        read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(ahead, threads))
+        batches = steps[self.step :].to_iter_dataset(read)
+        if self._config["workers"]:
+            if not flags.FLAGS.is_parsed():  # grain reads flags, which only absl programs parse.
+                flags.FLAGS.mark_as_parsed()
+            options = grain.MultiprocessingOptions(self._config["workers"], ahead)
+            batches = batches.mp_prefetch(options).map(_owned)
+        if self._tokenize is not None:
+            batches = batches.map(functools.partial(_tokenized, self._tokenize))
+        return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=ahead)
+
+    def get_state(self) -> dict[str, int]:
+        """The step of the next batch and the seed; plain JSON."""
+        return {"step": self.step, "seed": self._source.plan.seed}
+
+    def set_state(self, state: Mapping[str, int]) -> None:
+        """Go on at a saved step, with whatever numbers of workers and hosts this loader has.
+
+        Raises:
+            UserError: the state is of another seed, whose stream this is not.
+        """
+        seed = self._source.plan.seed
+        if int(state.get("seed", seed)) != seed:
+            raise UserError(
+                f"the checkpoint's data state was saved with seed {state['seed']}, the config has "
+                f"seed {seed}; resume with the same seed"
+            )
+        _close_all(self._batches)
+        self.step = int(state["step"])
+
+    def start_prefetch(self) -> None:
+        """Begin to read ahead before the first batch is asked for."""
+        start = getattr(self._iterator(), "start_prefetch", None)
+        if start is not None:
+            start()
+
+    def close(self) -> None:
+        """End threads and worker processes."""
+        _close_all(self._batches)
+        super().close()
+
+
+def make_loader(
+    config: Mapping[str, Any],
+    *,
+    seed: int,
+    batch_size: int,
+    tokenize: Tokenize | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+    split: str = "train",
+) -> ClipLoader:
+    """The batches of one host.
+
+    Args:
+        config: the data part of a config, see `config.data_config`.
+        seed: of the whole stream.
+        batch_size: examples of a step over all hosts; a multiple of `process_count`.
+        tokenize: captions (None where missing or dropped) to (ids (b, l), mask (b, l)).
+        process_index: this host.
+        process_count: all hosts.
+        split: "train" reads config.sources, "heldout" config.heldout without dropout.
+
+    Returns:
+        An endless iterator with `get_state` and `set_state` (a `grain.DatasetIterator`). A batch
+        holds video uint8 (b, t, h, w, 3), has_text bool (b,), with `tokenize` text_ids int32
+        (b, l) and text_mask bool (b, l), and besides arrays: captions, ids (lists) and bucket,
+        the name of the one shape that all hosts have at this step.
+
+    Raises:
+        UserError: nothing readable, too much broken, or an impossible setting.
+    """
+    if batch_size < 1 or batch_size % process_count:
+        raise UserError(
+            f"batch_size {batch_size} is no positive multiple of the {process_count} processes"
+        )
+    heldout = split == "heldout"
+    if heldout:
+        config = dict(config) | {"caption_dropout": 0.0, "weights": ()}
+    specs = config["heldout"] if heldout else config["sources"]
+    if not specs:
+        raise UserError(f"the data config names no source for the split {split}; add one")
+    buckets = parse_buckets(config["buckets"])
+    records = [load_source(spec) for spec in specs]
+    eligible, shapes, broken = _fitting(records, buckets, config)
+    total = sum(len(r) for r in records)
+    if not any(len(numbers) for lists in eligible for numbers in lists):
+        path, reason = broken[0]
+        raise UserError(
+            f"none of the {total} clips of {', '.join(map(str, specs))} is readable; "
+            f"the first is {path}: {reason}"
+        )
+    plan = Plan(buckets, eligible, tuple(config["weights"]), seed, batch_size)
+    host = (process_index, process_count)
+    source = ClipSource(records, shapes, plan, buckets, dict(config), host)
+    return ClipLoader(source, broken, config, tokenize)
+
+
+def _fitting(
+    records: Sequence[Sequence[ClipRecord]], buckets: tuple[Bucket, ...], config: Mapping[str, Any]
+) -> tuple[list[list[np.ndarray]], list[Mapping[int, Any]], list[tuple[str, str]]]:
+    """Per source: the clips of each bucket, the known shapes; and what is broken."""
+    if config["any_bucket"]:
+        everything = [[np.arange(len(r))] * len(buckets) for r in records]
+        return everything, [{} for _ in records], []
+    decoder, eligible, shapes, broken = _decoder(config), [], [], []
+    for clips in records:
+        index = index_clips(clips, decoder)
+        fits = assign_buckets(
+            buckets, index.height, index.width, index.seconds, index.fps, config["fps"]
+        )
+        eligible.append([index.number[fits[:, b]] for b in range(len(buckets))])
+        shapes.append(index.shapes())
+        broken += index.broken
+    return eligible, shapes, broken
