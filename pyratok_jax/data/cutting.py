@@ -8,7 +8,7 @@ from pyratok_jax.data.buckets import Bucket
 from pyratok_jax.data.decoding import Decoder
 from pyratok_jax.data.index import Shape
 from pyratok_jax.data.records import ClipRecord
-from pyratok_jax.data.videos import resize_image
+from pyratok_jax.data.videos import read_image, resize_image
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,12 @@ def cut_clip(
     size = covering_size(shape.height, shape.width, bucket, zoom)
     if cache is not None:
         frames = cache.frames(record, shape, decoder)
-        clip = _from_cache(frames, offset, bucket.frames, fps, shape, still)
+        clip = frames[_numbers(len(frames), offset, bucket.frames, fps, shape, still)]
         clip = clip if clip.shape[1:3] == size else np.stack([resize_image(f, size) for f in clip])
     elif record.stored is not None:
-        clip = _from_cache(record.stored, offset, bucket.frames, fps, shape, still)
-        clip = np.stack([resize_image(frame, size) for frame in clip])
+        numbers = _numbers(len(record.stored), offset, bucket.frames, fps, shape, still)
+        images = {n: resize_image(read_image(record.stored[n]), size) for n in set(numbers)}
+        clip = np.stack([images[n] for n in numbers])
     else:
         begin = (record.start or 0.0) + offset
         clip = decoder.clip(
@@ -83,12 +84,13 @@ def _available(frames: int, offset: float, fps: float, shape: Shape, still: bool
     return int(np.clip(np.ceil((shape.seconds - offset) * fps - 1e-6), 1, frames))
 
 
-def _from_cache(
-    frames: np.ndarray, offset: float, count: int, fps: float, shape: Shape, still: bool
+def _numbers(
+    stored: int, offset: float, count: int, fps: float, shape: Shape, still: bool
 ) -> np.ndarray:
+    """Which of the stored frames are shown at the clip's times; the last one is repeated."""
     times = offset + np.arange(count) / fps
     numbers = np.zeros(count, int) if still else np.floor(times * shape.fps + 0.25).astype(int)
-    return frames[np.minimum(numbers, len(frames) - 1)]
+    return np.minimum(numbers, stored - 1)
 
 
 def _cropped(

@@ -1,8 +1,9 @@
 """A decoder in a process of its own: it may hang or crash without taking the training along.
 
-Protocol on standard input and output: one JSON line, then raw bytes whose count the line states.
-Requests: {"op": "clip" | "probe", "source": path or null, "bytes": n, ...}; answers: {"error":
-[path, reason, transient]} or {"shape": [...], "bytes": n} or {"info": [...]}.
+Protocol on standard input and output: one JSON line, then as many raw bytes as the line states.
+Requests: {"op": "clip" | "probe" | "count", "source": path or null, "bytes": n, ...}.
+Answers: {"error": [path, reason, transient]}, {"shape": [...], "bytes": n}, {"info": [...]} or
+{"count": n}.
 """
 
 import dataclasses
@@ -10,7 +11,7 @@ import json
 import sys
 from typing import BinaryIO
 
-from pyratok_jax.data.videos import BrokenVideoError, VideoSource, probe, read_clip
+from pyratok_jax.data.videos import BrokenVideoError, VideoSource, count_frames, probe, read_clip
 
 
 def answer(request: dict, payload: bytes) -> tuple[dict, memoryview | bytes]:
@@ -19,6 +20,8 @@ def answer(request: dict, payload: bytes) -> tuple[dict, memoryview | bytes]:
     try:
         if request["op"] == "probe":
             return {"info": list(dataclasses.astuple(probe(source)))}, b""
+        if request["op"] == "count":
+            return {"count": count_frames(source, request["start"], request["end"])}, b""
         clip = read_clip(
             source,
             start=request["start"],

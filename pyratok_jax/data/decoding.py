@@ -17,6 +17,7 @@ from pyratok_jax.data.videos import (
     BrokenVideoError,
     VideoInfo,
     VideoSource,
+    count_frames,
     name_of,
     probe,
     read_clip,
@@ -48,6 +49,16 @@ class Decoder:
             return self._retried(lambda: probe(source))
         header, _ = self._retried(lambda: self._child().ask(source, {"op": "probe"}))
         return VideoInfo(*header["info"])
+
+    def count(
+        self, source: VideoSource, start: float | None = None, end: float | None = None
+    ) -> int:
+        """As `videos.count_frames`, guarded. Raises: BrokenVideoError."""
+        if not self.time_limit:
+            return self._retried(lambda: count_frames(source, start, end))
+        request = {"op": "count", "start": start, "end": end}
+        header, _ = self._retried(lambda: self._child().ask(source, request))
+        return header["count"]
 
     def clip(
         self,

@@ -8,7 +8,7 @@ import numpy as np
 
 from pyratok_jax.data.decoding import Decoder
 from pyratok_jax.data.records import ClipRecord
-from pyratok_jax.data.videos import BrokenVideoError, is_image
+from pyratok_jax.data.videos import BrokenVideoError, is_image, read_image
 
 _DEFAULT_FPS = 25.0
 
@@ -45,16 +45,23 @@ class ClipIndex:
 
 
 def index_clips(records: Sequence[ClipRecord], decoder: Decoder, threads: int = 4) -> ClipIndex:
-    """Read the header of every clip that does not state its size, length and rate itself."""
+    """Read the header of every clip that does not state its size, length and rate itself.
 
-    def measure(record: ClipRecord) -> Shape | BrokenVideoError:
+    A source that brings its own index (`index` of `shards.ShardRecords`) is not read at all.
+    """
+    own = getattr(records, "index", None)
+    if isinstance(own, ClipIndex):
+        return own
+    numbers = range(len(records))
+
+    def measure(number: int) -> Shape | BrokenVideoError:
         try:
-            return shape_of(record, decoder)
+            return shape_of(records[number], decoder)
         except BrokenVideoError as error:
             return error
 
     with ThreadPoolExecutor(max(threads, 1)) as pool:
-        rows = list(pool.map(measure, records))
+        rows = list(pool.map(measure, numbers))
     good = [(i, row) for i, row in enumerate(rows) if isinstance(row, Shape)]
     return ClipIndex(
         np.array([i for i, _ in good], np.int64),
@@ -73,7 +80,10 @@ def shape_of(record: ClipRecord, decoder: Decoder) -> Shape:
         BrokenVideoError: the file does not open, or ends before the clip begins.
     """
     if record.stored is not None:
-        frames, height, width = record.stored.shape[:3]
+        frames = len(record.stored)
+        height, width = record.height, record.width
+        if not height or not width:
+            height, width = read_image(record.stored[0]).shape[:2]
         fps = record.fps or _DEFAULT_FPS
         return Shape(height, width, float("inf") if frames == 1 else frames / fps, fps)
     still = is_image(record.path)

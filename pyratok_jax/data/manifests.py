@@ -8,6 +8,7 @@ Ours: `path`, `caption`, optionally `start`, `end` (seconds), `id`, and `width`,
   `page_dir/videoid.mp4`, as the published downloader writes it.
 - Droplet-10M: `video` or `video_path`, `text` or `caption`, `start_time`, `end_time` or frame
   indices `start_frame`, `end_frame` with `fps`.
+- COCO captions (`captions_val2017.json`): images as clips of one frame.
 - UltraVideo: `clip_id` and `Summarized Description` beside longer captions.
 """
 
@@ -71,6 +72,8 @@ def load_manifest(path: str) -> list[ClipRecord]:
     suffix = epath.Path(path).suffix.lower()
     data = read_bytes(path)
     try:
+        if suffix == ".json" and b'"annotations"' in data and b'"images"' in data:
+            return _coco_records(json.loads(data), path)
         rows = list(_READERS[suffix](data))
     except (ValueError, csv.Error) as error:
         raise UserError(f"{path} is not a valid {suffix} manifest: {error}") from error
@@ -79,6 +82,33 @@ def load_manifest(path: str) -> list[ClipRecord]:
     folder = epath.Path(path).parent
     records = [_record(row, number, path, folder) for number, row in enumerate(rows, start=1)]
     _refuse_repeats(records, path)
+    return records
+
+
+def _coco_records(table: Mapping[str, Any], manifest: str) -> list[ClipRecord]:
+    """COCO's caption annotations: one clip per image, with the first of its captions.
+
+    Images lie beside the file, or in `../NAME` or `NAME` where the file is captions_NAME.json.
+    """
+    captions: dict[Any, str] = {}
+    for entry in table["annotations"]:
+        captions.setdefault(entry.get("image_id"), entry.get("caption"))
+    folder = epath.Path(manifest).parent
+    name = epath.Path(manifest).stem.rpartition("_")[2]
+    places = [folder, folder / name, folder.parent / name, folder.parent / "images" / name]
+    records = []
+    for image in table["images"]:
+        if "file_name" not in image:
+            raise UserError(f"{manifest}: an entry of images has no key file_name; is it COCO's?")
+        file = image["file_name"]
+        place = next((p for p in places if (p / file).exists()), folder)
+        size = (image.get("width"), image.get("height"))
+        caption = captions.get(image.get("id"))
+        path = str(place / file)
+        records.append(ClipRecord(file, path, caption, width=size[0], height=size[1]))
+    if not records:
+        raise UserError(f"{manifest} lists no image; expected COCO's caption annotations")
+    _refuse_repeats(records, manifest)
     return records
 
 

@@ -69,15 +69,15 @@ class ClipSource:
             try:
                 example = self._example(place, attempt, dataset, number)
             except BrokenVideoError as error:
-                path = self.records[dataset][number].path
-                if (path, error.reason) not in skipped:
-                    skipped.append((path, error.reason))
+                if (error.path, error.reason) not in skipped:
+                    skipped.append((error.path, error.reason))
                 continue
             return example | {"skipped": skipped}
         return {"skipped": skipped, "failed": True}
 
     def _example(self, place: Place, attempt: int, dataset: int, number: int) -> dict[str, Any]:
-        record, bucket = self.records[dataset][number], self.buckets[place.bucket]
+        bucket = self.buckets[place.bucket]
+        record = self.records[dataset][number]
         rng = self.plan.rng(place, attempt)
         dropped = rng.random() < self._dropout
         shape = self.shapes[dataset].get(number) or shape_of(record, self._decoder)

@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from pyratok_jax.data.videos import VideoSource
 
 
@@ -12,8 +10,8 @@ class ClipRecord:
     """One clip: where it is and what it shows.
 
     `id` is unique within its source. `path` is a local or remote file, or names the record of a
-    shard whose content is in `data` (the compressed file) or `stored` (uint8 frames
-    (t, h, w, 3)). `start` and `end` are seconds within the file (None: its beginning, its end).
+    shard whose content is in `data` (the compressed file) or `stored` (each frame as the bytes of
+    an image file). `start` and `end` are seconds within the file (None: its beginning, its end).
     `width`, `height`, `seconds` (of the file) and `fps` are given where the source states them,
     so that the file need not be opened to assign the clip to a bucket.
     """
@@ -28,7 +26,7 @@ class ClipRecord:
     seconds: float | None = None
     fps: float | None = None
     data: bytes | None = field(default=None, repr=False)
-    stored: np.ndarray | None = field(default=None, repr=False, compare=False)
+    stored: tuple[bytes, ...] | None = field(default=None, repr=False, compare=False)
 
     @property
     def media(self) -> VideoSource:

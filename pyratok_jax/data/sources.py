@@ -1,11 +1,13 @@
 """Sources of clips, by the way a config or a command names them.
 
 `builtin:demo` and `builtin:demo-heldout`; a folder of videos and images (captions from sidecar
-`NAME.txt` or `NAME.json`); a manifest file; a folder of ArrayRecord or TFRecord shards or a TFDS
-builder. Folders and files may be local or remote.
+`NAME.txt` or `NAME.json`); a manifest file, also COCO's caption annotations; a folder (or a
+pattern) of ArrayRecord or TFRecord shards; `tfds:NAME:SPLIT` for a TFDS dataset. Folders and
+files may be local or remote.
 """
 
 import json
+import re
 from collections.abc import Sequence
 
 from etils import epath
@@ -13,6 +15,7 @@ from etils import epath
 from pyratok_jax.data.builtin import demo_records
 from pyratok_jax.data.manifests import MANIFEST_SUFFIXES, load_manifest, read_bytes
 from pyratok_jax.data.records import ClipRecord
+from pyratok_jax.data.shards import ShardRecords, shard_files
 from pyratok_jax.data.videos import IMAGE_SUFFIXES, VIDEO_SUFFIXES, BrokenVideoError
 from pyratok_jax.errors import UserError
 
@@ -28,9 +31,14 @@ def load_source(spec: str) -> Sequence[ClipRecord]:
     spec = str(spec)
     if spec.startswith("builtin:"):
         return _builtin(spec)
+    if spec.startswith("tfds:"):
+        return _tfds(spec)
     path = epath.Path(spec)
     if path.is_dir():
-        return load_folder(spec)
+        files = shard_files(spec)
+        return ShardRecords(files) if files else load_folder(spec)
+    if re.search(r"[*?\[]", spec) and path.parent.is_dir():
+        return ShardRecords(sorted(str(file) for file in path.parent.glob(path.name)))
     suffix = path.suffix.lower()
     if suffix in MANIFEST_SUFFIXES:
         return load_manifest(spec)
@@ -53,6 +61,25 @@ def _builtin(spec: str) -> list[ClipRecord]:
     if spec not in known:
         raise UserError(f"unknown source {spec}; the built-in ones are {', '.join(known)}")
     return demo_records("train" if known[spec] == "train" else "heldout")
+
+
+def _tfds(spec: str) -> ShardRecords:
+    """`tfds:NAME[/CONFIG][:SPLIT]`, already prepared on disk in TFDS's data folder."""
+    import tensorflow_datasets as tfds
+
+    name, _, split = spec.removeprefix("tfds:").partition(":")
+    try:
+        folder = str(tfds.builder(name).data_path)
+    except (tfds.core.DatasetNotFoundError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"TFDS knows no dataset {name}: {reason}") from error
+    files = shard_files(folder, split or "train") if epath.Path(folder).is_dir() else []
+    if not files:
+        raise UserError(
+            f"the TFDS dataset {name} has no shards of split {split or 'train'} in {folder}; "
+            "prepare it with `tfds build` or download_and_prepare, in array_record or tfrecord"
+        )
+    return ShardRecords(files)
 
 
 def load_folder(folder: str) -> list[ClipRecord]:

@@ -89,8 +89,12 @@ def _readable(source: VideoSource) -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def _opened(source: VideoSource, threads: int = 1) -> Iterator[tuple[Any, Any]]:
-    """An open container and its first video stream, with failures turned into our error."""
+def opened(source: VideoSource, threads: int = 1) -> Iterator[tuple[Any, Any]]:
+    """PyAV's container and first video stream; whatever fails inside becomes our error.
+
+    Raises:
+        BrokenVideoError: unreadable, or no video stream.
+    """
     name = name_of(source)
     try:
         with _readable(source) as readable, av.open(readable) as container:
@@ -138,7 +142,7 @@ def probe(path: VideoSource) -> VideoInfo:
     if is_image(path):
         height, width = read_image(path).shape[:2]
         return VideoInfo(name_of(path), 1, 1.0, height, width, 1.0)
-    with _opened(path) as (container, stream):
+    with opened(path) as (container, stream):
         info = _info(path, container, stream)
         if info.frames <= 0 and next(container.decode(stream), None) is None:
             raise BrokenVideoError(name_of(path), "its video stream holds no frame")
@@ -162,7 +166,40 @@ def iter_frames(
     if is_image(path):
         yield from [read_image(path)][start:stop]
         return
-    with _opened(path, threads) as (container, stream):
+    for frame in _decoded(path, start, stop, threads):
+        yield frame.to_ndarray(format="rgb24")
+
+
+def count_frames(path: VideoSource, start: float | None = None, end: float | None = None) -> int:
+    """Decode a video, or the span of seconds given, without keeping it: the number of its frames.
+
+    Raises:
+        BrokenVideoError: as `iter_frames`; also when the span holds no frame.
+    """
+    if is_image(path):
+        return len(read_image(path)[None])
+    if start is None and end is None:
+        return sum(1 for _ in _decoded(path, 0, None, 1))
+    with opened(path) as (container, stream):
+        begin = float((stream.start_time or 0) * stream.time_base)
+        margin = 0.25 / float(_rate(stream))
+        low = begin + (start or 0.0) - margin
+        high = float("inf") if end is None else begin + end - margin
+        if low > 0:
+            container.seek(int(low / stream.time_base), stream=stream, backward=True)
+        count = 0
+        for frame in container.decode(stream):
+            time = low if frame.time is None else frame.time
+            if time >= high:
+                break
+            count += time >= low
+        if not count:
+            raise BrokenVideoError(name_of(path), f"no frame between {start} s and {end} s")
+        return count
+
+
+def _decoded(source: VideoSource, start: int, stop: int | None, threads: int) -> Iterator[Any]:
+    with opened(source, threads) as (container, stream):
         end, count = 0.0, 0
         for count, frame in enumerate(container.decode(stream), start=1):
             if stop is not None and count > stop:
@@ -170,15 +207,15 @@ def iter_frames(
             if frame.time is not None:
                 end = frame.time + float((frame.duration or 0) * (frame.time_base or 0))
             if count > start:
-                yield frame.to_ndarray(format="rgb24")
+                yield frame
         if not count:
-            raise BrokenVideoError(name_of(path), "its video stream holds no frame")
+            raise BrokenVideoError(name_of(source), "its video stream holds no frame")
         begin = float((stream.start_time or 0) * stream.time_base)
         missing = begin + _duration(container, stream) - end
         whole = stop is None and end and stream.frames > count
         if whole and missing > 2.5 / float(_rate(stream)):
             reason = f"it is cut off: {count} of {stream.frames} frames can be decoded"
-            raise BrokenVideoError(name_of(path), reason)
+            raise BrokenVideoError(name_of(source), reason)
 
 
 def read_clip(
@@ -205,7 +242,7 @@ def read_clip(
         image = read_image(path)
         image = image if size is None else resize_image(image, size)
         return np.repeat(image[None], frames, axis=0)
-    with _opened(path) as (container, stream):
+    with opened(path) as (container, stream):
         begin = float((stream.start_time or 0) * stream.time_base)
         rate = float(_rate(stream))
         step = 1 / (fps or rate)
@@ -302,10 +339,16 @@ class VideoWriter:
     """
 
     def __init__(
-        self, path: str | os.PathLike, *, fps: float, crf: int = 18, preset: str = "medium"
+        self,
+        path: str | os.PathLike,
+        *,
+        fps: float,
+        crf: int = 18,
+        preset: str = "medium",
+        threads: int = 0,
     ) -> None:
         self.path = Path(path)
-        self._fps, self._crf, self._preset = fps, crf, preset
+        self._fps, self._crf, self._preset, self._threads = fps, crf, preset, threads
         self._container: Any = None
         self._stream: Any = None
         self._scratch: str = ""
@@ -333,6 +376,7 @@ class VideoWriter:
         self._stream = self._container.add_stream("libx264", rate=rate)
         self._stream.width, self._stream.height = width, height
         self._stream.pix_fmt = "yuv444p" if height % 2 or width % 2 else "yuv420p"
+        self._stream.codec_context.thread_count = self._threads
         self._stream.options = {"crf": str(self._crf), "preset": self._preset}
 
     def __exit__(self, kind: type | None, error: object, trace: object) -> None:
