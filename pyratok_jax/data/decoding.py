@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from absl import logging
@@ -88,12 +88,7 @@ class Decoder:
         return child
 
 
-def with_back_off(
-    action: Callable[[], T],
-    retries: int,
-    delay: float,
-    sleep: Callable[[float], Any] = time.sleep,
-) -> T:
+def with_back_off(action: Callable[[], T], retries: int, delay: float) -> T:
     """Run an action again, up to `retries` times, while it fails for a passing reason.
 
     Passing reasons are those of remote storage (`BrokenVideoError.transient`); waits double from
@@ -114,7 +109,7 @@ def with_back_off(
                 retries + 1,
                 wait,
             )
-            sleep(wait)
+            time.sleep(wait)
     return action()
 
 
