@@ -9,7 +9,7 @@ import contextlib
 import io
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -17,9 +17,11 @@ from typing import Any, Protocol
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 from etils import epath
 from PIL import Image, UnidentifiedImageError
 
+from pyratok_jax.data.seeking import frames_at
 from pyratok_jax.errors import UserError
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v", ".mpg", ".mpeg", ".ogv", ".gif")
@@ -248,48 +250,22 @@ def read_clip(
         step = 1 / (fps or rate)
         # A quarter of a frame late: rounded time stamps must not select the frame before.
         times = [begin + start + i * step + 0.25 / rate for i in range(frames)]
-        picked = _pick(container, stream, times)
+        picked = frames_at(container, stream, times, rate)
         if not picked:
             raise BrokenVideoError(name_of(path), f"no frame can be decoded at {start:.2f} s")
-        arrays = {id(frame): _to_array(frame, size) for frame in picked}
+        scaler = VideoReformatter()  # One for all frames: it keeps its tables.
+        arrays = {id(frame): _to_array(frame, size, scaler) for frame in picked}
         clip = [arrays[id(frame)] for frame in picked]
     return np.stack(clip + [clip[-1]] * (frames - len(clip)))
 
 
-def _pick(container: Any, stream: Any, times: Sequence[float]) -> list[Any]:
-    """The frame shown at each time; fewer than asked where the stream ends early.
-
-    Decoding starts at the key frame before the first time. Where that lands too late (open groups
-    of pictures, wrong indices), it starts once more from the beginning.
-    """
-    for offset in (times[0], None):
-        if offset is None or offset > 0:
-            target = 0 if offset is None else int(offset / stream.time_base)
-            container.seek(target, stream=stream, backward=True)
-        picked: list[Any] = []
-        previous = None
-        for frame in container.decode(stream):
-            if frame.time is None or (previous is None and frame.time > times[0]):
-                if frame.time is not None and offset is not None and offset > 0:
-                    break
-                previous = previous or frame
-            while len(picked) < len(times) and frame.time and frame.time > times[len(picked)]:
-                picked.append(previous)
-            if len(picked) == len(times):
-                return picked
-            previous = frame
-        else:
-            if previous is not None:
-                picked.append(previous)
-            return picked
-    return []
-
-
-def _to_array(frame: Any, size: tuple[int, int] | None) -> np.ndarray:
+def _to_array(frame: Any, size: tuple[int, int] | None, scaler: VideoReformatter) -> np.ndarray:
     if size is None:
         return frame.to_ndarray(format="rgb24")
     # Area averaging is FFmpeg's cheapest filter that does not alias when it shrinks.
-    return frame.to_ndarray(width=size[1], height=size[0], format="rgb24", interpolation="AREA")
+    height, width = size
+    scaled = scaler.reformat(frame, width, height, "rgb24", interpolation="AREA")
+    return scaled.to_ndarray()
 
 
 def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

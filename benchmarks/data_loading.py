@@ -1,0 +1,117 @@
+"""Random access to 17x256x256 clips of the 720p film: clips per second on one core.
+
+    python benchmarks/data_loading.py [--clips 24] [--plain-clips 3]
+
+Compared in one run, on one core, interleaved clip by clip: this project's reader; a plain PyAV
+loop that decodes each clip from the start of the file; decord2 with a reader opened for each clip,
+as over millions of files; and decord2 with one reader kept open. Prints JSON; quote the ratios.
+"""
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable
+
+import av
+import numpy as np
+
+from pyratok_jax.data.buckets import Bucket
+from pyratok_jax.data.builtin import film
+from pyratok_jax.data.cutting import covering_size
+from pyratok_jax.data.videos import probe, read_clip
+
+BUCKET = Bucket(17, 256, 256)
+
+
+def cropped(frames: np.ndarray) -> np.ndarray:
+    left = (frames.shape[2] - BUCKET.width) // 2
+    return np.ascontiguousarray(frames[:, :, left : left + BUCKET.width])
+
+
+def ours(path: str, first: int, size: tuple[int, int], fps: float) -> np.ndarray:
+    return cropped(read_clip(path, start=first / fps, frames=BUCKET.frames, size=size))
+
+
+def plain_loop(path: str, first: int, size: tuple[int, int], fps: float) -> np.ndarray:
+    frames = []
+    with av.open(path) as container:
+        container.streams.video[0].codec_context.thread_count = 1
+        for number, frame in enumerate(container.decode(video=0)):
+            if number >= first:
+                frames.append(
+                    frame.reformat(size[1], size[0], "rgb24", interpolation="AREA").to_ndarray()
+                )
+            if len(frames) == BUCKET.frames:
+                break
+    return cropped(np.stack(frames))
+
+
+def with_decord(path: str, first: int, size: tuple[int, int], reader=None) -> np.ndarray:
+    import decord
+
+    if reader is None:
+        reader = decord.VideoReader(path, width=size[1], height=size[0], num_threads=1)
+    return cropped(reader.get_batch(range(first, first + BUCKET.frames)).asnumpy())
+
+
+def timed(action: Callable[[], np.ndarray]) -> tuple[float, np.ndarray]:
+    begin = time.perf_counter()
+    clip = action()
+    return time.perf_counter() - begin, clip
+
+
+def difference(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.abs(a.astype(float) - b).mean())
+
+
+def ratio(ways: dict[str, list[float]], other: str, right: list[bool]) -> float:
+    """How many times faster ours is, over the clips for which decord2 returned the right frames."""
+    chosen = np.array(right)
+    return round(
+        float(np.sum(np.array(ways[other])[chosen]) / np.sum(np.array(ways["ours"])[chosen])), 2
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--clips", type=int, default=24)
+    parser.add_argument("--plain-clips", type=int, default=3)
+    arguments = parser.parse_args()
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    import decord
+
+    path = str(film())
+    info = probe(path)
+    size = covering_size(info.height, info.width, BUCKET)
+    kept = decord.VideoReader(path, width=size[1], height=size[0], num_threads=1)
+    firsts = np.random.default_rng(0).integers(300, info.frames - 600, arguments.clips)
+    ways: dict[str, list[float]] = {"ours": [], "plain": [], "decord2": [], "decord2_kept_open": []}
+    worst, right = 0.0, []
+    for number, first in enumerate(firsts.tolist()):
+        seconds, clip = timed(lambda f=first: ours(path, f, size, info.fps))
+        ways["ours"].append(seconds)
+        seconds, other = timed(lambda f=first: with_decord(path, f, size))
+        ways["decord2"].append(seconds)
+        ways["decord2_kept_open"].append(timed(lambda f=first: with_decord(path, f, size, kept))[0])
+        right.append(difference(clip, other) < 5)
+        if number < arguments.plain_clips:
+            seconds, other = timed(lambda f=first: plain_loop(path, f, size, info.fps))
+            ways["plain"].append(seconds)
+            worst = max(worst, difference(clip, other))
+    rate = {name: len(times) / sum(times) for name, times in ways.items()}
+    # The plain loop's time grows with the clip's place, so the two are compared on the same clips.
+    same = sum(ways["plain"]) / sum(ways["ours"][: len(ways["plain"])])
+    print(json.dumps({
+        "clip": BUCKET.name, "video": f"{info.width}x{info.height}, {info.frames} frames",
+        "clips_per_second_per_core": {k: round(v, 3) for k, v in rate.items()},
+        "ours_over_plain_on_the_same_clips": round(same, 2),
+        "ours_over_decord2": ratio(ways, "decord2", right),
+        "ours_over_decord2_kept_open": ratio(ways, "decord2_kept_open", right),
+        "largest_mean_difference_to_the_plain_loop": round(worst, 3),
+        "clips_where_decord2_returned_other_frames": right.count(False),
+    }, indent=1))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
