@@ -145,7 +145,7 @@ def flatten(tree: Mapping[str, Any], leaf: type, separator: str) -> dict[str, An
         if isinstance(node, leaf):
             found[prefix] = node
         elif isinstance(node, Mapping) and depth < 64:
-            for key, value in reversed(node.items()):
+            for key, value in reversed(list(node.items())):
                 name = f"{prefix}{separator}{key}" if prefix else str(key)
                 stack.append((name, value, depth + 1))
     return found
