@@ -1,0 +1,303 @@
+"""Quality and rate of reconstructions, by fixed conventions that every report names.
+
+All functions take uint8 RGB videos (t, h, w, 3) of the true size: what was padded is cropped
+first. Quality is measured on decoded pixels rounded to 8 bits, before any file is written.
+
+PSNR has data range 1 on [0, 1]; the headline is the mean over frames of each frame's PSNR, and
+`psnr_video` beside it takes one mean squared error over the whole video. A PSNR is capped at
+100 dB, so that identical frames leave every mean finite. SSIM is the mean over frames and colour
+channels, on positions whose window lies inside the frame: gaussian 11/1.5 (headline) and uniform
+7x7 with sample covariances. LPIPS is the mean over frames. Rate is the bits of all tokens over
+true frames x height x width.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import dm_pix
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+from scipy import ndimage
+
+PSNR_CAP = 100.0
+GAUSSIAN, GAUSSIAN_SIGMA, UNIFORM = 11, 1.5, 7
+# The deepest of LPIPS's backbones halves a frame four times after a stem of stride 4.
+LPIPS_SMALLEST = 32
+_LPIPS_PIXELS = 400_000
+
+PROTOCOL = {
+    "psnr": "data range 1, mean over frames of per-frame PSNR, capped at 100 dB",
+    "psnr_video": "data range 1, from the mean squared error of the whole video",
+    "ssim": "gaussian window 11, sigma 1.5, mean over frames and RGB channels",
+    "ssim_uniform": "uniform window 7x7, sample covariance, mean over frames and RGB channels",
+    "lpips": "VGG16, mean over frames",
+    "lpips_alex": "AlexNet, mean over frames",
+    "bpp": "bits of all tokens / (true frames x height x width)",
+    "utilisation": "distinct codes used / vocabulary, per level",
+    "perplexity": "exp of the entropy of the codes used, per level",
+    "pixels": "8-bit RGB, padding cropped, before video compression",
+}
+
+Perceptual = Callable[[Array, Array], Array]
+
+
+def frame_errors(original: np.ndarray, reconstruction: np.ndarray) -> np.ndarray:
+    """Mean squared error of every frame on the scale [0, 1]: float64 (t,).
+
+    Raises:
+        ValueError: not two uint8 videos (t, h, w, 3) of one shape.
+    """
+    _check(original, reconstruction)
+    difference = original.astype(np.int32) - reconstruction
+    squares = np.square(difference).reshape(len(difference), -1)
+    return np.asarray(squares.mean(axis=1, dtype=np.float64) / 255.0**2)
+
+
+def psnr_of(error: np.ndarray | float) -> np.ndarray:
+    """PSNR in dB of mean squared errors on the scale [0, 1], capped at `PSNR_CAP`."""
+    floor = 10.0 ** (-PSNR_CAP / 10.0)
+    return -10.0 * np.log10(np.maximum(np.asarray(error, np.float64), floor))
+
+
+def ssim_frames(
+    original: np.ndarray, reconstruction: np.ndarray, window: str = "gaussian"
+) -> np.ndarray:
+    """SSIM of every frame: float64 (t,), NaN where a frame is smaller than the window.
+
+    Args:
+        original: uint8 (t, h, w, 3).
+        reconstruction: the same shape.
+        window: "gaussian" (11 x 11, sigma 1.5) or "uniform" (7 x 7).
+
+    Raises:
+        ValueError: unequal shapes, or an unknown window.
+    """
+    _check(original, reconstruction)
+    sizes = {"gaussian": GAUSSIAN, "uniform": UNIFORM}
+    if window not in sizes:
+        raise ValueError(f"unknown SSIM window {window!r}; there are {', '.join(sizes)}")
+    if min(original.shape[1:3]) < sizes[window]:
+        return np.full(len(original), np.nan)
+    one = _gaussian_ssim if window == "gaussian" else _uniform_ssim
+    pairs = zip(original, reconstruction, strict=True)
+    return np.array([float(one(a, b)) for a, b in pairs], np.float64)
+
+
+@jax.jit
+def _gaussian_ssim(a: Array, b: Array) -> Float[Array, ""]:
+    a, b = (x.astype(jnp.float32) / 255.0 for x in (a, b))
+    return dm_pix.ssim(a, b, filter_fn=_gaussian_blur)
+
+
+def _gaussian_blur(x: Float[Array, "h w c"]) -> Float[Array, "h2 w2 c"]:
+    """Separable blur as a sum of shifted views, far faster on CPUs than a convolution per row."""
+    positions = np.arange(GAUSSIAN) - GAUSSIAN // 2
+    weights = np.exp(-0.5 * (positions / GAUSSIAN_SIGMA) ** 2)
+    for axis in (0, 1):
+        kept = x.shape[axis] - GAUSSIAN + 1
+        views = (jax.lax.slice_in_dim(x, i, i + kept, axis=axis) for i in range(GAUSSIAN))
+        x = sum(w * view for w, view in zip(weights / weights.sum(), views, strict=True))
+    return x
+
+
+def _uniform_ssim(a: np.ndarray, b: np.ndarray) -> float:
+    a, b = a.astype(np.float64) / 255.0, b.astype(np.float64) / 255.0
+    border = UNIFORM // 2
+
+    def mean(x: np.ndarray) -> np.ndarray:
+        return ndimage.uniform_filter(x, (UNIFORM, UNIFORM, 1))[border:-border, border:-border]
+
+    sample = UNIFORM**2 / (UNIFORM**2 - 1)
+    mean_a, mean_b = mean(a), mean(b)
+    variance_a, variance_b = (sample * (mean(x * x) - mean(x) ** 2) for x in (a, b))
+    covariance = sample * (mean(a * b) - mean_a * mean_b)
+    c1, c2 = 0.01**2, 0.03**2
+    above = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
+    below = (mean_a**2 + mean_b**2 + c1) * (variance_a + variance_b + c2)
+    return float(np.mean(above / below))
+
+
+def lpips_frames(
+    original: np.ndarray, reconstruction: np.ndarray, network: Perceptual
+) -> np.ndarray:
+    """LPIPS of every frame: float64 (t,), NaN for frames smaller than 32 pixels.
+
+    Args:
+        original: uint8 (t, h, w, 3).
+        reconstruction: the same shape.
+        network: takes two batches (n, h, w, 3) in [-1, 1], returns (n,); ours jits itself.
+    """
+    _check(original, reconstruction)
+    frames, height, width = original.shape[:3]
+    if min(height, width) < LPIPS_SMALLEST:
+        return np.full(frames, np.nan)
+    most = max(_LPIPS_PIXELS // (height * width), 1)
+    chunks = -(-frames // most)
+    size = -(-frames // chunks)  # Chunks of one size need one compilation.
+    values: list[float] = []
+    for start in range(0, frames, size):
+        at = np.minimum(np.arange(start, start + size), frames - 1)
+        a, b = (_signed(video[at]) for video in (original, reconstruction))
+        values += np.asarray(network(a, b), np.float64).reshape(-1)[: frames - start].tolist()
+    return np.array(values, np.float64)
+
+
+def _signed(video: np.ndarray) -> Array:
+    return jnp.asarray(video, jnp.float32) / 127.5 - 1.0
+
+
+def _check(original: np.ndarray, reconstruction: np.ndarray) -> None:
+    for video in (original, reconstruction):
+        if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3 or not video.size:
+            raise ValueError(f"expected uint8 (t, h, w, 3), got {video.dtype} {video.shape}")
+    if original.shape != reconstruction.shape:
+        raise ValueError(f"cannot compare {original.shape} with {reconstruction.shape}")
+
+
+class Quality:
+    """The quality of one video, measured piece by piece so that it never has to be in memory.
+
+    Args:
+        lpips: networks by name ("vgg", "alex"); the results are `lpips` and `lpips_alex`.
+    """
+
+    def __init__(self, lpips: Mapping[str, Perceptual] | None = None) -> None:
+        self._lpips = dict(lpips or {})
+        self._errors: list[float] = []
+        self._frames: dict[str, list[float]] = {}
+
+    def add(self, original: np.ndarray, reconstruction: np.ndarray) -> None:
+        """Measure the next frames, uint8 (t, h, w, 3) each."""
+        self._errors += frame_errors(original, reconstruction).tolist()
+        values = {
+            "ssim": ssim_frames(original, reconstruction),
+            "ssim_uniform": ssim_frames(original, reconstruction, "uniform"),
+        }
+        for name, network in self._lpips.items():
+            key = "lpips" if name == "vgg" else f"lpips_{name}"
+            values[key] = lpips_frames(original, reconstruction, network)
+        for key, frames in values.items():
+            self._frames.setdefault(key, []).extend(frames.tolist())
+
+    def result(self) -> dict[str, float | None]:
+        """psnr, psnr_video, ssim, ssim_uniform and LPIPS; None where frames are too small.
+
+        Raises:
+            ValueError: nothing was added.
+        """
+        if not self._errors:
+            raise ValueError("no frame was measured")
+        result: dict[str, float | None] = {
+            "psnr": float(np.mean(psnr_of(np.array(self._errors)))),
+            "psnr_video": float(psnr_of(float(np.mean(self._errors)))),
+        }
+        for key, frames in self._frames.items():
+            mean = float(np.mean(frames))
+            result[key] = mean if np.isfinite(mean) else None
+        return result
+
+
+def quality(
+    originals: Iterable[np.ndarray],
+    reconstructions: Iterable[np.ndarray],
+    lpips: Mapping[str, Perceptual] | None = None,
+) -> dict[str, float | None]:
+    """Mean over videos of each video's quality (see `Quality.result` for the keys).
+
+    Raises:
+        ValueError: no video, not as many reconstructions as originals, or unequal shapes.
+    """
+    results = []
+    for original, reconstruction in zip(originals, reconstructions, strict=True):
+        measured = Quality(lpips)
+        measured.add(original, reconstruction)
+        results.append(measured.result())
+    return mean_quality(results)
+
+
+def mean_quality(results: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
+    """Mean over videos, each with equal weight, leaving out those where a value is None.
+
+    Raises:
+        ValueError: no result.
+    """
+    if not results:
+        raise ValueError("no video was measured")
+    means: dict[str, float | None] = {}
+    for key in results[0]:
+        known = [value for value in (result[key] for result in results) if value is not None]
+        means[key] = float(np.mean(known)) if known else None
+    return means
+
+
+def token_count(grids: Iterable[Sequence[int]]) -> int:
+    """Number of tokens of token grids (t, h, w), all levels together."""
+    return int(sum(np.prod(grid, dtype=np.int64) for grid in grids))
+
+
+def bits_per_pixel(tokens: int, bits: int, frames: int, height: int, width: int) -> float:
+    """Rate of `tokens` of `bits` each over the true (unpadded) frames and size."""
+    return tokens * bits / (frames * height * width)
+
+
+class CodeUsage:
+    """How the codes of each level are used, over any number of clips.
+
+    Args:
+        levels: number of levels.
+        vocabulary: number of valid codes K.
+    """
+
+    def __init__(self, levels: int, vocabulary: int) -> None:
+        self._vocabulary = vocabulary
+        self._codes = [np.zeros(0, np.uint32) for _ in range(levels)]
+        self._counts = [np.zeros(0, np.int64) for _ in range(levels)]
+
+    def add(self, ids: Sequence[np.ndarray]) -> None:
+        """Count token ids, one array of any shape per level.
+
+        Raises:
+            ValueError: not as many arrays as levels.
+        """
+        if len(ids) != len(self._codes):
+            raise ValueError(f"expected ids of {len(self._codes)} levels, got {len(ids)}")
+        for level, new in enumerate(ids):
+            codes, counts = np.unique(np.asarray(new, np.uint32).reshape(-1), return_counts=True)
+            merged = np.concatenate([self._codes[level], codes])
+            self._codes[level], inverse = np.unique(merged, return_inverse=True)
+            weights = np.concatenate([self._counts[level], counts])
+            self._counts[level] = np.bincount(inverse, weights).astype(np.int64)
+
+    def summary(self) -> list[dict[str, Any]]:
+        """Per level: level (from 1), tokens, distinct, utilisation, perplexity, dead codes."""
+        return [self._level(number, counts) for number, counts in enumerate(self._counts, start=1)]
+
+    def _level(self, number: int, counts: np.ndarray) -> dict[str, Any]:
+        total, distinct = int(counts.sum()), len(counts)
+        shares = counts / max(total, 1)
+        entropy = -float(np.sum(shares * np.log(shares))) if distinct else 0.0
+        return {
+            "level": number,
+            "tokens": total,
+            "distinct": distinct,
+            "utilisation": distinct / self._vocabulary,
+            "perplexity": float(np.exp(entropy)),
+            "dead": self._vocabulary - distinct,
+        }
+
+
+def code_usage(ids: Iterable[Sequence[np.ndarray]], vocabulary: int) -> list[dict[str, Any]]:
+    """`CodeUsage.summary` of clips, each given as its token ids per level.
+
+    Raises:
+        ValueError: no clip, or clips with unequal numbers of levels.
+    """
+    usage: CodeUsage | None = None
+    for clip in ids:
+        usage = usage or CodeUsage(len(clip), vocabulary)
+        usage.add(clip)
+    if usage is None:
+        raise ValueError("no clip was counted")
+    return usage.summary()
