@@ -64,6 +64,14 @@ class Task(abc.ABC):
         """What `evaluate_item` gets as its model, of a `Tokenizer`; the tokenizer itself here."""
         return tokenizer
 
+    def stand_in(self, kind: str) -> Any:
+        """A model that tests the task: `oracle`, which knows the truth, or `random`.
+
+        Raises:
+            UserError: the task has none.
+        """
+        raise UserError(f"the task {self.name} takes a trained tokenizer, not {kind}")
+
     def check(self) -> None:  # noqa: B027 - nothing to refuse by default
         """Refuse settings and data that cannot work, before any model is loaded.
 

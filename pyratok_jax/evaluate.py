@@ -1,0 +1,211 @@
+"""Evaluate a tokenizer by the field's protocols: `python -m pyratok_jax.evaluate --help`."""
+
+import argparse
+import dataclasses
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from pyratok_jax.errors import UserError, run_cli
+from pyratok_jax.evaluation.framework import Task, parse_settings
+from pyratok_jax.evaluation.partials import PartialStore
+from pyratok_jax.evaluation.registry import TASKS, load_task
+from pyratok_jax.evaluation.runner import (
+    Shard,
+    evaluate_items,
+    gather,
+    parse_shard,
+    unique_items,
+)
+
+EXTRACTORS = ("oracle", "random")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(
+        prog="python -m pyratok_jax.evaluate",
+        description="Evaluate a tokenizer. Results: results.json, row.md (a table row for a "
+        "paper) and report.html. An interrupted run goes on where it stopped when the same "
+        "command is given again.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    p.add_argument("--task", required=True, help=f"one of {', '.join(TASKS)}; list explains them")
+    p.add_argument(
+        "--checkpoint",
+        help="folder of a trained tokenizer; the zero-shot tasks also take oracle (features made "
+        "of the ground truth) and random, which test the evaluation itself",
+    )
+    p.add_argument("--data", help="the task's data: see --task list")
+    p.add_argument("--output", help="folder for the results")
+    p.add_argument("--limit", type=int, default=0, help="evaluate the first items only; 0: all")
+    p.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="change a setting of the task; may be repeated",
+    )
+    p.add_argument(
+        "--shard",
+        default="0/1",
+        help="evaluate items I, I+N, I+2N, ...: start N processes with 0/N .. N-1/N and the same "
+        "--output; the one that finishes last writes the results",
+    )
+    p.add_argument(
+        "--distributed",
+        action="store_true",
+        help="take the shard from JAX's processes (one per host of a TPU slice)",
+    )
+    p.add_argument("--restart", action="store_true", help="forget the results in --output")
+    return p
+
+
+def explain(console: Console) -> None:
+    """Print what every task does, its data and its settings."""
+    for name in TASKS:
+        try:
+            task = load_task(name)
+        except ImportError as error:
+            console.print(f"[bold]{name}[/bold]: not available ({error})\n")
+            continue
+        console.print(f"[bold]{name}[/bold]: {task.description}")
+        console.print(f"  --data: {task.data_help}")
+        for field in dataclasses.fields(task):
+            if field.name != "data":
+                console.print(f"  --set {field.name}={field.default}", markup=False)
+        console.print()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command."""
+    arguments, console = parser().parse_args(argv), Console(highlight=False)
+    if arguments.task == "list":
+        explain(console)
+        return 0
+    kind = load_task(arguments.task)
+    for name in ("checkpoint", "data", "output"):
+        if getattr(arguments, name) is None:
+            raise UserError(f"--{name} is missing; it is needed to run the task {kind.name}")
+    if arguments.limit < 0:
+        raise UserError(f"--limit {arguments.limit}: expected a number of items, 0 for all")
+    output = Path(arguments.output)
+    if output.exists() and not output.is_dir():
+        raise UserError(f"--output {output} is a file; give a folder")
+    task = kind(data=arguments.data, **parse_settings(kind, arguments.set))
+    task.check()
+    shard = _shard(arguments)
+    model = load_model(task, arguments.checkpoint)
+    run(task, model, output, arguments, shard, console)
+    return 0
+
+
+def _shard(arguments: argparse.Namespace) -> Shard:
+    if not arguments.distributed:
+        return parse_shard(arguments.shard)
+    import jax
+
+    jax.distributed.initialize()
+    return Shard(jax.process_index(), jax.process_count())
+
+
+def load_model(task: Task, checkpoint: str) -> Any:
+    """What the task's items are evaluated with.
+
+    Raises:
+        UserError: the checkpoint is none, or the task takes neither oracle nor random.
+    """
+    if checkpoint in EXTRACTORS:
+        return task.stand_in(checkpoint)
+    from pyratok_jax.tokenizer import load_tokenizer
+
+    return task.wrap(load_tokenizer(checkpoint))
+
+
+def run(
+    task: Task,
+    model: Any,
+    output: Path,
+    arguments: argparse.Namespace,
+    shard: Shard,
+    console: Console,
+) -> None:
+    """Evaluate this process's share, and write the results when all shares are complete."""
+    items = unique_items(task, arguments.limit)
+    store = PartialStore(output / "partial")
+    if arguments.restart:
+        if shard.count > 1:
+            raise UserError(f"--restart does not go with several processes; remove {store.folder}")
+        store.remove()
+    settings = {k: v for k, v in task.settings().items() if k not in task.late_settings}
+    store.claim(
+        {
+            "task": task.name,
+            "data": str(task.data),
+            "settings": settings,
+            "checkpoint": model.checkpoint_hash,
+        }
+    )
+    console.print(f"{task.name}: {len(items)} items of {task.data}", soft_wrap=True)
+    start = time.monotonic()
+    evaluate_items(task, model, items[shard.index :: shard.count], store, console)
+    console.print(f"this process took {time.monotonic() - start:.0f} s")
+    if arguments.distributed and shard.count > 1:
+        _wait_for_all(task)
+        if shard.index:
+            return
+    finish(task, model, output, arguments, console)
+
+
+def _wait_for_all(task: Task) -> None:
+    from jax.experimental import multihost_utils
+
+    multihost_utils.sync_global_devices(f"evaluated {task.name}")
+
+
+def finish(
+    task: Task, model: Any, output: Path, arguments: argparse.Namespace, console: Console
+) -> None:
+    """Merge all partial results into the results, if none is missing.
+
+    Raises:
+        UserError: no item could be evaluated.
+    """
+    from pyratok_jax.evaluation.peers import peer_table
+    from pyratok_jax.evaluation.results import markdown_row, summarise, write_results
+
+    items = unique_items(task, arguments.limit)
+    gathered = gather(items, PartialStore(output / "partial"))
+    if gathered.missing:
+        console.print(
+            f"{gathered.missing} of {len(items)} items are still to be done by other processes; "
+            "the last one writes the results"
+        )
+        return
+    if not gathered.partials:
+        first = next(iter(gathered.broken.items()))
+        raise UserError(
+            f"none of the {len(items)} items of {task.data} could be evaluated; the first, "
+            f"{first[0]}: {first[1]}"
+        )
+    results = summarise(
+        task,
+        gathered,
+        checkpoint=arguments.checkpoint,
+        checkpoint_hash=model.checkpoint_hash,
+        limit=arguments.limit,
+    )
+    write_results(output, task, gathered, results)
+    console.print(markdown_row(task, results), markup=False, soft_wrap=True)
+    console.print(peer_table(task.name), markup=False, soft_wrap=True)
+    if gathered.broken:
+        console.print(f"{len(gathered.broken)} items are broken and left out: see results.json")
+    for name in ("results.json", "row.md", "report.html"):
+        console.print(f"written: {output / name}", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,225 @@
+"""Features of a video that can be compared with text: the embedded codes of every level.
+
+`TokenizerFeatures` takes them from a trained tokenizer. `OracleFeatures` makes them of the ground
+truth and `RandomFeatures` of nothing: with the one a task must reach its metric's maximum, with
+the other chance, which tests the task and not the tokenizer.
+"""
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from pyratok_jax.data.padding import pad_clip
+from pyratok_jax.evaluation.framework import BrokenItemError
+
+Cell = tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class LevelFeatures:
+    """One level of a clip.
+
+    Attributes:
+        values: (r, h, w, d) float32, a vector per token; tokens that only show padding are left
+            out.
+        rows: (frames,) for every true frame the first index of `values` that shows it.
+        cell: height and width in pixels that a token stands for.
+    """
+
+    values: np.ndarray
+    rows: np.ndarray
+    cell: Cell
+
+
+@dataclasses.dataclass(frozen=True)
+class Features:
+    """All levels of a clip, coarse to fine, and the bits of its tokens (None: unknown)."""
+
+    levels: tuple[LevelFeatures, ...]
+    bits: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Truth:
+    """What is to be seen where: for the oracle alone.
+
+    Attributes:
+        vectors: (n, d) the text features of the n things that the task asks for.
+        masks: (n, t, h, w) bool, where each is; h = w = 1 for the whole frame.
+    """
+
+    vectors: np.ndarray
+    masks: np.ndarray
+
+
+class Extractor(Protocol):
+    """Where a zero-shot task's features come from."""
+
+    checkpoint_hash: str
+
+    def video(
+        self, clip: np.ndarray, truth: Truth | None = None, caption: str | None = None
+    ) -> Features:
+        """Features of a clip, uint8 (t, h, w, 3) of any size; `truth` is ignored by real ones."""
+        ...
+
+    def texts(self, captions: Sequence[str]) -> np.ndarray:
+        """Features of texts, (n, d) float32."""
+        ...
+
+
+class TokenizerFeatures:
+    """The code embeddings of a trained tokenizer.
+
+    Clips longer than `window` frames are encoded window by window, each on its own, so that
+    memory does not grow with their length.
+    """
+
+    def __init__(self, tokenizer: Any, window: int = 33) -> None:
+        self.tokenizer = tokenizer
+        self.window = window
+        self.checkpoint_hash: str = tokenizer.checkpoint_hash
+
+    def video(
+        self, clip: np.ndarray, truth: Truth | None = None, caption: str | None = None
+    ) -> Features:
+        """As `Extractor.video`.
+
+        Raises:
+            BrokenItemError: an empty clip.
+        """
+        if min(clip.shape) < 1:
+            raise BrokenItemError(f"the clip is empty: {clip.shape}")
+        starts = range(0, len(clip), self.window)
+        parts = [self._window(clip[start : start + self.window], caption) for start in starts]
+        levels = []
+        for level in zip(*(part.levels for part in parts), strict=True):
+            counts = np.cumsum([0] + [len(piece.values) for piece in level[:-1]])
+            rows = [piece.rows + first for piece, first in zip(level, counts, strict=True)]
+            values = np.concatenate([piece.values for piece in level])
+            levels.append(LevelFeatures(values, np.concatenate(rows), level[0].cell))
+        return Features(tuple(levels), sum(part.bits or 0 for part in parts))
+
+    def _window(self, clip: np.ndarray, caption: str | None) -> Features:
+        config = self.tokenizer.config
+        padded, _ = pad_clip(clip, spatial_multiple=config.spatial_multiple)
+        ids = self.tokenizer.encode(padded[None], [caption] if caption else None)
+        frames, height, width = clip.shape[:3]
+        levels = []
+        embedded = self.tokenizer.code_embeddings(ids)
+        for values, (dt, ds) in zip(embedded, config.grids, strict=True):
+            rows = -(-np.arange(frames) // dt)
+            shown = values[0, : rows[-1] + 1, : -(-height // ds), : -(-width // ds)]
+            levels.append(LevelFeatures(np.asarray(shown, np.float32), rows, (ds, ds)))
+        bits = math.log2(config.vocabulary) if config.vocabulary else config.bits
+        return Features(tuple(levels), bits * sum(level.size for level in ids))
+
+    def texts(self, captions: Sequence[str]) -> np.ndarray:
+        """As `Extractor.texts`."""
+        return np.asarray(self.tokenizer.text_features(list(captions)), np.float32)
+
+
+def _unit(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    values = rng.standard_normal(shape).astype(np.float32)
+    return values / np.linalg.norm(values, axis=-1, keepdims=True)
+
+
+class _HashedTexts:
+    """Texts as fixed random directions, the same for the same text."""
+
+    def __init__(self, width: int, seed: int) -> None:
+        self.width, self.seed = width, seed
+
+    def texts(self, captions: Sequence[str]) -> np.ndarray:
+        """As `Extractor.texts`."""
+        rows = [_unit(_rng(self.seed, text.encode()), (self.width,)) for text in captions]
+        return np.stack(rows) if rows else np.zeros((0, self.width), np.float32)
+
+
+def _rng(seed: int, data: bytes) -> np.random.Generator:
+    digest = hashlib.sha256(data).digest()
+    return np.random.default_rng([seed, *np.frombuffer(digest, np.uint32).tolist()])
+
+
+class OracleFeatures(_HashedTexts):
+    """Ground truth as features: where a thing is, all levels hold its text feature."""
+
+    checkpoint_hash = "oracle"
+
+    def __init__(self, width: int = 64, levels: int = 4, seed: int = 0) -> None:
+        super().__init__(width, seed)
+        self.levels = levels
+
+    def video(
+        self, clip: np.ndarray, truth: Truth | None = None, caption: str | None = None
+    ) -> Features:
+        """As `Extractor.video`; a token that shows nothing is zero.
+
+        Raises:
+            ValueError: no truth is given.
+        """
+        if truth is None:
+            raise ValueError("the oracle needs the truth")
+        values = np.einsum("nthw,nd->thwd", truth.masks.astype(np.float32), truth.vectors)
+        cell = (
+            -(-clip.shape[1] // truth.masks.shape[2]),
+            -(-clip.shape[2] // truth.masks.shape[3]),
+        )
+        level = LevelFeatures(values.astype(np.float32), np.arange(len(clip)), cell)
+        return Features((level,) * self.levels)
+
+
+class RandomFeatures(_HashedTexts):
+    """Features that know nothing: random directions, drawn from a hash of the clip's bytes."""
+
+    checkpoint_hash = "random"
+
+    def __init__(
+        self, width: int = 64, levels: int = 4, cell: Cell = (8, 8), seed: int = 0
+    ) -> None:
+        super().__init__(width, seed)
+        self.levels, self.cell = levels, cell
+
+    def video(
+        self, clip: np.ndarray, truth: Truth | None = None, caption: str | None = None
+    ) -> Features:
+        """As `Extractor.video`."""
+        rng = _rng(self.seed, clip.tobytes())
+        grid = (len(clip), -(-clip.shape[1] // self.cell[0]), -(-clip.shape[2] // self.cell[1]))
+        rows = np.arange(len(clip))
+        levels = (
+            LevelFeatures(_unit(rng, (*grid, self.width)), rows, self.cell)
+            for _ in range(self.levels)
+        )
+        return Features(tuple(levels))
+
+
+def stand_in(kind: str) -> Extractor:
+    """The extractor `oracle` or `random`."""
+    return OracleFeatures() if kind == "oracle" else RandomFeatures()
+
+
+def normalized(values: np.ndarray) -> np.ndarray:
+    """Vectors (..., d) at unit length; zero vectors stay zero."""
+    length = np.linalg.norm(values, axis=-1, keepdims=True)
+    return values / np.maximum(length, 1e-12)
+
+
+def prompt_features(
+    extractor: Extractor, names: Sequence[str], templates: Sequence[str]
+) -> np.ndarray:
+    """Unit text features (n, d) of class names: the mean over prompt templates ("a video of {}.").
+
+    Raises:
+        ValueError: a template without {}.
+    """
+    for template in templates:
+        if "{}" not in template:
+            raise ValueError(f"the template {template!r} holds no {{}}")
+    texts = [template.format(name) for name in names for template in templates]
+    vectors = normalized(extractor.texts(texts)).reshape(len(names), len(templates), -1)
+    return normalized(vectors.mean(axis=1))
