@@ -29,13 +29,19 @@ from pyratok_jax.data.examples import (
 )
 from pyratok_jax.data.payloads import clip_payload
 from pyratok_jax.data.records import ClipRecord
+from pyratok_jax.data.shard_writing import (
+    ShardWriter,
+    publish,
+    shard_name,
+    write_text,
+    write_tfds_metadata,
+)
 from pyratok_jax.data.shards import INDEX_FILE
 from pyratok_jax.data.videos import BrokenVideoError, is_image
 from pyratok_jax.errors import UserError
 
 REPORTS = "reports"
 REJECTED, STATISTICS = "rejected.jsonl", "statistics.json"
-_SPLIT = "train"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,8 +87,7 @@ class ShardJob:
     def name(self) -> str:
         """The file's name, as TFDS expects it."""
         o = self.options
-        suffix = f"{self.number:05d}-of-{o.shards:05d}"
-        return f"{o.name}-{_SPLIT}.{o.format}-{suffix}"
+        return shard_name(o.name, o.format, self.number, o.shards)
 
     @property
     def report(self) -> epath.Path:
@@ -128,53 +133,15 @@ def write_shard(job: ShardJob) -> int:
     decoder = Decoder(job.options.time_limit)
     with tempfile.TemporaryDirectory() as scratch:
         local = Path(scratch) / job.name
-        with _writer(local, job.options.format) as writer:
+        with ShardWriter(local, job.options.format) as writer:
             for record in job.records:
                 for row, data in _clips_of(record, job.options, decoder, rejected):
                     writer.write(data)
                     clips.append(row | {"bytes": len(data)})
-        _publish(local, epath.Path(job.output) / job.name)
+        publish(local, epath.Path(job.output) / job.name)
     report = {"key": job.key(), "clips": clips, "rejected": rejected}
-    _write_text(job.report, json.dumps(report, indent=1))
+    write_text(job.report, json.dumps(report, indent=1))
     return len(clips)
-
-
-def _publish(local: Path, target: epath.Path) -> None:
-    """Move a finished file to its place, where it appears at once or not at all."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = target.parent / f".{target.name}.part"
-    scratch.write_bytes(local.read_bytes())
-    scratch.replace(target)
-
-
-def _write_text(target: epath.Path, text: str) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = target.parent / f".{target.name}.part"
-    scratch.write_text(text)
-    scratch.replace(target)
-
-
-class _writer:  # noqa: N801
-    """The shard writer of a format, as a context manager with `write(bytes)`."""
-
-    def __init__(self, path: Path, kind: str) -> None:
-        if kind == "array_record":
-            from array_record.python.array_record_module import ArrayRecordWriter
-
-            self._writer: Any = ArrayRecordWriter(str(path), "group_size:1")
-        else:
-            import tensorflow as tf
-
-            self._writer = tf.io.TFRecordWriter(str(path))
-
-    def __enter__(self) -> "_writer":
-        return self
-
-    def write(self, data: bytes) -> None:
-        self._writer.write(data)
-
-    def __exit__(self, *_: object) -> None:
-        self._writer.close()
 
 
 def _clips_of(
@@ -286,9 +253,9 @@ def finish(jobs: Sequence[ShardJob]) -> dict[str, Any]:
     reports = [json.loads(job.report.read_text()) for job in jobs]
     clips = [clip for report in reports for clip in report["clips"]]
     rejected = [entry for report in reports for entry in report["rejected"]]
-    _write_text(output / REJECTED, "".join(json.dumps(entry) + "\n" for entry in rejected))
+    write_text(output / REJECTED, "".join(json.dumps(entry) + "\n" for entry in rejected))
     statistics = _statistics(clips, rejected, options)
-    _write_text(output / STATISTICS, json.dumps(statistics, indent=1))
+    write_text(output / STATISTICS, json.dumps(statistics, indent=1))
     if not clips:
         first = rejected[0] if rejected else {"path": "-", "reason": "no input"}
         raise UserError(
@@ -333,7 +300,7 @@ def _write_index(output: epath.Path, clips: Sequence[dict]) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         local = Path(scratch) / INDEX_FILE
         np.savez(local, **columns)
-        _publish(local, output / INDEX_FILE)
+        publish(local, output / INDEX_FILE)
 
 
 def _write_tfds(output: epath.Path, options: Options, lengths: list[int], size: int) -> None:
@@ -348,14 +315,7 @@ def _write_tfds(output: epath.Path, options: Options, lengths: list[int], size: 
         )
     else:
         features[MEDIA_KEY] = tfds.features.Tensor(shape=(), dtype=np.object_)
-    template = tfds.core.ShardedFileTemplate(
-        data_dir=output, dataset_name=options.name, split=_SPLIT, filetype_suffix=options.format
-    )
-    split = tfds.core.SplitInfo(
-        name=_SPLIT, shard_lengths=lengths, num_bytes=size, filename_template=template
-    )
-    tfds.folder_dataset.write_metadata(
-        data_dir=str(output), features=features, split_infos=[split], version="1.0.0",
-        filename_template=template, check_data=False,
-        description="Video clips prepared by pyratok_jax.data.prepare.",
+    write_tfds_metadata(
+        output, dataset=options.name, kind=options.format, features=features, lengths=lengths,
+        size=size, description="Video clips prepared by pyratok_jax.data.prepare.",
     )  # fmt: skip

@@ -1,34 +1,19 @@
 """Random access to clips in ArrayRecord and TFRecord shards, prepared by us, TFDS or others."""
 
-import re
-import struct
 from collections.abc import Sequence
-from typing import Any, overload
+from typing import overload
 
 import numpy as np
 from etils import epath
 
 from pyratok_jax.data.examples import decode_example
 from pyratok_jax.data.index import ClipIndex
+from pyratok_jax.data.record_files import RecordFile, open_records
 from pyratok_jax.data.records import ClipRecord
 from pyratok_jax.data.videos import BrokenVideoError
 from pyratok_jax.errors import UserError
 
 INDEX_FILE = "clips.npz"
-_SHARD = re.compile(r"\.(array_record|arrayrecord|tfrecords?)(-\d+-of-\d+)?$")
-_LENGTH = struct.Struct("<Q")
-_HEAD, _FOOT = 12, 4  # TFRecord: 8 bytes length and 4 bytes checksum before, 4 bytes after.
-
-
-def shard_files(folder: str, split: str | None = None) -> list[str]:
-    """The shards directly in a folder, sorted; with `split`, only those of that TFDS split."""
-    files = []
-    for entry in epath.Path(folder).iterdir():
-        if not entry.name.startswith(".") and _SHARD.search(entry.name):
-            in_split = split is None or re.search(rf"(^|-){re.escape(split)}\.", entry.name)
-            if in_split:
-                files.append(str(entry))
-    return sorted(files)
 
 
 class ShardRecords(Sequence[ClipRecord]):
@@ -45,7 +30,7 @@ class ShardRecords(Sequence[ClipRecord]):
         if not files:
             raise UserError("no ArrayRecord or TFRecord shard was found; expected *.array_record-*")
         self.files = list(files)
-        self._readers: list[Any] = [_reader(file) for file in self.files]
+        self._readers: list[RecordFile] = [open_records(file) for file in self.files]
         self._ends = np.cumsum([len(reader) for reader in self._readers])
         self.index = _load_index(str(epath.Path(files[0]).parent), len(self))
 
@@ -86,59 +71,3 @@ def _load_index(folder: str, clips: int) -> ClipIndex | None:
         numbers = np.arange(clips)
         names = ("height", "width", "seconds", "fps")
         return ClipIndex(numbers, *(columns[name] for name in names), broken=())
-
-
-def _reader(file: str) -> Any:
-    match = _SHARD.search(file)
-    try:
-        if match and match.group(1).startswith("tfrecord"):
-            return _TFRecords(file)
-        return _ArrayRecords(file)
-    except (RuntimeError, OSError, ValueError) as error:
-        raise UserError(f"cannot read the shard {file}: {error}; prepare it again") from error
-
-
-class _ArrayRecords:
-    """One ArrayRecord file; empty ones, which the library refuses, have no record."""
-
-    def __init__(self, file: str) -> None:
-        from array_record.python.array_record_data_source import ArrayRecordDataSource
-
-        self._source: Any = () if not epath.Path(file).stat().length else None
-        if self._source is None:
-            self._source = ArrayRecordDataSource([file])
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def __getitem__(self, number: int) -> bytes:
-        return self._source[number]
-
-
-class _TFRecords:
-    """One TFRecord file, made seekable by one pass over its record lengths."""
-
-    def __init__(self, file: str) -> None:
-        self._file = epath.Path(file)
-        self._spans: list[tuple[int, int]] = []
-        size, position = self._file.stat().length, 0
-        with self._file.open("rb") as stream:
-            while position < size:
-                stream.seek(position)
-                head = stream.read(_HEAD)
-                if len(head) < _HEAD:
-                    raise ValueError("it is cut off")
-                length = _LENGTH.unpack(head[:8])[0]
-                if position + _HEAD + length + _FOOT > size:
-                    raise ValueError("it is cut off")
-                self._spans.append((position + _HEAD, length))
-                position += _HEAD + length + _FOOT
-
-    def __len__(self) -> int:
-        return len(self._spans)
-
-    def __getitem__(self, number: int) -> bytes:
-        offset, length = self._spans[number]
-        with self._file.open("rb") as stream:
-            stream.seek(offset)
-            return stream.read(length)

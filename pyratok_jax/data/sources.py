@@ -14,8 +14,9 @@ from etils import epath
 
 from pyratok_jax.data.builtin import demo_records
 from pyratok_jax.data.manifests import MANIFEST_SUFFIXES, load_manifest, read_bytes
+from pyratok_jax.data.record_files import shard_files
 from pyratok_jax.data.records import ClipRecord
-from pyratok_jax.data.shards import ShardRecords, shard_files
+from pyratok_jax.data.shards import ShardRecords
 from pyratok_jax.data.videos import IMAGE_SUFFIXES, VIDEO_SUFFIXES, BrokenVideoError
 from pyratok_jax.errors import UserError
 

@@ -152,8 +152,8 @@ def test_same_bytes_again_and_resumed_without_redoing(raw, prepared, tmp_path, m
     shard.write_bytes(b"half")
     stamps = {p.name: p.stat().st_mtime_ns for p in other.glob("clips-train*")}
     written = []
-    real = preparing._publish
-    monkeypatch.setattr(preparing, "_publish", lambda a, b: (written.append(b.name), real(a, b)))
+    real = preparing.publish
+    monkeypatch.setattr(preparing, "publish", lambda a, b: (written.append(b.name), real(a, b)))
     prepare(raw, other)
     assert hashes(other) == hashes(prepared)
     assert [n for n in written if n.startswith("clips-train")] == [shard.name]
