@@ -1,0 +1,71 @@
+"""Captions to token ids on the host, inside the data pipeline."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from absl import logging
+from jaxtyping import Bool, Int
+
+
+class CaptionTokenizer:
+    """Tokenises batches of captions to a fixed length; the pipeline's `tokenize` argument.
+
+    Longer captions are cut at the end. How many were cut is counted in `truncated` (of `seen`), and
+    said in the log the first time and whenever the count has doubled.
+    """
+
+    def __init__(self, tokenizer: Any, length: int = 128, *, chat: bool = False) -> None:
+        """Wrap a tokenizer.
+
+        Args:
+            tokenizer: a transformers tokenizer.
+            length: tokens per caption, padding included.
+            chat: put every caption into the model's chat template, as a user's message.
+        """
+        if length < 1:
+            raise ValueError(f"length {length} leaves no room for a token")
+        if chat and not getattr(tokenizer, "chat_template", None):
+            raise ValueError("chat: this tokenizer has no chat template")
+        self.tokenizer, self.length, self.chat = tokenizer, length, chat
+        self.pad = getattr(tokenizer, "pad_token_id", None) or 0
+        self.seen = self.truncated = 0
+        self._next_report = 1
+
+    def __call__(
+        self, captions: Sequence[str | None]
+    ) -> tuple[Int[np.ndarray, "b l"], Bool[np.ndarray, "b l"]]:
+        """Ids (int32) and mask, right-padded; a row without any True has no caption."""
+        ids = np.full((len(captions), self.length), self.pad, np.int32)
+        mask = np.zeros((len(captions), self.length), bool)
+        present = [row for row, caption in enumerate(captions) if caption and caption.strip()]
+        for row, tokens in zip(present, self._tokens([captions[r] for r in present]), strict=True):
+            self.seen += 1
+            self.truncated += len(tokens) > self.length
+            kept = tokens[: self.length]
+            ids[row, : len(kept)] = kept
+            mask[row, : len(kept)] = True
+        self._report()
+        return ids, mask
+
+    def _tokens(self, captions: list[Any]) -> list[list[int]]:
+        if not captions:
+            return []
+        if self.chat:
+            captions = [
+                self.tokenizer.apply_chat_template(
+                    [{"role": "user", "content": caption}], tokenize=False
+                )
+                for caption in captions
+            ]
+        return self.tokenizer(captions, add_special_tokens=not self.chat)["input_ids"]
+
+    def _report(self) -> None:
+        if self.truncated >= self._next_report:
+            self._next_report = 2 * self.truncated
+            logging.warning(
+                "captions: %d of %d are longer than %d tokens and were cut",
+                self.truncated,
+                self.seen,
+                self.length,
+            )

@@ -1,0 +1,214 @@
+"""The decoder-only language model: layers stacked on a leading axis and run by one scan."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
+
+from pyratok_jax.models.language.config import LanguageConfig
+from pyratok_jax.models.language.layers import DecoderLayer, LayerContext, Linear, RMSNorm
+from pyratok_jax.models.language.rope import frequencies, rotation
+
+# What the backward pass keeps of a layer: everything, its matrix products, or its input alone.
+_POLICIES: dict[str, Any] = {
+    "none": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "layers": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+class Cache(NamedTuple):
+    """Keys and values of the tokens read so far, with room for more.
+
+    Attributes:
+        keys, values: one slot per token, stacked over the layers.
+        mask: True at slots that hold a real token.
+        used: slots that are taken, by real tokens or padding.
+        position: the position that each row's next token will have.
+    """
+
+    keys: Float[Array, "layers b s n d"]
+    values: Float[Array, "layers b s n d"]
+    mask: Bool[Array, "b s"]
+    used: Int[Array, ""]
+    position: Int[Array, "b"]
+
+    def extended(self, room: int) -> "Cache":
+        """The same tokens with `room` more free slots."""
+        slots = ((0, 0), (0, 0), (0, room), (0, 0), (0, 0))
+        keys, values = (jnp.pad(x, slots) for x in (self.keys, self.values))
+        mask = jnp.pad(self.mask, ((0, 0), (0, room)))
+        return self._replace(keys=keys, values=values, mask=mask)
+
+
+class LanguageOutput(NamedTuple):
+    """One pass.
+
+    Attributes:
+        hidden: after the final norm (of the last layer run).
+        states: inputs of every layer, the embeddings first; None unless asked for.
+        cache: all tokens read so far; None unless asked for, or given.
+    """
+
+    hidden: Float[Array, "b t d"]
+    states: Float[Array, "layers b t d"] | None
+    cache: Cache | None
+
+
+class LanguageModel(nnx.Module):
+    """Embedding, decoder layers, final norm and head. Parameters of layers have axes (layer, ...).
+
+    Nothing here asks for gradients of the parameters; a caller that freezes the model passes it as
+    an argument that is not differentiated.
+    """
+
+    def __init__(
+        self,
+        config: LanguageConfig,
+        *,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
+        remat: str = "none",
+    ):
+        """Build with random weights.
+
+        Args:
+            config: sizes.
+            rngs: for the parameters.
+            dtype: of activations; norms, rotations and softmax are always computed in float32.
+            param_dtype: of the stored weights.
+            remat: "none", "dots" (keep matrix products) or "layers" (keep layer inputs alone).
+        """
+        if remat not in _POLICIES:
+            raise ValueError(f"remat {remat!r}: expected one of {', '.join(_POLICIES)}")
+        self.config, self.dtype, self.remat = config, jnp.dtype(dtype), remat
+        init = nnx.initializers.normal(0.02 if config.scale_embedding else 0.1)
+        shape = (config.vocabulary, config.width)
+        self.embedding = nnx.Param(init(rngs.params(), shape, param_dtype))
+
+        @nnx.split_rngs(splits=config.layers)
+        @nnx.vmap(in_axes=0, out_axes=0)
+        def stack(rngs: nnx.Rngs) -> DecoderLayer:
+            return DecoderLayer(config, rngs=rngs, param_dtype=param_dtype)
+
+        self.layers = stack(rngs)
+        self.norm = RMSNorm(
+            config.width, config.norm_eps, config.norm_offset, param_dtype=param_dtype
+        )
+        self.head = (
+            None
+            if config.tied
+            else Linear(config.width, config.vocabulary, rngs=rngs, param_dtype=param_dtype)
+        )
+
+    def embed(self, ids: Int[Array, "b t"]) -> Float[Array, "b t d"]:
+        """Embeddings as the first layer reads them."""
+        x = self.embedding[...][ids]
+        if self.config.scale_embedding:
+            x = x * jnp.asarray(self.config.width**0.5, x.dtype)
+        return x.astype(self.dtype)
+
+    def logits(self, hidden: Float[Array, "*n d"]) -> Float[Array, "*n v"]:
+        """Next-token logits of final hidden states, float32."""
+        if self.head is not None:
+            return self.head(hidden).astype(jnp.float32)
+        table = self.embedding[...].astype(hidden.dtype)
+        return jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=jnp.float32)
+
+    def __call__(
+        self,
+        inputs: Int[Array, "b t"] | Float[Array, "b t d"],
+        mask: Bool[Array, "b t"] | None = None,
+        positions: Int[Array, "b t"] | Int[Array, "3 b t"] | None = None,
+        *,
+        cache: Cache | None = None,
+        layers: int | None = None,
+        keep_states: bool = False,
+        keep_cache: bool = False,
+    ) -> LanguageOutput:
+        """Run the model over new tokens, after those in `cache` where one is given.
+
+        Args:
+            inputs: token ids, or embeddings as `embed` gives them.
+            mask: True at real tokens, wherever the padding lies; None means all are.
+            positions: one row or M-RoPE's three; None counts the real tokens of each row.
+            cache: tokens read before, with at least t free slots (`Cache.extended`).
+            layers: run only the first so many layers (their weights are copied); None runs all.
+            keep_states: return the input of every layer.
+            keep_cache: return keys and values for going on from here.
+        """
+        x = self.embed(inputs) if jnp.issubdtype(inputs.dtype, jnp.integer) else inputs
+        x = x.astype(self.dtype)
+        b, t, _ = x.shape
+        if mask is None:
+            mask = jnp.ones((b, t), bool)
+        used = jnp.zeros((), jnp.int32) if cache is None else cache.used
+        start = jnp.zeros((b,), jnp.int32) if cache is None else cache.position
+        if positions is None:
+            positions = start[:, None] + jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
+        slots = mask
+        if cache is not None:
+            slots = jax.lax.dynamic_update_slice(cache.mask, mask, (0, used))
+        context = self._context(positions, slots, used, t)
+        x, states, pair = self._run(x, context, cache, layers, keep_states, keep_cache)
+        kept = None
+        if pair is not None:
+            last = jnp.max(jnp.where(mask, positions, -1), axis=-1)
+            last = last if last.ndim == 1 else jnp.max(last, axis=0)
+            kept = Cache(*pair, slots, used + t, jnp.maximum(start, last + 1))
+        return LanguageOutput(self.norm(x), states, kept)
+
+    def _context(self, positions: Array, slots: Array, used: Array, t: int) -> LayerContext:
+        """Masks and rotations of one pass; `slots` marks the real tokens among all keys."""
+        config = self.config
+        key_slot = jnp.arange(slots.shape[1])
+        query_slot = used + jnp.arange(t)
+        full = slots[:, None, :] & (key_slot <= query_slot[:, None])
+        turn = rotation(positions, frequencies(config.rope, config.head_dim), config.mrope_section)
+        if not config.window:
+            return LayerContext(turn, turn, full[:, None], full[:, None], used)
+        # Distances count real tokens, so that padding does not eat into the window.
+        order = jnp.cumsum(slots, axis=1)
+        query_order = jax.lax.dynamic_slice_in_dim(order, used, t, axis=1)
+        near = query_order[:, :, None] - order[:, None, :] < config.window
+        rope = config.local_rope or config.rope
+        local_turn = rotation(positions, frequencies(rope, config.head_dim), config.mrope_section)
+        return LayerContext(turn, local_turn, full[:, None], (full & near)[:, None], used)
+
+    def _run(
+        self,
+        x: Array,
+        context: LayerContext,
+        cache: Cache | None,
+        layers: int | None,
+        keep_states: bool,
+        keep_cache: bool,
+    ) -> tuple[Array, Array | None, tuple[Array, Array] | None]:
+        graph, weights = nnx.split(self.layers)
+        sliding = jnp.asarray(self.config.sliding) if any(self.config.sliding) else None
+        pair = None if cache is None else (cache.keys, cache.values)
+        stacked = (weights, sliding, pair)
+        if layers is not None:
+            stacked = jax.tree.map(lambda leaf: leaf[:layers], stacked)
+
+        def body(x: Array, one: Any) -> tuple[Array, Any]:
+            weights, sliding, pair = one
+            layer = nnx.merge(graph, weights)
+            y, pair = layer(x, context, sliding, pair)
+            return y, (x if keep_states else None, pair if keep_cache else None)
+
+        return _scan(body, self.remat, x, stacked)
+
+
+def _scan(
+    body: Callable[[Array, Any], tuple[Array, Any]], remat: str, x: Array, stacked: Any
+) -> tuple[Array, Any, Any]:
+    if remat != "none":
+        body = jax.checkpoint(body, prevent_cse=False, policy=_POLICIES[remat])
+    x, (states, pair) = jax.lax.scan(body, x, stacked)
+    return x, states, pair
