@@ -278,7 +278,7 @@ def parse_gguf(source: TensorSource) -> LanguageConfig:
         values["rope_theta"] = float(fact("rope.freq_base"))
     if family == "gemma3":
         values["sliding_window"] = fact("attention.sliding_window")
-        # The 27B model scales its queries by the width of a head of its own; the others by key size.
+        # The 27B model (62 layers) divides scores by sqrt(width / heads), the others by head size.
         values["query_pre_attn_scalar"] = width / heads if layers == 62 else values["head_dim"]
     sections = fact("rope.dimension_sections")
     if family == "qwen2_5_vl" and sections:

@@ -28,7 +28,7 @@ class LayerContext(NamedTuple):
     offset: Array | int
 
 
-KeyValues = tuple[Float[Array, "b s n d"], Float[Array, "b s n d"]]
+KeyValues = tuple[Float[Array, "b s kv size"], Float[Array, "b s kv size"]]
 
 
 class Linear(nnx.Module):

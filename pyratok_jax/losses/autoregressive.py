@@ -1,0 +1,94 @@
+"""The global alignment loss: the frozen language model reads text and codes and predicts codes.
+
+L_AR = -sum_l log p(q(l) | q(<l), text), as the mean over all predicted items. Gradients reach the
+alignment module and, straight through, the codes where they are inputs; targets carry none.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from pyratok_jax.models.alignment import Alignment, VisualSequence
+from pyratok_jax.models.language.model import Cache, LanguageModel
+from pyratok_jax.models.regions import crop_levels
+
+Text = (
+    Cache
+    | tuple[Int[Array, "b l"], Bool[Array, "b l"]]
+    | tuple[Float[Array, "b l d"], Bool[Array, "b l"]]
+)
+
+
+def autoregressive_loss(
+    alignment: Alignment,
+    language_model: LanguageModel,
+    codes: tuple[Float[Array, "b _t _h _w bits"], ...],
+    text: Text,
+    token_budget: int | None = None,
+    key: Array | None = None,
+    *,
+    layers: int | None = None,
+) -> tuple[Float[Array, ""], dict[str, Array]]:
+    """Cross-entropy of the codes under the language model, in nats per predicted item.
+
+    Pure and static in its shapes, so it can run inside a jitted, sharded step. The text is read
+    without gradient; what it costs can be saved by handing over the cache of a pass that was made
+    anyway (`TextEncoder.read`).
+
+    Args:
+        alignment: code embedding and head; trained.
+        language_model: frozen; only its inputs are differentiated.
+        codes: +-1 codes of all levels with straight-through gradient.
+        text: token ids and mask, input embeddings and mask, or the cache of a pass over the text
+            with the same `layers`; a row without any real token has no caption.
+        token_budget: at most so many visual tokens, cut out of all levels as one region.
+        key: random key of the region's place; None takes the first.
+        layers: run only the first layers of the language model; None runs all.
+
+    Returns:
+        the loss, and metrics: `bit_accuracy`, `chance` (the loss of a head that knows nothing of
+        the bits), `tokens`, and `level_<l>`: nats per code of each level.
+    """
+    codes = crop_levels(codes, token_budget, key)
+    sequence = alignment.sequence(codes)
+    hidden = _visual_states(language_model, sequence, text, layers)
+    nats = alignment.cross_entropy(hidden, sequence.targets, sequence.separator)
+    return jnp.mean(nats), _metrics(alignment, sequence, hidden, nats)
+
+
+def _visual_states(
+    language_model: LanguageModel, sequence: VisualSequence, text: Text, layers: int | None
+) -> Float[Array, "b n d"]:
+    """Final states of the visual tokens, which attend to the text's keys and values."""
+    cache = text
+    if not isinstance(text, Cache):
+        cache = language_model(text[0], text[1], layers=layers, keep_cache=True).cache
+    cache = jax.lax.stop_gradient(cache)
+    b, n, _ = sequence.inputs.shape
+    positions = None
+    if language_model.config.mrope_section:
+        positions = sequence.positions[:, None, :] + cache.position[None, :, None]
+    return language_model(
+        sequence.inputs, None, positions, cache=cache.extended(n), layers=layers
+    ).hidden
+
+
+def _metrics(
+    alignment: Alignment,
+    sequence: VisualSequence,
+    hidden: Float[Array, "b n d"],
+    nats: Float[Array, "b n"],
+) -> dict[str, Array]:
+    hidden, nats = jax.lax.stop_gradient((hidden, nats))
+    is_code = ~sequence.separator
+    right = alignment.predicted_bits(hidden) == sequence.targets
+    metrics = {
+        "bit_accuracy": jnp.mean(right.astype(jnp.float32)[:, is_code]),
+        "chance": jnp.float32(alignment.bits * jnp.log(2.0) * is_code.mean()),
+        "tokens": jnp.float32(is_code.sum()),
+    }
+    for level in range(alignment.levels):
+        chosen = is_code & (sequence.level == level)
+        if chosen.any():
+            metrics[f"level_{level + 1}"] = jnp.mean(nats[:, chosen])
+    return metrics

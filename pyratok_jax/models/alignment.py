@@ -1,0 +1,146 @@
+"""The bridge between codes and the language model: shared code embedding, sequence, output head.
+
+The visual part of the autoregressive sequence is <SOI>, q(1), <Q-SEP>, q(2), ..., q(L): levels in
+order, tokens of a level in raster order (t, h, w). Every item but the first is predicted from what
+stands before it. Only what is in this module trains; the language model stays as it is.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from pyratok_jax.models.language.rope import mixed_positions
+from pyratok_jax.models.lfq import bits_to_ids, hard_sign
+
+HEADS = ("lookup_free", "softmax")
+
+
+class VisualSequence(NamedTuple):
+    """Inputs of the language model after the text, and what each of them predicts.
+
+    Attributes:
+        inputs: embeddings of <SOI>, the tokens and the separators, without the very last token.
+        targets: the codes that come next, +-1 without gradient; 0 where a separator comes next.
+        separator: True where a separator comes next.
+        level: index of the level that the next item belongs to (of the one that it closes, for a
+            separator).
+        positions: M-RoPE positions from 0 on: grids for tokens, running numbers for the rest.
+    """
+
+    inputs: Float[Array, "b n d"]
+    targets: Float[Array, "b n bits"]
+    separator: Bool[np.ndarray, "n"]
+    level: Int[np.ndarray, "n"]
+    positions: Int[np.ndarray, "3 n"]
+
+
+class Alignment(nnx.Module):
+    """Embedding E of codes in the language model's width, sequence markers, and the output head.
+
+    E is one linear map for all levels plus an embedding of the level. It is also what the text
+    alignment losses and the similarities to text read.
+
+    The lookup-free head gives b bit logits and one for "a separator comes next": a probability for
+    each of the 2^b codes and the separator, without a table. With logits z of the bits it is the
+    softmax over all codes c of <z, c> / 2, exactly. The `softmax` head has a row per code.
+    """
+
+    def __init__(
+        self,
+        bits: int,
+        levels: int,
+        language_width: int,
+        *,
+        rngs: nnx.Rngs,
+        head: str = "lookup_free",
+        scale: float = 0.1,
+    ):
+        """Build with random weights.
+
+        Args:
+            bits: bits per code.
+            levels: levels of the tokenizer.
+            language_width: width of the language model.
+            rngs: for the parameters.
+            head: "lookup_free" or "softmax".
+            scale: root mean square of a fresh E(q); the language model's own embeddings have about
+                0.1 (SmolLM2), and its first norm takes out the rest.
+        """
+        if head not in HEADS:
+            raise ValueError(f"head {head!r}: expected one of {', '.join(HEADS)}")
+        self.bits, self.levels, self.head_kind = bits, levels, head
+
+        def normal(shape: tuple[int, ...], size: float) -> nnx.Param:
+            return nnx.Param(size * jax.random.normal(rngs.params(), shape))
+
+        self.embedding = normal((bits, language_width), scale * bits**-0.5)
+        self.level = normal((levels, language_width), 0.1 * scale)
+        self.soi = normal((language_width,), scale)
+        self.separator = normal((language_width,), scale)
+        # Small, so that training starts at chance.
+        small = nnx.initializers.variance_scaling(0.01, "fan_in", "normal")
+        outputs = bits + 1 if head == "lookup_free" else 2**bits + 1
+        self.head = nnx.Linear(language_width, outputs, kernel_init=small, rngs=rngs)
+
+    def embed(self, q: Float[Array, "*n bits"], level: int) -> Float[Array, "*n d"]:
+        """E(q) of codes (or of soft codes) of one level, float32."""
+        return q.astype(jnp.float32) @ self.embedding[...] + self.level[...][level]
+
+    def sequence(self, codes: tuple[Float[Array, "b _t _h _w bits"], ...]) -> VisualSequence:
+        """The visual part of the sequence, for codes of all levels."""
+        batch = codes[0].shape[0]
+        soi = jnp.broadcast_to(self.soi[...], (batch, 1, self.soi.shape[0]))
+        separator = jnp.broadcast_to(self.separator[...], soi.shape)
+        nothing = jnp.zeros((batch, 1, self.bits))
+        inputs, targets, marks, owner = [soi], [], [], []
+        parts: list[int | tuple[int, int, int]] = [1]
+        for index, q in enumerate(codes):
+            if index:
+                inputs.append(separator)
+                targets.append(nothing)
+                marks.append([True])
+                owner.append([index - 1])
+                parts.append(1)
+            flat = q.reshape(batch, -1, self.bits)
+            inputs.append(self.embed(flat, index))
+            targets.append(jax.lax.stop_gradient(hard_sign(flat.astype(jnp.float32))))
+            marks.append([False] * flat.shape[1])
+            owner.append([index] * flat.shape[1])
+            parts.append((q.shape[1], q.shape[2], q.shape[3]))
+        return VisualSequence(
+            jnp.concatenate(inputs, axis=1)[:, :-1],
+            jnp.concatenate(targets, axis=1),
+            np.concatenate(marks).astype(bool),
+            np.concatenate(owner).astype(np.int32),
+            mixed_positions(parts)[:, :-1],
+        )
+
+    def cross_entropy(
+        self,
+        hidden: Float[Array, "b n d"],
+        targets: Float[Array, "b n bits"],
+        separator: Bool[np.ndarray, "n"] | Bool[Array, "n"],
+    ) -> Float[Array, "b n"]:
+        """-log p of every next item in nats, float32, given the states that predict them."""
+        logits = self.head(hidden.astype(jnp.float32))
+        if self.head_kind == "softmax":
+            ids = bits_to_ids(targets).astype(jnp.int32)
+            ids = jnp.where(separator, 2**self.bits, ids)
+            chosen = jnp.take_along_axis(logits, ids[..., None], axis=-1)[..., 0]
+            return jax.nn.logsumexp(logits, axis=-1) - chosen
+        bits, mark = logits[..., :-1], logits[..., -1]
+        code = jax.nn.softplus(mark) + jnp.sum(jax.nn.softplus(-targets * bits), axis=-1)
+        return jnp.where(separator, jax.nn.softplus(-mark), code)
+
+    def predicted_bits(self, hidden: Float[Array, "b n d"]) -> Float[Array, "b n bits"]:
+        """The most likely code after each state, +-1."""
+        logits = self.head(hidden.astype(jnp.float32))
+        if self.head_kind == "lookup_free":
+            return hard_sign(logits[..., :-1])
+        best = jnp.argmax(logits[..., :-1], axis=-1)
+        shifts = jnp.arange(self.bits - 1, -1, -1)
+        return jnp.where((best[..., None] >> shifts) & 1 == 1, 1.0, -1.0)
