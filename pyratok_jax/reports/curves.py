@@ -1,0 +1,152 @@
+"""Curves as inline SVG that follows the colours of the page, and as PNG files.
+
+Drawn with matplotlib's figures directly: no window system, no global state.
+"""
+
+import io
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+Points = Sequence[tuple[float, float]]
+
+# Stand-ins that the page's stylesheet replaces; every other colour reads on light and dark.
+_INK, _ACCENT = "#010203", "#010204"
+_SERIES = ("#2f7ed8", "#d9822b", "#2fa36b", "#b04fc4", "#c8463f", "#7a8491")
+_LOG_SPAN = 30.0
+_STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "pyratok",
+    "font.size": 9,
+    "text.color": _INK,
+    "axes.edgecolor": _INK,
+    "axes.labelcolor": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "grid.color": _INK,
+    "grid.alpha": 0.13,
+    "grid.linewidth": 0.6,
+}
+
+
+def curve_svg(points: Points, *, size: tuple[float, float] = (3.3, 1.75)) -> str:
+    """One value over the steps as an SVG element; long noisy curves get a smoothed line.
+
+    Points that are not finite are left out; a positive curve over more than a factor of 30 has a
+    logarithmic axis.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=size, layout="constrained")
+        _draw_curve(figure.subplots(), points, _ACCENT)
+        return _svg(figure)
+
+
+def curves_png(curves: Mapping[str, Points], path: str | os.PathLike, columns: int = 3) -> Path:
+    """All curves as one picture in a file, written atomically."""
+    rows = max(-(-len(curves) // columns), 1)
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(3.6 * columns, 2.3 * rows), layout="constrained", facecolor="w")
+        axes = np.ravel(figure.subplots(rows, columns, squeeze=False))
+        for axis, (name, points) in zip(axes, curves.items(), strict=False):
+            _draw_curve(axis, points, _SERIES[0])
+            axis.set_title(name, fontsize=9)
+        for axis in axes[len(curves) :]:
+            axis.set_axis_off()
+        return _png(figure, path)
+
+
+def rate_distortion_svg(series: Mapping[str, Points], quality: str = "PSNR (dB)") -> str:
+    """Quality over rate, one line of (bpp, quality) points per name, as an SVG element."""
+    with matplotlib.rc_context(_STYLE):
+        return _svg(_rate_distortion(series, quality))
+
+
+def rate_distortion_png(
+    series: Mapping[str, Points], path: str | os.PathLike, quality: str = "PSNR (dB)"
+) -> Path:
+    """Quality over rate as a picture in a file, written atomically."""
+    with matplotlib.rc_context(_STYLE):
+        figure = _rate_distortion(series, quality)
+        figure.set_facecolor("w")
+        return _png(figure, path)
+
+
+def _rate_distortion(series: Mapping[str, Points], quality: str) -> Figure:
+    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
+    axis = figure.subplots()
+    for number, (name, points) in enumerate(series.items()):
+        rates, values = np.array(sorted(points), float).reshape(-1, 2).T
+        colour = _SERIES[number % len(_SERIES)]
+        axis.plot(rates, values, "o-", color=colour, label=name, markersize=4, linewidth=1.4)
+    every = [rate for points in series.values() for rate, _ in points]
+    if every and min(every) > 0 and max(every) > 4 * min(every):
+        axis.set_xscale("log")
+    axis.set_xlabel("bits per pixel")
+    axis.set_ylabel(quality)
+    axis.grid(True, which="both")
+    if series:
+        axis.legend(frameon=False)
+    return figure
+
+
+def _draw_curve(axis: Axes, points: Points, colour: str) -> None:
+    steps, values = np.array(points, np.float64).reshape(-1, 2).T
+    keep = np.isfinite(values)
+    steps, values = steps[keep], values[keep]
+    window = len(values) // 20
+    if window > 2:
+        axis.plot(steps, values, color=colour, linewidth=0.7, alpha=0.3)
+        axis.plot(steps, _smoothed(values, window), color=colour, linewidth=1.6)
+    else:
+        few = len(values) < 12
+        axis.plot(steps, values, color=colour, linewidth=1.6, marker="o" if few else "", ms=3)
+    if len(values) and values.min() > 0 and values.max() > _LOG_SPAN * values.min():
+        axis.set_yscale("log")
+    else:
+        axis.ticklabel_format(axis="y", useOffset=False, scilimits=(-3, 4))
+        axis.locator_params(axis="y", nbins=4)
+    axis.locator_params(axis="x", nbins=4)
+    axis.grid(True)
+
+
+def _smoothed(values: np.ndarray, window: int) -> np.ndarray:
+    """Mean over the last `window` values, fewer at the start."""
+    sums = np.cumsum(np.concatenate([[0.0], values]))
+    end = np.arange(1, len(values) + 1)
+    start = np.maximum(end - window, 0)
+    return (sums[end] - sums[start]) / (end - start)
+
+
+def _svg(figure: Figure) -> str:
+    file = io.StringIO()
+    FigureCanvasSVG(figure)
+    figure.patch.set_alpha(0)
+    for axis in figure.axes:
+        axis.patch.set_alpha(0)
+    figure.savefig(file, format="svg", metadata={"Date": None})
+    text = file.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", text)
+    return text.replace(_INK, "currentColor").replace(_ACCENT, "var(--accent)")
+
+
+def _png(figure: Figure, path: str | os.PathLike) -> Path:
+    path = Path(path)
+    FigureCanvasAgg(figure)
+    scratch = path.parent / f".{path.name}.part"
+    figure.savefig(scratch, format="png", dpi=130)
+    os.replace(scratch, path)
+    return path

@@ -1,0 +1,118 @@
+"""Tables of quality and rate: which columns there are and how their values are written."""
+
+import html
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+# Key, heading, format. Keys that are not here follow in their own order, as they are.
+_COLUMNS = (
+    ("psnr", "PSNR ↑", "{:.2f}"),
+    ("psnr_video", "PSNR of video ↑", "{:.2f}"),
+    ("ssim", "SSIM ↑", "{:.4f}"),
+    ("ssim_uniform", "SSIM 7×7 ↑", "{:.4f}"),
+    ("lpips", "LPIPS ↓", "{:.4f}"),
+    ("lpips_alex", "LPIPS Alex ↓", "{:.4f}"),
+    ("bpp", "bpp", "{:.4f}"),
+    ("utilisation", "use", "{:.1%}"),
+    ("perplexity", "perplexity", "{:.0f}"),
+)
+_HIDDEN = ("name", "role")
+_PER_LEVEL = ("utilisation", "perplexity")
+
+Row = Mapping[str, Any]
+
+
+def expand_levels(row: Row) -> dict[str, Any]:
+    """A row in which values per level (lists, or `levels` entries) have a column each.
+
+    `utilisation` may be one number, a list of numbers, or come within `levels`, a list of what
+    `evaluation.metrics.CodeUsage.summary` returns.
+    """
+    flat: dict[str, Any] = {}
+    for key, value in row.items():
+        if key == "levels" and isinstance(value, Sequence) and not isinstance(value, str):
+            for number, level in enumerate(value, start=1):
+                flat |= {f"{name} {number}": level.get(name) for name in _PER_LEVEL}
+        elif isinstance(value, (list, tuple)):
+            flat |= {f"{key} {number}": entry for number, entry in enumerate(value, start=1)}
+        else:
+            flat[key] = value
+    return flat
+
+
+def columns_of(rows: Sequence[Row]) -> list[tuple[str, str, str]]:
+    """(key, heading, format) of the columns that at least one expanded row fills."""
+    used = dict.fromkeys(key for row in rows for key, value in row.items() if value is not None)
+    columns = []
+    for key, heading, style in _COLUMNS:
+        if key in used:
+            columns.append((key, heading, style))
+        levels = [name for name in used if name.rpartition(" ")[0] == key]
+        columns += [(name, f"{heading} L{name.rpartition(' ')[2]}", style) for name in levels]
+    known = {key for key, _, _ in columns}
+    rest = [key for key in used if key not in known and key not in _HIDDEN]
+    return columns + [(key, key.replace("_", " "), "{}") for key in rest]
+
+
+def write_value(value: Any, style: str) -> str:
+    """One cell: a dash for None, the column's format for numbers, text as it is."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or style == "{}":
+        return f"{value:.6g}" if isinstance(value, float) else str(value)
+    return style.format(value)
+
+
+def html_table(rows: Sequence[Row]) -> str:
+    """The table as HTML; rows with role "model" stand out. Empty without rows."""
+    if not rows:
+        return ""
+    rows = [expand_levels(row) for row in rows]
+    columns = columns_of(rows)
+    head = "".join(f"<th scope='col'>{html.escape(heading)}</th>" for _, heading, _ in columns)
+    body = []
+    for row in rows:
+        cells = "".join(
+            f"<td>{html.escape(write_value(row.get(key), style))}</td>" for key, _, style in columns
+        )
+        kind = " class='model'" if row.get("role") == "model" else ""
+        name = html.escape(str(row.get("name", "")))
+        body.append(f"<tr{kind}><th scope='row'>{name}</th>{cells}</tr>")
+    return (
+        "<div class='scroll'><table><thead><tr><th></th>"
+        f"{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
+    )
+
+
+def markdown_table(rows: Sequence[Row]) -> str:
+    """The same table in Markdown, for notes and papers."""
+    rows = [expand_levels(row) for row in rows]
+    columns = columns_of(rows)
+    lines = ["| | " + " | ".join(heading for _, heading, _ in columns) + " |"]
+    lines.append("|---" * (len(columns) + 1) + "|")
+    for row in rows:
+        cells = (write_value(row.get(key), style) for key, _, style in columns)
+        lines.append(f"| {row.get('name', '')} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def headline(rows: Sequence[Row]) -> list[tuple[str, str, str]]:
+    """(figure, unit, what it is) of the numbers that answer first how good the model is."""
+    by_role = {row.get("role"): row for row in rows}
+    model = by_role.get("model", {})
+    tiles = []
+    psnr = model.get("psnr")
+    if psnr is not None:
+        tiles.append((f"{psnr:.2f}", "dB", "PSNR of the reconstruction"))
+        for role, text, sign in (("step0", "over the model at step 0", 1), ("ceiling", "", -1)):
+            other = by_role.get(role, {}).get("psnr")
+            if other is not None:
+                gap = sign * (psnr - other)
+                text = text or ("below" if gap >= 0 else "above") + " the unquantised ceiling"
+                figure = f"{gap:+.2f}" if role == "step0" else f"{abs(gap):.2f}"
+                tiles.append((figure, "dB", text))
+    if model.get("lpips") is not None:
+        tiles.append((f"{model['lpips']:.3f}", "", "LPIPS, lower is better"))
+    if model.get("bpp") is not None:
+        tiles.append((f"{model['bpp']:.4f}", "bit/pixel", "rate of all tokens"))
+    return tiles
