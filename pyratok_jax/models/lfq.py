@@ -55,15 +55,15 @@ def nearest_valid(z: Float[Array, "*n bits"], vocabulary: int) -> Float[Array, "
     bits = z.shape[-1]
     if not 1 <= vocabulary <= 2**bits:
         raise ValueError(f"vocabulary {vocabulary} does not fit {bits} bits: 1 .. {2**bits}")
-    fixed, free = _candidates(vocabulary, bits)
+    fixed, free = code_families(vocabulary, bits)
     codes = jnp.where(free, hard_sign(z)[..., None, :], fixed.astype(z.dtype))
     scores = jnp.sum(codes * z[..., None, :], axis=-1)
     best = jnp.argmax(scores, axis=-1)
     return jnp.take_along_axis(codes, best[..., None, None], axis=-2)[..., 0, :]
 
 
-def _candidates(vocabulary: int, bits: int) -> tuple[np.ndarray, np.ndarray]:
-    """Fixed signs and free-bit masks, each (candidates, bits), of the families of valid ids."""
+def code_families(vocabulary: int, bits: int) -> tuple[np.ndarray, np.ndarray]:
+    """Fixed signs and free-bit masks, each (families, bits): disjoint, together all valid ids."""
     last = np.array([(vocabulary - 1) >> (bits - 1 - j) & 1 for j in range(bits)], bool)
     fixed, free = [last], [np.zeros(bits, bool)]
     for position in np.flatnonzero(last):

@@ -1,0 +1,226 @@
+"""The objective: every term, its weight, and their sum. A term of weight 0 is not computed."""
+
+import dataclasses
+from typing import NamedTuple, TypeVar
+
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from pyratok_jax.losses import codebook, drift, reconstruction
+from pyratok_jax.losses.codebook import CodeEmbedding
+from pyratok_jax.losses.reconstruction import ImageDistance
+from pyratok_jax.models.lapq import TextCondition
+from pyratok_jax.models.pyratok import PyraTokOutput
+
+Scalar = Float[Array, ""]
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class LossWeights:
+    """Weights of the four groups and of the terms inside them; 0 leaves a term out.
+
+    The groups' weights are the paper's. It states none inside the codebook group, where the terms
+    have different units (squares, nats per token); see `docs/losses.md` for these.
+
+    Attributes:
+        reconstruction, codebook, autoregressive, drift: weights of the groups.
+        l1, ssim, lpips: inside reconstruction.
+        commitment, entropy, hierarchy, text, text_codebook: inside codebook, per level.
+        drift_vae, drift_dinov3: inside drift.
+        retention: DINOv3 features of the output's frames (stage 3), on its own.
+    """
+
+    reconstruction: float = 2.5
+    codebook: float = 2.5
+    autoregressive: float = 1.5
+    drift: float = 0.6
+    l1: float = 1.0
+    ssim: float = 1.0
+    lpips: float = 1.0
+    commitment: float = 0.25
+    entropy: float = 0.1
+    hierarchy: float = 0.01
+    text: float = 0.01
+    text_codebook: float = 0.01
+    drift_vae: float = 1.0
+    drift_dinov3: float = 0.0
+    retention: float = 0.0
+
+    def effective(self) -> dict[str, float]:
+        """What each term's value is multiplied with in the total."""
+        groups = {
+            "reconstruction": ("l1", "ssim", "lpips"),
+            "codebook": ("commitment", "entropy", "hierarchy", "text", "text_codebook"),
+            "drift": ("drift_vae", "drift_dinov3"),
+        }
+        weights = {"autoregressive": self.autoregressive, "retention": self.retention}
+        for group, terms in groups.items():
+            weights |= {term: getattr(self, group) * getattr(self, term) for term in terms}
+        return weights
+
+
+@dataclasses.dataclass(frozen=True)
+class LossSettings:
+    """What the terms need beside their weights.
+
+    Attributes:
+        temperature: tau of the soft assignments; at 0.25 a logit z_j is the logit of its bit.
+        gamma: share of the batch entropy in the entropy term.
+        vocabulary: number of valid codes; None means 2^bits.
+        lpips_frames: frames per clip that LPIPS looks at; 0 for all.
+        dino_frames: frames per clip that DINO looks at; 0 for all.
+        text_codebook_tokens: tokens per clip and level in the text-codebook term; 0 for all.
+        smallest_logvar: log-variances count as at least this in the drift from the VAE.
+    """
+
+    temperature: float = 0.25
+    gamma: float = 1.0
+    vocabulary: int | None = None
+    lpips_frames: int = 0
+    dino_frames: int = 0
+    text_codebook_tokens: int = 1024
+    smallest_logvar: float = -30.0
+
+
+class Posterior(NamedTuple):
+    """Gaussian posterior of the frozen encoder."""
+
+    mean: Float[Array, "b t h w z"]
+    logvar: Float[Array, "b t h w z"]
+
+
+def _given(value: T | None, term: str, what: str) -> T:
+    if value is None:
+        raise ValueError(f"the term {term} has a weight but no {what} was given")
+    return value
+
+
+class Terms:
+    """Collects the values of the terms that have a weight."""
+
+    def __init__(self, weights: dict[str, float]):
+        self.weights = weights
+        self.values: dict[str, Scalar] = {}
+
+    def wants(self, name: str) -> bool:
+        """Whether the term has a weight."""
+        return self.weights[name] != 0
+
+    def total(self) -> Scalar:
+        """Weighted sum.
+
+        Raises:
+            ValueError: when no term has a weight.
+        """
+        weighted = [self.weights[name] * value for name, value in self.values.items()]
+        if not weighted:
+            raise ValueError("every loss weight is 0: there is nothing to train")
+        return sum(weighted[1:], weighted[0])
+
+
+def objective(
+    weights: LossWeights,
+    video: Float[Array, "b t h w 3"],
+    rebuilt: Float[Array, "b t h w 3"],
+    output: PyraTokOutput,
+    *,
+    settings: LossSettings = LossSettings(),
+    text: TextCondition | None = None,
+    embed: CodeEmbedding | None = None,
+    lpips: ImageDistance | None = None,
+    autoregressive: Scalar | None = None,
+    frozen: Posterior | None = None,
+    key: PRNGKeyArray | None = None,
+) -> tuple[Scalar, dict[str, Scalar]]:
+    """The total to minimise, and every term by name, unweighted.
+
+    Args:
+        weights: static; which terms are computed at all.
+        video: the clean target in [-1, 1].
+        rebuilt: decoded from the codes, not clamped.
+        output: of the encoder's pass that gave the codes.
+        settings: static.
+        text: the batch's captions; rows without words count nothing.
+        embed: the shared code embedding E.
+        lpips: distance of images in [-1, 1].
+        autoregressive: that term, computed by its own module.
+        frozen: posterior of the encoder without adapters, for the same input.
+        key: draws the frames that LPIPS and DINO look at; None spaces them evenly.
+
+    Raises:
+        ValueError: when a term has a weight but lacks its input, or no term has a weight.
+    """
+    terms = Terms(weights.effective())
+    _reconstruction_terms(terms, video, rebuilt, settings, lpips, key)
+    extra = _codebook_terms(terms, output, settings, text, embed)
+    if terms.wants("autoregressive"):
+        terms.values["autoregressive"] = _given(autoregressive, "autoregressive", "value")
+    if terms.wants("drift_vae"):
+        terms.values["drift_vae"] = drift.gaussian_kl(
+            output.mean,
+            output.logvar,
+            *_given(frozen, "drift_vae", "frozen posterior"),
+            smallest_logvar=settings.smallest_logvar,
+        )
+    total = terms.total()
+    return total, {"total": total, **terms.values, **extra}
+
+
+def _reconstruction_terms(
+    terms: Terms,
+    video: Array,
+    rebuilt: Array,
+    settings: LossSettings,
+    lpips: ImageDistance | None,
+    key: PRNGKeyArray | None,
+) -> None:
+    if terms.wants("l1"):
+        terms.values["l1"] = reconstruction.l1(video, rebuilt)
+    if terms.wants("ssim"):
+        terms.values["ssim"] = reconstruction.ssim_loss(video, rebuilt)
+    if terms.wants("lpips"):
+        distance = _given(lpips, "lpips", "LPIPS network")
+        terms.values["lpips"] = reconstruction.lpips_loss(
+            video, rebuilt, distance, frames=settings.lpips_frames, key=key
+        )
+
+
+def _codebook_terms(
+    terms: Terms,
+    output: PyraTokOutput,
+    settings: LossSettings,
+    text: TextCondition | None,
+    embed: CodeEmbedding | None,
+) -> dict[str, Scalar]:
+    """Each term summed over the levels; returns the entropies of every level, for the log."""
+    tau = settings.temperature
+    sums: dict[str, list[Scalar]] = {}
+    extra: dict[str, Scalar] = {}
+    for number, level in enumerate(output.levels):
+        if terms.wants("commitment"):
+            sums.setdefault("commitment", []).append(codebook.commitment(level.z, level.q))
+        if terms.wants("entropy"):
+            value, parts = codebook.entropy(
+                level.z, temperature=tau, gamma=settings.gamma, vocabulary=settings.vocabulary
+            )
+            sums.setdefault("entropy", []).append(value)
+            extra |= {f"{name}/level_{number + 1}": part for name, part in parts.items()}
+        if number and terms.wants("hierarchy"):
+            previous = output.levels[number - 1].z
+            value = codebook.hierarchy(level.z, previous, temperature=tau)
+            sums.setdefault("hierarchy", []).append(value)
+        if terms.wants("text"):
+            captioned = codebook.has_caption(_given(text, "text", "captions"))
+            value = codebook.text_alignment(level.z, level.text_logits, captioned, temperature=tau)
+            sums.setdefault("text", []).append(value)
+        if terms.wants("text_codebook"):
+            value = codebook.text_codebook(
+                level.q,
+                number,
+                _given(embed, "text_codebook", "code embedding"),
+                _given(text, "text_codebook", "captions"),
+                tokens=settings.text_codebook_tokens,
+            )
+            sums.setdefault("text_codebook", []).append(value)
+    terms.values |= {name: sum(values[1:], values[0]) for name, values in sums.items()}
+    return extra
