@@ -1,0 +1,83 @@
+"""The small VAE's own training: L1 + LPIPS + KL on short clips (the demo's frozen backbone)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, PRNGKeyArray
+from ml_collections import ConfigDict
+
+from pyratok_jax.data.arrays import PhasedClips
+from pyratok_jax.models.wan_vae.config import WanVAEConfig
+from pyratok_jax.models.wan_vae.model import WanVAE
+
+
+class BackboneSystem(nnx.Module):
+    """The VAE in training, and the frozen network that LPIPS is measured with."""
+
+    def __init__(self, config: ConfigDict, lpips: nnx.Module | None):
+        sizes = WanVAEConfig.from_dict(config.model.to_dict())
+        self.vae = WanVAE(sizes, rngs=nnx.Rngs(config.seed), remat=config.remat)
+        self.lpips = nnx.data(lpips)
+
+
+class BackboneTask:
+    """What `loop.train` needs to know of the VAE's training."""
+
+    def __init__(self, config: ConfigDict):
+        self.config = config
+        lpips = None
+        if config.loss.lpips:
+            from weights_conversion.lpips import load_lpips
+
+            lpips = load_lpips("vgg")
+        self.system = BackboneSystem(config, lpips)
+
+    def is_trainable(self, name: str, variable: nnx.Variable) -> bool:
+        """The whole VAE."""
+        return name.startswith("vae.")
+
+    def make_loader(self, index: int, count: int) -> PhasedClips:
+        """The stream of batches; this task runs on one host."""
+        data = self.config.data
+        return PhasedClips(data.phases, data.clips.to_dict(), self.config.seed)
+
+    def device_batch(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Of a batch, the arrays that the step reads."""
+        return {"video": batch["video"]}
+
+    def loss(
+        self,
+        system: BackboneSystem,
+        batch: Mapping[str, Array],
+        key: PRNGKeyArray,
+        progress: Float[Array, ""],
+    ) -> tuple[Float[Array, ""], dict[str, Array]]:
+        """L1 + w LPIPS + w KL to a unit Gaussian; LPIPS on some frames of clips only.
+
+        Single frames come in large batches for few steps of the whole, and LPIPS's network costs
+        more than the VAE itself there.
+        """
+        weights = self.config.loss
+        noise_key, pick_key = jax.random.split(key)
+        video = batch["video"].astype(jnp.float32) / 127.5 - 1.0
+        posterior = system.vae.encode(video)
+        noise = jax.random.normal(noise_key, posterior.mean.shape)
+        output = system.vae.decode(posterior.mean + jnp.exp(0.5 * posterior.logvar) * noise)
+        variance = jnp.exp(posterior.logvar)
+        kl = 0.5 * jnp.mean(posterior.mean**2 + variance - 1.0 - posterior.logvar)
+        terms = {
+            "l1": jnp.mean(jnp.abs(output - video)),
+            "kl": kl,
+            "psnr": -10 * jnp.log10(jnp.mean(jnp.square(jnp.clip(output, -1, 1) - video)) / 4),
+        }
+        total = terms["l1"] + weights.kl * kl + weights.mse * jnp.mean(jnp.square(output - video))
+        frames = min(weights.lpips_frames, video.shape[0] * video.shape[1])
+        if weights.lpips and video.shape[1] > 1 and frames:
+            pick = jax.random.permutation(pick_key, video.shape[0] * video.shape[1])[:frames]
+            a, b = (x.reshape(-1, *x.shape[2:])[pick] for x in (output, video))
+            terms["lpips"] = jnp.mean(system.lpips(a, b))
+            total = total + weights.lpips * terms["lpips"]
+        return total, terms

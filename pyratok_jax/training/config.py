@@ -1,0 +1,179 @@
+"""The keys that every training config has, with their defaults, and how a config file is read.
+
+A config file defines `get_config(argument="")` and returns an `ml_collections.ConfigDict` made from
+`training_config`. On the command line: `--config FILE[:ARGUMENT]` and `--config.key=value`; keys
+that do not exist are refused.
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_dict, config_flags
+
+from pyratok_jax.data.config import data_config
+from pyratok_jax.errors import UserError
+from pyratok_jax.losses.objective import LossSettings, LossWeights
+from pyratok_jax.models.masking import MaskingConfig
+from pyratok_jax.models.pyratok import PyraTokConfig
+
+
+def training_config(**changes: Any) -> ConfigDict:
+    """Defaults of everything but the model, the loss and the data source.
+
+    - task: "tokenizer" or "backbone" (the small VAE).
+    - steps, batch_size, accumulate, seed: batch_size is over all hosts and is cut into
+      `accumulate` parts.
+    - optimizer: see `optimizer.make_optimizer`; ema_decay: 0 keeps no averages.
+    - dtype: of activations; parameters are float32. remat: "none", "stages" or "all".
+    - mesh: sizes of the axes, see `sharding.make_mesh`; -1 takes what is left.
+    - checkpoint: every how many steps, how many to keep, and which to keep for ever (0: none).
+    - log_every: steps between logged losses; eval_every: between held-out checks (0: at the end).
+    - max_bad_steps: steps in a row with a loss that is not finite after which training stops.
+    - init_from: a checkpoint folder whose trainable arrays are the start (a previous stage).
+
+    Raises:
+        KeyError: an unknown key in `changes`.
+    """
+    config = ConfigDict(
+        {
+            "task": "tokenizer",
+            "steps": 1000,
+            "batch_size": 8,
+            "accumulate": 1,
+            "seed": 0,
+            "optimizer": {
+                "name": "adamw",
+                "learning_rate": 1e-4,
+                "warmup": 0,
+                "schedule": "cosine",
+                "final_share": 0.0,
+                "decay_share": 0.2,
+                "b1": 0.9,
+                "b2": 0.99,
+                "weight_decay": 0.0,
+                "clip_norm": 1.0,
+                "adam_share": 1.0,
+            },
+            "ema_decay": 0.0,
+            "dtype": "float32",
+            "remat": "none",
+            "mesh": {"data": -1, "fsdp": 1, "spatial": 1, "tensor": 1, "slices": 1},
+            "checkpoint": {"every": 500, "keep": 2, "keep_every": 0},
+            "log_every": 10,
+            "eval_every": 0,
+            "max_bad_steps": 10,
+            "init_from": "",
+            "data": data_config(),
+        }
+    )
+    for key in changes:
+        if key not in config:
+            raise KeyError(f"unknown key {key} of a training config; known: {', '.join(config)}")
+    with config.ignore_type():
+        config.update(changes)
+    return config
+
+
+def tokenizer_training_config(**changes: Any) -> ConfigDict:
+    """`training_config` with the keys of a tokenizer's training; defaults are the paper's.
+
+    - model: backbone (specification of the frozen VAE), head of the alignment, and tokenizer: the
+      fields of `PyraTokConfig` but `vae` and `text_width`, which the frozen parts give.
+    - language: specification, tokens per caption, layers used for the autoregressive loss (0: all),
+      what its backward pass keeps (remat).
+    - loss: weights and settings (`losses.objective`), token_budget of the autoregressive loss (0:
+      all tokens).
+    - masking: `models.masking.MaskingConfig`.
+    - calibration: batches of latents that the levels are fitted to before the first step (0: a
+      random start), and refinement steps.
+    - report: held-out clips that are shown and measured, their shape, LPIPS on or off.
+
+    Raises:
+        KeyError: an unknown key in `changes`.
+    """
+    config = training_config(**changes)
+    hidden = {"vae", "text_width"}
+    sizes = {
+        field.name: field.default
+        for field in dataclasses.fields(PyraTokConfig)
+        if field.name not in hidden
+    }
+    sizes["grids"] = "pyramid"  # A preset's name; a config file may set a tuple of strides.
+    parts = {
+        "model": {"backbone": "builtin:demo-backbone", "head": "lookup_free", "tokenizer": sizes},
+        "language": {"spec": "builtin:smollm2", "length": 128, "layers": 0, "remat": "layers"},
+        "loss": {
+            "weights": dataclasses.asdict(LossWeights()),
+            "settings": _without(dataclasses.asdict(LossSettings()), "vocabulary"),
+            "token_budget": 0,
+        },
+        "masking": dataclasses.asdict(MaskingConfig()),
+        "calibration": {"batches": 24, "steps": 300},
+        "report": {"clips": 8, "buckets": ("17x96x96",), "lpips": True},
+    }
+    for name, values in parts.items():
+        config[name] = ConfigDict(values)
+    # None leaves them open.
+    config.model.tokenizer.stages = config_dict.placeholder(tuple)
+    config.model.tokenizer.vocabulary = config_dict.placeholder(int)
+    return config
+
+
+def _without(values: dict[str, Any], key: str) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name != key}
+
+
+def parse_flags(arguments: list[str], *, default_config: str) -> tuple[ConfigDict, Path]:
+    """The config and the working folder that a command line asks for.
+
+    Raises:
+        UserError: an unreadable config file, an unknown key or flag, a value of the wrong type.
+    """
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file(
+        "config", default_config, "FILE[:ARGUMENT] of the config.", flag_values=values
+    )
+    flags.DEFINE_string(
+        "workdir", "", "Folder of checkpoints and results; continued when it holds a checkpoint. "
+        "Default: runs/NAME_OF_THE_CONFIG.", flag_values=values,
+    )  # fmt: skip
+    flags.DEFINE_bool("help", False, "Show this help and exit.", short_name="h", flag_values=values)
+    named = _config_file(arguments, default_config)
+    try:
+        rest = values(arguments)
+        if values["help"].value:
+            print(_about(named))
+            print(values.main_module_help() or values.get_help())
+            sys.exit(0)
+        config = values["config"].value
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, FileNotFoundError) as e:
+        raise UserError(f"command line of {named}: {_reason(e)}") from e
+    except (ImportError, SyntaxError) as error:
+        raise UserError(f"{named} is no readable config file: {_reason(error)}") from error
+    if rest[1:]:
+        raise UserError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
+    workdir = values["workdir"].value or f"runs/{Path(named.partition(':')[0]).stem}"
+    return config, Path(workdir)
+
+
+def _config_file(arguments: list[str], default: str) -> str:
+    """The FILE[:ARGUMENT] named on the command line, for messages and the default folder."""
+    for number, argument in enumerate(arguments):
+        name, _, value = argument.partition("=")
+        if name in ("--config", "-config"):
+            return value or (arguments[number + 1] if number + 1 < len(arguments) else default)
+    return default
+
+
+def _about(named: str) -> str:
+    path = Path(named.partition(":")[0])
+    return f"config: {named}" + ("" if path.is_file() else " (no such file)")
+
+
+def _reason(error: BaseException) -> str:
+    """The last line of the message: flag parsers put the reason behind their own words."""
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__

@@ -1,0 +1,83 @@
+"""Optimizers and learning-rate schedules by configuration."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import optax
+
+from pyratok_jax.errors import UserError
+
+OPTIMIZERS = ("adamw", "muon")
+SCHEDULES = ("cosine", "constant", "trapezoid")
+
+
+def learning_rate(config: Mapping[str, Any], steps: int) -> optax.Schedule:
+    """Linear warm-up, then the rest by `schedule`.
+
+    "cosine" falls to `final_share` of the peak at `steps`; "constant" stays; "trapezoid" stays and
+    falls linearly to `final_share` over the last `decay_share` of the steps.
+
+    Raises:
+        UserError: an unknown schedule, or a warm-up longer than the training.
+    """
+    peak, warmup = config["learning_rate"], config["warmup"]
+    if config["schedule"] not in SCHEDULES:
+        raise UserError(
+            f"optimizer.schedule is {config['schedule']!r}, expected {', '.join(SCHEDULES)}"
+        )
+    if warmup > steps:
+        raise UserError(f"optimizer.warmup {warmup} is longer than the {steps} steps of training")
+    if config["schedule"] == "constant":
+        rest: optax.Schedule = optax.constant_schedule(peak)
+    elif config["schedule"] == "cosine":
+        rest = optax.cosine_decay_schedule(peak, max(steps - warmup, 1), config["final_share"])
+    else:
+        length = max(round(steps * config["decay_share"]), 1)
+        begin = max(steps - warmup - length, 0)
+        rest = optax.linear_schedule(peak, peak * config["final_share"], length, begin)
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), rest], [warmup])
+
+
+def make_optimizer(config: Mapping[str, Any], steps: int) -> optax.GradientTransformation:
+    """Clipping by global norm, then AdamW, or Muon with Adam for all that is no matrix.
+
+    Args:
+        config: name, learning_rate, warmup, schedule, final_share, decay_share, b1, b2,
+            weight_decay, clip_norm (0: no clipping), adam_share (of Muon's rate, for its Adam).
+        steps: length of the training.
+
+    Raises:
+        UserError: an unknown name or schedule.
+    """
+    rate = learning_rate(config, steps)
+    if config["name"] == "adamw":
+        rule = optax.adamw(
+            rate, b1=config["b1"], b2=config["b2"], weight_decay=config["weight_decay"]
+        )
+    elif config["name"] == "muon":
+        rule = optax.contrib.muon(
+            rate,
+            adam_b1=config["b1"],
+            adam_b2=config["b2"],
+            adam_learning_rate=lambda count: config["adam_share"] * rate(count),
+            muon_weight_dimension_numbers=_matrices,
+            # Updates as large as Adam's, so that one learning rate suits every shape.
+            consistent_rms=0.2,
+        )
+    else:
+        raise UserError(f"optimizer.name is {config['name']!r}, expected {' or '.join(OPTIMIZERS)}")
+    if config["clip_norm"]:
+        return optax.chain(optax.clip_by_global_norm(config["clip_norm"]), rule)
+    return rule
+
+
+def _matrices(params: Any) -> Any:
+    """Kernels (*window, in, out) are matrices from (window, in) to out; all else goes to Adam."""
+
+    def numbers(x: jax.Array) -> optax.contrib.MuonDimensionNumbers | None:
+        if x.ndim < 2:
+            return None
+        return optax.contrib.MuonDimensionNumbers(tuple(range(x.ndim - 1)), (x.ndim - 1,))
+
+    return jax.tree.map(numbers, params)

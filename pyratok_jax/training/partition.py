@@ -1,0 +1,42 @@
+"""A module as two flat dictionaries of arrays: what training changes, and what it must not."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, TypeVar
+
+import jax
+from flax import nnx
+
+M = TypeVar("M", bound=nnx.Module)
+Arrays = dict[str, jax.Array]
+# Whether training changes a variable, by its dotted name in the module.
+Trainable = Callable[[str, nnx.Variable], bool]
+
+
+class Partition(Generic[M]):
+    """A module taken apart: `trainable` and `frozen` arrays by dotted name, and the way back.
+
+    Works on abstract modules (`nnx.eval_shape`) too; the dictionaries then hold shapes.
+    """
+
+    def __init__(self, module: M, is_trainable: Trainable):
+        self._graph, state = nnx.split(module)
+        self._variables: dict[str, tuple[tuple, nnx.Variable]] = {}
+        self.trainable: dict[str, Any] = {}
+        self.frozen: dict[str, Any] = {}
+        for path, variable in nnx.to_flat_state(state):
+            name = ".".join(map(str, path))
+            value = variable.get_value()
+            # The template must not keep the first weights alive.
+            shape = jax.ShapeDtypeStruct(value.shape, value.dtype)
+            self._variables[name] = (path, variable.replace(shape))
+            part = self.trainable if is_trainable(name, variable) else self.frozen
+            part[name] = value
+
+    def merge(self, *parts: Mapping[str, Any]) -> M:
+        """The module with arrays from `parts`, which together hold every name."""
+        values = {name: value for part in parts for name, value in part.items()}
+        flat = [
+            (path, variable.replace(values[name]))
+            for name, (path, variable) in self._variables.items()
+        ]
+        return nnx.merge(self._graph, nnx.from_flat_state(flat))

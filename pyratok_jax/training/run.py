@@ -1,0 +1,100 @@
+"""One tokenizer training from config to report."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from pyratok_jax.data.heldout import HeldoutClip, heldout_clips
+from pyratok_jax.reports.training import CALIBRATED, START, rebuild_all, report_training
+from pyratok_jax.tokenizer import load_tokenizer
+from pyratok_jax.training.loop import Trained, train
+from pyratok_jax.training.metrics import curves
+from pyratok_jax.training.partition import Partition
+from pyratok_jax.training.task import TokenizerTask
+
+BEFORE = "before.npz"
+
+
+def run(config: ConfigDict, workdir: Path) -> dict[str, Path] | None:
+    """Train and report; None when the training was interrupted (and saved).
+
+    Raises:
+        UserError: whatever the user can mend.
+    """
+    task = TokenizerTask(config)
+    clips = heldout_clips(config.data, tuple(config.report.buckets), config.report.clips)
+    console = Console(highlight=False)
+
+    def start(partition: Partition) -> bool:
+        """Measure the fresh model, then fit its levels to real latents."""
+        task.describe(workdir)
+        before = {START: _rebuilt(task, partition, clips)}
+        left = task.calibrate(partition)
+        if left:
+            shares = ", ".join(f"{share:.2f}" for share in left)
+            console.print(f"levels calibrated: variance of the latent left after each: {shares}")
+            before[CALIBRATED] = _rebuilt(task, partition, clips)
+        _write_before(workdir, before)
+        return bool(left)
+
+    trained = train(config, workdir, task, on_start=start)
+    if not trained.finished:
+        return None
+    if jax.process_index():
+        return {}
+    return _report(task, trained, clips, workdir)
+
+
+def _rebuilt(
+    task: TokenizerTask, partition: Partition, clips: list[HeldoutClip]
+) -> dict[str, np.ndarray]:
+    system = partition.merge(partition.trainable, partition.frozen)
+    return rebuild_all(task.wrap(system), clips)
+
+
+def _report(
+    task: TokenizerTask, trained: Trained, clips: list[HeldoutClip], workdir: Path
+) -> dict[str, Path]:
+    lpips = None
+    if task.config.report.lpips:
+        from weights_conversion.lpips import load_lpips
+
+        lpips = {"vgg": load_lpips("vgg")}
+    outputs = report_training(
+        load_tokenizer(workdir),
+        clips,
+        _read_before(workdir),
+        workdir,
+        curves=curves(workdir / "metrics.jsonl"),
+        settings=task.config.to_dict(),
+        lpips=lpips,
+        facts={"steps": int(trained.state.step), "skipped_steps": int(trained.state.skipped)},
+    )
+    return {"checkpoint": workdir / "checkpoints", **outputs, "TensorBoard events": workdir}
+
+
+def _write_before(workdir: Path, before: dict[str, dict[str, np.ndarray]]) -> None:
+    arrays: dict[str, Any] = {
+        f"{stage}|{name}": video
+        for stage, videos in before.items()
+        for name, video in videos.items()
+    }
+    scratch = workdir / f".{BEFORE}.tmp.npz"
+    np.savez_compressed(scratch, **arrays)
+    scratch.replace(workdir / BEFORE)
+
+
+def _read_before(workdir: Path) -> dict[str, dict[str, np.ndarray]]:
+    """Reconstructions before training by stage and clip; empty when they were not kept."""
+    found: dict[str, dict[str, np.ndarray]] = {}
+    path = workdir / BEFORE
+    if path.exists():
+        with np.load(path, allow_pickle=False) as file:
+            for key in file.files:
+                stage, name = key.split("|", 1)
+                found.setdefault(stage, {})[name] = file[key]
+    return found

@@ -1,0 +1,136 @@
+"""One training step as a pure function: gradients, a guard against bad ones, update, averages."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from pyratok_jax.training.partition import Arrays
+
+Batch = Mapping[str, Array]
+Metrics = dict[str, Array]
+# (trainable, frozen, batch, key, progress in [0, 1]) -> (loss, terms)
+Loss = Callable[
+    [Arrays, Arrays, Batch, PRNGKeyArray, Float[Array, ""]], tuple[Float[Array, ""], Metrics]
+]
+
+
+class TrainState(NamedTuple):
+    """All that a step changes, and all that a checkpoint must hold beside the data's state.
+
+    Attributes:
+        step: steps done.
+        params: trainable arrays by name, float32.
+        opt_state: the optimizer's.
+        ema: exponential moving averages of `params`; empty when not asked for.
+        skipped: steps skipped so far because loss or gradient was not finite.
+        skipped_in_a_row: of these, the latest unbroken run.
+    """
+
+    step: Int[Array, ""]
+    params: Arrays
+    opt_state: Any
+    ema: Arrays
+    skipped: Int[Array, ""]
+    skipped_in_a_row: Int[Array, ""]
+
+
+def initial_state(
+    params: Arrays, optimizer: optax.GradientTransformation, ema_decay: float = 0.0
+) -> TrainState:
+    """The state before the first step."""
+
+    # Each counter needs a buffer of its own, since the step donates them.
+    def zero() -> Array:
+        return jnp.zeros((), jnp.int32)
+
+    ema = jax.tree.map(jnp.copy, params) if ema_decay else {}
+    return TrainState(zero(), params, optimizer.init(params), ema, zero(), zero())
+
+
+def make_train_step(
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    *,
+    steps: int,
+    seed: int,
+    accumulate: int = 1,
+    ema_decay: float = 0.0,
+) -> Callable[[TrainState, Arrays, Batch], tuple[TrainState, Metrics]]:
+    """The step; jit it with the state donated.
+
+    All randomness is a function of (seed, step). A step whose loss or gradient is not finite
+    leaves parameters, optimizer and averages as they were and is counted.
+
+    Args:
+        loss: see `Loss`.
+        optimizer: of the trainable arrays.
+        steps: length of the training, for the progress that schedules see.
+        seed: of all randomness.
+        accumulate: parts that a batch is cut into, their gradients averaged; statistics over the
+            batch (entropies) are then taken over each part.
+        ema_decay: of the moving averages; 0 keeps none.
+    """
+
+    def gradients(
+        params: Arrays, frozen: Arrays, batch: Batch, key: PRNGKeyArray, progress: Array
+    ) -> tuple[Arrays, Array, Metrics]:
+        (value, terms), grads = jax.value_and_grad(loss, has_aux=True)(
+            params, frozen, batch, key, progress
+        )
+        return grads, value, terms
+
+    def step(state: TrainState, frozen: Arrays, batch: Batch) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        progress = state.step / max(steps, 1)
+        if accumulate == 1:
+            grads, value, terms = gradients(state.params, frozen, batch, key, progress)
+        else:
+            grads, value, terms = _accumulated(
+                lambda part, key: gradients(state.params, frozen, part, key, progress),
+                batch,
+                key,
+                accumulate,
+            )
+        norm = optax.global_norm(grads)
+        good = jnp.isfinite(value) & jnp.isfinite(norm)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = {k: ema_decay * v + (1 - ema_decay) * params[k] for k, v in state.ema.items()}
+        params, opt_state, ema = jax.tree.map(
+            lambda new, old: jnp.where(good, new, old),
+            (params, opt_state, ema),
+            (state.params, state.opt_state, state.ema),
+        )
+        bad = 1 - good.astype(jnp.int32)
+        in_a_row = (state.skipped_in_a_row + 1) * bad
+        metrics = {"loss": value, "grad_norm": norm, "skipped_steps": state.skipped + bad} | terms
+        new = TrainState(state.step + 1, params, opt_state, ema, state.skipped + bad, in_a_row)
+        return new, metrics
+
+    return step
+
+
+def _accumulated(
+    gradients: Callable[[Batch, PRNGKeyArray], tuple[Arrays, Array, Metrics]],
+    batch: Batch,
+    key: PRNGKeyArray,
+    parts: int,
+) -> tuple[Arrays, Array, Metrics]:
+    """Means over the parts of a batch, one after the other."""
+    # Rows are dealt out in turn, so that each part lies on all devices.
+    pieces = {k: v.reshape(-1, parts, *v.shape[1:]).swapaxes(0, 1) for k, v in batch.items()}
+
+    def body(total: Any, item: tuple[Batch, Array]) -> tuple[Any, None]:
+        part, index = item
+        result = gradients(part, jax.random.fold_in(key, index))
+        return jax.tree.map(jnp.add, total, result), None
+
+    first = {k: v[0] for k, v in pieces.items()}
+    shapes = jax.eval_shape(gradients, first, key)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    total, _ = jax.lax.scan(body, zeros, (pieces, jnp.arange(parts)))
+    return jax.tree.map(lambda x: x / parts, total)

@@ -1,0 +1,126 @@
+"""The tokenizer in training: its modules, which of them train, and its loss."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, PRNGKeyArray
+from ml_collections import ConfigDict
+
+from pyratok_jax.losses.autoregressive import autoregressive_loss
+from pyratok_jax.losses.objective import LossSettings, LossWeights, Posterior, objective
+from pyratok_jax.models.alignment import Alignment
+from pyratok_jax.models.language.text import TextEncoder
+from pyratok_jax.models.lapq import TextCondition
+from pyratok_jax.models.lora import LoRAParam, without_adapters
+from pyratok_jax.models.masking import MaskingConfig, mask_video
+from pyratok_jax.models.pyratok import PyraTok, PyraTokConfig
+
+# What trains beside the adapters; everything else is frozen.
+TRAINED = ("tokenizer.blocks.", "tokenizer.synthesis.", "tokenizer.quantizer.",
+           "tokenizer.null_text", "tokenizer.mask_value", "alignment.", "drift.")  # fmt: skip
+
+
+class TokenizerSystem(nnx.Module):
+    """Tokenizer, alignment with the language model, and the frozen networks of the losses."""
+
+    def __init__(
+        self,
+        tokenizer: PyraTok,
+        alignment: Alignment,
+        text: TextEncoder,
+        lpips: nnx.Module | None,
+    ):
+        self.tokenizer = tokenizer
+        self.alignment = alignment
+        self.text = text
+        self.lpips = nnx.data(lpips)
+
+
+def is_trainable(name: str, variable: nnx.Variable) -> bool:
+    """Adapters, levels, synthesis, learned embeddings and the alignment module."""
+    return isinstance(variable, LoRAParam) or name.startswith(TRAINED)
+
+
+def tokenizer_config(config: ConfigDict, vae: Any, text_width: int) -> PyraTokConfig:
+    """Sizes of the tokenizer that a training config asks for, around a VAE and a text width."""
+    return PyraTokConfig(vae=vae, text_width=text_width, **config.model.tokenizer.to_dict())
+
+
+class TokenizerLoss:
+    """The whole objective (see `losses.objective`) of one batch, masking included."""
+
+    def __init__(self, config: ConfigDict):
+        values = config.loss.to_dict()
+        self.weights = LossWeights(**values["weights"])
+        self.settings = LossSettings(
+            vocabulary=config.model.tokenizer.vocabulary, **values["settings"]
+        )
+        self.token_budget = config.loss.token_budget
+        self.language_layers = config.language.layers or None
+        self.masking = MaskingConfig(**config.masking.to_dict())
+
+    def __call__(
+        self,
+        system: TokenizerSystem,
+        batch: Mapping[str, Array],
+        key: PRNGKeyArray,
+        progress: Float[Array, ""],
+    ) -> tuple[Float[Array, ""], dict[str, Array]]:
+        """Total and terms; the encoder sees the masked clip, the target is the clean one."""
+        mask_key, crop_key, frames_key = jax.random.split(key, 3)
+        video = batch["video"].astype(jnp.float32) / 127.5 - 1.0
+        text, cache = self._read(system, batch)
+        tokenizer = system.tokenizer
+        masked = mask_video(video, tokenizer.mask_value[...], mask_key, progress, self.masking)
+        output = tokenizer.encode(masked, text)
+        rebuilt = tokenizer.decode(output.latent)
+        extra, predicted = {}, None
+        if self.weights.autoregressive:
+            codes = tuple(level.q for level in output.levels)
+            predicted, extra = autoregressive_loss(
+                system.alignment,
+                system.text.language_model,
+                codes,
+                cache,
+                self.token_budget or None,
+                crop_key,
+                layers=self.language_layers,
+            )
+        total, terms = objective(
+            self.weights,
+            video,
+            rebuilt,
+            output,
+            settings=self.settings,
+            text=text,
+            embed=system.alignment.embed,
+            lpips=system.lpips,
+            autoregressive=predicted,
+            frozen=self._frozen_posterior(tokenizer, masked),
+            key=frames_key,
+        )
+        error = jnp.mean(jnp.square(jnp.clip(rebuilt, -1.0, 1.0) - video)) / 4
+        terms["psnr"] = -10.0 * jnp.log10(jnp.maximum(error, 1e-10))
+        return total, terms | {f"autoregressive/{name}": value for name, value in extra.items()}
+
+    def _read(
+        self, system: TokenizerSystem, batch: Mapping[str, Array]
+    ) -> tuple[TextCondition, Any]:
+        """Text embeddings, and the cache from which the autoregressive pass goes on."""
+        ids, mask = batch["text_ids"], batch["text_mask"]
+        text, cache = system.text.read(ids, mask)
+        embeddings = text.embeddings.astype(jnp.float32)
+        if self.language_layers:
+            model = system.text.language_model
+            output = model(ids, mask, layers=self.language_layers, keep_cache=True)
+            cache = jax.lax.stop_gradient(output).cache
+        return text._replace(embeddings=embeddings), cache
+
+    def _frozen_posterior(self, tokenizer: PyraTok, masked: Array) -> Posterior | None:
+        if not self.weights.effective()["drift_vae"]:
+            return None
+        encoded = without_adapters(tokenizer.vae).encode(jax.lax.stop_gradient(masked))
+        return Posterior(*jax.lax.stop_gradient((encoded.mean, encoded.logvar)))

@@ -1,0 +1,140 @@
+"""Training a tokenizer: frozen parts loaded, data opened, levels calibrated before the first step."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+
+from pyratok_jax.data.captions import CaptionTokenizer
+from pyratok_jax.data.pipeline import ClipLoader, make_loader
+from pyratok_jax.models.alignment import Alignment
+from pyratok_jax.models.language.text import TextEncoder
+from pyratok_jax.models.pyratok import PyraTok
+from pyratok_jax.models.wan_vae.model import WanVAE
+from pyratok_jax.pretrained import load_backbone, load_language
+from pyratok_jax.tokenizer import Tokenizer, to_model_range, write_description
+from pyratok_jax.training.calibration import calibrate
+from pyratok_jax.training.partition import Partition
+from pyratok_jax.training.system import (
+    TokenizerLoss,
+    TokenizerSystem,
+    is_trainable,
+    tokenizer_config,
+)
+from weights_conversion.modules import build_module
+
+
+class TokenizerTask:
+    """What `loop.train` needs to know of a tokenizer's training."""
+
+    def __init__(self, config: ConfigDict):
+        self.config = config
+        self.backbone = load_backbone(config.model.backbone)
+        self.language = load_language(config.language.spec, remat=config.language.remat)
+        self.captions = CaptionTokenizer(self.language.tokenizer, config.language.length)
+        self.loss = TokenizerLoss(config)
+        self.system = self._build()
+
+    def _build(self) -> TokenizerSystem:
+        config = self.config
+        width = self.language.model.config.width
+        sizes = tokenizer_config(config, self.backbone.config, width)
+        dtype = jnp.dtype(config.dtype)
+        vae = build_module(
+            lambda: WanVAE(sizes.vae, rngs=nnx.Rngs(0), dtype=dtype, remat=config.remat),
+            self.backbone.arrays,
+        )
+        rngs = nnx.Rngs(config.seed)
+        tokenizer = PyraTok(sizes, rngs=rngs, vae=vae, dtype=dtype)
+        alignment = Alignment(**self.alignment_arguments(), rngs=rngs)
+        lpips = None
+        if self.loss.weights.effective()["lpips"]:
+            from weights_conversion.lpips import load_lpips
+
+            lpips = load_lpips("vgg")
+        return TokenizerSystem(tokenizer, alignment, TextEncoder(self.language.model), lpips)
+
+    def alignment_arguments(self) -> dict[str, Any]:
+        """Arguments of `Alignment`, kept beside the checkpoints."""
+        sizes = tokenizer_config(self.config, self.backbone.config, 1)
+        return {
+            "bits": sizes.bits,
+            "levels": len(sizes.grids),
+            "language_width": self.language.model.config.width,
+            "head": self.config.model.head,
+        }
+
+    def is_trainable(self, name: str, variable: nnx.Variable) -> bool:
+        """See `system.is_trainable`."""
+        return is_trainable(name, variable)
+
+    def make_loader(self, index: int, count: int) -> ClipLoader:
+        """The training stream of one host."""
+        return make_loader(
+            self.config.data,
+            seed=self.config.seed,
+            batch_size=self.config.batch_size,
+            tokenize=self.captions,
+            process_index=index,
+            process_count=count,
+        )
+
+    def device_batch(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Of a batch, the arrays that the step reads."""
+        return {name: batch[name] for name in ("video", "text_ids", "text_mask")}
+
+    def wrap(self, system: TokenizerSystem) -> Tokenizer:
+        """The tokenizer inside a system, for measuring it without a checkpoint."""
+        return Tokenizer(
+            system.tokenizer,
+            text=system.text,
+            captions=self.captions,
+            alignment=system.alignment,
+        )
+
+    def calibrate(self, partition: Partition) -> list[float]:
+        """Fit the levels' linear paths to latents of real clips, in the partition's arrays.
+
+        Returns:
+            share of the latent's variance left after each level.
+        """
+        settings = self.config.calibration
+        if not settings.batches or self.config.model.tokenizer.get("quantizer", "lapq") != "lapq":
+            return []
+        system = partition.merge(partition.trainable, partition.frozen)
+        graph, state = nnx.split(system.tokenizer)
+
+        @jax.jit
+        def latents(state: Any, video: Any) -> Any:
+            vae = nnx.merge(graph, state).vae
+            return vae.normalize(vae.encode(to_model_range(video)).mean.astype(jnp.float32))
+
+        loader = self.make_loader(0, 1)
+        found = [
+            np.asarray(latents(state, jnp.asarray(next(loader)["video"])))
+            for _ in range(settings.batches)
+        ]
+        loader.close()
+        left = calibrate(system.tokenizer, found, seed=self.config.seed, steps=settings.steps)
+        partition.trainable.update(Partition(system, is_trainable).trainable)
+        return left
+
+    def describe(self, workdir: Path) -> None:
+        """Write what `load_tokenizer` must know beside the checkpoints."""
+        width = self.language.model.config.width
+        write_description(
+            workdir,
+            tokenizer_config(self.config, self.backbone.config, width),
+            backbone={"spec": self.config.model.backbone, "sha256": self.backbone.sha256},
+            language_model={
+                "spec": self.config.language.spec,
+                "sha256": self.language.sha256,
+                "length": self.config.language.length,
+            },
+            alignment=self.alignment_arguments(),
+        )
