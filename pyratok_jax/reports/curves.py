@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
 Points = Sequence[tuple[float, float]]
 
@@ -93,6 +94,9 @@ def _rate_distortion(series: Mapping[str, Points], quality: str) -> Figure:
     every = [rate for points in series.values() for rate, _ in points]
     if every and min(every) > 0 and max(every) > 4 * min(every):
         axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+        axis.xaxis.set_minor_formatter(NullFormatter())
     axis.set_xlabel("bits per pixel")
     axis.set_ylabel(quality)
     axis.grid(True, which="both")

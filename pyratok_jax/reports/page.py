@@ -16,7 +16,7 @@ from pyratok_jax.reports.style import SCRIPT, STYLE
 from pyratok_jax.reports.tables import headline, html_table
 
 _MAIN = ("input", "reconstruction", "error")
-_TITLES = {"step 0": "at step 0", "ceiling": "unquantised ceiling"}
+_TITLES = {"step 0": "at step 0"}
 
 
 def render_page(
@@ -62,9 +62,10 @@ def _reading() -> str:
     colours = error_colours()[np.linspace(0, ERROR_FULL_SCALE, 9).astype(int)]
     stops = ", ".join(f"rgb({r} {g} {b})" for r, g, b in colours.tolist())
     return (
-        "<p class='faint small'>All panels of a clip play in step. In the maps of the levels each "
-        "token is a rectangle, coloured by the first three principal components of its code's "
-        "embedding; equal colours mean similar codes, in all levels of a clip.</p>"
+        "<p class='faint small'>All panels of a clip play in step. The ceiling is the frozen VAE "
+        "without quantisation, step 0 the same model before training. In the maps of the levels "
+        "each token is a rectangle, coloured by the first three principal components of its "
+        "code's embedding; equal colours mean similar codes, in all levels of a clip.</p>"
         "<p class='legend'>error 0 <i style='background: linear-gradient(to right, "
         f"{stops})'></i> {ERROR_FULL_SCALE} and more of 255</p>"
     )
@@ -112,7 +113,7 @@ def _film(film: Film, notes: Mapping[str, str], sharp: frozenset[str]) -> str:
     return (
         f"<div class='film' data-frames='{film.frames}' data-fps='{film.fps:.6g}'>"
         f"<video class='source' src='{film.url}' muted loop playsinline controls preload='auto'>"
-        f"</video>{groups}<div class='controls'><button type='button'>Play</button>"
+        f"</video><div class='groups'>{groups}</div><div class='controls'><button type='button'>Play</button>"
         f"<input type='range' min='0' max='{film.frames - 1}' value='0' aria-label='frame'>"
         f"<output></output><select aria-label='speed'>{speeds}</select></div></div>"
     )

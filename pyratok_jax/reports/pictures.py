@@ -11,8 +11,8 @@ from pyratok_jax.models.grids import Stride
 
 # An error of this many of 255 grey levels has the brightest colour, in every picture.
 ERROR_FULL_SCALE = 64
-# Colours span these percentiles of each principal component; the rest saturates.
-_COLOUR_RANGE = (1.0, 99.0)
+# Colours reach this percentile of each component's size; the rest saturates.
+_COLOUR_REACH = 98.0
 _MOST_FITTED = 50_000
 
 
@@ -76,21 +76,16 @@ def _principal_colours(levels: list[np.ndarray]) -> list[np.ndarray]:
     fitted = [e[:: -(-len(e) // share)] for e in centred]
     covariance = sum(e.T.astype(np.float64) @ e / len(e) for e in fitted)
     components = np.linalg.eigh(covariance)[1][:, ::-1][:, :3]
+    # An eigenvector's sign is arbitrary: its largest entry is made positive.
     largest = np.abs(components).argmax(axis=0)
-    components = components * np.where(
-        np.take_along_axis(components, largest[None], axis=0) < 0, -1, 1
-    )
-    if components.shape[1] < 3:
-        components = np.pad(components, ((0, 0), (0, 3 - components.shape[1])))
+    components *= np.where(np.take_along_axis(components, largest[None], axis=0) < 0, -1, 1)
+    components = np.pad(components, ((0, 0), (0, 3 - components.shape[1])))
     projected = [e @ components for e in centred]
-    low, high = np.percentile(np.concatenate(projected), _COLOUR_RANGE, axis=0)
+    reach = np.percentile(np.abs(np.concatenate(projected)), _COLOUR_REACH, axis=0)
     # A component without spread stays in the middle of its colour.
-    scale = np.where(high - low > 1e-6, 1 / np.maximum(high - low, 1e-6), 0.0)
-    middle = (low + high) / 2
+    scale = np.where(reach > 1e-6, 0.5 / np.maximum(reach, 1e-6), 0.0)
     return [
-        np.rint(np.clip((p - middle) * scale + 0.5, 0, 1) * 255)
-        .astype(np.uint8)
-        .reshape(*e.shape[:3], 3)
+        np.rint(np.clip(p * scale + 0.5, 0, 1) * 255).astype(np.uint8).reshape(*e.shape[:3], 3)
         for p, e in zip(projected, levels, strict=True)
     ]
 

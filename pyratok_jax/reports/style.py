@@ -70,7 +70,7 @@ canvas { display: block; width: 100%; height: auto; border-radius: 3px; backgrou
 canvas.sharp { image-rendering: pixelated; }
 .source { max-width: 100%; }
 .ready .source { position: absolute; width: 1px; height: 1px; opacity: 0; pointer-events: none; }
-.still .panels, .film:not(.ready) .panels, .film:not(.ready) .controls { display: none; }
+.film:not(.ready) .panels, .film:not(.ready) .controls { display: none; }
 .film { position: relative; }
 .controls { display: flex; align-items: center; gap: 12px; margin-top: 14px; font-size: 14px; }
 .controls input { flex: 1; min-width: 60px; accent-color: var(--accent); }
@@ -109,8 +109,8 @@ footer { margin-top: 52px; color: var(--faint); font-size: 14px; }
   .tile:first-child { grid-column: 1 / -1; }
   .tile b { font-size: 24px; }
   .clip { padding: 12px; }
-  .main, .more { grid-template-columns: repeat(2, minmax(0, 1fr)); }
-  .main figure:nth-child(3):last-child { grid-column: 1 / -1; max-width: 50%; }
+  .ready .groups { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 10px; }
+  .ready .panels { display: contents; }
   .curves { grid-template-columns: 1fr; }
   .controls { flex-wrap: wrap; }
   .controls input { order: 5; flex-basis: 100%; }
