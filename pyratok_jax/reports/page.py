@@ -113,7 +113,8 @@ def _film(film: Film, notes: Mapping[str, str], sharp: frozenset[str]) -> str:
     return (
         f"<div class='film' data-frames='{film.frames}' data-fps='{film.fps:.6g}'>"
         f"<video class='source' src='{film.url}' muted loop playsinline controls preload='auto'>"
-        f"</video><div class='groups'>{groups}</div><div class='controls'><button type='button'>Play</button>"
+        f"</video><div class='groups'>{groups}</div>"
+        "<div class='controls'><button type='button'>Play</button>"
         f"<input type='range' min='0' max='{film.frames - 1}' value='0' aria-label='frame'>"
         f"<output></output><select aria-label='speed'>{speeds}</select></div></div>"
     )

@@ -57,7 +57,8 @@ tbody tr:last-child > * { border-bottom: 0; }
 .panels { display: grid; gap: 10px; }
 .main { grid-template-columns: repeat(3, minmax(0, 1fr)); }
 .more { grid-template-columns: repeat(var(--count), minmax(0, 1fr)); margin-top: 12px; }
-figure { margin: 0; min-width: 0; }
+figure { margin: 0; min-width: 0; display: flex; flex-direction: column; }
+figure > :last-child { margin-top: auto; }
 figcaption {
   display: flex; flex-wrap: wrap; justify-content: space-between; column-gap: 8px;
   font-size: 14px; line-height: 1.4; margin-bottom: 4px;

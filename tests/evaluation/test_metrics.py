@@ -1,10 +1,13 @@
 """Metrics against loops in float64 written from the definitions, and values known by hand."""
 
 import dm_pix
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from pyratok_jax.evaluation import metrics
+from pyratok_jax.models.lpips import LPIPS
 
 
 def videos(t=3, h=24, w=20, noise=30, seed=0):
@@ -102,6 +105,15 @@ def test_lpips_gets_the_range_and_each_frame_once(monkeypatch):
     np.testing.assert_allclose(values, wanted, rtol=1e-5)
     assert seen == [3, 3, 3]
     assert np.isnan(metrics.lpips_frames(original[:, :31], other[:, :31], network)).all()
+
+
+def test_lpips_of_a_module_is_that_of_its_plain_call():
+    network = LPIPS("alex", rngs=nnx.Rngs(0))
+    original, other = videos(t=2, h=40, w=36)
+    a, b = (jnp.asarray(x, jnp.float32) / 127.5 - 1 for x in (original, other))
+    values = metrics.lpips_frames(original, other, network)
+    np.testing.assert_allclose(values, network(a, b), rtol=1e-4)
+    assert (values > 0).all()
 
 
 def test_pieces_measure_like_the_whole():
