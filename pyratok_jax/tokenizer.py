@@ -235,9 +235,7 @@ def _locate(path: Path) -> tuple[Path, int]:
         return path.parent.parent, int(path.name)
     step = newest_step(path) if path.is_dir() else None
     if step is None:
-        raise UserError(
-            f"--checkpoint {path} holds no checkpoint; name the --workdir of a training"
-        )
+        raise UserError(f"--checkpoint {path} holds no checkpoint; name a training's --workdir")
     return path, step
 
 

@@ -1,10 +1,13 @@
 """The small VAE's own training: L1 + LPIPS + KL on short clips (the demo's frozen backbone)."""
 
+import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 from ml_collections import ConfigDict
@@ -12,6 +15,10 @@ from ml_collections import ConfigDict
 from pyratok_jax.data.arrays import PhasedClips
 from pyratok_jax.models.wan_vae.config import WanVAEConfig
 from pyratok_jax.models.wan_vae.model import WanVAE
+from pyratok_jax.pretrained import write_backbone
+from pyratok_jax.tokenizer import to_model_range
+from pyratok_jax.training.loop import Trained, train
+from weights_conversion.modules import module_arrays
 
 
 class BackboneSystem(nnx.Module):
@@ -62,7 +69,7 @@ class BackboneTask:
         """
         weights = self.config.loss
         noise_key, pick_key = jax.random.split(key)
-        video = batch["video"].astype(jnp.float32) / 127.5 - 1.0
+        video = to_model_range(batch["video"])
         posterior = system.vae.encode(video)
         noise = jax.random.normal(noise_key, posterior.mean.shape)
         output = system.vae.decode(posterior.mean + jnp.exp(0.5 * posterior.logvar) * noise)
@@ -73,7 +80,8 @@ class BackboneTask:
             "kl": kl,
             "psnr": -10 * jnp.log10(jnp.mean(jnp.square(jnp.clip(output, -1, 1) - video)) / 4),
         }
-        total = terms["l1"] + weights.kl * kl + weights.mse * jnp.mean(jnp.square(output - video))
+        kl_weight = weights.kl_clips if video.shape[1] > 1 else weights.kl_frames
+        total = terms["l1"] + kl_weight * kl + weights.mse * jnp.mean(jnp.square(output - video))
         frames = min(weights.lpips_frames, video.shape[0] * video.shape[1])
         if weights.lpips and video.shape[1] > 1 and frames:
             pick = jax.random.permutation(pick_key, video.shape[0] * video.shape[1])[:frames]
@@ -81,3 +89,37 @@ class BackboneTask:
             terms["lpips"] = jnp.mean(system.lpips(a, b))
             total = total + weights.lpips * terms["lpips"]
         return total, terms
+
+
+def run(config: ConfigDict, workdir: Path) -> dict[str, Path] | None:
+    """Train the VAE and write its averaged weights; None when interrupted (and saved).
+
+    Raises:
+        UserError: whatever the user can mend.
+    """
+    task = BackboneTask(config)
+    trained = train(config, workdir, task)
+    if not trained.finished:
+        return None
+    return {"checkpoint": workdir / "checkpoints", **export(task, trained, workdir)}
+
+
+def export(task: BackboneTask, trained: Trained, workdir: Path) -> dict[str, Path]:
+    """Measure the latents' statistics and held-out quality, write the weights and a model card."""
+    weights = trained.state.ema or trained.state.params
+    system = trained.partition.merge(weights, trained.frozen)
+    graph, state = nnx.split(system.vae)
+    encode = jax.jit(lambda s, x: nnx.merge(graph, s).encode(to_model_range(x)).mean)
+    loader = task.make_loader(0, 1)
+    loader.set_state({"step": task.config.steps})
+    latents = [np.asarray(encode(state, next(loader)["video"])) for _ in range(32)]
+    flat = np.concatenate([x.reshape(-1, x.shape[-1]) for x in latents])
+    sizes = dataclasses.replace(
+        system.vae.config,
+        latents_mean=tuple(round(float(x), 4) for x in flat.mean(axis=0)),
+        latents_std=tuple(round(float(x), 4) for x in flat.std(axis=0)),
+    )
+    arrays = {name: np.asarray(value) for name, value in module_arrays(system.vae).items()}
+    path = workdir / f"{workdir.name}.safetensors"
+    write_backbone(path, sizes, arrays)
+    return {"weights": path}

@@ -65,7 +65,7 @@ class Checkpoints:
         self._manager.save(step, args=args, force=True)
 
     def restore(self, state: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
-        """The newest checkpoint on the shardings of `state` with its data state; None: there is none.
+        """The newest checkpoint, laid out like `state`, with its data's state; None without one.
 
         Raises:
             UserError: it does not fit the model, or cannot be read.

@@ -1,4 +1,4 @@
-"""Training a tokenizer: frozen parts loaded, data opened, levels calibrated before the first step."""
+"""Training a tokenizer: frozen parts, data, and levels calibrated before the first step."""
 
 from collections.abc import Mapping
 from pathlib import Path
