@@ -103,9 +103,7 @@ def _build(
         rope=rope,
         local_rope=local_rope,
         mrope_section=section,
-        tokens_per_second=(values.get("vision_config") or {}).get("tokens_per_second", 4)
-        if section
-        else 1,
+        tokens_per_second=_tokens_per_second(values) if section else 1.0,
         norm_eps=float(merged.get("rms_norm_eps", 1e-6)),
         tied=_tied(family, values, nested, has_head),
         qkv_bias=family in ("qwen2", "qwen2_5_vl"),
@@ -122,6 +120,10 @@ def _build(
         pad=merged.get("pad_token_id"),
         eos=tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,),
     )
+
+
+def _tokens_per_second(values: Mapping[str, Any]) -> float:
+    return float((values.get("vision_config") or {}).get("tokens_per_second", 4))
 
 
 def _family(values: Mapping[str, Any], nested: Mapping[str, Any]) -> str:
@@ -257,6 +259,10 @@ def parse_gguf(source: TensorSource) -> LanguageConfig:
 
     heads, width = int(fact("attention.head_count")), int(fact("embedding_length"))
     layers = int(fact("block_count"))
+    rope = _gguf_rope(source, fact)
+    sections = fact("rope.dimension_sections")
+    if family == "qwen2_5_vl" and sections:
+        rope["mrope_section"] = [int(n) for n in sections[:3]]
     values = {
         "model_type": family,
         "num_attention_heads": heads,
@@ -268,7 +274,7 @@ def parse_gguf(source: TensorSource) -> LanguageConfig:
         "vocab_size": source.info["token_embd.weight"].shape[0],
         "rms_norm_eps": float(fact("attention.layer_norm_rms_epsilon", 1e-6)),
         "max_position_embeddings": int(fact("context_length", 8192)),
-        "rope_scaling": _gguf_rope(source, fact),
+        "rope_scaling": rope,
         "hidden_act": "gelu_pytorch_tanh" if family == "gemma3" else "silu",
         "bos_token_id": facts.get("tokenizer.ggml.bos_token_id"),
         "eos_token_id": facts.get("tokenizer.ggml.eos_token_id"),
@@ -280,9 +286,6 @@ def parse_gguf(source: TensorSource) -> LanguageConfig:
         values["sliding_window"] = fact("attention.sliding_window")
         # The 27B model (62 layers) divides scores by sqrt(width / heads), the others by head size.
         values["query_pre_attn_scalar"] = width / heads if layers == 62 else values["head_dim"]
-    sections = fact("rope.dimension_sections")
-    if family == "qwen2_5_vl" and sections:
-        values["rope_scaling"]["mrope_section"] = [int(n) for n in sections[:3]]
     return parse_config(values, has_head="output.weight" in source)
 
 

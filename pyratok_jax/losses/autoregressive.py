@@ -60,9 +60,10 @@ def _visual_states(
     language_model: LanguageModel, sequence: VisualSequence, text: Text, layers: int | None
 ) -> Float[Array, "b n d"]:
     """Final states of the visual tokens, which attend to the text's keys and values."""
-    cache = text
-    if not isinstance(text, Cache):
-        cache = language_model(text[0], text[1], layers=layers, keep_cache=True).cache
+    if isinstance(text, Cache):
+        cache = text
+    else:
+        cache = language_model.read(text[0], text[1], layers=layers)[1]
     cache = jax.lax.stop_gradient(cache)
     b, n, _ = sequence.inputs.shape
     positions = None

@@ -93,7 +93,7 @@ def crop_levels(
         budget: most tokens over all levels; None keeps everything.
         key: random key; None takes the first region.
     """
-    grids = tuple(tuple(q.shape[1:4]) for q in codes)
+    grids: tuple[Grid, ...] = tuple((q.shape[1], q.shape[2], q.shape[3]) for q in codes)
     whole, region = cells(grids), fit_region(grids, budget)
     if region == whole:
         return codes

@@ -119,6 +119,8 @@ class LanguageConfig:
         for name in ("rope", "local_rope"):
             if values.get(name) is not None:
                 values[name] = RopeConfig(**values[name])
+        for name in ("mrope_section", "sliding", "eos"):
+            values[name] = tuple(values.get(name) or ())
         return cls(**values)
 
 

@@ -75,6 +75,13 @@ class RMSNorm(nnx.Module):
         return y.astype(x.dtype) * self.weight[...].astype(x.dtype)
 
 
+def _norm(config: LanguageConfig, width: int, wanted: bool, settings: dict) -> RMSNorm | None:
+    if not wanted:
+        return None
+    dtype = settings.get("param_dtype", jnp.float32)
+    return RMSNorm(width, config.norm_eps, config.norm_offset, param_dtype=dtype)
+
+
 class Attention(nnx.Module):
     """Causal self-attention with shared key-value heads, over new tokens and cached ones."""
 
@@ -87,11 +94,8 @@ class Attention(nnx.Module):
         self.key = Linear(config.width, shared * size, **bias)
         self.value = Linear(config.width, shared * size, **bias)
         self.out = Linear(heads * size, config.width, **settings)
-        self.query_norm = self.key_norm = None
-        if config.qk_norm:
-            norm = {"param_dtype": settings.get("param_dtype", jnp.float32)}
-            self.query_norm = RMSNorm(size, config.norm_eps, config.norm_offset, **norm)
-            self.key_norm = RMSNorm(size, config.norm_eps, config.norm_offset, **norm)
+        self.query_norm = _norm(config, size, config.qk_norm, settings)
+        self.key_norm = _norm(config, size, config.qk_norm, settings)
 
     def __call__(
         self,
@@ -139,18 +143,13 @@ class DecoderLayer(nnx.Module):
     """Attention and MLP, each with a norm before it (and one after it in Gemma) and a residual."""
 
     def __init__(self, config: LanguageConfig, **settings):
-        dtype = settings.get("param_dtype", jnp.float32)
-
-        def norm(wanted: bool = True) -> RMSNorm | None:
-            if not wanted:
-                return None
-            return RMSNorm(config.width, config.norm_eps, config.norm_offset, param_dtype=dtype)
-
         self.attention = Attention(config, **settings)
         self.mlp = GatedMLP(config, **settings)
-        self.attention_norm, self.mlp_norm = norm(), norm()
-        self.attention_post_norm = norm(config.post_norms)
-        self.mlp_post_norm = norm(config.post_norms)
+        width, post = config.width, config.post_norms
+        self.attention_norm = _norm(config, width, True, settings)
+        self.mlp_norm = _norm(config, width, True, settings)
+        self.attention_post_norm = _norm(config, width, post, settings)
+        self.mlp_post_norm = _norm(config, width, post, settings)
 
     def __call__(
         self,
@@ -170,9 +169,11 @@ class DecoderLayer(nnx.Module):
             pairs = zip(context.local_turn, turn, strict=True)
             cos, sin = (jnp.where(sliding, local, full) for local, full in pairs)
             turn = cos, sin
-        update, cache = self.attention(self.attention_norm(x), turn, mask, cache, context.offset)
+        update, cache = self.attention(
+            _optional(self.attention_norm, x), turn, mask, cache, context.offset
+        )
         x = x + _optional(self.attention_post_norm, update)
-        update = self.mlp(self.mlp_norm(x))
+        update = self.mlp(_optional(self.mlp_norm, x))
         return x + _optional(self.mlp_post_norm, update), cache
 
 

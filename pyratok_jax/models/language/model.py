@@ -51,7 +51,7 @@ class LanguageOutput(NamedTuple):
     Attributes:
         hidden: after the final norm (of the last layer run).
         states: inputs of every layer, the embeddings first; None unless asked for.
-        cache: all tokens read so far; None unless asked for, or given.
+        cache: all tokens read so far; None unless asked for.
     """
 
     hidden: Float[Array, "b t d"]
@@ -162,6 +162,18 @@ class LanguageModel(nnx.Module):
             last = last if last.ndim == 1 else jnp.max(last, axis=0)
             kept = Cache(*pair, slots, used + t, jnp.maximum(start, last + 1))
         return LanguageOutput(self.norm(x), states, kept)
+
+    def read(
+        self,
+        inputs: Int[Array, "b t"] | Float[Array, "b t d"],
+        mask: Bool[Array, "b t"] | None = None,
+        *,
+        layers: int | None = None,
+    ) -> tuple[Float[Array, "b t d"], Cache]:
+        """Final hidden states of a prompt, and the cache to go on from."""
+        output = self(inputs, mask, layers=layers, keep_cache=True)
+        assert output.cache is not None
+        return output.hidden, output.cache
 
     def _context(self, positions: Array, slots: Array, used: Array, t: int) -> LayerContext:
         """Masks and rotations of one pass; `slots` marks the real tokens among all keys."""

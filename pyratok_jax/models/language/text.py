@@ -34,8 +34,8 @@ class TextEncoder(nnx.Module):
         A caption's tokens see nothing of the video that follows them, so one pass over the text
         serves both the tokenizer's levels and the autoregressive loss.
         """
-        output = jax.lax.stop_gradient(self.language_model(ids, mask, keep_cache=True))
-        return TextCondition(output.hidden, mask), output.cache
+        hidden, cache = jax.lax.stop_gradient(self.language_model.read(ids, mask))
+        return TextCondition(hidden, mask), cache
 
 
 def mean_embedding(text: TextCondition) -> Array:
