@@ -1,0 +1,178 @@
+"""Convert a published Wan VAE, or load one.
+
+Reads the original `.pth` files of Wan 2.1 and 2.2, their safetensors repacks, and diffusers files
+(single or sharded). Which of them a file is, is seen from its keys. `--to diffusers` goes the other
+way: from a converted folder to a diffusers folder, with every array equal bit for bit.
+"""
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from pyratok_jax.errors import UserError, run_cli
+from pyratok_jax.models.wan_vae.config import WAN21, WAN22, WanVAEConfig
+from pyratok_jax.models.wan_vae.model import WanVAE
+from weights_conversion.command import convert, make_parser
+from weights_conversion.core import (
+    FORMAT,
+    Plan,
+    load_arrays,
+    load_checkpoint,
+    match,
+    open_tensors,
+    read_config,
+)
+from weights_conversion.modules import build_module, module_shapes
+from weights_conversion.sources import TensorSource
+from weights_conversion.wan_vae_export import write_diffusers
+from weights_conversion.wan_vae_keys import Layout, detect, entries
+from weights_conversion.wan_vae_verify import verify
+
+KIND = "wan_vae"
+
+
+def vae_shapes(config: WanVAEConfig) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every array of the VAE."""
+    return module_shapes(lambda: WanVAE(config, rngs=nnx.Rngs(0)))
+
+
+def make_plan(source: TensorSource, config: WanVAEConfig) -> Plan:
+    """Match a source against the VAE of `config`; call `check()` on the result."""
+    layout = detect(source)
+    if layout.is_residual != config.is_residual:
+        held, asked = ("residual", "plain") if layout.is_residual else ("plain", "residual")
+        raise UserError(
+            f"{source.path}: holds the {held} layout, the configuration describes the {asked} one"
+        )
+    shapes = vae_shapes(config)
+    return match(source, entries(shapes, config, layout), shapes, skip=_skip(layout))
+
+
+def _skip(layout: Layout) -> Callable[[str], str | None]:
+    """With a prefix, the file also holds other models' weights, which are left out."""
+    prefix = layout.prefix
+    return lambda key: f"not under {prefix}" if prefix and not key.startswith(prefix) else None
+
+
+def source_config(source: TensorSource, path: str | Path | None = None) -> WanVAEConfig:
+    """The VAE's configuration: from `path`, from a `config.json` beside the weights, or published.
+
+    Raises:
+        UserError: an unreadable file, or the configuration of another model.
+    """
+    folder = source.path if source.path.is_dir() else source.path.parent
+    file = Path(path) if path else folder / "config.json"
+    published = WAN22 if detect(source).is_residual else WAN21
+    if not path and not file.is_file():
+        return published
+    try:
+        values = json.loads(file.read_text())
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise UserError(f"{file}: not JSON ({error})") from error
+    name = values.get("_class_name", "AutoencoderKLWan") if isinstance(values, dict) else None
+    if name != "AutoencoderKLWan" or not values.keys() & {"base_dim", "z_dim", "is_residual"}:
+        if not path:
+            return published  # The original repositories hold the video model's config.json there.
+        raise UserError(f"{file}: describes {name}, expected the sizes of an AutoencoderKLWan")
+    try:
+        return WanVAEConfig.from_dict(values)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{file}: no usable VAE configuration ({error})") from error
+
+
+def is_converted(path: Path) -> bool:
+    """Whether `path` is a folder that this project wrote."""
+    try:
+        record = json.loads((path / "config.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(record, dict) and record.get("format") == FORMAT
+
+
+def load_wan_vae(
+    path: str | Path,
+    *,
+    dtype: DTypeLike = jnp.float32,
+    param_dtype: DTypeLike | None = None,
+    sharding: Any = None,
+    remat: str = "none",
+) -> WanVAE:
+    """The VAE of a converted folder, or of a published file read directly.
+
+    Args:
+        path: a converted folder, or anything that the command reads.
+        dtype: of activations.
+        param_dtype: of the weights; None keeps the stored one (float32 for a published file).
+        sharding: a `jax.sharding.Sharding` for all arrays, a function (name, shape) -> Sharding, or
+            None for one device. Every device reads only its own part.
+        remat: rematerialisation policy, see `WanVAE`.
+
+    Raises:
+        UserError: nothing usable there, or keys that do not fit.
+    """
+    path = Path(path)
+    if is_converted(path):
+        config = WanVAEConfig.from_dict(read_config(path, KIND)["config"])
+        arrays = load_checkpoint(path, vae_shapes(config), dtype=param_dtype, sharding=sharding)
+    else:
+        source = open_tensors(path)
+        config = source_config(source)
+        plan = make_plan(source, config)
+        arrays = load_arrays(plan, dtype=param_dtype or jnp.float32, sharding=sharding)
+    return build_module(lambda: WanVAE(config, rngs=nnx.Rngs(0), dtype=dtype, remat=remat), arrays)
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Command-line flags."""
+    parser = make_parser((__doc__ or "").splitlines()[0])
+    parser.add_argument("--config", help="the VAE's configuration, where its sizes are unusual")
+    parser.add_argument(
+        "--verify", action="store_true", help="compare with the torch reference (needs diffusers)"
+    )
+    parser.add_argument(
+        "--to",
+        default="pyratok",
+        choices=["pyratok", "diffusers"],
+        help="diffusers: write a diffusers folder from a converted one",
+    )
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Convert one VAE."""
+    options = parse(arguments)
+    if options.to == "diffusers":
+        record = read_config(options.input, KIND)
+        config = WanVAEConfig.from_dict(record["config"])
+        arrays = load_checkpoint(options.input, vae_shapes(config))
+        file = write_diffusers(options.output, arrays, config, overwrite=options.overwrite)
+        print(f"written: {file.parent}")
+        return 0
+    source = open_tensors(options.input)
+    config = source_config(source, options.config)
+    layout = detect(source)
+    title = f"Wan VAE ({'residual' if layout.is_residual else 'plain'}, {layout.naming} names)"
+    code = convert(
+        options,
+        kind=KIND,
+        config=dataclasses.asdict(config),
+        plan=make_plan(source, config),
+        title=title,
+    )
+    if options.verify and not options.dry_run:
+        for line in verify(source, config, load_wan_vae(options.output), layout):
+            print(line)
+    return code
+
+
+if __name__ == "__main__":
+    run_cli(main)
