@@ -21,6 +21,7 @@ from pyratok_jax.data.videos import (
     iter_frames,
     name_of,
     opened,
+    read_image,
     resize_image,
 )
 
@@ -66,7 +67,7 @@ def clip_payload(
         end = None if length is None else start + length
         return Payload((data,), *size, start=start, end=end, seconds=seconds)
     target = _shrunk(size, height)
-    frames = (f if f.shape[:2] == target else resize_image(f, target) for f in _frames(clip))
+    frames = (f if f.shape[:2] == target else resize_image(f, target) for f in clip_frames(clip))
     if store == "frames":
         return Payload(tuple(_jpeg(frame, quality) for frame in frames), *target)
     return Payload((_encoded(frames, _fps(clip.media), crf),), *target)
@@ -141,7 +142,15 @@ def _fps(media: VideoSource) -> float:
         return float(stream.average_rate or 25)
 
 
-def _frames(clip: ClipRecord) -> Iterator[np.ndarray]:
+def clip_frames(clip: ClipRecord) -> Iterator[np.ndarray]:
+    """All frames of a clip in order, uint8 (h, w, 3), without holding them.
+
+    Raises:
+        BrokenVideoError: unreadable, in whole or from some frame on.
+    """
+    if clip.stored is not None:
+        yield from (read_image(image) for image in clip.stored)
+        return
     if is_image(clip.path) or (clip.start is None and clip.end is None):
         yield from iter_frames(clip.media, threads=1)
         return

@@ -1,0 +1,171 @@
+"""Video to a dataset of tokens: `python -m pyratok_jax.export_tokens --help`."""
+
+import argparse
+import time
+from collections.abc import Sequence
+
+from etils import epath
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as Bar
+
+from pyratok_jax.data.shard_writing import FORMATS
+from pyratok_jax.data.sources import load_source
+from pyratok_jax.errors import UserError, run_cli
+from pyratok_jax.tokenizer import load_tokenizer
+from pyratok_jax.tokens.card import CARD_TEXT, REJECTED, write_card
+from pyratok_jax.tokens.exporting import Machine, Progress, export, rates, shards_of
+from pyratok_jax.tokens.locks import export_lock
+from pyratok_jax.tokens.plan import ExportOptions, Plan, provenance_of, source_fingerprint
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(
+        prog="python -m pyratok_jax.export_tokens",
+        description="Encode videos to a TFDS dataset of tokens. A run that was interrupted goes on "
+        "when the same command is given again. Several processes may share the work.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    d, m = ExportOptions(), Machine()
+    p.add_argument("--checkpoint", required=True, help="working folder of a trained tokenizer")
+    p.add_argument(
+        "--input", required=True, help="folder, manifest, shards, tfds:NAME:SPLIT or builtin:demo"
+    )
+    p.add_argument("--output", required=True, help="folder of the dataset (local or gs://)")
+    p.add_argument("--format", choices=FORMATS, default=d.format)
+    p.add_argument("--shards", type=int, default=d.shards, help="number of files")
+    p.add_argument("--compress", action="store_true", help="entropy-code the tokens")
+    p.add_argument(
+        "--window",
+        type=int,
+        default=d.window,
+        help="frames per block, 4k+1: longer videos are cut, and a shorter end padded; "
+        "a block is encoded alone",
+    )
+    p.add_argument(
+        "--tile",
+        type=int,
+        default=d.tile,
+        help="side of square tiles for frames too large for memory; 0: whole frames",
+    )
+    p.add_argument("--overlap", type=int, default=d.overlap, help="pixels shared by tiles")
+    p.add_argument("--fps", type=float, default=d.fps, help="frames per second to keep; 0: all")
+    p.add_argument(
+        "--short-side",
+        type=int,
+        default=d.short_side,
+        help="shrink the shorter side to; 0: keep the size",
+    )
+    p.add_argument(
+        "--round-frames",
+        type=int,
+        default=d.round_frames,
+        help="pad blocks to a multiple of this, plus 1: fewer shapes to compile",
+    )
+    p.add_argument(
+        "--round-sides",
+        type=int,
+        default=d.round_sides,
+        help="pad sides to a multiple of this; 0: the least possible",
+    )
+    p.add_argument("--batch", type=int, default=d.batch, help="blocks per batch, at most")
+    p.add_argument(
+        "--batch-pixels",
+        type=int,
+        default=d.batch_pixels,
+        help="frames x height x width of a batch, at most (one block always fits)",
+    )
+    p.add_argument("--process", type=int, default=m.index, help="number of this process")
+    p.add_argument("--processes", type=int, default=m.count, help="processes that share the work")
+    p.add_argument("--readers", type=int, default=m.readers, help="threads that decode video")
+    p.add_argument(
+        "--buffer-mb", type=int, default=m.buffer_bytes >> 20, help="decoded frames held at once"
+    )
+    return p
+
+
+def _machine(arguments: argparse.Namespace) -> Machine:
+    a = arguments
+    if not 0 <= a.process < a.processes:
+        raise UserError(f"--process {a.process} is not within 0 .. {a.processes - 1} (--processes)")
+    if a.readers < 1 or a.buffer_mb < 1:
+        raise UserError("--readers and --buffer-mb must be at least 1")
+    return Machine(a.process, a.processes, a.readers, a.buffer_mb << 20)
+
+
+def _bar(console: Console) -> Bar:
+    return Bar(
+        TextColumn("videos"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        TextColumn("ETA"), TimeRemainingColumn(), TextColumn("{task.fields[rates]}"),
+        console=console,
+    )  # fmt: skip
+
+
+def run(plan: Plan, records: Sequence, tokenizer, machine: Machine, console: Console) -> Progress:
+    """Export with a progress bar: what this process has done."""
+    todo = shards_of(plan, machine)
+    total = sum(len(plan.clips_of(number)) for number in todo)
+    console.print(
+        f"{plan.clips} clips, {plan.options.shards} shards; to do here: {len(todo)} shards with "
+        f"{total} clips"
+    )
+    began = time.monotonic()
+    with _bar(console) as bar:
+        task = bar.add_task("", total=total, rates="")
+
+        def advance(progress: Progress) -> None:
+            r = rates(progress, began)
+            text = (
+                f"{r['videos_per_second']:.2f} videos/s, {r['tokens_per_second']:.0f} tokens/s, "
+                f"{r['gigabytes_per_hour']:.1f} GB/h"
+            )
+            bar.update(task, completed=progress.clips + progress.rejected, rates=text)
+
+        return export(plan, records, tokenizer, machine, advance)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    arguments, console = parser().parse_args(argv), Console()
+    options = ExportOptions(
+        **{key: getattr(arguments, key) for key in ExportOptions.__dataclass_fields__}
+    )
+    machine = _machine(arguments)
+    output = epath.Path(arguments.output)
+    if output.exists() and not output.is_dir():
+        raise UserError(f"--output {output} is a file; give a folder")
+    records = load_source(arguments.input)
+    tokenizer = load_tokenizer(arguments.checkpoint)
+    options.check(tokenizer.config.vae.temporal_factor, tokenizer.config.spatial_multiple)
+    plan = Plan(
+        str(output), options, provenance_of(tokenizer), arguments.input,
+        source_fingerprint(records), len(records),
+    )  # fmt: skip
+    output.mkdir(parents=True, exist_ok=True)
+    with export_lock(str(output), machine.index, machine.count):
+        plan.write_or_compare()
+        progress = run(plan, records, tokenizer, machine, console)
+        card = write_card(plan)
+    console.print(f"encoded {progress.clips} videos, rejected {progress.rejected}")
+    if card is None:
+        console.print("shards of other processes are missing; the last one writes the card")
+    else:
+        console.print(
+            f"in all: {card['clips']} videos, {card['tokens']} tokens, {card['bpp_raw']:.4f} bits "
+            f"per pixel raw, {card['bpp_stored']:.4f} as stored, {card['rejected']} rejected"
+        )
+    console.print(f"dataset: {output}", soft_wrap=True)
+    if card is not None:
+        console.print(f"card: {output / CARD_TEXT}", soft_wrap=True)
+        console.print(f"rejected, with reasons: {output / REJECTED}", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,110 @@
+"""Cutting a stream of frames into blocks, and joining decoded blocks into frames again.
+
+A video is cut into windows of a fixed number of frames (the last may be shorter) and, if asked
+for, every window into square tiles. A block is a clip in its own right: it is padded, encoded and
+decoded alone. Windows do not overlap. Tiles overlap, and are blended linearly when they are joined.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """One block of a video: where it begins, and its frames, uint8 (t, h, w, 3)."""
+
+    number: int
+    first_frame: int
+    top: int
+    left: int
+    frames: np.ndarray
+
+
+def tile_starts(size: int, tile: int, overlap: int) -> list[int]:
+    """Where tiles begin along a side; all have the full length, the last ends with the side.
+
+    A `tile` of 0, or one that is not shorter than the side, gives one tile.
+    """
+    if not tile or size <= tile:
+        return [0]
+    step = tile - overlap
+    return [*range(0, size - tile, step), size - tile]
+
+
+def cut_blocks(
+    frames: Iterable[np.ndarray], window: int, tile: int = 0, overlap: int = 0
+) -> Iterator[Block]:
+    """Blocks in order of time, then rows, then columns; one window of frames is held in memory.
+
+    Args:
+        frames: uint8 (h, w, 3), all of one size.
+        window: frames per window.
+        tile: side of a tile in pixels; 0: whole frames.
+        overlap: pixels that neighbouring tiles share, less than `tile`.
+    """
+    held: list[np.ndarray] = []
+    number = first = 0
+    for frame in frames:
+        held.append(frame)
+        if len(held) == window:
+            for block in _tiles(np.stack(held), first, number, tile, overlap):
+                yield block
+                number += 1
+            first += len(held)
+            held = []
+    if held:
+        yield from _tiles(np.stack(held), first, number, tile, overlap)
+
+
+def _tiles(window: np.ndarray, first: int, number: int, tile: int, overlap: int) -> Iterator[Block]:
+    height, width = window.shape[1:3]
+    for top in tile_starts(height, tile, overlap):
+        for left in tile_starts(width, tile, overlap):
+            side = tile or max(height, width)
+            yield Block(number, first, top, left, window[:, top : top + side, left : left + side])
+            number += 1
+
+
+class WindowJoiner:
+    """Puts the decoded tiles of one window together.
+
+    In the overlaps tiles are averaged with weights that fall linearly towards their edges; a
+    window of one tile is given back as it is.
+    """
+
+    def __init__(self, frames: int, height: int, width: int) -> None:
+        self._shape = (frames, height, width, 3)
+        self._single: np.ndarray | None = None
+        self._sum: np.ndarray | None = None
+        self._weight = np.zeros((height, width, 1), np.float32)
+        self.filled = False
+
+    def add(self, tile: np.ndarray, top: int, left: int, overlap: int) -> None:
+        """One tile, uint8 (t, h, w, 3), at its place."""
+        self.filled = True
+        if tile.shape == self._shape:
+            self._single = tile
+            return
+        if self._sum is None:
+            self._sum = np.zeros(self._shape, np.float32)
+        rows, columns = (_ramp(side, overlap) for side in tile.shape[1:3])
+        weight = np.outer(rows, columns)[..., None].astype(np.float32)
+        area = slice(top, top + tile.shape[1]), slice(left, left + tile.shape[2])
+        self._sum[:, *area] += tile * weight
+        self._weight[area] += weight
+
+    def frames(self) -> np.ndarray:
+        """The window, uint8 (t, h, w, 3); pixels of missing tiles are black."""
+        if self._single is not None:
+            return self._single
+        if self._sum is None:
+            return np.zeros(self._shape, np.uint8)
+        return np.rint(self._sum / np.maximum(self._weight, 1e-9)).astype(np.uint8)
+
+
+def _ramp(side: int, overlap: int) -> np.ndarray:
+    place = np.arange(side)
+    distance = np.minimum(place, place[::-1]) + 1
+    return np.minimum(distance / (overlap + 1), 1.0)

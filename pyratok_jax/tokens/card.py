@@ -1,0 +1,129 @@
+"""The end of an export: TFDS's metadata, the dataset card, and the list of rejected clips."""
+
+import json
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from pyratok_jax.data.shard_writing import write_text, write_tfds_metadata
+from pyratok_jax.tokens.plan import DATASET, Plan
+from pyratok_jax.tokens.schema import SCHEMA_VERSION, feature_spec, tfds_features
+from pyratok_jax.tokens.shards import finished_report, report_path
+from pyratok_jax.tokens.statistics import counted_bits, usage
+
+CARD, CARD_TEXT, REJECTED = "dataset_card.json", "DATASET_CARD.md", "rejected.jsonl"
+_SUMS = ("clips", "records", "frames", "seconds", "pixels", "tokens", "raw_bits", "stored_bits",
+         "bytes", "file_bytes", "with_caption")  # fmt: skip
+
+
+def write_card(plan: Plan) -> dict[str, Any] | None:
+    """Describe the dataset when all its shards are finished: the card; None when some are not.
+
+    It depends on the shards alone: whichever process comes last writes the same.
+    """
+    reports = [finished_report(plan, number) for number in range(plan.options.shards)]
+    if not all(reports):
+        return None
+    whole = [report for report in reports if report is not None]
+    output = epath.Path(plan.output)
+    rejected = [entry for report in whole for entry in report["rejected"]]
+    write_text(output / REJECTED, "".join(json.dumps(entry) + "\n" for entry in rejected))
+    card = _card(plan, whole, len(rejected), _counts(plan))
+    provenance, options = plan.provenance, plan.options
+    features = tfds_features(provenance.bits, len(provenance.grids), options.compress)
+    write_tfds_metadata(
+        output, dataset=DATASET, kind=options.format, features=features,
+        lengths=[report["records"] for report in whole], size=card["bytes"],
+        description="Video tokens exported by pyratok_jax.export_tokens.",
+    )  # fmt: skip
+    write_text(output / CARD_TEXT, card_text(card))
+    write_text(output / CARD, json.dumps(card, indent=1))
+    return card
+
+
+def _counts(plan: Plan) -> np.ndarray:
+    shape = len(plan.provenance.grids), 2 ** counted_bits(plan.provenance.bits)
+    total = np.zeros(shape, np.int64)
+    for number in range(plan.options.shards):
+        with (
+            report_path(plan.output, number, "npz").open("rb") as file,
+            np.load(file, allow_pickle=False) as arrays,
+        ):
+            total += arrays["counts"]
+    return total
+
+
+def _card(
+    plan: Plan, reports: list[dict[str, Any]], rejected: int, counts: np.ndarray
+) -> dict[str, Any]:
+    sums = {key: sum(report[key] for report in reports) for key in _SUMS}
+    pixels, p = max(sums["pixels"], 1), plan.provenance
+    levels = []
+    for (dt, ds), row in zip(p.grids, counts, strict=True):
+        levels.append({"stride_time": dt, "stride_space": ds, **usage(row, p.vocabulary)})
+    return {
+        "schema": SCHEMA_VERSION,
+        "format": plan.options.format,
+        "shards": plan.options.shards,
+        **sums,
+        "rejected": rejected,
+        "hours": sums["seconds"] / 3600,
+        "bits": p.bits,
+        "vocabulary": p.vocabulary,
+        "bpp_raw": sums["raw_bits"] / pixels,
+        "bpp_stored": sums["stored_bits"] / pixels,
+        "levels": levels,
+        "checkpoint": p.checkpoint,
+        "encoder_code": p.code,
+        "text_encoder": p.text_encoder,
+        "source": plan.source,
+        "options": plan.to_dict()["options"],
+        "feature_spec": feature_spec(p.bits, len(p.grids), plan.options.compress),
+    }
+
+
+def card_text(card: dict[str, Any]) -> str:
+    """The card as Markdown."""
+    rows = [
+        ("clips", card["clips"]), ("rejected clips", card["rejected"]),
+        ("records", card["records"]), ("frames", card["frames"]),
+        ("hours", f"{card['hours']:.4f}"), ("with a caption", card["with_caption"]),
+        ("tokens", card["tokens"]), ("bits per token", card["bits"]),
+        ("valid codes", card["vocabulary"]), ("bytes of all shards", card["file_bytes"]),
+        ("bits per pixel, raw", f"{card['bpp_raw']:.5f}"),
+        ("bits per pixel, as stored", f"{card['bpp_stored']:.5f}"),
+        ("tokens are entropy-coded", "yes" if card["options"]["compress"] else "no"),
+        ("checkpoint", card["checkpoint"] or "unnamed"), ("encoder code", card["encoder_code"]),
+        ("text encoder", card["text_encoder"] or "none (null embedding)"),
+        ("source", card["source"]), ("schema", card["schema"]),
+    ]  # fmt: skip
+    lines = ["# Video tokens", "", "Written by `python -m pyratok_jax.export_tokens`.", ""]
+    lines += ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows), ""]
+    lines += ["## Use of the codes", ""]
+    lines += ["| level | stride (time, space) | tokens | codes used | share | entropy, bits |"]
+    lines += ["|---|---|---|---|---|---|"]
+    for number, level in enumerate(card["levels"], start=1):
+        lines.append(
+            f"| {number} | {level['stride_time']}, {level['stride_space']} | {level['tokens']} | "
+            f"{level['used']} | {level['utilisation']:.4f} | {level['entropy']:.3f} |"
+        )
+    lines += ["", "How many codes occur how often:", ""]
+    for number, level in enumerate(card["levels"], start=1):
+        bins = ", ".join(f"{k} times: {v}" for k, v in level["histogram"].items())
+        lines.append(f"- level {number}: {bins}")
+    lines += ["", "## Feature spec", "", "```python", "feature_spec = {"]
+    lines += [f'    "{key}": {value},' for key, value in card["feature_spec"].items()]
+    lines += ["}", "```", "", _READING, ""]
+    return "\n".join(lines)
+
+
+_READING = """## Reading
+
+```python
+import tensorflow_datasets as tfds
+source = tfds.builder_from_directory(FOLDER).as_data_source(split="train")
+
+from pyratok_jax.tokens import TokenDataset
+record = TokenDataset(FOLDER)[0]
+```"""

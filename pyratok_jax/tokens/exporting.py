@@ -1,0 +1,231 @@
+"""The exporter: readers, batches, shards, in one bounded flow.
+
+Clips go to shards in the order of the source, whatever the number of hosts. Reading, encoding and
+writing finished shards overlap. What was begun and not finished when the process ends is done
+again by the next run; what is finished is not.
+"""
+
+import contextlib
+import queue
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pyratok_jax.data.records import ClipRecord
+from pyratok_jax.tokens.batches import Batch, Encoding, ShapeBatcher
+from pyratok_jax.tokens.plan import Plan
+from pyratok_jax.tokens.reading import Budget, ClipEnd, ReadBlock, ReaderFailure, Readers
+from pyratok_jax.tokens.shards import ShardSpool, finished_report, full_disk, is_full_disk
+
+_OPEN_SHARDS = 3  # Shards that may be read but not finished, before batches go out unfilled.
+
+
+@dataclass
+class Progress:
+    """What this process has done so far; `bytes` are those of uint8 frames taken in."""
+
+    clips: int = 0
+    rejected: int = 0
+    tokens: int = 0
+    bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What does not change the tokens: this process's place, its threads, its memory."""
+
+    index: int = 0
+    count: int = 1
+    readers: int = 2
+    buffer_bytes: int = 1 << 30
+
+
+def shards_of(plan: Plan, machine: Machine) -> list[int]:
+    """The shards that a process has to make and that are not finished."""
+    own = range(machine.index, plan.options.shards, machine.count)
+    return [number for number in own if finished_report(plan, number) is None]
+
+
+def export(
+    plan: Plan,
+    records: Sequence[ClipRecord],
+    tokenizer: Any,
+    machine: Machine,
+    advance: Callable[[Progress], None] = lambda progress: None,
+) -> Progress:
+    """Make all unfinished shards of this process.
+
+    Args:
+        plan: what to make.
+        records: the source, `plan.clips` long.
+        tokenizer: a `tokenizer.Tokenizer`.
+        machine: this process's share and means.
+        advance: called whenever there is progress.
+
+    Raises:
+        UserError: the disk is full.
+    """
+    with _scratch(plan, machine) as scratch:
+        flow = _Flow(plan, records, tokenizer, machine, scratch, advance)
+        try:
+            return flow.run()
+        except Exception as error:
+            if not is_full_disk(error):
+                raise
+            flow.stop()
+            done = sum(finished_report(plan, n) is not None for n in range(plan.options.shards))
+            raise full_disk(plan.output, done, plan.options.shards) from error
+        finally:
+            flow.stop()
+
+
+@contextlib.contextmanager
+def _scratch(plan: Plan, machine: Machine) -> Iterator[Path]:
+    """A folder for unfinished work; a killed run's is emptied first.
+
+    It lies in the output, where shards can be renamed into place, or on the local disk if the
+    output is remote.
+    """
+    import tempfile
+
+    if "://" in plan.output:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+        return
+    path = Path(plan.output) / f".unfinished.{machine.index}-of-{machine.count}"
+    for old in Path(plan.output).glob(f".unfinished.{machine.index}-of-*"):
+        shutil.rmtree(old, ignore_errors=True)
+    path.mkdir(parents=True)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+class _Flow:
+    """The state of one run."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        records: Sequence[ClipRecord],
+        tokenizer: Any,
+        machine: Machine,
+        scratch: Path,
+        advance: Callable[[Progress], None],
+    ) -> None:
+        self._plan, self._scratch, self._advance = plan, scratch, advance
+        self._todo = shards_of(plan, machine)
+        self._spools: dict[int, ShardSpool] = {}
+        self._budget = Budget(machine.buffer_bytes)
+        self._batcher = ShapeBatcher(plan.options)
+        self._encoding = Encoding(tokenizer, plan.options, plan.provenance)
+        self._writer = ThreadPoolExecutor(1, "shards")
+        self._writing: list[Future] = []
+        self._progress = Progress()
+        work = iter([(n, clip) for n in self._todo for clip in plan.clips_of(n)])
+        multiple = tokenizer.config.spatial_multiple
+        self._readers = Readers(
+            records, work, plan.options, multiple, machine.readers, self._budget
+        )
+
+    def run(self) -> Progress:
+        """All shards to their end."""
+        for number in self._todo:
+            if not len(self._plan.clips_of(number)):
+                self._finish(ShardSpool(self._plan, number, self._scratch))
+        while True:
+            alive = self._readers.alive  # Before the queue is looked at, or its end is missed.
+            message = self._message()
+            if message is not None:
+                self._take(message)
+            elif not alive or (self._budget.starved and self._encoding.idle):
+                self._send(self._batcher.flush_fullest())
+            self._collect(wait=self._encoding.full)
+            if not alive and message is None and self._encoding.idle and not self._spools:
+                break
+        for future in self._writing:
+            future.result()
+        return self._progress
+
+    def stop(self) -> None:
+        """End all threads; can be called again."""
+        self._readers.stop()
+        self._encoding.close()
+        self._writer.shutdown(wait=True)
+
+    def _message(self) -> Any:
+        with contextlib.suppress(queue.Empty):
+            return self._readers.queue.get(timeout=0.02)
+        return None
+
+    def _take(self, message: ReadBlock | ClipEnd | ReaderFailure) -> None:
+        if isinstance(message, ReaderFailure):
+            raise message.error
+        spool = self._spool(message.shard)
+        if isinstance(message, ReadBlock):
+            spool.outstanding += 1
+            self._send(self._batcher.add(message))
+            return
+        if message.reason is None:
+            spool.end(message.clip, message.blocks, message.frames, message.height, message.width)
+        else:
+            spool.reject(message.clip, message.name, message.path, message.reason)
+        self._progress.clips += message.reason is None
+        self._progress.rejected += message.reason is not None
+        self._advance(self._progress)
+        self._close_old_shards()
+        self._finish_complete(message.shard)
+
+    def _spool(self, number: int) -> ShardSpool:
+        if number not in self._spools:
+            self._spools[number] = ShardSpool(self._plan, number, self._scratch)
+        return self._spools[number]
+
+    def _send(self, batch: Batch | None) -> None:
+        if batch is None:
+            return
+        if self._encoding.full:
+            self._collect(wait=True)
+        self._encoding.submit(batch)
+
+    def _close_old_shards(self) -> None:
+        """Do not let rare shapes keep shards unfinished until the end."""
+        read = [n for n, spool in self._spools.items() if not spool.waiting]
+        for number in read[:-_OPEN_SHARDS]:
+            for batch in self._batcher.flush_shard(number):
+                self._send(batch)
+
+    def _collect(self, wait: bool) -> None:
+        done = [future for future in self._writing if future.done()]
+        for future in done:
+            self._writing.remove(future)
+            future.result()
+        for block, record in self._encoding.results(wait):
+            self._budget.give(block.padded.nbytes)
+            self._spools[block.shard].add(block.clip, record)
+            self._progress.tokens += record.count
+            self._progress.bytes += record.frames * record.height * record.width * 3
+            self._advance(self._progress)
+            self._finish_complete(block.shard)
+
+    def _finish_complete(self, number: int) -> None:
+        if number in self._spools and self._spools[number].complete:
+            self._finish(self._spools.pop(number))
+
+    def _finish(self, spool: ShardSpool) -> None:
+        self._writing.append(self._writer.submit(spool.finish))
+
+
+def rates(progress: Progress, began: float) -> dict[str, float]:
+    """Clips, tokens and gigabytes of frames per unit of time since `began` (time.monotonic)."""
+    seconds = max(time.monotonic() - began, 1e-9)
+    return {
+        "videos_per_second": progress.clips / seconds,
+        "tokens_per_second": progress.tokens / seconds,
+        "gigabytes_per_hour": progress.bytes / seconds * 3600 / 1e9,
+    }

@@ -1,0 +1,219 @@
+"""What an export is to produce: its options, provenance, and which record goes to which shard."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+
+from pyratok_jax.data.records import ClipRecord
+from pyratok_jax.data.shard_writing import shard_name, write_text
+from pyratok_jax.data.shards import ShardRecords
+from pyratok_jax.errors import UserError
+from pyratok_jax.tokens.schema import SCHEMA_VERSION
+
+PLAN = "export.json"
+DATASET = "tokens"
+_ENCODER_CODE = (
+    "tokenizer.py", "data/padding.py", "tokens/blocks.py", "tokens/frames.py", "models/*.py",
+    "models/wan_vae/*.py", "models/language/*.py",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportOptions:
+    """What decides the content of the shards, beside the input and the tokenizer.
+
+    Attributes:
+        format: "array_record" or "tfrecord".
+        shards: number of files.
+        window: frames per block, 4k+1.
+        tile: side of a spatial tile in pixels (0: whole frames).
+        overlap: pixels that neighbouring tiles share.
+        fps: frames per second to keep (0: all frames).
+        short_side: pixels to shrink the short side to (0: keep the size).
+        round_frames: blocks are padded to this multiple, plus one frame.
+        round_sides: sides are padded to this multiple (0: the least that the tokenizer takes).
+        batch: blocks per batch, at most.
+        batch_pixels: pixels per batch, at most (but always one block).
+        compress: entropy-code the tokens.
+    """
+
+    format: str = "array_record"
+    shards: int = 16
+    window: int = 17
+    tile: int = 0
+    overlap: int = 0
+    fps: float = 0.0
+    short_side: int = 0
+    round_frames: int = 4
+    round_sides: int = 0
+    batch: int = 8
+    batch_pixels: int = 8 * 17 * 256 * 256
+    compress: bool = False
+
+    def check(self, temporal_factor: int, spatial_multiple: int) -> None:
+        """Refuse what the tokenizer cannot do.
+
+        Raises:
+            UserError: naming the option.
+        """
+        for name, least in (("shards", 1), ("batch", 1), ("batch_pixels", 1), ("window", 1)):
+            if getattr(self, name) < least:
+                raise UserError(f"--{name.replace('_', '-')} is below {least}; give at least that")
+        if (self.window - 1) % temporal_factor:
+            raise UserError(
+                f"--window {self.window} is not {temporal_factor}k+1; the nearest that are: "
+                f"{self.window - (self.window - 1) % temporal_factor} and "
+                f"{self.window + (1 - self.window) % temporal_factor}"
+            )
+        if self.round_frames < 1 or self.round_frames % temporal_factor:
+            raise UserError(
+                f"--round-frames {self.round_frames} is not a multiple of {temporal_factor}, as "
+                "the tokenizer needs it"
+            )
+        if self.round_sides % spatial_multiple:
+            raise UserError(
+                f"--round-sides {self.round_sides} is not a multiple of {spatial_multiple}, as the "
+                "tokenizer needs it"
+            )
+        if self.tile < 0 or self.overlap < 0 or (self.tile and self.overlap * 2 > self.tile):
+            raise UserError(
+                f"--overlap {self.overlap} does not suit --tile {self.tile}: at most half a tile"
+            )
+
+    def batch_size(self, frames: int, height: int, width: int) -> int:
+        """Blocks in a batch of that padded shape; it depends on nothing else."""
+        return max(min(self.batch, self.batch_pixels // (frames * height * width)), 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Provenance:
+    """By what the tokens were made; `vocabulary` and `bits` bound the ids."""
+
+    checkpoint: str
+    code: str
+    text_encoder: str
+    bits: int
+    vocabulary: int
+    grids: tuple[tuple[int, int], ...]
+
+
+def provenance_of(tokenizer: Any) -> Provenance:
+    """Hashes and sizes of a `tokenizer.Tokenizer`."""
+    config = tokenizer.config
+    return Provenance(
+        tokenizer.checkpoint_hash, encoder_code_hash(), _text_encoder(tokenizer), config.bits,
+        config.vocabulary or 2**config.bits, config.grids,
+    )  # fmt: skip
+
+
+def encoder_code_hash() -> str:
+    """SHA-256 (first 16 digits) of the source code that turns frames into tokens."""
+    package = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for pattern in _ENCODER_CODE:
+        for file in sorted(package.glob(pattern)):
+            digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _text_encoder(tokenizer: Any) -> str:
+    if tokenizer.text is None:
+        return ""
+    try:
+        said = json.loads((tokenizer.folder / "tokenizer.json").read_text())["language_model"]
+        return f"{said['spec']} sha256:{said['sha256'][:16]} length:{said['length']}"
+    except (OSError, TypeError, KeyError, ValueError):
+        return "unnamed"
+
+
+def source_fingerprint(records: Sequence[ClipRecord]) -> str:
+    """Hash of a source's list of clips, or of the names and sizes of its shards.
+
+    Raises:
+        UserError: an id that is there twice.
+    """
+    digest = hashlib.sha256(str(len(records)).encode())
+    if isinstance(records, ShardRecords):
+        for file in records.files:
+            path = epath.Path(file)
+            digest.update(f"{path.name}\0{path.stat().length}\n".encode())
+        return digest.hexdigest()[:16]
+    seen: set[str] = set()
+    for r in records:
+        if r.id in seen:
+            raise UserError(f"the input holds two clips with the id {r.id}; make the ids unique")
+        seen.add(r.id)
+        digest.update(f"{r.id}\0{r.path}\0{r.caption}\0{r.start}\0{r.end}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """An export: which clips, made into tokens by what, with which options."""
+
+    output: str
+    options: ExportOptions
+    provenance: Provenance
+    source: str
+    source_hash: str
+    clips: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "schema": SCHEMA_VERSION,
+            "source": self.source,
+            "source_hash": self.source_hash,
+            "clips": self.clips,
+            "options": dataclasses.asdict(self.options),
+            "provenance": dataclasses.asdict(self.provenance),
+        }
+
+    def shard_name(self, number: int) -> str:
+        """File name of a shard."""
+        return shard_name(DATASET, self.options.format, number, self.options.shards)
+
+    def clips_of(self, shard: int) -> range:
+        """The numbers of a shard's clips: consecutive, whatever the number of hosts."""
+        shards = self.options.shards
+        return range(self.clips * shard // shards, self.clips * (shard + 1) // shards)
+
+    def write_or_compare(self) -> None:
+        """Leave the plan in the output, or make sure that the one there is the same.
+
+        Raises:
+            UserError: the output holds another export.
+        """
+        path = epath.Path(self.output) / PLAN
+        if not path.exists():
+            write_text(path, json.dumps(self.to_dict(), indent=1))
+            return
+        try:
+            found = json.loads(path.read_text())
+        except ValueError as error:
+            raise UserError(f"{path} is damaged; give another --output") from error
+        wanted = json.loads(json.dumps(self.to_dict()))
+        # The same clips may be named in another way, for example by an absolute path.
+        different = [k for k in wanted if k != "source" and found.get(k) != wanted[k]]
+        if different:
+            raise UserError(
+                f"{self.output} holds an export that differs in {_difference(found, wanted)}; "
+                "continue it with what it was begun with, or give another --output"
+            )
+
+
+def _difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
+    for key, value in wanted.items():
+        other = found.get(key)
+        if key == "source" or other == value:
+            continue
+        if isinstance(value, dict) and isinstance(other, dict):
+            return _difference(other, value)
+        names = {"source_hash": "the list of clips", "code": "the encoder's source code"}
+        return f"{names.get(key, key)} ({other}, now {value})"
+    return "nothing"

@@ -1,0 +1,282 @@
+"""What a record of tokens holds, and how it lies in a tf.train.Example.
+
+A record is one block of a video: a window of its frames, or a tile of such a window. All keys are
+listed here; token arrays are little-endian uint16 for up to 16 bits, and uint32 above.
+"""
+
+import struct
+import zlib
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from google.protobuf.message import DecodeError
+
+from pyratok_jax.data.padding import Padding
+from pyratok_jax.errors import UserError
+from pyratok_jax.tokens.coding import pack, unpack
+
+SCHEMA_VERSION = 1
+
+TEXT_KEYS = ("id", "video", "path", "caption", "text_encoder", "code", "checkpoint")
+FLOAT_KEYS = ("fps", "start", "end")
+INT_KEYS = (
+    "schema", "block", "blocks", "first_frame", "top", "left", "frames", "height", "width",
+    "padded_frames", "padded_height", "padded_width", "video_frames", "video_height",
+    "video_width", "bits", "vocabulary", "levels",
+)  # fmt: skip
+CHECKSUM_KEY = "checksum"
+MAX_LEVELS = 64
+
+
+class DamagedRecordError(UserError):
+    """A record that is not one of tokens, or whose content is not what was written.
+
+    `where` names the shard and the record in it; `reason` says what is wrong.
+    """
+
+    def __init__(self, where: str, reason: str) -> None:
+        super().__init__(f"{where}: {reason}; export that shard again or leave it out")
+        self.where, self.reason = where, reason
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.where, self.reason)
+
+
+class SchemaError(UserError):
+    """A record that a newer version of this project has written."""
+
+
+@dataclass(frozen=True, eq=False)
+class TokenRecord:
+    """One block of a video as tokens.
+
+    Attributes:
+        tokens: ids of every level, coarse to fine, each (t, h, w), uint16 or uint32.
+        id: unique in the dataset.
+        video: the id of the clip in the source; its blocks share it.
+        path: the source's file.
+        caption: "" where there was none.
+        text_encoder: what embedded the captions; "" where the null embedding was used.
+        code: hash of the encoder's source code.
+        checkpoint: hash of the tokenizer's weights.
+        fps: frames per second of the frames that were encoded.
+        start, end: seconds of the clip within its file, -1 for the file's beginning and end.
+        block, blocks: this block's number within the video, and how many there are.
+        first_frame, top, left: where the block begins in the video.
+        frames, height, width: the block's true size.
+        padded_frames, padded_height, padded_width: its size when it was encoded.
+        video_frames, video_height, video_width: the video's size.
+        bits, vocabulary: bits per token, and the number of valid ids.
+        levels: number of levels.
+        schema: version of this layout.
+    """
+
+    tokens: tuple[np.ndarray, ...]
+    id: str
+    video: str
+    path: str
+    caption: str
+    text_encoder: str
+    code: str
+    checkpoint: str
+    fps: float
+    start: float
+    end: float
+    block: int
+    blocks: int
+    first_frame: int
+    top: int
+    left: int
+    frames: int
+    height: int
+    width: int
+    padded_frames: int
+    padded_height: int
+    padded_width: int
+    video_frames: int
+    video_height: int
+    video_width: int
+    bits: int
+    vocabulary: int
+    levels: int
+    schema: int = SCHEMA_VERSION
+
+    @property
+    def padding(self) -> Padding:
+        """The block's true and padded size."""
+        return Padding(
+            self.frames, self.height, self.width,
+            self.padded_frames, self.padded_height, self.padded_width,
+        )  # fmt: skip
+
+    @property
+    def grids(self) -> tuple[tuple[int, ...], ...]:
+        """(t, h, w) of every level."""
+        return tuple(level.shape for level in self.tokens)
+
+    @property
+    def count(self) -> int:
+        """Number of tokens, all levels together."""
+        return sum(level.size for level in self.tokens)
+
+    @property
+    def bits_per_pixel(self) -> float:
+        """Raw token bits over the true pixels of the block."""
+        return self.count * self.bits / (self.frames * self.height * self.width)
+
+
+def token_dtype(bits: int) -> np.dtype:
+    """The stored dtype of ids with that many bits, little-endian."""
+    return np.dtype("<u2") if bits <= 16 else np.dtype("<u4")
+
+
+def checksum(record: TokenRecord) -> int:
+    """CRC-32 of a record's content, whatever form it is stored in.
+
+    It runs over the keys in the order of TEXT_KEYS, FLOAT_KEYS, INT_KEYS, then the levels' arrays:
+    texts as UTF-8, numbers as little-endian float32 and int64, tokens as little-endian integers in
+    raster order; each item is preceded by its length in bytes as int64.
+    """
+    parts = [getattr(record, key).encode() for key in TEXT_KEYS]
+    parts += [struct.pack("<f", getattr(record, key)) for key in FLOAT_KEYS]
+    parts += [struct.pack("<q", getattr(record, key)) for key in INT_KEYS]
+    dtype = token_dtype(record.bits)
+    parts += [np.ascontiguousarray(level, dtype).tobytes() for level in record.tokens]
+    value = 0
+    for part in parts:
+        value = zlib.crc32(part, zlib.crc32(struct.pack("<q", len(part)), value))
+    return value
+
+
+def encode_record(record: TokenRecord, packed: bool = False) -> bytes:
+    """A serialised tf.train.Example; equal content gives equal bytes.
+
+    Args:
+        record: what to store.
+        packed: entropy-code the tokens.
+    """
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    example = tf_example_pb2.Example()
+    feature = example.features.feature
+    for key in TEXT_KEYS:
+        feature[key].bytes_list.value.append(getattr(record, key).encode())
+    for key in FLOAT_KEYS:
+        feature[key].float_list.value.append(getattr(record, key))
+    for key in INT_KEYS:
+        feature[key].int64_list.value.append(getattr(record, key))
+    feature[CHECKSUM_KEY].int64_list.value.append(checksum(record))
+    for number, level in enumerate(record.tokens, start=1):
+        if packed:
+            feature[f"packed_{number}"].bytes_list.value.append(pack(level, record.bits))
+            feature[f"grid_{number}"].int64_list.value.extend(level.shape)
+        elif record.bits <= 16:
+            # The form of tfds.features.Tensor(shape=(None,) * 3, encoding="bytes").
+            data = np.ascontiguousarray(level, token_dtype(record.bits)).tobytes()
+            feature[f"tokens_{number}/value"].bytes_list.value.append(data)
+            feature[f"tokens_{number}/shape"].int64_list.value.extend(level.shape)
+        else:
+            # TensorFlow decodes no raw uint32.
+            feature[f"tokens_{number}"].int64_list.value.extend(level.ravel().tolist())
+            feature[f"grid_{number}"].int64_list.value.extend(level.shape)
+    return example.SerializeToString(deterministic=True)
+
+
+def decode_record(data: bytes, where: str) -> TokenRecord:
+    """The record in a serialised Example; `where` names it in messages.
+
+    Raises:
+        DamagedRecordError: not a record of tokens, or its checksum is wrong.
+        SchemaError: written in a schema that is not known here.
+    """
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    try:
+        feature = tf_example_pb2.Example.FromString(data).features.feature
+    except DecodeError as error:
+        raise DamagedRecordError(where, f"it is not a tf.train.Example ({error})") from error
+    if "schema" not in feature or not feature["schema"].int64_list.value:
+        raise DamagedRecordError(where, "it has no key schema, so it is not a record of tokens")
+    version = feature["schema"].int64_list.value[0]
+    if not 1 <= version <= SCHEMA_VERSION:
+        raise SchemaError(
+            f"{where} is written in version {version} of the token schema, this program reads up "
+            f"to {SCHEMA_VERSION}; update pyratok-jax"
+        )
+    try:
+        values = _scalars(feature)
+        tokens = tuple(_level(feature, n, values["bits"]) for n in range(1, values["levels"] + 1))
+        record = TokenRecord(tokens=tokens, **values)
+        stored = feature[CHECKSUM_KEY].int64_list.value[0]
+    except (IndexError, ValueError, UnicodeDecodeError, AssertionError) as error:
+        raise DamagedRecordError(where, f"a key is missing or malformed ({error})") from error
+    if checksum(record) != stored:
+        raise DamagedRecordError(where, "its checksum is wrong")
+    return record
+
+
+def _scalars(feature: Any) -> dict[str, Any]:
+    values: dict[str, Any] = {k: feature[k].bytes_list.value[0].decode() for k in TEXT_KEYS}
+    values |= {k: feature[k].float_list.value[0] for k in FLOAT_KEYS}
+    values |= {k: feature[k].int64_list.value[0] for k in INT_KEYS}
+    if not (1 <= values["bits"] <= 32 and 1 <= values["levels"] <= MAX_LEVELS):
+        raise ValueError(f"{values['levels']} levels of {values['bits']} bits")
+    return values
+
+
+def _level(feature: Any, number: int, bits: int) -> np.ndarray:
+    dtype = token_dtype(bits)
+    if f"packed_{number}" in feature:
+        grid = tuple(feature[f"grid_{number}"].int64_list.value)
+        return unpack(feature[f"packed_{number}"].bytes_list.value[0], grid, bits)
+    if bits <= 16:
+        grid = tuple(feature[f"tokens_{number}/shape"].int64_list.value)
+        return np.frombuffer(feature[f"tokens_{number}/value"].bytes_list.value[0], dtype).reshape(
+            grid
+        )
+    grid = tuple(feature[f"grid_{number}"].int64_list.value)
+    return np.array(feature[f"tokens_{number}"].int64_list.value, dtype).reshape(grid)
+
+
+def tfds_features(bits: int, levels: int, packed: bool) -> dict[str, Any]:
+    """TFDS's feature connectors of such records, by key."""
+    import tensorflow_datasets as tfds
+
+    features: dict[str, Any] = {key: tfds.features.Text() for key in TEXT_KEYS}
+    features |= {key: tfds.features.Scalar(np.float32) for key in FLOAT_KEYS}
+    features |= {key: tfds.features.Scalar(np.int64) for key in (*INT_KEYS, CHECKSUM_KEY)}
+    for number in range(1, levels + 1):
+        if packed:
+            features[f"packed_{number}"] = tfds.features.Tensor(shape=(), dtype=np.object_)
+        elif bits <= 16:
+            features[f"tokens_{number}"] = tfds.features.Tensor(
+                shape=(None, None, None), dtype=np.uint16, encoding="bytes"
+            )
+        else:
+            features[f"tokens_{number}"] = tfds.features.Tensor(shape=(None,), dtype=np.uint32)
+        if packed or bits > 16:
+            features[f"grid_{number}"] = tfds.features.Tensor(shape=(3,), dtype=np.int64)
+    return features
+
+
+def feature_spec(bits: int, levels: int, packed: bool) -> dict[str, str]:
+    """The feature spec for `tf.io.parse_single_example`, as source text by key."""
+    spec = {key: "tf.io.FixedLenFeature([], tf.string)" for key in TEXT_KEYS}
+    spec |= {key: "tf.io.FixedLenFeature([], tf.float32)" for key in FLOAT_KEYS}
+    spec |= {key: "tf.io.FixedLenFeature([], tf.int64)" for key in (*INT_KEYS, CHECKSUM_KEY)}
+    for number in range(1, levels + 1):
+        if packed:
+            spec[f"packed_{number}"] = "tf.io.FixedLenFeature([], tf.string)"
+        elif bits <= 16:
+            spec[f"tokens_{number}/value"] = "tf.io.FixedLenFeature([], tf.string)"
+            spec[f"tokens_{number}/shape"] = "tf.io.FixedLenFeature([3], tf.int64)"
+        else:
+            spec[f"tokens_{number}"] = "tf.io.VarLenFeature(tf.int64)"
+        if packed or bits > 16:
+            spec[f"grid_{number}"] = "tf.io.FixedLenFeature([3], tf.int64)"
+    return spec
+
+
+_FIELDS = {field.name for field in fields(TokenRecord)} - {"tokens"}
+assert {*TEXT_KEYS, *FLOAT_KEYS, *INT_KEYS} == _FIELDS

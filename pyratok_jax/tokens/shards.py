@@ -1,0 +1,168 @@
+"""One shard of an export while it grows, and its report when it is finished.
+
+Tokens arrive in the order in which batches were done. They are kept in a scratch file until the
+shard is whole; then the records are written in the order of clips and blocks, so that a shard's
+bytes do not depend on that order, and the file takes its name. The report comes last: a shard with
+a report is finished.
+"""
+
+import dataclasses
+import errno
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from pyratok_jax.data.record_files import open_records
+from pyratok_jax.data.shard_writing import ShardWriter, publish, write_text
+from pyratok_jax.errors import UserError
+from pyratok_jax.tokens.plan import Plan
+from pyratok_jax.tokens.schema import TokenRecord, decode_record, encode_record
+from pyratok_jax.tokens.statistics import count_codes, counted_bits
+
+REPORTS = "reports"
+# Uncompressed, so that the records of a damaged file can be found.
+ARRAY_RECORD_OPTIONS = "group_size:1,uncompressed"
+_TOTALS = ("records", "frames", "seconds", "pixels", "tokens", "raw_bits", "stored_bits", "bytes",
+           "with_caption")  # fmt: skip
+
+
+def report_path(output: str, number: int, suffix: str = "json") -> epath.Path:
+    """Where a shard's report (json) and code counts (npz) lie."""
+    return epath.Path(output) / REPORTS / f"{number:05d}.{suffix}"
+
+
+def finished_report(plan: Plan, number: int) -> dict[str, Any] | None:
+    """The report of a finished shard; None when the shard has to be made (again)."""
+    path, shard = report_path(plan.output, number), epath.Path(plan.output, plan.shard_name(number))
+    try:
+        report = json.loads(path.read_text())
+        whole = shard.stat().length == report["file_bytes"]
+        return report if whole and report_path(plan.output, number, "npz").exists() else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+class ShardSpool:
+    """Collects the blocks of one shard.
+
+    Call `begin` for every clip, `add` for every encoded block, and `end` or `reject` when the clip
+    is read; the shard is `complete` when all clips are and no block is outstanding.
+    """
+
+    def __init__(self, plan: Plan, number: int, scratch: Path) -> None:
+        self.plan, self.number = plan, number
+        self.waiting = len(plan.clips_of(number))
+        self.outstanding = 0
+        self._scratch = scratch
+        self._path = scratch / f"{number:05d}.spool"
+        self._file = self._path.open("w+b", buffering=1 << 16)
+        self._places: dict[tuple[int, int], tuple[int, int]] = {}
+        self._ends: dict[int, dict[str, int]] = {}
+        self.rejected: dict[int, dict[str, str]] = {}
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is missing any more."""
+        return not self.waiting and not self.outstanding
+
+    def add(self, clip: int, record: TokenRecord) -> None:
+        """An encoded block of a clip."""
+        data = encode_record(record)
+        self._places[clip, record.block] = self._file.tell(), len(data)
+        self._file.write(data)
+        self.outstanding -= 1
+
+    def end(self, clip: int, blocks: int, frames: int, height: int, width: int) -> None:
+        """A clip was read to its end."""
+        self.waiting -= 1
+        self._ends[clip] = {
+            "blocks": blocks, "video_frames": frames, "video_height": height, "video_width": width,
+        }  # fmt: skip
+
+    def reject(self, clip: int, name: str, path: str, reason: str) -> None:
+        """A clip cannot be read; none of its blocks is kept."""
+        self.waiting -= 1
+        self.rejected[clip] = {"id": name, "path": path, "reason": reason}
+
+    def finish(self) -> dict[str, Any]:
+        """Write the shard, its code counts and its report, which is returned."""
+        plan, options = self.plan, self.plan.options
+        bits = plan.provenance.bits
+        counts = np.zeros((len(plan.provenance.grids), 2 ** counted_bits(bits)), np.int64)
+        totals = dict.fromkeys(_TOTALS, 0)
+        local = self._scratch / plan.shard_name(self.number)
+        with ShardWriter(local, options.format, ARRAY_RECORD_OPTIONS) as writer:
+            for clip, block in sorted(self._places):
+                if clip in self.rejected:
+                    continue
+                record = self._read(clip, block)
+                data = encode_record(record, options.compress)
+                writer.write(data)
+                count_codes(record.tokens, counts, bits)
+                _add_totals(totals, record, data, options.compress)
+        if len(open_records(str(local))) != totals["records"]:
+            raise OSError(errno.EIO, "the written shard does not hold all its records")
+        npz = self._scratch / f"{self.number:05d}.npz"
+        np.savez_compressed(npz, counts=counts)
+        report = {"clips": len(self._ends), "file_bytes": local.stat().st_size, **totals,
+                  "rejected": [self.rejected[clip] for clip in sorted(self.rejected)]}  # fmt: skip
+        publish(local, epath.Path(plan.output) / local.name)
+        publish(npz, report_path(plan.output, self.number, "npz"))
+        write_text(report_path(plan.output, self.number), json.dumps(report, indent=1))
+        self.close()
+        return report
+
+    def _read(self, clip: int, block: int) -> TokenRecord:
+        offset, length = self._places[clip, block]
+        self._file.seek(offset)
+        record = decode_record(self._file.read(length), f"{self._path}@{offset}")
+        ends: dict[str, Any] = self._ends[clip]
+        name = record.video if ends["blocks"] == 1 else f"{record.video}#{block:05d}"
+        return dataclasses.replace(record, id=name, **ends)
+
+    def close(self) -> None:
+        """Remove the scratch file."""
+        self._file.close()
+        self._path.unlink(missing_ok=True)
+
+
+def _add_totals(totals: dict[str, Any], record: TokenRecord, data: bytes, packed: bool) -> None:
+    raw = record.count * record.bits
+    totals["records"] += 1
+    if record.block == 0:
+        totals["frames"] += record.video_frames
+        totals["seconds"] += record.video_frames / record.fps
+        totals["pixels"] += record.video_frames * record.video_height * record.video_width
+        totals["with_caption"] += bool(record.caption)
+    totals["tokens"] += record.count
+    totals["raw_bits"] += raw
+    totals["stored_bits"] += _packed_bits(data) if packed else raw
+    totals["bytes"] += len(data)
+
+
+def _packed_bits(data: bytes) -> int:
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    feature = tf_example_pb2.Example.FromString(data).features.feature
+    packed = (key for key in feature if key.startswith("packed_"))
+    return sum(8 * len(feature[key].bytes_list.value[0]) for key in packed)
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Whether an error says that no more can be written."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return True
+    text = str(error).lower()
+    return any(os.strerror(e).lower() in text for e in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+
+
+def full_disk(output: str, finished: int, shards: int) -> UserError:
+    """What to tell the user then."""
+    return UserError(
+        f"the disk of {output} is full: {finished} of {shards} shards are finished and valid, the "
+        "unfinished ones are not kept; make room and run the same command again to go on"
+    )
