@@ -142,8 +142,10 @@ def lpips_frames(
     for start in range(0, frames, size):
         at = np.minimum(np.arange(start, start + size), frames - 1)
         a, b = (_signed(video[at]) for video in (original, reconstruction))
-        compiled = isinstance(network, nnx.Module)
-        distances = _apply(network, a, b) if compiled else network(a, b)
+        if isinstance(network, nnx.Module):
+            distances = _apply(network, a, b)
+        else:
+            distances = network(a, b)
         values += np.asarray(distances, np.float64).reshape(-1)[: frames - start].tolist()
     return np.array(values, np.float64)
 
@@ -274,10 +276,18 @@ class CodeUsage:
             raise ValueError(f"expected ids of {len(self._codes)} levels, got {len(ids)}")
         for level, new in enumerate(ids):
             codes, counts = np.unique(np.asarray(new, np.uint32).reshape(-1), return_counts=True)
-            merged = np.concatenate([self._codes[level], codes])
-            self._codes[level], inverse = np.unique(merged, return_inverse=True)
-            weights = np.concatenate([self._counts[level], counts])
-            self._counts[level] = np.bincount(inverse, weights).astype(np.int64)
+            self._count(level, codes, counts)
+
+    def merge(self, other: "CodeUsage") -> None:
+        """Count everything that `other`, of as many levels, has counted."""
+        for level, codes in enumerate(other._codes):
+            self._count(level, codes, other._counts[level])
+
+    def _count(self, level: int, codes: np.ndarray, counts: np.ndarray) -> None:
+        merged = np.concatenate([self._codes[level], codes])
+        self._codes[level], inverse = np.unique(merged, return_inverse=True)
+        weights = np.concatenate([self._counts[level], counts])
+        self._counts[level] = np.bincount(inverse, weights).astype(np.int64)
 
     def summary(self) -> list[dict[str, Any]]:
         """Per level: level (from 1), tokens, distinct, utilisation, perplexity, dead codes."""

@@ -1,0 +1,278 @@
+"""Encode and decode videos with a trained tokenizer: `python -m pyratok_jax.reconstruct --help`."""
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from pyratok_jax import __version__
+from pyratok_jax.data.videos import BrokenVideoError, probe
+from pyratok_jax.errors import UserError, run_cli
+
+EXIT_SOME_SKIPPED = 3
+_LPIPS = {"vgg": ("vgg",), "alex": ("alex",), "both": ("vgg", "alex"), "none": ()}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(
+        prog="python -m pyratok_jax.reconstruct",
+        description="Tokenise videos and decode the tokens again. Writes NAME_reconstruction.mp4, "
+        "NAME_side_by_side.mp4 (input, reconstruction, error; .png for pictures) and metrics.json "
+        "with PSNR, SSIM, LPIPS, bits per pixel and code usage.",
+        epilog="Exit code: 0 all done; 2 nothing could be done; 3 some inputs of a folder could "
+        "not be read and were skipped (they are listed in metrics.json).",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    p.add_argument("--checkpoint", required=True, help="the --workdir of a training")
+    p.add_argument(
+        "--input",
+        required=True,
+        help="a video or picture, a folder of them (with captions from NAME.txt or NAME.json), "
+        "or builtin:demo-heldout",
+    )
+    p.add_argument("--output", required=True, help="folder for the results")
+    p.add_argument("--caption", help="text to encode with, for all inputs (default: their own)")
+    p.add_argument(
+        "--window",
+        type=int,
+        default=17,
+        help="frames encoded together, 4k+1: longer ones need fewer bits and more memory",
+    )
+    p.add_argument(
+        "--lpips", choices=sorted(_LPIPS), default="vgg", help="networks; the slowest measure"
+    )
+    p.add_argument("--crf", type=int, default=12, help="H.264 quality of the files, 0 (best) to 51")
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command."""
+    arguments, console = parser().parse_args(argv), Console()
+    output = Path(arguments.output)
+    _check_output(output)
+    if not 0 <= arguments.crf <= 51:
+        raise UserError(f"--crf {arguments.crf} must lie within 0 (best) and 51")
+    # Heavy imports wait until the command line is known to be sound.
+    from pyratok_jax.reconstruction import Reconstructor, find_jobs
+    from pyratok_jax.tokenizer import load_tokenizer
+
+    jobs = find_jobs(arguments.input, output)
+    lengths, skipped = _probe_all(jobs)
+    if not any(lengths):
+        raise skipped[0] if len(jobs) == 1 else _none_readable(arguments.input, skipped)
+    with console.status("loading the tokenizer"):
+        tokenizer = load_tokenizer(arguments.checkpoint)
+        lpips = _load_lpips(arguments.lpips, console)
+    if arguments.caption and tokenizer.text is None:
+        _say(console, "note: this tokenizer has no language model, the caption is not used")
+    reconstructor = Reconstructor(
+        tokenizer, window=arguments.window, lpips=lpips, crf=arguments.crf
+    )
+    todo = [(job, frames) for job, frames in zip(jobs, lengths, strict=True) if frames]
+    videos = _run_all(reconstructor, todo, output, arguments, skipped, console)
+    if not videos:
+        raise skipped[0] if len(jobs) == 1 else _none_readable(arguments.input, skipped)
+    _finish(videos, skipped, output, console)
+    return EXIT_SOME_SKIPPED if skipped else 0
+
+
+def _check_output(output: Path) -> None:
+    if output.exists() and not output.is_dir():
+        raise UserError(f"--output {output} is a file; give a folder")
+    for parent in output.absolute().parents:
+        if parent.exists():
+            if not parent.is_dir() or not os.access(parent, os.W_OK):
+                raise UserError(f"--output {output} cannot be made: {parent} is not writable")
+            return
+
+
+def _probe_all(jobs: Sequence[Any]) -> tuple[list[int], list[BrokenVideoError]]:
+    """Frames of each input (0 for unreadable ones), and what is wrong with those."""
+    lengths, broken = [], []
+    for job in jobs:
+        try:
+            info = probe(job.record.media)
+        except BrokenVideoError as error:
+            broken.append(error)
+            lengths.append(0)
+            continue
+        seconds = job.record.span if job.record.end is not None else None
+        lengths.append(max(info.frames if seconds is None else round(seconds * info.fps), 1))
+    return lengths, broken
+
+
+def _none_readable(spec: str, skipped: Sequence[BrokenVideoError]) -> UserError:
+    return UserError(
+        f"none of the {len(skipped)} files in --input {spec} can be read; the first is "
+        f"{skipped[0].path}: {skipped[0].reason}; give playable videos or images"
+    )
+
+
+def _load_lpips(choice: str, console: Console) -> dict[str, Any]:
+    from weights_conversion.lpips import load_lpips
+
+    networks: dict[str, Any] = {}
+    for name in _LPIPS[choice]:
+        try:
+            networks[name] = load_lpips(name)
+        except UserError as error:
+            _say(console, f"note: no LPIPS ({name}): {error}")
+    return networks
+
+
+def _run_all(
+    reconstructor: Any,
+    todo: Sequence[tuple[Any, int]],
+    output: Path,
+    arguments: argparse.Namespace,
+    skipped: list[BrokenVideoError],
+    console: Console,
+) -> list[dict[str, Any]]:
+    """All videos in turn; metrics.json is brought up to date after each of them."""
+    videos: list[dict[str, Any]] = []
+    existed = output.exists()
+    with _progress(console) as progress:
+        total = progress.add_task("frames", total=sum(frames for _, frames in todo))
+        for job, frames in todo:
+            progress.update(total, description=job.record.id)
+            before = progress.tasks[0].completed
+            caption = arguments.caption or job.record.caption
+
+            def advance(count: int) -> None:
+                progress.advance(total, count)
+
+            try:
+                videos.append(reconstructor.run(job, output, caption, advance))
+            except BrokenVideoError as error:
+                skipped.append(error)
+            else:
+                report = summarise(reconstructor, videos, skipped)
+                _write_json(output / "metrics.json", report)
+            progress.update(total, completed=before + frames)
+    if not videos and not existed and output.exists():
+        _remove_empty(output)
+    elif videos:
+        _write_json(output / "metrics.json", summarise(reconstructor, videos, skipped))
+    return videos
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+    )
+
+
+def summarise(
+    reconstructor: Any, videos: Sequence[dict[str, Any]], skipped: Sequence[BrokenVideoError]
+) -> dict[str, Any]:
+    """The content of metrics.json: figures over all videos, then each video's own.
+
+    Quality is the mean over videos, bpp all bits over all pixels, utilisation over all tokens;
+    `size` is null where videos differ. `seconds` is computing time.
+    """
+    from pyratok_jax.evaluation.metrics import PROTOCOL, bits_per_pixel, mean_quality
+
+    names = [name for name in PROTOCOL if name in videos[0] and _is_quality(name)]
+    sizes = {tuple(video["size"]) for video in videos}
+    levels = reconstructor.usage()
+    tokens = sum(video["tokens"] for video in videos)
+    pixels = sum(video["frames"] * video["size"][0] * video["size"][1] for video in videos)
+    tokenizer = reconstructor.tokenizer
+    return {
+        **mean_quality([{name: video[name] for name in names} for video in videos]),
+        "bpp": bits_per_pixel(tokens, tokenizer.config.bits, pixels, 1, 1),
+        "tokens": tokens,
+        "utilisation": [level["utilisation"] for level in levels],
+        "levels": levels,
+        "frames": sum(video["frames"] for video in videos),
+        "size": list(sizes.pop()) if len(sizes) == 1 else None,
+        "video_seconds": sum(video["video_seconds"] for video in videos),
+        "seconds": round(sum(video["seconds"] for video in videos), 3),
+        "videos": list(videos),
+        "skipped": [{"input": error.path, "reason": error.reason} for error in skipped],
+        "bits_per_token": tokenizer.config.bits,
+        "window": reconstructor.window,
+        "checkpoint": str(tokenizer.folder) if tokenizer.folder else None,
+        "checkpoint_hash": tokenizer.checkpoint_hash,
+        "version": __version__,
+        "protocol": PROTOCOL,
+    }
+
+
+def _is_quality(name: str) -> bool:
+    return name.startswith(("psnr", "ssim", "lpips"))
+
+
+def _finish(
+    videos: Sequence[dict[str, Any]],
+    skipped: Sequence[BrokenVideoError],
+    output: Path,
+    console: Console,
+) -> None:
+    table = Table(box=None)
+    for heading in ("video", "frames", "size", "PSNR", "SSIM", "LPIPS", "bpp", "seconds"):
+        table.add_column(heading, justify="left" if heading == "video" else "right")
+    for video in videos[:50]:
+        height, width = video["size"]
+        lpips = video.get("lpips", video.get("lpips_alex"))
+        table.add_row(
+            Path(video["input"]).name,
+            str(video["frames"]),
+            f"{width}x{height}",
+            f"{video['psnr']:.2f}",
+            *(f"{x:.4f}" if x is not None else "-" for x in (video["ssim"], lpips, video["bpp"])),
+            f"{video['seconds']:.1f}",
+        )
+    console.print(table)
+    for error in skipped:
+        _say(console, f"skipped: {error.path}: {error.reason}")
+    if skipped:
+        _say(console, f"{len(skipped)} of {len(skipped) + len(videos)} inputs were skipped")
+    for video in videos[:50]:
+        for path in video["outputs"]:
+            _say(console, f"written: {path}")
+    _say(console, f"written: {output / 'metrics.json'}")
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, soft_wrap=True, markup=False, highlight=False)
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.part")
+    scratch.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    os.replace(scratch, path)
+
+
+def _remove_empty(folder: Path) -> None:
+    """Remove a folder and those below it, as long as they hold no file."""
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            _remove_empty(entry)
+    if not any(folder.iterdir()):
+        folder.rmdir()
+
+
+if __name__ == "__main__":
+    run_cli(main)

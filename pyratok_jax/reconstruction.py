@@ -1,0 +1,255 @@
+"""Reconstructing videos of any length and size, in bounded memory, with their quality and rate.
+
+A video is cut into windows of 4k + 1 frames; each is padded, tokenised and decoded on its own, so
+that memory depends on a window's size and not on the video's length. The first frame of every
+window has tokens of its own, which is the price: short windows cost more bits.
+"""
+
+import contextlib
+import dataclasses
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from pyratok_jax.data.padding import crop_clip, pad_clip
+from pyratok_jax.data.records import ClipRecord
+from pyratok_jax.data.sources import load_folder, load_source
+from pyratok_jax.data.videos import (
+    BrokenVideoError,
+    VideoInfo,
+    VideoWriter,
+    is_image,
+    iter_frames,
+    probe,
+)
+from pyratok_jax.errors import UserError
+from pyratok_jax.evaluation.metrics import CodeUsage, Perceptual, Quality, bits_per_pixel
+from pyratok_jax.reports.pictures import error_map, side_by_side
+from pyratok_jax.tokenizer import Tokenizer
+
+RECONSTRUCTION, SIDE_BY_SIDE = "_reconstruction", "_side_by_side"
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One video to reconstruct; `name` is the path of its outputs, without their endings."""
+
+    record: ClipRecord
+    name: str
+
+    @property
+    def still(self) -> bool:
+        """Whether it is a picture, whose outputs are pictures too."""
+        return is_image(self.record.path)
+
+
+def find_jobs(spec: str, output: Path) -> list[Job]:
+    """The inputs that `spec` names: a file, all media below a folder, or a built-in source.
+
+    Outputs are named after inputs, with their folders; two files of one folder that differ in
+    their ending only keep it in the name. Whatever lies below `output` is no input.
+
+    Raises:
+        UserError: nothing there.
+    """
+    if spec.startswith("builtin:"):
+        return [Job(record, record.id) for record in load_source(spec)]
+    if not os.path.isdir(spec):
+        if not os.path.exists(spec):
+            raise BrokenVideoError(spec, "no such file")
+        return [Job(ClipRecord(Path(spec).name, spec), Path(spec).stem)]
+    if output.resolve() == Path(spec).resolve():
+        raise UserError(f"--output {output} is the folder of the inputs; give another one")
+    records = [
+        record
+        for record in load_folder(spec)
+        if output.resolve() not in Path(record.path).resolve().parents
+    ]
+    if not records:
+        raise UserError(f"--input {spec} holds no video or image outside of --output {output}")
+    stems = [str(Path(record.id).with_suffix("")) for record in records]
+    return [
+        Job(record, stem if stems.count(stem) == 1 else record.id)
+        for record, stem in zip(records, stems, strict=True)
+    ]
+
+
+class Reconstructor:
+    """Runs a tokenizer over whole videos.
+
+    Args:
+        tokenizer: what to run.
+        window: frames encoded at a time, 4k + 1.
+        lpips: networks by name, see `evaluation.metrics.Quality`.
+        crf: compression of the written videos, 0 (lossless but for colour) to 51.
+
+    Raises:
+        UserError: a window that the backbone does not take.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        window: int = 17,
+        lpips: Mapping[str, Perceptual] | None = None,
+        crf: int = 12,
+    ) -> None:
+        factor = tokenizer.config.vae.temporal_factor
+        if window < 1 or (window - 1) % factor:
+            near = 1 + factor * max(round((window - 1) / factor), 0)
+            raise UserError(f"--window {window} must be {factor}k+1 frames; {near} would do")
+        self.tokenizer, self.window = tokenizer, window
+        self._lpips, self._crf = lpips, crf
+        self._usage = self._new_usage()
+
+    def run(
+        self,
+        job: Job,
+        folder: Path,
+        caption: str | None = None,
+        advance: Callable[[int], None] = lambda frames: None,
+    ) -> dict[str, Any]:
+        """Write a video's reconstruction and comparison; both appear only when complete.
+
+        Args:
+            job: the input.
+            folder: where to write.
+            caption: the text to encode it with; None means none.
+            advance: told the number of frames whenever some are done.
+
+        Returns:
+            Quality, rate, sizes and the written files, as plain JSON values.
+
+        Raises:
+            BrokenVideoError: unreadable, or not readable to its end; nothing is written then.
+        """
+        begin = time.monotonic()
+        info = probe(job.record.media)
+        text = self.tokenizer.embed([caption])
+        quality, usage = Quality(self._lpips), self._new_usage()
+        frames = windows = 0
+        paths = output_paths(job, folder)
+        with _Outputs(job, paths, info.fps, self._crf) as outputs:
+            for clip in _windows(_frames(job, info), self.window, job.record.path):
+                reconstruction, ids = self._reconstruct(clip, text)
+                outputs.write(clip, reconstruction)
+                quality.add(clip, reconstruction)
+                usage.add(ids)
+                frames, windows = frames + len(clip), windows + 1
+                advance(len(clip))
+        self._usage.merge(usage)
+        height, width = clip.shape[1:3]
+        levels = usage.summary()
+        tokens = sum(level["tokens"] for level in levels)
+        return {
+            "input": job.record.path,
+            "caption": caption,
+            "lpips": None,
+            **quality.result(),
+            "bpp": bits_per_pixel(tokens, self.tokenizer.config.bits, frames, height, width),
+            "tokens": tokens,
+            "utilisation": [level["utilisation"] for level in levels],
+            "levels": levels,
+            "frames": frames,
+            "size": [height, width],
+            "fps": info.fps,
+            "windows": windows,
+            "video_seconds": frames / info.fps,
+            "seconds": round(time.monotonic() - begin, 3),
+            "outputs": [str(path) for path in paths],
+        }
+
+    def usage(self) -> list[dict[str, Any]]:
+        """Code usage of all videos so far, see `CodeUsage.summary`."""
+        return self._usage.summary()
+
+    def _new_usage(self) -> CodeUsage:
+        config = self.tokenizer.config
+        return CodeUsage(len(config.grids), config.vocabulary or 2**config.bits)
+
+    def _reconstruct(self, clip: np.ndarray, text: Any) -> tuple[np.ndarray, Any]:
+        config = self.tokenizer.config
+        padded, padding = pad_clip(
+            clip,
+            temporal_factor=config.vae.temporal_factor,
+            spatial_multiple=config.spatial_multiple,
+        )
+        ids = self.tokenizer.encode(padded[None], text)
+        return crop_clip(self.tokenizer.decode(ids)[0], padding), ids
+
+
+def output_paths(job: Job, folder: Path) -> tuple[Path, Path]:
+    """Where the reconstruction and the comparison of an input go."""
+    suffix = ".png" if job.still else ".mp4"
+    first, second = (folder / f"{job.name}{end}{suffix}" for end in (RECONSTRUCTION, SIDE_BY_SIDE))
+    return first, second
+
+
+def _frames(job: Job, info: VideoInfo) -> Iterator[np.ndarray]:
+    record = job.record
+    start = round((record.start or 0.0) * info.fps)
+    stop = None if record.end is None else max(round(record.end * info.fps), start + 1)
+    return iter_frames(record.media, start, stop)
+
+
+def _windows(frames: Iterable[np.ndarray], length: int, name: str) -> Iterator[np.ndarray]:
+    """Stacks of up to `length` frames.
+
+    Raises:
+        BrokenVideoError: frames of unequal sizes.
+    """
+    held: list[np.ndarray] = []
+    shape = None
+    for number, frame in enumerate(frames):
+        shape = shape or frame.shape
+        if frame.shape != shape:
+            sizes = f"{shape[1]}x{shape[0]} to {frame.shape[1]}x{frame.shape[0]}"
+            raise BrokenVideoError(name, f"its size changes from {sizes} at frame {number}")
+        held.append(frame)
+        if len(held) == length:
+            yield np.stack(held)
+            held = []
+    if held:
+        yield np.stack(held)
+
+
+class _Outputs:
+    """The two files of one input, written frame by frame, or at the end for a picture."""
+
+    def __init__(self, job: Job, paths: tuple[Path, Path], fps: float, crf: int) -> None:
+        self._still, self._paths = job.still, paths
+        self._pictures: list[np.ndarray] = []
+        self._stack = contextlib.ExitStack()
+        self._writers = [VideoWriter(path, fps=fps, crf=crf) for path in paths]
+
+    def __enter__(self) -> "_Outputs":
+        if not self._still:
+            for writer in self._writers:
+                self._stack.enter_context(writer)
+        return self
+
+    def write(self, clip: np.ndarray, reconstruction: np.ndarray) -> None:
+        """Append a window."""
+        errors = error_map(clip, reconstruction)
+        videos = (reconstruction, side_by_side([clip, reconstruction, errors]))
+        if self._still:
+            self._pictures = [video[0] for video in videos]
+            return
+        for writer, video in zip(self._writers, videos, strict=True):
+            for frame in video:
+                writer.write(frame)
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        self._stack.__exit__(kind, error, trace)
+        if kind is None:
+            for path, picture in zip(self._paths, self._pictures, strict=False):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                scratch = path.with_name(f".{path.name}.part")
+                Image.fromarray(picture).save(scratch, "PNG")
+                os.replace(scratch, path)
