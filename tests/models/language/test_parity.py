@@ -1,12 +1,14 @@
 """Every family against transformers in float32: logits and all hidden states, any padding."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from families import FAMILIES, ours, reference
 
 from pyratok_jax.models.language.rope import mixed_positions
+from tests.models.language.families import FAMILIES, ours, reference
 
 LENGTHS = (13, 9, 5)
 
@@ -60,7 +62,6 @@ def test_a_window_matters_and_counts_real_tokens():
     assert mine.config.window < max(LENGTHS)
     assert mine.config.sliding == (True, False, True)
     near = mine(jnp.asarray(ids), jnp.asarray(mask)).hidden
-    import dataclasses
 
     mine.config = dataclasses.replace(mine.config, window=64)
     far = mine(jnp.asarray(ids), jnp.asarray(mask)).hidden

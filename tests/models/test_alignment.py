@@ -1,0 +1,98 @@
+"""The code embedding, the sequence, and the heads against a full softmax."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from pyratok_jax.models.alignment import Alignment
+
+
+def _codes(grids, bits, batch=2, seed=0):
+    keys = jax.random.split(jax.random.key(seed), len(grids))
+    return tuple(
+        jnp.where(jax.random.bernoulli(key, shape=(batch, *grid, bits)), 1.0, -1.0)
+        for key, grid in zip(keys, grids, strict=True)
+    )
+
+
+def test_lookup_free_head_is_a_softmax_over_all_codes_and_the_separator():
+    bits = 8
+    alignment = Alignment(bits, 1, 12, rngs=nnx.Rngs(0))
+    alignment.head.kernel[...] = jax.random.normal(jax.random.key(1), (12, bits + 1))
+    hidden = jax.random.normal(jax.random.key(2), (1, 5, 12))
+    logits = np.asarray(alignment.head(hidden), np.float64)[0]
+    table = np.array(list(itertools.product([-1.0, 1.0], repeat=bits)))
+    # Codes share what the separator leaves; each has a logit that is linear in its bits.
+    scores = logits[:, :bits] @ table.T / 2
+    scores -= np.log(np.exp(scores).sum(axis=1, keepdims=True))
+    joint = np.concatenate([scores, logits[:, bits:]], axis=1)
+    joint -= np.log(np.exp(joint).sum(axis=1, keepdims=True))
+    np.testing.assert_allclose(np.exp(joint).sum(axis=1), 1.0)
+    for number in (0, 3, 100, 255):
+        targets = jnp.broadcast_to(jnp.asarray(table[number], jnp.float32), (1, 5, bits))
+        got = alignment.cross_entropy(hidden, targets, np.zeros(5, bool))
+        np.testing.assert_allclose(got[0], -joint[:, number], rtol=1e-5)
+    got = alignment.cross_entropy(hidden, jnp.zeros((1, 5, bits)), np.ones(5, bool))
+    np.testing.assert_allclose(got[0], -joint[:, -1], rtol=1e-5)
+    best = table[joint[:, :-1].argmax(axis=1)]
+    np.testing.assert_array_equal(alignment.predicted_bits(hidden)[0], best)
+
+
+def test_softmax_head_reads_ids_most_significant_bit_first():
+    alignment = Alignment(4, 1, 6, rngs=nnx.Rngs(0), head="softmax")
+    alignment.head.kernel[...] = jax.random.normal(jax.random.key(1), (6, 17))
+    hidden = jax.random.normal(jax.random.key(2), (1, 3, 6))
+    shares = jax.nn.log_softmax(alignment.head(hidden))
+    code = jnp.array([1.0, -1.0, -1.0, 1.0])
+    targets = jnp.stack([code, -code, jnp.zeros(4)])[None]
+    got = alignment.cross_entropy(hidden, targets, np.array([False, False, True]))
+    expected = [-shares[0, 0, 9], -shares[0, 1, 6], -shares[0, 2, 16]]
+    np.testing.assert_allclose(got[0], expected, rtol=1e-5)
+    best = np.asarray(shares)[0, :, :16].argmax(axis=1)
+    values = np.array([8, 4, 2, 1]) @ (np.asarray(alignment.predicted_bits(hidden)[0]).T > 0)
+    np.testing.assert_array_equal(values, best)
+
+
+def test_sequence_of_two_levels():
+    """SOI | q1 (2 tokens) | SEP | q2 (4 tokens): inputs shifted by one against targets."""
+    alignment = Alignment(3, 2, 5, rngs=nnx.Rngs(0))
+    first, second = _codes([(2, 1, 1), (1, 2, 2)], 3)
+    sequence = alignment.sequence((first, second))
+    a, b = first.reshape(2, 2, 3), second.reshape(2, 4, 3)
+    ea, eb = alignment.embed(a, 0), alignment.embed(b, 1)
+    marks = [jnp.broadcast_to(m[...], (2, 1, 5)) for m in (alignment.soi, alignment.separator)]
+    inputs = jnp.concatenate([marks[0], ea, marks[1], eb[:, :3]], axis=1)
+    np.testing.assert_allclose(sequence.inputs, inputs, rtol=1e-6)
+    targets = jnp.concatenate([a, jnp.zeros((2, 1, 3)), b], axis=1)
+    np.testing.assert_array_equal(sequence.targets, targets)
+    assert sequence.separator.tolist() == [False, False, True, False, False, False, False]
+    assert sequence.level.tolist() == [0, 0, 0, 1, 1, 1, 1]
+    # SOI at 0; a 2x1x1 grid from 1; the separator one further on; a 1x2x2 grid from 3.
+    expected = [[0, 1, 2, 2, 3, 3, 3], [0, 1, 1, 2, 3, 3, 4], [0, 1, 1, 2, 3, 4, 3]]
+    assert sequence.positions.tolist() == expected
+
+
+def test_embedding_is_linear_and_shared():
+    alignment = Alignment(6, 3, 7, rngs=nnx.Rngs(0))
+    q = _codes([(1, 2, 2)], 6)[0]
+    difference = alignment.embed(q, 0) - alignment.embed(q, 2)
+    np.testing.assert_allclose(
+        difference, jnp.broadcast_to(difference[0, 0, 0, 0], difference.shape), atol=1e-6
+    )
+    half = 0.5 * (alignment.embed(q, 1) + alignment.embed(-q, 1))
+    np.testing.assert_allclose(half, jnp.broadcast_to(alignment.level[1], half.shape), atol=1e-6)
+
+
+def test_fresh_embeddings_have_the_scale_asked_for():
+    alignment = Alignment(16, 4, 256, rngs=nnx.Rngs(0), scale=0.3)
+    values = alignment.embed(_codes([(3, 4, 4)], 16)[0], 0)
+    assert 0.25 < float(jnp.sqrt(jnp.mean(values**2))) < 0.35
+
+
+def test_an_unknown_head_is_refused():
+    with pytest.raises(ValueError, match="lookup_free, softmax"):
+        Alignment(4, 1, 8, rngs=nnx.Rngs(0), head="table")
