@@ -35,6 +35,10 @@ class ReportClip:
     levels: Sequence[str] = ()
 
     def __post_init__(self) -> None:
+        if self.levels and len(self.levels) != len(self.token_maps):
+            raise ValueError(
+                f"clip {self.name}: {len(self.levels)} names for {len(self.token_maps)} levels"
+            )
         shape = self.original.shape
         for name, video in self.videos().items():
             if video.dtype != np.uint8 or video.shape != shape or len(shape) != 4:
@@ -42,10 +46,6 @@ class ReportClip:
                     f"clip {self.name}: {name} is {video.dtype} {video.shape}; expected uint8 "
                     f"(t, h, w, 3), all of one shape, the original being {shape}"
                 )
-        if self.levels and len(self.levels) != len(self.token_maps):
-            raise ValueError(
-                f"clip {self.name}: {len(self.levels)} names for {len(self.token_maps)} levels"
-            )
 
     def decoded(self) -> dict[str, np.ndarray]:
         """The versions of the clip whose quality is compared, by what they are called."""
