@@ -9,7 +9,7 @@
 Means run over tokens; in 4 and 5 over the tokens of clips that have a caption.
 """
 
-from typing import Protocol
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -22,12 +22,8 @@ from pyratok_jax.models.lapq import TextCondition
 _TINY = 1e-37  # a normal float32: no denormals, which accelerators flush to 0
 
 
-class CodeEmbedding(Protocol):
-    """The shared code embedding E: codes of a level to vectors in the language model's width."""
-
-    def __call__(self, q: Float[Array, "*n bits"], level: int) -> Float[Array, "*n d"]:
-        """Embed codes; `level` counts from 0."""
-        ...
+# The shared code embedding E: codes of a level (counted from 0) to the language model's width.
+CodeEmbedding = Callable[[Float[Array, "*n bits"], int], Float[Array, "*n d"]]
 
 
 def commitment(z: Float[Array, "*n bits"], q: Float[Array, "*n bits"]) -> Float[Array, ""]:
