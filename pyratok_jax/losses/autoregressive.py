@@ -40,7 +40,7 @@ def autoregressive_loss(
         language_model: frozen; only its inputs are differentiated.
         codes: +-1 codes of all levels with straight-through gradient.
         text: token ids and mask, input embeddings and mask, or the cache of a pass over the text
-            with the same `layers`; a row without any real token has no caption.
+            (of all layers, or of at least `layers`); a row without any real token has no caption.
         token_budget: at most so many visual tokens, cut out of all levels as one region.
         key: random key of the region's place; None takes the first.
         layers: run only the first layers of the language model; None runs all.

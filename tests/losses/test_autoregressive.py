@@ -89,6 +89,18 @@ def test_text_can_come_as_ids_embeddings_or_cache():
     np.testing.assert_allclose(condition.embeddings, plain, atol=1e-5)
 
 
+def test_the_cache_of_a_full_pass_serves_the_first_layers():
+    model, alignment, logits, ids, mask = _parts(layers=3)
+    cache = TextEncoder(model).read(ids, mask)[1]
+
+    @nnx.jit
+    def loss(alignment, model, text):
+        return autoregressive_loss(alignment, model, _codes(logits), text, layers=2)[0]
+
+    got, want = loss(alignment, model, cache), loss(alignment, model, (ids, mask))
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
 def test_gradients_reach_alignment_and_codes_alone():
     model, alignment, logits, ids, mask = _parts()
 
