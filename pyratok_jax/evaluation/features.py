@@ -8,7 +8,7 @@ the other chance, which tests the task and not the tokenizer.
 import dataclasses
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -56,13 +56,17 @@ class Truth:
     masks: np.ndarray
 
 
+# Only the oracle asks for it: making masks is not free.
+TruthSource = Callable[[], Truth]
+
+
 class Extractor(Protocol):
     """Where a zero-shot task's features come from."""
 
     checkpoint_hash: str
 
     def video(
-        self, clip: np.ndarray, truth: Truth | None = None, caption: str | None = None
+        self, clip: np.ndarray, truth: TruthSource | None = None, caption: str | None = None
     ) -> Features:
         """Features of a clip, uint8 (t, h, w, 3) of any size; `truth` is ignored by real ones."""
         ...
@@ -85,7 +89,7 @@ class TokenizerFeatures:
         self.checkpoint_hash: str = tokenizer.checkpoint_hash
 
     def video(
-        self, clip: np.ndarray, truth: Truth | None = None, caption: str | None = None
+        self, clip: np.ndarray, truth: TruthSource | None = None, caption: str | None = None
     ) -> Features:
         """As `Extractor.video`.
 
@@ -150,12 +154,12 @@ class OracleFeatures(_HashedTexts):
 
     checkpoint_hash = "oracle"
 
-    def __init__(self, width: int = 64, levels: int = 4, seed: int = 0) -> None:
+    def __init__(self, width: int = 256, levels: int = 4, seed: int = 0) -> None:
         super().__init__(width, seed)
         self.levels = levels
 
     def video(
-        self, clip: np.ndarray, truth: Truth | None = None, caption: str | None = None
+        self, clip: np.ndarray, truth: TruthSource | None = None, caption: str | None = None
     ) -> Features:
         """As `Extractor.video`; a token that shows nothing is zero.
 
@@ -164,11 +168,10 @@ class OracleFeatures(_HashedTexts):
         """
         if truth is None:
             raise ValueError("the oracle needs the truth")
-        values = np.einsum("nthw,nd->thwd", truth.masks.astype(np.float32), truth.vectors)
-        cell = (
-            -(-clip.shape[1] // truth.masks.shape[2]),
-            -(-clip.shape[2] // truth.masks.shape[3]),
-        )
+        known = truth()
+        vectors, masks = known.vectors, known.masks
+        values = np.einsum("nthw,nd->thwd", masks.astype(np.float32), vectors)
+        cell = -(-clip.shape[1] // masks.shape[2]), -(-clip.shape[2] // masks.shape[3])
         level = LevelFeatures(values.astype(np.float32), np.arange(len(clip)), cell)
         return Features((level,) * self.levels)
 
@@ -185,7 +188,7 @@ class RandomFeatures(_HashedTexts):
         self.levels, self.cell = levels, cell
 
     def video(
-        self, clip: np.ndarray, truth: Truth | None = None, caption: str | None = None
+        self, clip: np.ndarray, truth: TruthSource | None = None, caption: str | None = None
     ) -> Features:
         """As `Extractor.video`."""
         rng = _rng(self.seed, clip.tobytes())

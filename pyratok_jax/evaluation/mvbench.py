@@ -1,0 +1,174 @@
+"""MVBench: its 20 tasks, where their files lie, its questions, and answers read from free text."""
+
+import dataclasses
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pyratok_jax.errors import UserError
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One task of the benchmark.
+
+    Attributes:
+        folder: of its videos, below `video/`.
+        bounded: its questions ask about seconds `start` to `end` of the video.
+        frames: its videos are folders of JPEG files, taken at 3 frames per second.
+    """
+
+    folder: str
+    bounded: bool = False
+    frames: bool = False
+
+
+# By the name of the task's JSON file.
+LAYOUT: dict[str, Part] = {
+    "action_sequence": Part("star/Charades_v1_480", bounded=True),
+    "action_prediction": Part("star/Charades_v1_480", bounded=True),
+    "action_antonym": Part("ssv2_video"),
+    "fine_grained_action": Part("Moments_in_Time_Raw/videos"),
+    "unexpected_action": Part("FunQA_test/test"),
+    "object_existence": Part("clevrer/video_validation"),
+    "object_interaction": Part("star/Charades_v1_480", bounded=True),
+    "object_shuffle": Part("perception/videos"),
+    "moving_direction": Part("clevrer/video_validation"),
+    "action_localization": Part("sta/sta_video", bounded=True),
+    "scene_transition": Part("scene_qa/video"),
+    "action_count": Part("perception/videos"),
+    "moving_count": Part("clevrer/video_validation"),
+    "moving_attribute": Part("clevrer/video_validation"),
+    "state_change": Part("perception/videos"),
+    "fine_grained_pose": Part("nturgbd"),
+    "character_order": Part("perception/videos"),
+    "egocentric_navigation": Part("vlnqa"),
+    "episodic_reasoning": Part("tvqa/frames_fps3_hq", bounded=True, frames=True),
+    "counterfactual_inference": Part("clevrer/video_validation"),
+}
+FRAMES_FPS = 3.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """One question; `answer` is the number of the right option."""
+
+    task: str
+    number: int
+    video: str
+    question: str
+    options: tuple[str, ...]
+    answer: int
+    start: float | None = None
+    end: float | None = None
+    frames: bool = False
+
+
+def load_questions(folder: str, tasks: Sequence[str] = ()) -> list[Question]:
+    """All questions below a folder with `json/` and `video/`.
+
+    Args:
+        folder: the benchmark's root.
+        tasks: names of some tasks; empty: all whose JSON file is there.
+
+    Raises:
+        UserError: unknown or missing tasks, or a malformed file.
+    """
+    unknown = sorted(set(tasks) - set(LAYOUT))
+    if unknown:
+        raise UserError(f"MVBench has no task {unknown[0]}; expected some of {', '.join(LAYOUT)}")
+    root = Path(folder)
+    questions: list[Question] = []
+    for name in tasks or LAYOUT:
+        path = root / "json" / f"{name}.json"
+        if path.exists():
+            questions += _read(root, path, name)
+        elif tasks:
+            raise UserError(f"{path} does not exist; expected MVBench's json/ and video/ folders")
+    if not questions:
+        raise UserError(f"{root / 'json'} holds no task of MVBench, such as action_count.json")
+    return questions
+
+
+def _read(root: Path, path: Path, name: str) -> list[Question]:
+    try:
+        rows = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: {error}") from error
+    if not isinstance(rows, list):
+        raise UserError(f"{path}: expected a list of questions")
+    return [_question(root, path, name, number, row) for number, row in enumerate(rows)]
+
+
+def _question(root: Path, path: Path, name: str, number: int, row: Any) -> Question:
+    part = LAYOUT[name]
+    try:
+        options = tuple(str(option) for option in row["candidates"])
+        answer = options.index(str(row["answer"]))
+        start = float(row["start"]) if part.bounded else None
+        end = float(row["end"]) if part.bounded else None
+        video = str(root / "video" / part.folder / row["video"])
+        return Question(
+            name, number, video, str(row["question"]), options, answer, start, end, part.frames
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path}, question {number}: {type(error).__name__} {error}; expected video, "
+            "question, candidates and, among them, answer"
+            + (", start and end" if part.bounded else "")
+        ) from error
+
+
+def prompt(question: Question) -> str:
+    """The text that follows the video: the question, its options by letter, what to answer."""
+    lines = [f"Question: {question.question}", "Options:"]
+    lines += [f"({LETTERS[i]}) {option}" for i, option in enumerate(question.options)]
+    return "\n".join([*lines, "Answer with the letter of the best option.", "Answer: ("])
+
+
+def parse_answer(text: str, options: Sequence[str]) -> int | None:
+    """The option that a free answer names, or None.
+
+    Tried in this order: a letter in brackets; a letter on its own at the beginning; a letter
+    after "answer" or "option"; the words of exactly one option (or of the longest one, where one
+    contains another); a single capital letter anywhere.
+    """
+    letters = LETTERS[: len(options)]
+    text = text.strip()
+    patterns = (
+        rf"[(\[]\s*([{letters}])\s*[)\]]",
+        rf"^([{letters}])\s*(?:[).:,\]]|$)",
+        rf"(?i:answer|option|choice)(?i:\s+is)?\s*[:=]?\s*\(?([{letters}])\b",
+    )
+    for pattern in patterns:
+        if match := re.search(pattern, text):
+            return letters.index(match.group(1))
+    found = _by_words(text, options)
+    if found is not None:
+        return found
+    lower = re.match(rf"(?i)^([{letters}])\s*(?:[).:,\]]|$)", text)
+    if lower:
+        return letters.index(lower.group(1).upper())
+    alone = re.findall(rf"(?<![A-Za-z'])([{letters}])(?![A-Za-z'])", text)
+    # "A" is a word too.
+    alone = [letter for letter in alone if letter != "A"]
+    return letters.index(alone[0]) if len(set(alone)) == 1 else None
+
+
+def _by_words(text: str, options: Sequence[str]) -> int | None:
+    plain = f" {_words(text)} "
+    hits = [i for i, option in enumerate(options) if f" {_words(option)} " in plain]
+    hits = [i for i in hits if _words(options[i])]
+    if not hits:
+        return None
+    longest = max(hits, key=lambda i: len(_words(options[i])))
+    others = [i for i in hits if _words(options[i]) not in _words(options[longest])]
+    return None if others else longest
+
+
+def _words(text: str) -> str:
+    return " ".join(re.findall(r"[a-z0-9]+", text.lower()))
