@@ -70,7 +70,7 @@ def parse_config(values: Mapping[str, Any], *, has_head: bool | None = None) -> 
         return _build(family, merged, nested, values, has_head)
     except KeyError as error:
         raise UserError(f"config.json: no {error.args[0]}, which a {family} model needs") from error
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise UserError(f"config.json: {error}") from error
 
 

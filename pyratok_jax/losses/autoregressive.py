@@ -68,7 +68,7 @@ def _visual_states(
     b, n, _ = sequence.inputs.shape
     positions = None
     if language_model.config.mrope_section:
-        positions = sequence.positions[:, None, :] + cache.position[None, :, None]
+        positions = jnp.asarray(sequence.positions)[:, None] + cache.position[None, :, None]
     return language_model(
         sequence.inputs, None, positions, cache=cache.extended(n), layers=layers
     ).hidden

@@ -14,7 +14,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from pyratok_jax.errors import UserError
+from pyratok_jax.models.language.config import RopeConfig
 from pyratok_jax.models.language.model import LanguageModel
+from pyratok_jax.models.language.rope import frequencies
 from tests.models.language.families import ours, reference, state_arrays
 from weights_conversion import language_model
 from weights_conversion.core import load_arrays, open_tensors, sources_from_arrays
@@ -211,11 +213,13 @@ def test_gguf_llama_with_scaled_rope(tmp_path):
     # The published models were extended from 8192 tokens; this tiny one from 32.
     with pytest.raises(UserError, match="rope_freqs"):
         source_config(open_tensors(path))
-    arrays["rope_freqs.weight"] = np.ones(8, np.float32)
+    scaled = RopeConfig(500000.0, "llama3", 8.0)
+    plain = frequencies(RopeConfig(500000.0), 16)
+    arrays["rope_freqs.weight"] = plain / frequencies(scaled, 16)
     _write_gguf(path, "llama", arrays, facts)
     source = open_tensors(path)
     config = source_config(source)
-    assert config.tied and config.head_dim == 16 and config.rope.theta == 500000.0
+    assert config.tied and config.head_dim == 16 and config.rope == scaled
     loaded = load_arrays(make_plan(source, config))
     got = np.asarray(loaded["layers.attention.query.kernel"])[1]
     want = theirs.model.layers[1].self_attn.q_proj.weight.detach().numpy().T

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyratok_jax.models.grids import PRESETS, grid_shape
-from pyratok_jax.models.regions import cells, crop_levels, fit_region, region_tokens
+from pyratok_jax.models.regions import Region, cells, crop_levels, fit_region, region_tokens
 
 
 def _marked(strides, t, h, w, batch):
@@ -67,18 +67,15 @@ def test_regions_are_as_large_as_the_budget_allows_and_in_proportion():
     assert fit_region(grids, None) == (4, 8, 8)
     assert fit_region(grids, 10**6) == (4, 8, 8)
     # One cell: 1 + 4 + 4 + 16 tokens in frame 0, and 4 + 8 + 4 + 16 per group of four frames.
-    assert region_tokens(grids, (0, 1, 1)) == 25
-    assert region_tokens(grids, (2, 3, 1)) == 3 * (25 + 2 * 32)
+    assert region_tokens(grids, Region(0, 1, 1)) == 25
+    assert region_tokens(grids, Region(2, 3, 1)) == 3 * (25 + 2 * 32)
     for budget in (64, 256, 1024):
         region = fit_region(grids, budget)
         assert region_tokens(grids, region) <= budget
         for axis in range(3):
             larger = list(region)
             larger[axis] += 1
-            assert (
-                larger[axis] > (4, 8, 8)[axis]
-                or region_tokens(grids, type(region)(*larger)) > budget
-            )
+            assert larger[axis] > (4, 8, 8)[axis] or region_tokens(grids, Region(*larger)) > budget
         assert abs(region.rows - region.columns) <= 1
 
 

@@ -27,7 +27,7 @@ def quantize_model(model: LanguageModel, bits: int, group: int | None = None) ->
     """
     size = GROUPS[bits] if group is None else group
     pack = jax.jit(quantize_kernel, static_argnums=(1, 2))
-    for _, layer in nnx.iter_modules(model):
+    for layer in [module for _, module in nnx.iter_modules(model)]:
         if isinstance(layer, Linear) and layer.scale is None:
             values, scale = pack(layer.kernel[...], bits, size)
             layer.kernel = nnx.Param(values)
