@@ -37,15 +37,16 @@ def parser() -> argparse.ArgumentParser:
         "not be read and were skipped (they are listed in metrics.json).",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    p.add_argument("--checkpoint", required=True, help="the --workdir of a training")
+    unsaid: Any = {"required": True, "default": argparse.SUPPRESS}
+    p.add_argument("--checkpoint", **unsaid, help="the --workdir of a training")
     p.add_argument(
         "--input",
-        required=True,
+        **unsaid,
         help="a video or picture, a folder of them (with captions from NAME.txt or NAME.json), "
         "or builtin:demo-heldout",
     )
-    p.add_argument("--output", required=True, help="folder for the results")
-    p.add_argument("--caption", help="text to encode with, for all inputs (default: their own)")
+    p.add_argument("--output", **unsaid, help="folder for the results")
+    p.add_argument("--caption", help="text to encode with, for all inputs; None: their own")
     p.add_argument(
         "--window",
         type=int,
