@@ -31,6 +31,20 @@ def commitment(z: Float[Array, "*n bits"], q: Float[Array, "*n bits"]) -> Float[
     return jnp.mean((z.astype(jnp.float32) - jax.lax.stop_gradient(q)) ** 2)
 
 
+def vector_commitment(
+    features: Float[Array, "*n d"], vectors: Float[Array, "*n d"], *, codebook_share: float = 4.0
+) -> Float[Array, ""]:
+    """Commitment where codes are vectors that learn: mean (f - sg(e))^2 + share (sg(f) - e)^2.
+
+    The second part moves the vectors to the features; with the usual weight of 0.25 on the term,
+    a share of 4 gives it the weight 1.
+    """
+    features, vectors = features.astype(jnp.float32), vectors.astype(jnp.float32)
+    to_vectors = jnp.mean((features - jax.lax.stop_gradient(vectors)) ** 2)
+    to_features = jnp.mean((jax.lax.stop_gradient(features) - vectors) ** 2)
+    return to_vectors + codebook_share * to_features
+
+
 def entropy(
     z: Float[Array, "*n bits"],
     *,

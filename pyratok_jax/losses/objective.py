@@ -7,8 +7,9 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from pyratok_jax.losses import codebook, drift, reconstruction
 from pyratok_jax.losses.codebook import CodeEmbedding
+from pyratok_jax.losses.features import FeatureNetwork, LatentMap, feature_terms
 from pyratok_jax.losses.reconstruction import ImageDistance
-from pyratok_jax.models.lapq import TextCondition
+from pyratok_jax.models.lapq import Level, TextCondition
 from pyratok_jax.models.pyratok import PyraTokOutput
 
 Scalar = Float[Array, ""]
@@ -130,6 +131,8 @@ def objective(
     lpips: ImageDistance | None = None,
     autoregressive: Scalar | None = None,
     frozen: Posterior | None = None,
+    dino: FeatureNetwork | None = None,
+    projection: LatentMap | None = None,
     key: PRNGKeyArray | None = None,
 ) -> tuple[Scalar, dict[str, Scalar]]:
     """The total to minimise, and every term by name, unweighted.
@@ -145,6 +148,8 @@ def objective(
         lpips: distance of images in [-1, 1].
         autoregressive: that term, computed by its own module.
         frozen: posterior of the encoder without adapters, for the same input.
+        dino: frozen network of the drift_dinov3 and retention terms, on images in [-1, 1].
+        projection: trained map from latents to its features (`models.dino.projection`).
         key: draws the frames that LPIPS and DINO look at; None spaces them evenly.
 
     Raises:
@@ -161,6 +166,18 @@ def objective(
             output.logvar,
             *_given(frozen, "drift_vae", "frozen posterior"),
             smallest_logvar=settings.smallest_logvar,
+        )
+    if terms.wants("drift_dinov3") or terms.wants("retention"):
+        drifts = terms.wants("drift_dinov3")
+        terms.values |= feature_terms(
+            video,
+            rebuilt,
+            output.target,
+            _given(dino, "drift_dinov3 or retention", "DINO network"),
+            _given(projection, "drift_dinov3", "projection") if drifts else None,
+            frames=settings.dino_frames,
+            key=key,
+            with_retention=terms.wants("retention"),
         )
     total = terms.total()
     return total, {"total": total, **terms.values, **extra}
@@ -197,8 +214,9 @@ def _codebook_terms(
     sums: dict[str, list[Scalar]] = {}
     extra: dict[str, Scalar] = {}
     for number, level in enumerate(output.levels):
+        _check_level(terms, level)
         if terms.wants("commitment"):
-            sums.setdefault("commitment", []).append(codebook.commitment(level.z, level.q))
+            sums.setdefault("commitment", []).append(_commitment(level))
         if terms.wants("entropy"):
             value, parts = codebook.entropy(
                 level.z, temperature=tau, gamma=settings.gamma, vocabulary=settings.vocabulary
@@ -224,3 +242,16 @@ def _codebook_terms(
             sums.setdefault("text_codebook", []).append(value)
     terms.values |= {name: sum(values[1:], values[0]) for name, values in sums.items()}
     return extra
+
+
+def _commitment(level: Level) -> Scalar:
+    if level.vectors is not None:
+        return codebook.vector_commitment(level.z, level.vectors)
+    return codebook.commitment(level.z, level.q)
+
+
+def _check_level(terms: Terms, level: Level) -> None:
+    """Refuse terms over bit distributions where codes are vectors, which have none."""
+    of_bits = [name for name in ("entropy", "hierarchy", "text") if terms.wants(name)]
+    if level.vectors is not None and of_bits:
+        raise ValueError(f"codebooks of vectors have no {', '.join(of_bits)} term: set it to 0")
