@@ -7,14 +7,21 @@ from jaxtyping import Array, Float
 
 from pyratok_jax.models.wan_vae.config import WanVAEConfig
 from pyratok_jax.models.wan_vae.encoder import rematerialised
-from pyratok_jax.models.wan_vae.layers import CausalConv3d, ChannelNorm, MidBlock, ResidualBlock
+from pyratok_jax.models.wan_vae.layers import (
+    CausalConv3d,
+    ChannelNorm,
+    MidBlock,
+    ResidualBlock,
+    filled_lanes,
+)
+from pyratok_jax.models.wan_vae.memory import Memory
 from pyratok_jax.models.wan_vae.resample import Upsample, duplicate_up
 
 
 class UpStage(nnx.Module):
     """Residual blocks, then upsampling (all stages but the last)."""
 
-    def __init__(self, config: WanVAEConfig, index: int, **settings):
+    def __init__(self, config: WanVAEConfig, index: int, *, remat: str = "none", **settings):
         before, after = config.decoder_dims[index : index + 2]
         last = index == len(config.dim_mult) - 1
         # In the plain layout the upsampler before this stage has already halved the width.
@@ -31,15 +38,21 @@ class UpStage(nnx.Module):
         )
         self.features = out
         self.shortcut = (2 if doubles_time else 1, 2) if config.is_residual and not last else None
+        self.remat = remat
 
-    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t2 h2 w2 d"]:
+    def __call__(
+        self, x: Float[Array, "b t h w c"], memory: Memory | None = None
+    ) -> Float[Array, "b t2 h2 w2 d"]:
         """The stage's output, upsampled."""
-        y = x
+        run, y = rematerialised(self.remat, inner=True), x
         for block in self.resnets:
-            y = block(y)
+            y = run(block, y, memory)
         if self.upsampler is not None:
-            y = self.upsampler(y)
-        return y if self.shortcut is None else y + duplicate_up(x, self.features, *self.shortcut)
+            y = self.upsampler(y, memory)
+        if self.shortcut is None:
+            return y
+        first = memory is None or memory.first
+        return y + duplicate_up(x, self.features, *self.shortcut, first=first)
 
 
 class Decoder(nnx.Module):
@@ -50,16 +63,23 @@ class Decoder(nnx.Module):
         self.conv_in = CausalConv3d(config.z_dim, dims[0], (3, 3, 3), **settings)
         self.mid_block = MidBlock(dims[0], **settings)
         self.stages = nnx.List(
-            [UpStage(config, index, **settings) for index in range(len(config.dim_mult))]
+            [
+                UpStage(config, index, remat=remat, **settings)
+                for index in range(len(config.dim_mult))
+            ]
         )
         self.norm_out = ChannelNorm(dims[-1], param_dtype=settings.get("param_dtype", jnp.float32))
         self.conv_out = CausalConv3d(dims[-1], config.out_channels, (3, 3, 3), **settings)
         self.remat = remat
+        self.may_fill = not config.is_residual
 
-    def __call__(self, z: Float[Array, "b t h w z"]) -> Float[Array, "b T H W c"]:
-        """Decode latents to patchified video."""
+    def __call__(
+        self, z: Float[Array, "b t h w z"], memory: Memory | None = None
+    ) -> Float[Array, "b T H W c"]:
+        """Decode latents to patchified video; with a memory, one chunk of it."""
         run = rematerialised(self.remat)
-        x = run(self.mid_block, self.conv_in(z))
-        for stage in self.stages:
-            x = run(stage, x)
-        return self.conv_out(jax.nn.silu(self.norm_out(x)))
+        x = run(self.mid_block, self.conv_in(z, memory), memory)
+        with filled_lanes(self.may_fill):
+            for stage in self.stages:
+                x = run(stage, x, memory)
+            return self.conv_out(jax.nn.silu(self.norm_out(x)), memory)

@@ -8,7 +8,15 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from pyratok_jax.models.wan_vae.config import WanVAEConfig
-from pyratok_jax.models.wan_vae.layers import CausalConv3d, ChannelNorm, MidBlock, ResidualBlock
+from pyratok_jax.models.wan_vae.layers import (
+    CausalConv3d,
+    ChannelNorm,
+    MidBlock,
+    ResidualBlock,
+    filled_lanes,
+    trim,
+)
+from pyratok_jax.models.wan_vae.memory import Memory
 from pyratok_jax.models.wan_vae.resample import Downsample, average_down
 
 
@@ -22,7 +30,7 @@ class EncoderOutput(NamedTuple):
 class DownStage(nnx.Module):
     """Residual blocks, then downsampling (all stages but the last)."""
 
-    def __init__(self, config: WanVAEConfig, index: int, **settings):
+    def __init__(self, config: WanVAEConfig, index: int, *, remat: str = "none", **settings):
         wide, last = config.encoder_dims[index : index + 2], index == len(config.dim_mult) - 1
         widths = [wide[0]] + [wide[1]] * config.num_res_blocks
         self.resnets = nnx.List(
@@ -34,14 +42,17 @@ class DownStage(nnx.Module):
         )
         self.features = wide[1]
         self.shortcut = (2 if halves_time else 1, 1 if last else 2) if config.is_residual else None
+        self.remat = remat
 
-    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t2 h2 w2 d"]:
+    def __call__(
+        self, x: Float[Array, "b t h w c"], memory: Memory | None = None
+    ) -> Float[Array, "b t2 h2 w2 d"]:
         """The stage's output, downsampled."""
-        y = x
+        run, y = rematerialised(self.remat, inner=True), x
         for block in self.resnets:
-            y = block(y)
+            y = run(block, y, memory)
         if self.downsampler is not None:
-            y = self.downsampler(y)
+            y = self.downsampler(y, memory)
         return y if self.shortcut is None else y + average_down(x, self.features, *self.shortcut)
 
 
@@ -52,35 +63,49 @@ class Encoder(nnx.Module):
         dims = config.encoder_dims
         self.conv_in = CausalConv3d(config.in_channels, dims[0], (3, 3, 3), **settings)
         self.stages = nnx.List(
-            [DownStage(config, index, **settings) for index in range(len(config.dim_mult))]
+            [
+                DownStage(config, index, remat=remat, **settings)
+                for index in range(len(config.dim_mult))
+            ]
         )
         self.mid_block = MidBlock(dims[-1], **settings)
         self.norm_out = ChannelNorm(dims[-1], param_dtype=settings.get("param_dtype", jnp.float32))
         self.conv_out = CausalConv3d(dims[-1], 2 * config.z_dim, (3, 3, 3), **settings)
         self.remat = remat
+        # Shortcuts around whole stages regroup channels, so theirs must be exact.
+        self.may_fill = not config.is_residual
 
-    def __call__(self, x: Float[Array, "b t h w c"]) -> EncoderOutput:
-        """Encode patchified video."""
+    def __call__(self, x: Float[Array, "b t h w c"], memory: Memory | None = None) -> EncoderOutput:
+        """Encode patchified video; with a memory, one chunk of it."""
         run = rematerialised(self.remat)
-        x = self.conv_in(x)
         features = []
-        for stage in self.stages:
-            x = run(stage, x)
-            features.append(x)
-        x = run(self.mid_block, x)
-        x = self.conv_out(jax.nn.silu(self.norm_out(x)))
+        with filled_lanes(self.may_fill):
+            x = self.conv_in(x, memory)
+            for stage in self.stages:
+                x = run(stage, x, memory)
+                features.append(trim(x, stage.features))
+        x = run(self.mid_block, features[-1], memory)
+        x = self.conv_out(jax.nn.silu(self.norm_out(x)), memory)
         return EncoderOutput(x, tuple(features))
 
 
-def rematerialised(policy: str):
-    """How a stage is run: plainly, or with its activations recomputed in the backward pass.
+def rematerialised(policy: str, *, inner: bool = False):
+    """How a part of the network is run: plainly, or recomputing its activations going backward.
 
     Args:
-        policy: "none" keeps all activations, "stages" keeps each stage's input, "all" also keeps
-            only each residual block's input while a stage is recomputed.
+        policy: "none" keeps all activations; "stages" keeps each stage's input; "all" also, while a
+            stage is recomputed, keeps only the input of each of its residual blocks.
+        inner: for the residual blocks inside a stage, not a stage.
+
+    Returns:
+        a function (module, x, memory) -> output. With a memory (inference) all is run plainly.
     """
-    if policy == "none":
-        return lambda module, x: module(x)
-    if policy not in ("stages", "all"):
+    if policy not in ("none", "stages", "all"):
         raise ValueError(f'remat policy {policy!r}: expected "none", "stages" or "all"')
-    return nnx.remat(lambda module, x: module(x))
+    plain = policy == "none" or (inner and policy == "stages")
+    recomputed = nnx.remat(lambda module, x: module(x))
+
+    def run(module, x, memory=None):
+        return module(x, memory) if plain or memory is not None else recomputed(module, x)
+
+    return run

@@ -1,7 +1,8 @@
 """Layers of the Wan VAE: causal convolution, spatial convolution, norm, attention, residual block.
 
 Layouts are channels-last. Every layer with a `kernel` has an `adapter` slot: when it is filled, the
-kernel that the layer uses is `adapter(kernel)`.
+kernel that the layer uses is `adapter(kernel)`. Layers that look back in time take a `Memory` when
+a clip is walked in chunks.
 """
 
 import contextlib
@@ -15,18 +16,27 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from pyratok_jax.models.wan_vae.attention import attend
+from pyratok_jax.models.wan_vae.height import with_borders
+from pyratok_jax.models.wan_vae.memory import Memory
+
+FORMS = ("conv3d", "shifts", "tpu")
+LANES = 128  # width of a TPU register
 # None: choose by backend. Ahead-of-time compilation for another device sets it explicitly.
 _CONV_FORM: contextvars.ContextVar[str | None] = contextvars.ContextVar("conv_form", default=None)
+_FILL_LANES: contextvars.ContextVar[bool] = contextvars.ContextVar("fill_lanes", default=False)
 
 
 @contextlib.contextmanager
 def conv_form(form: str) -> Iterator[None]:
-    """Trace 3-D convolutions as "conv3d" or as "shifts" (a sum of 2-D ones) within this block.
+    """Trace 3-D convolutions in a given form within this block.
 
-    The default is "shifts" on the CPU, where it is about twice as fast, and "conv3d" elsewhere.
+    "shifts" is a sum of 2-D ones, "conv3d" one operation, "tpu" the same with narrow stages of the
+    VAE zero-padded to whole registers. The default is "shifts" on the CPU, where it is several
+    times faster, "tpu" on TPUs, and "conv3d" elsewhere. The function computed is the same.
     """
-    if form not in ("conv3d", "shifts"):
-        raise ValueError(f'conv form {form!r}: expected "conv3d" or "shifts"')
+    if form not in FORMS:
+        raise ValueError(f"conv form {form!r}: expected one of {', '.join(FORMS)}")
     token = _CONV_FORM.set(form)
     try:
         yield
@@ -35,7 +45,27 @@ def conv_form(form: str) -> Iterator[None]:
 
 
 def _form() -> str:
-    return _CONV_FORM.get() or ("shifts" if jax.default_backend() == "cpu" else "conv3d")
+    by_backend = {"cpu": "shifts", "tpu": "tpu"}
+    return _CONV_FORM.get() or by_backend.get(jax.default_backend(), "conv3d")
+
+
+@contextlib.contextmanager
+def filled_lanes(allowed: bool = True) -> Iterator[None]:
+    """Within this block layers may put out more channels than they have, the rest being zeros.
+
+    Only on TPUs and only for widths between half a register and a whole one: 96 channels cost as
+    much as 128 there, and moving them costs more. Use `trim` before a consumer from outside.
+    """
+    token = _FILL_LANES.set(allowed and _form() == "tpu")
+    try:
+        yield
+    finally:
+        _FILL_LANES.reset(token)
+
+
+def trim(x: Float[Array, "*n c"], features: int) -> Float[Array, "*n d"]:
+    """The channels of `x` that are no filling."""
+    return x[..., :features]
 
 
 class Conv(nnx.Module):
@@ -58,21 +88,39 @@ class Conv(nnx.Module):
         self.adapter: nnx.Module | None = nnx.data(None)
         self.dtype = dtype
 
-    def weights(self) -> tuple[Array, Array]:
-        """The kernel in use (adapted, when there is an adapter) and the bias, in compute dtype."""
-        kernel = self.kernel[...]
+    def weights(self, inputs: int | None = None, *, fill: bool = True) -> tuple[Array, Array]:
+        """The kernel in use (adapted, when there is an adapter) and the bias, in compute dtype.
+
+        Args:
+            inputs: channels of the layer's input, which may be filled up with zeros.
+            fill: whether the output may be filled up, where that is wanted.
+        """
+        kernel, bias = self.kernel[...], self.bias[...]
         if self.adapter is not None:
             kernel = self.adapter(kernel)
-        return kernel.astype(self.dtype), self.bias[...].astype(self.dtype)
+        outputs = kernel.shape[-1]
+        wide = fill and _FILL_LANES.get() and LANES // 2 < outputs < LANES
+        more_in = (inputs or kernel.shape[-2]) - kernel.shape[-2]
+        more_out = LANES - outputs if wide else 0
+        if more_in or more_out:
+            window = ((0, 0),) * (kernel.ndim - 2)
+            kernel = jnp.pad(kernel, (*window, (0, more_in), (0, more_out)))
+            bias = jnp.pad(bias, (0, more_out))
+        return kernel.astype(self.dtype), bias.astype(self.dtype)
 
 
 class CausalConv3d(Conv):
     """Convolution over (t, h, w) that sees no later frame; zero padding, same size out."""
 
-    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w d"]:
-        """Convolve with kt-1 zero frames before the clip and half a window around each side."""
-        kernel, bias = self.weights()
-        return causal_conv(x.astype(self.dtype), kernel) + bias
+    def __call__(
+        self, x: Float[Array, "b t h w c"], memory: Memory | None = None
+    ) -> Float[Array, "b t h w d"]:
+        """Convolve with kt-1 frames before the clip, zero or remembered, and zeros around it."""
+        kernel, bias = self.weights(x.shape[-1])
+        x = x.astype(self.dtype)
+        if memory is not None and kernel.shape[0] > 1:
+            return causal_conv(memory.join(x, kernel.shape[0] - 1), kernel, has_past=True) + bias
+        return causal_conv(x, kernel) + bias
 
 
 class Conv2d(Conv):
@@ -82,7 +130,7 @@ class Conv2d(Conv):
         self, x: Float[Array, "b t h w c"], padding: tuple[int, int] = (0, 0), stride: int = 1
     ) -> Float[Array, "b t h2 w2 d"]:
         """Convolve each frame."""
-        kernel, bias = self.weights()
+        kernel, bias = self.weights(x.shape[-1])
         return conv_frames(x.astype(self.dtype), kernel, padding, stride) + bias
 
 
@@ -91,7 +139,8 @@ class TimeConv(Conv):
 
     def __call__(self, x: Float[Array, "b t h w c"], stride: int = 1) -> Float[Array, "b t2 h w d"]:
         """Convolve `x`, which the caller has padded: t2 = (t - kt) // stride + 1."""
-        kernel, bias = self.weights()
+        kernel, bias = self.weights(fill=False)
+        x = trim(x, kernel.shape[-2])
         taps = kernel.shape[0]
         frames = (x.shape[1] - taps) // stride + 1
         last = (frames - 1) * stride + 1
@@ -110,44 +159,71 @@ def conv_frames(
 ) -> Float[Array, "b t h2 w2 d"]:
     """A 2-D convolution of every frame, (b, t) folded into one batch."""
     b, t = x.shape[:2]
-    flat = x.reshape(b * t, *x.shape[2:])
-    y = lax.conv_general_dilated(
-        flat,
-        kernel,
-        (stride, stride),
-        (padding, padding),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
+    flat, rows = with_borders(x.reshape(b * t, *x.shape[2:]), padding)
+    y = _conv2d(flat, kernel, (rows, padding), stride)
     return y.reshape(b, t, *y.shape[1:])
 
 
+def _conv2d(
+    x: Float[Array, "n h w c"],
+    kernel: Float[Array, "kh kw c d"],
+    padding: tuple[tuple[int, int], tuple[int, int]],
+    stride: int = 1,
+) -> Float[Array, "n h2 w2 d"]:
+    return lax.conv_general_dilated(
+        x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
 def causal_conv(
-    x: Float[Array, "b t h w c"], kernel: Float[Array, "kt kh kw c d"]
-) -> Float[Array, "b t h w d"]:
-    """Causal convolution with zero padding, in the form that suits the backend."""
+    x: Float[Array, "b t h w c"], kernel: Float[Array, "kt kh kw c d"], *, has_past: bool = False
+) -> Float[Array, "b t2 h w d"]:
+    """Causal convolution with zero padding, in the form that suits the backend.
+
+    Args:
+        x: the clip; t2 = t.
+        kernel: weights.
+        has_past: the first kt-1 frames of `x` are earlier ones that no output is asked for, and
+            time is not padded.
+    """
     kt, kh, kw = kernel.shape[:3]
     if (kt, kh, kw) == (1, 1, 1):
         return x @ kernel[0, 0, 0]
+    b, t, h = x.shape[:3]
+    flat, rows = with_borders(x.reshape(b * t, *x.shape[2:]), (kh // 2, kh // 2))
+    sides = (rows, (kw // 2, kw // 2))
+    x = flat.reshape(b, t, *flat.shape[1:])
     if _form() == "shifts":
-        return _shifted_sum(x, kernel)
+        return _shifted_sum(x, kernel, sides, has_past)
     return lax.conv_general_dilated(
         x,
         kernel,
         (1, 1, 1),
-        ((kt - 1, 0), (kh // 2, kh // 2), (kw // 2, kw // 2)),
+        ((0 if has_past else kt - 1, 0), *sides),
         dimension_numbers=("NDHWC", "DHWIO", "NDHWC"),
     )
 
 
 def _shifted_sum(
-    x: Float[Array, "b t h w c"], kernel: Float[Array, "kt kh kw c d"]
-) -> Float[Array, "b t h w d"]:
+    x: Float[Array, "b t h w c"],
+    kernel: Float[Array, "kt kh kw c d"],
+    sides: tuple[tuple[int, int], tuple[int, int]],
+    has_past: bool,
+) -> Float[Array, "b t2 h2 w2 d"]:
     """One 2-D convolution per time tap; taps that only see the zero padding are left out."""
-    kt, kh = kernel.shape[:2]
-    t, pad = x.shape[1], (kh // 2, kh // 2)
-    total = conv_frames(x, kernel[kt - 1], pad)
+
+    def convolve(part: Array, tap: int) -> Array:
+        y = _conv2d(part.reshape(-1, *part.shape[2:]), kernel[tap], sides)
+        return y.reshape(*part.shape[:2], *y.shape[1:])
+
+    kt, t = kernel.shape[0], x.shape[1]
+    if has_past:
+        frames = t - kt + 1
+        parts = [convolve(x[:, tap : tap + frames], tap) for tap in range(kt)]
+        return sum(parts[1:], parts[0])
+    total = convolve(x, kt - 1)
     for shift in range(1, min(kt, t)):
-        part = conv_frames(x[:, : t - shift], kernel[kt - 1 - shift], pad)
+        part = convolve(x[:, : t - shift], kt - 1 - shift)
         total = total + jnp.pad(part, ((0, 0), (shift, 0), (0, 0), (0, 0), (0, 0)))
     return total
 
@@ -167,7 +243,9 @@ class ChannelNorm(nnx.Module):
         y = x.astype(jnp.float32)
         scale = lax.rsqrt(jnp.maximum(jnp.sum(y * y, axis=-1, keepdims=True), 1e-24))
         gamma = self.gamma[...].astype(jnp.float32)
-        return (y * scale * (x.shape[-1] ** 0.5) * gamma).astype(x.dtype)
+        features = gamma.shape[0]
+        gamma = jnp.pad(gamma, (0, x.shape[-1] - features))
+        return (y * scale * (features**0.5) * gamma).astype(x.dtype)
 
 
 class ResidualBlock(nnx.Module):
@@ -185,11 +263,13 @@ class ResidualBlock(nnx.Module):
             else None
         )
 
-    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w d"]:
+    def __call__(
+        self, x: Float[Array, "b t h w c"], memory: Memory | None = None
+    ) -> Float[Array, "b t h w d"]:
         """The block's output; the shortcut reads the un-normalised input."""
         shortcut = x if self.conv_shortcut is None else self.conv_shortcut(x)
-        x = self.conv1(jax.nn.silu(self.norm1(x)))
-        x = self.conv2(jax.nn.silu(self.norm2(x)))
+        x = self.conv1(jax.nn.silu(self.norm1(x)), memory)
+        x = self.conv2(jax.nn.silu(self.norm2(x)), memory)
         return x + shortcut
 
 
@@ -205,9 +285,8 @@ class AttentionBlock(nnx.Module):
     def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
         """Attend within each frame."""
         b, t, h, w, c = x.shape
-        qkv = self.to_qkv(self.norm(x)).reshape(b * t, h * w, 3, 1, c)
-        y = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
-        return x + self.proj(y.reshape(b, t, h, w, c))
+        q, k, v = jnp.split(self.to_qkv(self.norm(x)).reshape(b * t, h * w, 3 * c), 3, axis=-1)
+        return x + self.proj(attend(q, k, v).reshape(b, t, h, w, c))
 
 
 class MidBlock(nnx.Module):
@@ -217,6 +296,9 @@ class MidBlock(nnx.Module):
         self.resnets = nnx.List([ResidualBlock(features, features, **settings) for _ in range(2)])
         self.attentions = nnx.List([AttentionBlock(features, **settings)])
 
-    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
+    def __call__(
+        self, x: Float[Array, "b t h w c"], memory: Memory | None = None
+    ) -> Float[Array, "b t h w c"]:
         """Same shape out."""
-        return self.resnets[1](self.attentions[0](self.resnets[0](x)))
+        x = self.attentions[0](self.resnets[0](x, memory))
+        return self.resnets[1](x, memory)

@@ -11,6 +11,7 @@ from pyratok_jax.models.wan_vae.config import WanVAEConfig
 from pyratok_jax.models.wan_vae.decoder import Decoder
 from pyratok_jax.models.wan_vae.encoder import Encoder
 from pyratok_jax.models.wan_vae.layers import CausalConv3d
+from pyratok_jax.models.wan_vae.memory import Memory
 from pyratok_jax.models.wan_vae.resample import patchify, unpatchify
 
 LOGVAR_RANGE = (-30.0, 20.0)
@@ -65,14 +66,23 @@ class WanVAE(nnx.Module):
         Raises:
             ValueError: when t is not 4k+1 or a side is not a multiple of the spatial factor.
         """
-        self._check(*video.shape[1:4])
-        moments, stages = self.encoder(patchify(video, self.config.patch))
+        self.check(*video.shape[1:4])
+        return self.posterior(video)
+
+    def posterior(self, video: Float[Array, "b t h w 3"], memory: Memory | None = None) -> Encoded:
+        """The same without the check; with a memory, one chunk of a clip (see `streaming`)."""
+        moments, stages = self.encoder(patchify(video, self.config.patch), memory)
         mean, logvar = jnp.split(self.quant_conv(moments), 2, axis=-1)
         return Encoded(mean, jnp.clip(logvar, *LOGVAR_RANGE), stages)
 
-    def decode(self, z: Float[Array, "b t h w z"]) -> Float[Array, "b T H W 3"]:
-        """Video of latents in the VAE's own scale: about [-1, 1], not clamped."""
-        return unpatchify(self.decoder(self.post_quant_conv(z)), self.config.patch)
+    def decode(
+        self, z: Float[Array, "b t h w z"], memory: Memory | None = None
+    ) -> Float[Array, "b T H W 3"]:
+        """Video of latents in the VAE's own scale: about [-1, 1], not clamped.
+
+        With a memory, one chunk of it (see `streaming`).
+        """
+        return unpatchify(self.decoder(self.post_quant_conv(z), memory), self.config.patch)
 
     def normalize(self, z: Float[Array, "*n z"]) -> Float[Array, "*n z"]:
         """Latents in the published normalised scale: (z - mean) / std."""
@@ -90,7 +100,8 @@ class WanVAE(nnx.Module):
             jnp.asarray(self.config.latents_std, dtype),
         )
 
-    def _check(self, t: int, h: int, w: int) -> None:
+    def check(self, t: int, h: int, w: int) -> None:
+        """Raise a ValueError when a clip of t x h x w does not suit the VAE."""
         time, space = self.config.temporal_factor, self.config.spatial_factor
         if (t - 1) % time or h % space or w % space:
             raise ValueError(

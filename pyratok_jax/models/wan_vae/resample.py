@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from pyratok_jax.models.wan_vae.layers import Conv2d, TimeConv
+from pyratok_jax.models.wan_vae.layers import Conv2d, TimeConv, trim
+from pyratok_jax.models.wan_vae.memory import Memory
 
 
 class Downsample(nnx.Module):
@@ -19,10 +20,19 @@ class Downsample(nnx.Module):
             TimeConv(features, features, (3, 1, 1), **settings) if halves_time else None
         )
 
-    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t2 h2 w2 c"]:
+    def __call__(
+        self, x: Float[Array, "b t h w c"], memory: Memory | None = None
+    ) -> Float[Array, "b t2 h2 w2 d"]:
         """Frame 0 passes the temporal part untouched; later ones come in pairs."""
         x = self.spatial(x, padding=(0, 1), stride=2)
-        if self.time_conv is None or x.shape[1] == 1:
+        if self.time_conv is None:
+            return x
+        x = trim(x, self.time_conv.kernel.shape[-1])
+        if memory is not None and not memory.first:
+            return self.time_conv(memory.join(x, 1), stride=2)
+        if memory is not None:
+            memory.keep(x[:, -1:])
+        if x.shape[1] == 1:
             return x
         return jnp.concatenate([x[:, :1], self.time_conv(x, stride=2)], axis=1)
 
@@ -36,19 +46,30 @@ class Upsample(nnx.Module):
             TimeConv(features, 2 * features, (3, 1, 1), **settings) if doubles_time else None
         )
 
-    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t2 h2 w2 d"]:
+    def __call__(
+        self, x: Float[Array, "b t h w c"], memory: Memory | None = None
+    ) -> Float[Array, "b t2 h2 w2 d"]:
         """1 + n frames become 1 + 2n where time is doubled."""
-        if self.time_conv is not None and x.shape[1] > 1:
-            x = jnp.concatenate([x[:, :1], self.double_time(x[:, 1:])], axis=1)
+        if self.time_conv is not None:
+            x = trim(x, self.time_conv.kernel.shape[-2])
+            if memory is not None and not memory.first:
+                x = self.double_time(memory.join(x, 2))
+            else:
+                # Frame 0 is invisible to the convolution: what follows sees two zero frames.
+                later = jnp.pad(x[:, 1:], ((0, 0), (2, 0), (0, 0), (0, 0), (0, 0)))
+                if memory is not None:
+                    memory.keep(later[:, -2:])
+                if x.shape[1] > 1:
+                    x = jnp.concatenate([x[:, :1], self.double_time(later)], axis=1)
         x = jnp.repeat(jnp.repeat(x, 2, axis=2), 2, axis=3)
         return self.spatial(x, padding=(1, 1))
 
     def double_time(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t2 h w c"]:
-        """Frames after the first, doubled; their history starts with two zero frames.
+        """Frames after the first, doubled; `x` starts with the two frames before them.
 
         Of the 2C channels the first half are the even frames, the second half the odd ones.
         """
-        y = self.time_conv(jnp.pad(x, ((0, 0), (2, 0), (0, 0), (0, 0), (0, 0))))
+        y = self.time_conv(x)
         b, t, h, w, c = y.shape
         y = y.reshape(b, t, h, w, 2, c // 2).transpose(0, 1, 4, 2, 3, 5)
         return y.reshape(b, 2 * t, h, w, c // 2)
@@ -89,14 +110,15 @@ def average_down(
 
 
 def duplicate_up(
-    x: Float[Array, "b t h w c"], out_features: int, time: int, space: int
+    x: Float[Array, "b t h w c"], out_features: int, time: int, space: int, *, first: bool = True
 ) -> Float[Array, "b t2 h2 w2 d"]:
     """Shortcut of a residual decoder stage: repeat channels, unfold into (time, space, space).
 
     Where time is doubled, the first of the two frames made of frame 0 is dropped: 1 + 2n come out.
+    `first` says whether `x` starts with frame 0.
     """
     b, t, h, w, c = x.shape
     x = jnp.repeat(x, out_features * time * space * space // c, axis=-1)
     x = x.reshape(b, t, h, w, out_features, time, space, space)
     x = x.transpose(0, 1, 5, 2, 6, 3, 7, 4).reshape(b, t * time, h * space, w * space, out_features)
-    return x[:, time - 1 :]
+    return x[:, time - 1 :] if first else x

@@ -15,13 +15,14 @@ from weights_conversion.wan_vae import make_plan
 from weights_conversion.wan_vae_export import diffusers_config
 
 
-def small(is_residual: bool, base_dim: int = 8) -> WanVAEConfig:
+def small(is_residual: bool, base_dim: int = 8, blocks: int = 2) -> WanVAEConfig:
     """A published layout with narrow stages; the residual one with patches, as published."""
     patch = 2 if is_residual else None
     return WanVAEConfig(
         base_dim=base_dim,
         decoder_base_dim=base_dim + 4 if is_residual else None,
         z_dim=4,
+        num_res_blocks=blocks,
         is_residual=is_residual,
         in_channels=3 * (patch or 1) ** 2,
         out_channels=3 * (patch or 1) ** 2,
@@ -53,7 +54,7 @@ def our_vae(model: AutoencoderKLWan, config: WanVAEConfig, **settings) -> WanVAE
 
 def to_torch(x) -> torch.Tensor:
     """Channels-last array to torch's (b, c, t, h, w)."""
-    return torch.from_numpy(np.asarray(x)).permute(0, 4, 1, 2, 3).contiguous()
+    return torch.from_numpy(np.array(x)).permute(0, 4, 1, 2, 3).contiguous()
 
 
 def from_torch(x: torch.Tensor) -> np.ndarray:

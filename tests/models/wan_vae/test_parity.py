@@ -27,7 +27,7 @@ LAYOUTS = pytest.mark.parametrize("residual", [False, True], ids=["plain", "resi
 
 @pytest.fixture(scope="module", params=[False, True], ids=["plain", "residual"])
 def pair(request):
-    config = small(request.param)
+    config = small(request.param, blocks=1)
     model = torch_vae(config)
     return model, our_vae(model, config)
 

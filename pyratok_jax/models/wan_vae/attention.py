@@ -1,0 +1,95 @@
+"""Exact attention within frames: in one piece when small, in blocks when large, or over devices."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from pyratok_jax.models.wan_vae.height import height_axis, pass_on
+
+WHOLE = 4096  # positions up to which all scores of a frame are held at once
+BLOCK = 1024
+_NONE = -1e30  # a score that counts for nothing, finite so that differences stay numbers
+
+
+def attend(
+    q: Float[Array, "n s c"], k: Float[Array, "n s c"], v: Float[Array, "n s c"]
+) -> Float[Array, "n s c"]:
+    """Softmax attention of every frame's positions to each other, one head.
+
+    Where the height is split over devices, keys and values travel round the devices; no device
+    ever holds a whole frame.
+    """
+    axis = height_axis()
+    if axis is None and q.shape[1] <= WHOLE:
+        one_head = (x[:, :, None] for x in (q, k, v))
+        return jax.nn.dot_product_attention(*one_head)[:, :, 0]
+    return blockwise(q, k, v, axis)
+
+
+def blockwise(
+    q: Float[Array, "n s c"],
+    k: Float[Array, "n s c"],
+    v: Float[Array, "n s c"],
+    axis: str | None = None,
+    block: int = BLOCK,
+) -> Float[Array, "n s c"]:
+    """The same, never holding more than block x block scores of each frame.
+
+    Args:
+        q, k, v: this device's positions where `axis` is given.
+        axis: mesh axis over which positions are split.
+        block: positions per block.
+    """
+    n, s, c = q.shape
+    block = min(block, s)
+    queries = _blocks(q * jnp.asarray(c**-0.5, q.dtype), block)
+    count = queries.shape[0]
+    # Per query: the weighted sum of values, the largest score, the sum of weights.
+    state = (
+        jnp.zeros((count, n, block, c), jnp.float32),
+        jnp.full((count, n, block, 1), _NONE, jnp.float32),
+        jnp.zeros((count, n, block, 1), jnp.float32),
+    )
+    valid = _blocks(jnp.ones((1, s, 1), bool), block)[:, 0, :, 0]
+    devices = 1 if axis is None else lax.axis_size(axis)
+    for device in range(devices):
+        see = partial(_over_keys, _blocks(k, block), _blocks(v, block), valid)
+        state = lax.map(see, (queries, state))
+        if axis is not None and device < devices - 1:
+            k, v = pass_on(k, axis), pass_on(v, axis)
+    total, _, weight = state
+    y = (total / weight).astype(q.dtype)
+    return y.transpose(1, 0, 2, 3).reshape(n, count * block, c)[:, :s]
+
+
+def _blocks(x: Array, block: int) -> Array:
+    """(n, s, c) -> (blocks, n, block, c), filled up with zeros."""
+    n, s, c = x.shape
+    x = jnp.pad(x, ((0, 0), (0, -s % block), (0, 0)))
+    return x.reshape(n, -1, block, c).transpose(1, 0, 2, 3)
+
+
+def _over_keys(
+    keys: Array, values: Array, valid: Array, block: tuple[Array, tuple[Array, Array, Array]]
+) -> tuple[Array, Array, Array]:
+    """Let one block of queries, given with its state, see all blocks of keys."""
+    q, state = block
+
+    @jax.checkpoint
+    def step(state, given):
+        key, value, is_valid = given
+        total, largest, weight = state
+        scores = jnp.einsum("nqc,nkc->nqk", q, key, preferred_element_type=jnp.float32)
+        scores = jnp.where(is_valid, scores, _NONE)
+        top = jnp.maximum(largest, jnp.max(scores, axis=-1, keepdims=True))
+        old, new = jnp.exp(largest - top), jnp.exp(scores - top)
+        seen = jnp.einsum(
+            "nqk,nkc->nqc", new.astype(value.dtype), value, preferred_element_type=jnp.float32
+        )
+        weight = weight * old + jnp.sum(new, axis=-1, keepdims=True)
+        return (total * old + seen, top, weight), None
+
+    return lax.scan(step, state, (keys, values, valid))[0]
