@@ -176,6 +176,17 @@ def test_code_usage_by_hand():
     }
 
 
+def test_merged_code_usage_is_that_of_all_clips():
+    rng = np.random.default_rng(0)
+    clips = [tuple(rng.integers(0, 9, (2, 3, 4)) for _ in range(2)) for _ in range(3)]
+    first, second = metrics.CodeUsage(2, 16), metrics.CodeUsage(2, 16)
+    first.add(clips[0])
+    second.add(clips[1])
+    second.add(clips[2])
+    first.merge(second)
+    assert first.summary() == metrics.code_usage(clips, 16)
+
+
 def test_code_usage_takes_ids_of_32_bits_and_refuses_missing_levels():
     top = np.array([2**32 - 1, 0], np.uint32)
     (level,) = metrics.code_usage([(top,)], vocabulary=2**32)

@@ -1,0 +1,186 @@
+"""The command that reconstructs videos, on a tiny tokenizer of random weights."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pyratok_jax import reconstruct
+from pyratok_jax.data.padding import crop_clip, pad_clip
+from pyratok_jax.data.videos import VideoWriter, iter_frames, probe, read_media
+from pyratok_jax.errors import UserError
+from pyratok_jax.evaluation import metrics
+from tests.data.synthetic import numbered_frames, write_video
+from tests.tiny_tokenizer import GRIDS, tiny_tokenizer
+
+
+@pytest.fixture(autouse=True)
+def tokenizer(monkeypatch):
+    """What `--checkpoint` stands for in these tests."""
+    loaded = tiny_tokenizer()
+    monkeypatch.setattr("pyratok_jax.tokenizer.load_tokenizer", lambda path: loaded)
+    return loaded
+
+
+def run(source, output, *more):
+    """The command with windows of 5 frames: few shapes, few compilations."""
+    words = ["--checkpoint", "x", "--input", str(source), "--output", str(output)]
+    return reconstruct.main([*words, "--lpips", "none", "--window", "5", *more])
+
+
+def expected(tokenizer, video, window=5):
+    """The reconstruction window by window, by the tokenizer alone."""
+    parts, ids = [], []
+    for start in range(0, len(video), window):
+        padded, padding = pad_clip(video[start : start + window], spatial_multiple=16)
+        ids.append(tokenizer.encode(padded[None]))
+        parts.append(crop_clip(tokenizer.decode(ids[-1])[0], padding))
+    return np.concatenate(parts), ids
+
+
+def test_a_long_odd_sized_video(tmp_path, tokenizer):
+    source = write_video(tmp_path / "in" / "clip.mp4", numbered_frames(12, 11, 27), fps=12.5)
+    video, _ = read_media(source)
+    assert run(source, tmp_path / "out", "--crf", "0") == 0
+    result = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    wanted, ids = expected(tokenizer, video)
+
+    # 5 + 5 + 2 frames, the last padded to 5; sides padded to 16 and 32.
+    tokens = 3 * metrics.token_count([(1 + 4 // dt, 16 // ds, 32 // ds) for dt, ds in GRIDS])
+    assert result["tokens"] == tokens == sum(level.size for part in ids for level in part)
+    assert result["bpp"] == pytest.approx(6 * tokens / (12 * 11 * 27))
+    assert (result["frames"], result["size"], result["window"]) == (12, [11, 27], 5)
+    assert result["seconds"] > 0 and result["video_seconds"] == pytest.approx(12 / 12.5)
+    for level in range(4):
+        used = np.unique(np.concatenate([part[level].reshape(-1) for part in ids]))
+        assert result["utilisation"][level] == len(used) / 64
+    measured = metrics.quality([video], [wanted])
+    assert {key: result[key] for key in measured} == pytest.approx(measured)
+    assert result["lpips"] is None
+
+    shown, fps = read_media(tmp_path / "out" / "clip_reconstruction.mp4")
+    assert shown.shape == video.shape and fps == 12.5
+    assert np.abs(shown.astype(int) - wanted).mean() < 1
+    beside = probe(tmp_path / "out" / "clip_side_by_side.mp4")
+    assert (beside.frames, beside.height, beside.width) == (12, 12, 3 * 27 + 2 * 4 + 1)
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "clip_reconstruction.mp4",
+        "clip_side_by_side.mp4",
+        "metrics.json",
+    ]
+
+
+def test_one_frame_video_and_one_pixel_video(tmp_path):
+    for name, video in (("one", numbered_frames(1, 16, 32)), ("dot", np.full((3, 1, 1, 3), 9))):
+        source = write_video(tmp_path / f"{name}.mp4", video.astype(np.uint8))
+        assert run(source, tmp_path / name) == 0
+        result = json.loads((tmp_path / name / "metrics.json").read_text())
+        assert result["frames"] == len(video) and result["size"] == list(video.shape[1:3])
+        shown = probe(tmp_path / name / f"{name}_reconstruction.mp4")
+        assert (shown.height, shown.width) == video.shape[1:3]
+        assert len(list(iter_frames(tmp_path / name / f"{name}_reconstruction.mp4"))) == len(video)
+    assert result["ssim"] is None and result["psnr"] > 0
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_a_picture_gives_pictures(tmp_path, tokenizer, suffix):
+    frame = numbered_frames(1, 15, 29)[0]
+    Image.fromarray(frame).save(tmp_path / f"photo.{suffix}")
+    assert run(tmp_path / f"photo.{suffix}", tmp_path / "out") == 0
+    video, _ = read_media(tmp_path / f"photo.{suffix}")
+    wanted, _ = expected(tokenizer, video)
+    shown = np.asarray(Image.open(tmp_path / "out" / "photo_reconstruction.png"))
+    np.testing.assert_array_equal(shown, wanted[0])  # Written without loss.
+    beside = np.asarray(Image.open(tmp_path / "out" / "photo_side_by_side.png"))
+    np.testing.assert_array_equal(beside[:15, :29], video[0])
+    np.testing.assert_array_equal(beside[:15, 33:62], wanted[0])
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["frames"] == 1
+
+
+def test_a_folder_with_broken_files_and_equal_names(tmp_path, capsys):
+    folder, output = tmp_path / "in", tmp_path / "in" / "results"
+    frames = numbered_frames(3, 16, 32)
+    write_video(folder / "a.mp4", frames)
+    Image.fromarray(frames[0]).save(folder / "a.png")
+    write_video(folder / "sub" / "a.mp4", frames)
+    (folder / "text.mp4").write_text("not a video")
+    good = write_video(tmp_path / "long.mp4", numbered_frames(30, 16, 32)).read_bytes()
+    (folder / "cut.mkv").write_bytes(good[: len(good) * 2 // 3])
+    assert run(folder, output) == reconstruct.EXIT_SOME_SKIPPED
+    said = capsys.readouterr().out
+    assert "2 of 5 inputs were skipped" in said and "text.mp4" in said and "cut.mkv" in said
+    result = json.loads((output / "metrics.json").read_text())
+    assert sorted(entry["input"].rpartition("/")[2] for entry in result["skipped"]) == [
+        "cut.mkv",
+        "text.mp4",
+    ]
+    assert len(result["videos"]) == 3 and result["frames"] == 7
+    # What was decoded of the video that is cut off is not counted.
+    assert sum(level["tokens"] for level in result["levels"]) == result["tokens"]
+    written = {str(p.relative_to(output)) for p in output.rglob("*") if p.is_file()}
+    stems = ("a.mp4", "a.png", "sub/a")
+    assert written == {"metrics.json"} | {
+        f"{stem}_{kind}.{'png' if stem == 'a.png' else 'mp4'}"
+        for stem in stems
+        for kind in ("reconstruction", "side_by_side")
+    }
+    # A second run does not take its own results for inputs.
+    assert run(folder, output) == reconstruct.EXIT_SOME_SKIPPED
+    assert len(json.loads((output / "metrics.json").read_text())["videos"]) == 3
+
+
+def test_means_over_videos_of_unequal_sizes(tmp_path):
+    write_video(tmp_path / "in" / "a.mp4", numbered_frames(5, 16, 32))
+    write_video(tmp_path / "in" / "b.mp4", numbered_frames(2, 13, 20))
+    assert run(tmp_path / "in", tmp_path / "out") == 0
+    result = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    a, b = result["videos"]
+    assert result["psnr"] == pytest.approx((a["psnr"] + b["psnr"]) / 2)
+    pixels = 5 * 16 * 32 + 2 * 13 * 20
+    assert result["bpp"] == pytest.approx(6 * (a["tokens"] + b["tokens"]) / pixels)
+    assert result["size"] is None
+
+
+def test_captions_reach_the_tokenizer(tmp_path, tokenizer, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(tokenizer, "embed", lambda captions: asked.extend(captions))
+    write_video(tmp_path / "in" / "a.mp4", numbered_frames(1, 16, 32))
+    (tmp_path / "in" / "a.txt").write_text("its own words\n")
+    run(tmp_path / "in", tmp_path / "out")
+    run(tmp_path / "in", tmp_path / "out", "--caption", "other words")
+    assert [caption for caption in asked if caption] == ["its own words", "other words"]
+    assert "no language model" in capsys.readouterr().out
+
+
+def test_memory_does_not_grow_with_the_length(tmp_path, tokenizer, monkeypatch):
+    """No array that the tokenizer sees, and no stack of frames, is longer than the window."""
+    lengths = []
+    encode = tokenizer.encode
+    monkeypatch.setattr(
+        tokenizer, "encode", lambda v, text: lengths.append(v.shape[1]) or encode(v, text)
+    )
+    with VideoWriter(tmp_path / "long.mp4", fps=25) as writer:
+        for number in range(31):
+            writer.write(np.full((16, 32, 3), number, np.uint8))
+    run(tmp_path / "long.mp4", tmp_path / "out")
+    assert lengths == [5] * 6 + [1]
+
+
+@pytest.mark.parametrize("window", ["0", "4", "16"])
+def test_a_window_that_is_not_4k_plus_1_is_refused(tmp_path, window):
+    source = write_video(tmp_path / "a.mp4", numbered_frames(2, 16, 32))
+    with pytest.raises(UserError, match="4k"):
+        run(source, tmp_path / "out", "--window", window)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_built_in_clips_are_read_by_their_times(tmp_path):
+    pytest.importorskip("pyratok_jax.data.builtin")
+    from pyratok_jax.reconstruction import _frames, find_jobs
+
+    jobs = find_jobs("builtin:demo-heldout", tmp_path)
+    wall = next(job for job in jobs if job.name == "bikes-wall")
+    info = probe(wall.record.media)
+    count = sum(1 for _ in _frames(wall, info))
+    assert count == round(9.68 * info.fps) - round(7.48 * info.fps)
