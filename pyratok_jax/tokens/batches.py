@@ -101,13 +101,13 @@ class Encoding:
         dtype = token_dtype(self._provenance.bits)
         return [
             token_record(block, tuple(level[row].astype(dtype) for level in levels),
-                         self._provenance)
+                         self._provenance, self._options.overlap)
             for row, block in enumerate(batch)
         ]  # fmt: skip
 
 
 def token_record(
-    read: ReadBlock, tokens: tuple[np.ndarray, ...], provenance: Provenance
+    read: ReadBlock, tokens: tuple[np.ndarray, ...], provenance: Provenance, overlap: int = 0
 ) -> TokenRecord:
     """The record of a block; what only the end of its clip tells is left at 0."""
     r, p = read.record, read.padding
@@ -117,7 +117,8 @@ def token_record(
         checkpoint=provenance.checkpoint, fps=read.fps,
         start=-1.0 if r.start is None else r.start, end=-1.0 if r.end is None else r.end,
         block=read.block.number, blocks=0, first_frame=read.block.first_frame,
-        top=read.block.top, left=read.block.left, frames=p.frames, height=p.height, width=p.width,
+        top=read.block.top, left=read.block.left, overlap=overlap,
+        frames=p.frames, height=p.height, width=p.width,
         padded_frames=p.padded_frames, padded_height=p.padded_height, padded_width=p.padded_width,
         video_frames=0, video_height=0, video_width=0, bits=provenance.bits,
         vocabulary=provenance.vocabulary, levels=len(tokens),

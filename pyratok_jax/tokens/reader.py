@@ -123,25 +123,32 @@ def iterate(path: str) -> Iterator[TokenRecord]:
     return (dataset[number] for number in range(len(dataset)))
 
 
-def read_all(path: str) -> Iterator[TokenRecord | DamagedRecordError]:
+def read_all(path: str, any_schema: bool = False) -> Iterator[TokenRecord | DamagedRecordError]:
     """All records in order; in the place of every one that is damaged, the error that says so.
 
     Of a file that is cut off, the records before the cut are read.
+
+    Args:
+        path: folder or shard.
+        any_schema: see `schema.decode_record`.
+
+    Raises:
+        UserError: no shard; SchemaError: records of another version.
     """
     for file in token_shards(str(path)):
-        yield from _read_file(file)
+        yield from _read_file(file, any_schema)
 
 
-def _read_file(file: str) -> Iterator[TokenRecord | DamagedRecordError]:
+def _read_file(file: str, any_schema: bool) -> Iterator[TokenRecord | DamagedRecordError]:
     try:
         reader = TFRecordFile(file, tolerant=True) if is_tfrecord(file) else open_records(file)
     except (UserError, OSError, ValueError):
-        yield from _salvaged(file)
+        yield from _salvaged(file, any_schema)
         return
     for number in range(len(reader)):
         where = f"{file}#{number}"
         try:
-            yield decode_record(reader[number], where)
+            yield decode_record(reader[number], where, any_schema)
         except DamagedRecordError as error:
             yield error
         except (RuntimeError, OSError, ValueError, IndexError) as error:
@@ -151,11 +158,11 @@ def _read_file(file: str) -> Iterator[TokenRecord | DamagedRecordError]:
         yield DamagedRecordError(file, f"it is cut off at byte {cut}")
 
 
-def _salvaged(file: str) -> Iterator[TokenRecord | DamagedRecordError]:
+def _salvaged(file: str, any_schema: bool) -> Iterator[TokenRecord | DamagedRecordError]:
     found = 0
     for number, data in enumerate(walk_array_record(file)):
         try:
-            yield decode_record(data, f"{file}#{number}")
+            yield decode_record(data, f"{file}#{number}", any_schema)
             found += 1
         except DamagedRecordError as error:
             yield error

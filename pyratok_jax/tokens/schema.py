@@ -21,8 +21,8 @@ SCHEMA_VERSION = 1
 TEXT_KEYS = ("id", "video", "path", "caption", "text_encoder", "code", "checkpoint")
 FLOAT_KEYS = ("fps", "start", "end")
 INT_KEYS = (
-    "schema", "block", "blocks", "first_frame", "top", "left", "frames", "height", "width",
-    "padded_frames", "padded_height", "padded_width", "video_frames", "video_height",
+    "schema", "block", "blocks", "first_frame", "top", "left", "overlap", "frames", "height",
+    "width", "padded_frames", "padded_height", "padded_width", "video_frames", "video_height",
     "video_width", "bits", "vocabulary", "levels",
 )  # fmt: skip
 CHECKSUM_KEY = "checksum"
@@ -64,6 +64,7 @@ class TokenRecord:
         start, end: seconds of the clip within its file, -1 for the file's beginning and end.
         block, blocks: this block's number within the video, and how many there are.
         first_frame, top, left: where the block begins in the video.
+        overlap: pixels that neighbouring tiles share.
         frames, height, width: the block's true size.
         padded_frames, padded_height, padded_width: its size when it was encoded.
         video_frames, video_height, video_width: the video's size.
@@ -88,6 +89,7 @@ class TokenRecord:
     first_frame: int
     top: int
     left: int
+    overlap: int
     frames: int
     height: int
     width: int
@@ -183,8 +185,13 @@ def encode_record(record: TokenRecord, packed: bool = False) -> bytes:
     return example.SerializeToString(deterministic=True)
 
 
-def decode_record(data: bytes, where: str) -> TokenRecord:
-    """The record in a serialised Example; `where` names it in messages.
+def decode_record(data: bytes, where: str, any_schema: bool = False) -> TokenRecord:
+    """The record in a serialised Example.
+
+    Args:
+        data: its bytes.
+        where: names it in messages.
+        any_schema: read other versions of the schema as if they were this one.
 
     Raises:
         DamagedRecordError: not a record of tokens, or its checksum is wrong.
@@ -199,10 +206,10 @@ def decode_record(data: bytes, where: str) -> TokenRecord:
     if "schema" not in feature or not feature["schema"].int64_list.value:
         raise DamagedRecordError(where, "it has no key schema, so it is not a record of tokens")
     version = feature["schema"].int64_list.value[0]
-    if not 1 <= version <= SCHEMA_VERSION:
+    if not any_schema and not 1 <= version <= SCHEMA_VERSION:
         raise SchemaError(
             f"{where} is written in version {version} of the token schema, this program reads up "
-            f"to {SCHEMA_VERSION}; update pyratok-jax"
+            f"to {SCHEMA_VERSION}; update pyratok-jax, or force it"
         )
     try:
         values = _scalars(feature)

@@ -1,3 +1,4 @@
+import functools
 import os
 import shutil
 import subprocess
@@ -27,13 +28,13 @@ def videos(tmp_path_factory):
     folder = tmp_path_factory.mktemp("videos")
     rng = np.random.default_rng(0)
     for i, frames in enumerate((5, 7, 12, 5, 9, 3, 5)):
-        height, width = ((32, 48), (40, 30))[i % 2]
+        height, width = (40, 30) if i == 1 else (32, 48)
         video = numbered_frames(frames, height, width)
         video[:, :16] = rng.integers(0, 255, (frames, 4, width // 2, 3)).repeat(4, 1).repeat(2, 2)
         write_video(folder / f"clip{i}.mp4", video)
         if i != 3:
             (folder / f"clip{i}.txt").write_text(f"noise number {i}")
-    Image.fromarray(rng.integers(0, 255, (33, 20, 3), dtype=np.uint8)).save(folder / "still.png")
+    Image.fromarray(rng.integers(0, 255, (30, 41, 3), dtype=np.uint8)).save(folder / "still.png")
     (folder / "text.mp4").write_text("no video")
     whole = write_video(folder / "whole.mp4", rng.integers(0, 255, (40, 64, 64, 3), dtype=np.uint8))
     data = whole.read_bytes()
@@ -42,26 +43,39 @@ def videos(tmp_path_factory):
     return folder
 
 
+def plan_of(tokenizer, records, output, **changes):
+    options = ExportOptions(**({"shards": 3, "window": 5, "batch": 2} | changes))
+    output.mkdir(parents=True, exist_ok=True)
+    return Plan(str(output), options, provenance_of(tokenizer), "test",
+                source_fingerprint(records), len(records))  # fmt: skip
+
+
 @pytest.fixture
 def make_plan(tokenizer):
-    def make(records, output, **changes):
-        options = ExportOptions(**({"shards": 3, "window": 5, "batch": 2} | changes))
-        output.mkdir(parents=True, exist_ok=True)
-        return Plan(str(output), options, provenance_of(tokenizer), "test",
-                    source_fingerprint(records), len(records))  # fmt: skip
+    return functools.partial(plan_of, tokenizer)
 
-    return make
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled(tmp_path_factory):
+    """What was compiled once is taken from files, also by other processes."""
+    import jax
+
+    folder = str(tmp_path_factory.mktemp("compiled"))
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    yield {"JAX_COMPILATION_CACHE_DIR": folder, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    jax.config.update("jax_compilation_cache_dir", None)
 
 
 @pytest.fixture
-def start_export():
+def start_export(compiled):
     """Starts the real command in a process of its own, on the tiny tokenizer."""
 
     def start(*arguments, wait=True, **environment):
         command = [sys.executable, str(Path(__file__).parent / "export_process.py")]
         process = subprocess.Popen(
             command + [str(a) for a in arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            text=True, env=dict(os.environ, PYTHONPATH=str(ROOT), **environment),
+            text=True, env=os.environ | compiled | {"PYTHONPATH": str(ROOT)} | environment,
         )  # fmt: skip
         if not wait:
             return process

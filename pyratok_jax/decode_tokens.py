@@ -1,0 +1,95 @@
+"""Tokens back to video: `python -m pyratok_jax.decode_tokens --help`."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from pyratok_jax.errors import UserError, run_cli
+from pyratok_jax.tokenizer import load_tokenizer
+from pyratok_jax.tokens.decoding import Outcome, Selection, decode_all, parse_frames
+from pyratok_jax.tokens.reader import TokenDataset, read_all
+
+EXIT_DAMAGED = 1
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(
+        prog="python -m pyratok_jax.decode_tokens",
+        description="Decode a dataset of tokens, or one of its shards, to videos. What is damaged "
+        f"is named and left black; the exit code is {EXIT_DAMAGED} then.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    p.add_argument("--checkpoint", required=True, help="working folder of the tokenizer")
+    p.add_argument("--input", required=True, help="folder of a dataset, or a shard")
+    p.add_argument("--output", required=True, help="folder for the videos")
+    p.add_argument("--ids", nargs="+", default=[], help="only these videos")
+    p.add_argument("--frames", default=":", help="only frames FIRST:END of every video")
+    p.add_argument("--png", action="store_true", help="numbered PNG files instead of mp4")
+    p.add_argument("--crf", type=int, default=12, help="quality of the mp4, 0 (best) to 51")
+    p.add_argument(
+        "--force", action="store_true", help="decode tokens of another checkpoint or schema"
+    )
+    return p
+
+
+def _total(path: str, selection: Selection) -> int | None:
+    """Frames to write, where the dataset's card tells."""
+    try:
+        card = TokenDataset(path).card
+    except UserError:
+        return None
+    whole = not selection.ids and selection.first == 0 and selection.stop is None
+    return card.get("frames") if whole else None
+
+
+def report(outcome: Outcome, selection: Selection, output: Path, console: Console) -> int:
+    """Say what was written and what is wrong: the exit code.
+
+    Raises:
+        UserError: ids that the input does not hold.
+    """
+    for message in outcome.bad:
+        console.print(f"damaged: {message}", soft_wrap=True, markup=False)
+    console.print(f"decoded {len(outcome.videos)} videos, {outcome.frames} frames")
+    console.print(f"videos: {output}", soft_wrap=True)
+    unknown = sorted(selection.ids - outcome.seen)
+    if unknown:
+        raise UserError(f"the input holds no {', '.join(unknown)} (--ids)")
+    return EXIT_DAMAGED if outcome.bad else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command."""
+    arguments, console = parser().parse_args(argv), Console()
+    output = Path(arguments.output)
+    if output.exists() and not output.is_dir():
+        raise UserError(f"--output {output} is a file; give a folder")
+    if not 0 <= arguments.crf <= 51:
+        raise UserError(f"--crf {arguments.crf} is not within 0 .. 51")
+    selection = Selection(frozenset(arguments.ids), *parse_frames(arguments.frames))
+    items = read_all(arguments.input, any_schema=arguments.force)
+    tokenizer = load_tokenizer(arguments.checkpoint)
+    columns = (
+        TextColumn("frames"), BarColumn(), TextColumn("{task.completed}"), TimeElapsedColumn(),
+        TextColumn("ETA"), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("", total=_total(arguments.input, selection))
+        outcome = decode_all(
+            items,
+            tokenizer,
+            output,
+            selection,
+            crf=None if arguments.png else arguments.crf,
+            force=arguments.force,
+            advance=lambda frames: bar.advance(task, frames),
+        )
+    return report(outcome, selection, output, console)
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,315 @@
+"""Token records back to videos, one window at a time."""
+
+import contextlib
+import os
+import re
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from pyratok_jax.data.padding import crop_clip
+from pyratok_jax.data.videos import VideoWriter, is_image
+from pyratok_jax.errors import UserError
+from pyratok_jax.tokens.blocks import WindowJoiner
+from pyratok_jax.tokens.schema import DamagedRecordError, TokenRecord
+
+_AHEAD = 2
+
+
+@dataclass
+class Outcome:
+    """What became of a job.
+
+    Attributes:
+        videos: written files and folders, by the video's id.
+        bad: messages about what could not be read.
+        seen: ids of videos that were asked for and met.
+    """
+
+    videos: dict[str, Path] = field(default_factory=dict)
+    bad: list[str] = field(default_factory=list)
+    seen: set[str] = field(default_factory=set)
+    frames: int = 0
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which videos (empty: all) and which of their frames."""
+
+    ids: frozenset[str] = frozenset()
+    first: int = 0
+    stop: int | None = None
+
+    def wants(self, record: TokenRecord) -> bool:
+        """Whether a block is of a wanted video and holds a wanted frame."""
+        named = not self.ids or record.video in self.ids
+        stop = record.first_frame + 1 if self.stop is None else self.stop
+        return named and record.first_frame + record.frames > self.first and (
+            record.first_frame < stop
+        )  # fmt: skip
+
+
+def parse_frames(text: str) -> tuple[int, int | None]:
+    """`a:b` as first frame and end, either of which may be missing.
+
+    Raises:
+        UserError: not of that form, or empty.
+    """
+    match = re.fullmatch(r"(\d*):(\d*)", text)
+    if match is None:
+        raise UserError(f"--frames {text} is not of the form FIRST:END, for example 0:17")
+    first, stop = int(match.group(1) or 0), int(match.group(2)) if match.group(2) else None
+    if stop is not None and stop <= first:
+        raise UserError(f"--frames {text} holds no frame")
+    return first, stop
+
+
+def check_origin(record: TokenRecord, tokenizer: Any, force: bool) -> None:
+    """Refuse tokens that this tokenizer did not make.
+
+    Raises:
+        UserError: another checkpoint, and not forced; or sizes that do not fit at all.
+    """
+    config = tokenizer.config
+    if record.bits != config.bits or record.levels != len(config.grids):
+        raise UserError(
+            f"the tokens of {record.id} have {record.levels} levels of {record.bits} bits, the "
+            f"checkpoint {len(config.grids)} of {config.bits}; use the one that they were made with"
+        )
+    if record.checkpoint != tokenizer.checkpoint_hash and not force:
+        raise UserError(
+            f"the tokens of {record.id} were made by checkpoint {record.checkpoint[:16] or '-'}, "
+            f"not by {tokenizer.checkpoint_hash[:16] or '-'}; give that one, or --force"
+        )
+
+
+def decode_all(
+    items: Iterable[TokenRecord | DamagedRecordError],
+    tokenizer: Any,
+    folder: Path,
+    selection: Selection,
+    *,
+    crf: int | None = 12,
+    force: bool = False,
+    advance: Callable[[int], None] = lambda frames: None,
+) -> Outcome:
+    """Write all selected videos below `folder`.
+
+    Args:
+        items: records in order, as `reader.read_all` gives them.
+        tokenizer: a `tokenizer.Tokenizer`.
+        folder: created when needed.
+        selection: what to decode.
+        crf: quality of the mp4 files; None: frames as PNG files instead.
+        force: also decode tokens of another checkpoint.
+        advance: told the number of frames whenever some are written.
+
+    Raises:
+        UserError: see `check_origin`.
+    """
+    outcome = Outcome()
+    records = _good(items, tokenizer, selection, force, outcome)
+    video: _Video | None = None
+    try:
+        for record, frames in _decoded(records, tokenizer):
+            if video is None or video.record.video != record.video:
+                if video is not None:
+                    video.close(outcome, advance)
+                video = _Video(record, folder, selection, crf, outcome)
+            video.add(record, frames, advance)
+        if video is not None:
+            video.close(outcome, advance)
+    except BaseException:
+        if video is not None:
+            video.abandon()
+        raise
+    return outcome
+
+
+def _good(
+    items: Iterable[TokenRecord | DamagedRecordError],
+    tokenizer: Any,
+    selection: Selection,
+    force: bool,
+    outcome: Outcome,
+) -> Iterator[TokenRecord]:
+    for item in items:
+        if isinstance(item, DamagedRecordError):
+            outcome.bad.append(f"{item.where}: {item.reason}")
+            continue
+        outcome.seen |= {item.video} & selection.ids
+        check_origin(item, tokenizer, force)
+        if selection.wants(item):
+            yield item
+
+
+def _decoded(
+    records: Iterator[TokenRecord], tokenizer: Any
+) -> Iterator[tuple[TokenRecord, np.ndarray]]:
+    """Records with their cropped frames; the next one is decoded while one is written."""
+
+    def decode(record: TokenRecord) -> np.ndarray:
+        ids = tuple(level[None].astype(np.uint32) for level in record.tokens)
+        return crop_clip(tokenizer.decode(ids)[0], record.padding)
+
+    with ThreadPoolExecutor(1) as pool:
+        ahead: deque = deque()
+        for record in records:
+            ahead.append((record, pool.submit(decode, record)))
+            if len(ahead) >= _AHEAD:
+                record, future = ahead.popleft()
+                yield record, future.result()
+        for record, future in ahead:
+            yield record, future.result()
+
+
+class _Video:
+    """One video while it is written; what is missing of it stays black and is named."""
+
+    def __init__(
+        self,
+        record: TokenRecord,
+        folder: Path,
+        selection: Selection,
+        crf: int | None,
+        outcome: Outcome,
+    ) -> None:
+        self.record, self._selection = record, selection
+        self._stop = min(selection.stop or record.video_frames, record.video_frames)
+        self._next = self._first = min(selection.first, record.video_frames)
+        self._blocks = 0
+        self._joiner: WindowJoiner | None = None
+        self._window = (0, 0)
+        still = record.video_frames == 1 and is_image(record.path)
+        path = output_path(folder, record.video, still, crf, set(outcome.videos.values()))
+        self._stack = contextlib.ExitStack()
+        self._sink: VideoWriter | FrameFolder | StillWriter
+        if still:
+            self._sink = StillWriter(path)
+        elif crf is None:
+            self._sink = FrameFolder(path, self._first)
+        else:
+            self._sink = VideoWriter(path, fps=record.fps, crf=crf)
+        self._stack.enter_context(self._sink)
+
+    def add(self, record: TokenRecord, frames: np.ndarray, advance: Callable[[int], None]) -> None:
+        """One decoded block; blocks come in order."""
+        span = record.first_frame, record.first_frame + record.frames
+        if self._joiner is None or span != self._window:
+            self._flush(advance)
+            self._joiner = WindowJoiner(record.frames, record.video_height, record.video_width)
+            self._window = span
+        self._joiner.add(frames, record.top, record.left, record.overlap)
+        self._blocks += 1
+
+    def _flush(self, advance: Callable[[int], None]) -> None:
+        if self._joiner is None:
+            return
+        self._fill(self._window[0], advance)
+        frames = self._joiner.frames()
+        low = max(self._first - self._window[0], 0)
+        high = max(self._stop - self._window[0], 0)
+        self._write(frames[low:high], advance)
+        self._joiner = None
+
+    def _fill(self, until: int, advance: Callable[[int], None]) -> None:
+        """Black frames in the place of missing windows."""
+        missing = min(until, self._stop) - self._next
+        if missing > 0:
+            black = np.zeros((1, self.record.video_height, self.record.video_width, 3), np.uint8)
+            for _ in range(missing):
+                self._write(black, advance)
+
+    def _write(self, frames: np.ndarray, advance: Callable[[int], None]) -> None:
+        for frame in frames:
+            self._sink.write(frame)
+        self._next += len(frames)
+        advance(len(frames))
+
+    def close(self, outcome: Outcome, advance: Callable[[int], None]) -> None:
+        """Write what is left, and let the file take its name."""
+        self._flush(advance)
+        self._fill(self._stop, advance)
+        self._stack.close()
+        missing = self.record.blocks - self._blocks
+        if missing and self._selection.first == 0 and self._selection.stop is None:
+            outcome.bad.append(
+                f"{self.record.video}: {missing} of {self.record.blocks} blocks are missing; they "
+                f"are black in {self._sink.path}"
+            )
+        outcome.videos[self.record.video] = self._sink.path
+        outcome.frames += self._next - self._first
+
+    def abandon(self) -> None:
+        """Leave nothing behind."""
+        with contextlib.suppress(_Abandoned), self._stack:
+            raise _Abandoned
+
+
+class _Abandoned(Exception):
+    """Tells the writers that their files are not to appear."""
+
+
+def output_path(
+    folder: Path, name: str, still: bool, crf: int | None, taken: Sequence[Path] | set[Path]
+) -> Path:
+    """Where a video goes: its id below the folder, with a suffix that tells what it is."""
+    parts = [part for part in re.split(r"[/\\]", name) if part not in ("", ".", "..")]
+    path = folder.joinpath(*(re.sub(r"[\0:*?\"<>|]", "_", part) for part in parts or ["video"]))
+    suffix = ".png" if still else "" if crf is None else ".mp4"
+    if not path.name.lower().endswith(suffix) or path in taken:
+        path = path.with_name(path.name + suffix)
+    while path in taken:
+        path = path.with_name("_" + path.name)
+    return path
+
+
+class FrameFolder:
+    """A folder of numbered PNG files, which appears when it is complete."""
+
+    def __init__(self, path: Path, first: int) -> None:
+        self.path, self._number = path, first
+        self._scratch = path.with_name(f".{path.name}.part")
+
+    def __enter__(self) -> "FrameFolder":
+        shutil.rmtree(self._scratch, ignore_errors=True)
+        self._scratch.mkdir(parents=True)
+        return self
+
+    def write(self, frame: np.ndarray) -> None:
+        """The next frame."""
+        Image.fromarray(frame).save(self._scratch / f"{self._number:06d}.png")
+        self._number += 1
+
+    def __exit__(self, kind: type | None, error: object, trace: object) -> None:
+        if kind is None:
+            shutil.rmtree(self.path, ignore_errors=True)
+            os.replace(self._scratch, self.path)
+        shutil.rmtree(self._scratch, ignore_errors=True)
+
+
+class StillWriter:
+    """One PNG file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> "StillWriter":
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        return self
+
+    def write(self, frame: np.ndarray) -> None:
+        """The picture."""
+        scratch = self.path.with_name(f".{self.path.name}.part")
+        Image.fromarray(frame).save(scratch, "PNG")
+        os.replace(scratch, self.path)
+
+    def __exit__(self, *_: object) -> None:
+        pass

@@ -1,0 +1,92 @@
+"""Look at a token dataset: `python -m pyratok_jax.tokens.inspect --help`."""
+
+import argparse
+import json
+from collections.abc import Sequence
+
+from etils import epath
+from rich.console import Console
+from rich.table import Table
+
+from pyratok_jax.data.shard_writing import write_text
+from pyratok_jax.errors import UserError, run_cli
+from pyratok_jax.tokens.inspecting import Inspection, contact_sheet, html_page
+from pyratok_jax.tokens.reader import TokenDataset, read_all
+
+EXIT_DAMAGED = 1
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(
+        prog="python -m pyratok_jax.tokens.inspect",
+        description="Totals, use of the codes, n-gram entropy and sample pictures of a dataset of "
+        "tokens, as HTML, PNG and JSON.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    p.add_argument("input", help="folder of a dataset, or a shard")
+    p.add_argument("--output", default="token_inspection", help="folder for the report")
+    p.add_argument("--checkpoint", default="", help="working folder of the tokenizer: also decode")
+    p.add_argument("--pictures", type=int, default=12, help="records on the contact sheet")
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command."""
+    arguments, console = parser().parse_args(argv), Console()
+    output = epath.Path(arguments.output)
+    if output.exists() and not output.is_dir():
+        raise UserError(f"--output {output} is a file; give a folder")
+    tokenizer = None
+    if arguments.checkpoint:
+        from pyratok_jax.tokenizer import load_tokenizer
+
+        tokenizer = load_tokenizer(arguments.checkpoint)
+    inspection = Inspection()
+    with console.status("reading records"):
+        inspection.add_all(read_all(arguments.input), arguments.pictures, _records(arguments.input))
+        summary = inspection.summary()
+        sheet = contact_sheet(inspection.pictured, tokenizer)
+    _print(summary, console)
+    output.mkdir(parents=True, exist_ok=True)
+    write_text(output / "summary.json", json.dumps(summary, indent=1))
+    write_text(output / "report.html", html_page(arguments.input, summary, sheet))
+    with (output / ".contact_sheet.part").open("wb") as file:
+        sheet.save(file, "PNG")
+    (output / ".contact_sheet.part").replace(output / "contact_sheet.png")
+    for name in ("contact_sheet.png", "report.html", "summary.json"):
+        console.print(f"written: {output / name}", soft_wrap=True)
+    return EXIT_DAMAGED if summary["damaged"] else 0
+
+
+def _records(path: str) -> int:
+    try:
+        return len(TokenDataset(path))
+    except UserError:
+        return 0
+
+
+def _print(summary: dict, console: Console) -> None:
+    plain = Table(show_header=False, box=None)
+    for key, value in summary.items():
+        if not isinstance(value, (dict, list)):
+            plain.add_row(key.replace("_", " "), f"{value:.5g}")
+    console.print(plain)
+    table = Table("level", "tokens", "used", "utilisation", "entropy", "given row", "given time")
+    for number, level in enumerate(summary["levels"], start=1):
+        table.add_row(
+            str(number),
+            str(level["tokens"]),
+            str(level["used"]),
+            f"{level['utilisation']:.4f}",
+            f"{level['entropy']:.3f}",
+            f"{level['bigram_row']['entropy']:.3f}",
+            f"{level['bigram_time']['entropy']:.3f}",
+        )
+    console.print(table)
+    for text in summary["damaged"][:50]:
+        console.print(f"damaged: {text}", soft_wrap=True, markup=False)
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,231 @@
+"""What a token dataset holds: totals, use of the codes, how predictable they are, pictures."""
+
+import base64
+import html
+import io
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from pyratok_jax.reports.pictures import token_maps
+from pyratok_jax.tokens.schema import DamagedRecordError, TokenRecord
+from pyratok_jax.tokens.statistics import count_codes, counted_bits, usage
+
+_SIDE, _TEXT = 128, 28
+_MOST_PAIRS = 2_000_000  # Tokens of a level that n-grams are counted over.
+
+
+class Inspection:
+    """Gathers the numbers of a dataset, record by record."""
+
+    def __init__(self) -> None:
+        self.records = self.tokens = self.raw_bits = self.with_caption = 0
+        self.videos = self.frames = self.pixels = self.bits = self.vocabulary = 0
+        self.seconds = 0.0
+        self.damaged: list[str] = []
+        self.origins: dict[str, int] = {}
+        self.pictured: list[TokenRecord] = []
+        self._counts: np.ndarray | None = None
+        self._grams: list[Grams] = []
+
+    def add_all(
+        self, items: Iterable[TokenRecord | DamagedRecordError], pictures: int, expected: int
+    ) -> None:
+        """Go through a dataset, and keep `pictures` of about `expected` records for the sheet."""
+        step = max(expected // max(pictures, 1), 1)
+        for item in items:
+            if isinstance(item, DamagedRecordError):
+                self.damaged.append(f"{item.where}: {item.reason}")
+                continue
+            if self.records % step == 0 and len(self.pictured) < pictures:
+                self.pictured.append(item)
+            self._add(item)
+
+    def _add(self, record: TokenRecord) -> None:
+        if self._counts is None:
+            self.bits, self.vocabulary = record.bits, record.vocabulary
+            self._counts = np.zeros((record.levels, 2 ** counted_bits(record.bits)), np.int64)
+            self._grams = [Grams() for _ in range(record.levels)]
+        if (record.bits, record.levels) != (self.bits, len(self._counts)):
+            self.damaged.append(f"{record.id}: its levels differ from those of the first record")
+            return
+        self.records += 1
+        self.tokens += record.count
+        self.raw_bits += record.count * record.bits
+        key = f"checkpoint {record.checkpoint[:16] or '-'}, code {record.code[:16]}"
+        self.origins[key] = self.origins.get(key, 0) + 1
+        if record.block == 0:
+            self.videos += 1
+            self.frames += record.video_frames
+            self.seconds += record.video_frames / record.fps
+            self.pixels += record.video_frames * record.video_height * record.video_width
+            self.with_caption += bool(record.caption)
+        count_codes(record.tokens, self._counts, record.bits)
+        for grams, level in zip(self._grams, record.tokens, strict=True):
+            grams.add(level)
+
+    def summary(self) -> dict[str, Any]:
+        """All numbers, as plain JSON."""
+        levels = []
+        for row, grams in zip(() if self._counts is None else self._counts, self._grams,
+                              strict=True):  # fmt: skip
+            levels.append({**usage(row, self.vocabulary), **grams.entropies()})
+        return {
+            "videos": self.videos,
+            "records": self.records,
+            "frames": self.frames,
+            "hours": self.seconds / 3600,
+            "with_caption": self.with_caption,
+            "tokens": self.tokens,
+            "bits": self.bits,
+            "vocabulary": self.vocabulary,
+            "bpp_raw": self.raw_bits / max(self.pixels, 1),
+            "origins": self.origins,
+            "damaged": self.damaged,
+            "levels": levels,
+        }
+
+
+class Grams:
+    """How much the previous token tells about a token: along a row, and at the same place in time.
+
+    Plain counts overestimate predictability where data are scarce: with few pairs most are seen
+    once. So the number of distinct pairs is given with the entropy.
+    """
+
+    def __init__(self) -> None:
+        self._pairs: dict[str, list[np.ndarray]] = {"row": [], "time": []}
+        self._held = 0
+
+    def add(self, level: np.ndarray) -> None:
+        """One level (t, h, w) of a record."""
+        if self._held > _MOST_PAIRS:
+            return
+        self._held += level.size
+        ids = level.astype(np.uint64)
+        self._pairs["row"].append((ids[:, :, :-1] << 32 | ids[:, :, 1:]).ravel())
+        self._pairs["time"].append((ids[:-1] << 32 | ids[1:]).ravel())
+
+    def entropies(self) -> dict[str, Any]:
+        """Conditional entropy in bits per token for both neighbours, and how it was counted."""
+        result: dict[str, Any] = {}
+        for name, parts in self._pairs.items():
+            pairs = np.concatenate(parts) if parts else np.zeros(0, np.uint64)
+            joint = _entropy(pairs)
+            first = _entropy(pairs >> np.uint64(32))
+            result[f"bigram_{name}"] = {
+                "entropy": max(joint - first, 0.0),
+                "pairs": len(pairs),
+                "distinct": len(np.unique(pairs)),
+            }
+        return result
+
+
+def _entropy(values: np.ndarray) -> float:
+    if not len(values):
+        return 0.0
+    times = np.unique(values, return_counts=True)[1]
+    p = times / times.sum()
+    return float(-(p * np.log2(p)).sum())
+
+
+def contact_sheet(records: Sequence[TokenRecord], tokenizer: Any | None) -> Image.Image:
+    """A row per record: the decoded middle frame (with a tokenizer), then a map of each level."""
+    columns = max((r.levels for r in records), default=0) + (tokenizer is not None)
+    size = max(columns, 1) * _SIDE, max(len(records), 1) * (_SIDE + _TEXT)
+    sheet = Image.new("RGB", size, "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(10)
+    for row, record in enumerate(records):
+        pictures = _token_maps(record, tokenizer)
+        if tokenizer is not None:
+            pictures.insert(0, _thumbnail(record, tokenizer))
+        top = row * (_SIDE + _TEXT)
+        for column, picture in enumerate(pictures):
+            sheet.paste(_fitted(picture), (column * _SIDE, top))
+        text = f"{record.id}  {record.width}x{record.height}, {record.count} tokens"
+        draw.text((2, top + _SIDE), text, fill="black", font=font)
+        draw.text((2, top + _SIDE + 12), record.caption[:90] or "(no caption)", fill="gray",
+                  font=font)  # fmt: skip
+    return sheet
+
+
+def _token_maps(record: TokenRecord, tokenizer: Any | None) -> list[np.ndarray]:
+    """The middle frame of each level's map; without a tokenizer the codes' bits are compared."""
+    if tokenizer is None:
+        places = np.arange(record.bits, dtype=np.uint32)
+        codes = [(x[..., None].astype(np.uint32) >> places & 1) * 2.0 - 1.0 for x in record.tokens]
+    else:
+        ids = tuple(level[None].astype(np.uint32) for level in record.tokens)
+        codes = [embedded[0] for embedded in tokenizer.code_embeddings(ids)]
+    maps = token_maps(codes, record.padded_frames, record.padded_height, record.padded_width)
+    return [m[record.frames // 2, : record.height, : record.width] for m in maps]
+
+
+def _thumbnail(record: TokenRecord, tokenizer: Any) -> np.ndarray:
+    frames = tokenizer.decode(tuple(level[None].astype(np.uint32) for level in record.tokens))[0]
+    return frames[record.frames // 2, : record.height, : record.width]
+
+
+def _fitted(picture: np.ndarray) -> Image.Image:
+    image = Image.fromarray(picture)
+    scale = (_SIDE - 4) / max(image.size)
+    size = tuple(max(round(side * scale), 1) for side in image.size)
+    shrinks = scale < 1
+    kind = Image.Resampling.BOX if shrinks else Image.Resampling.NEAREST
+    return image.resize((size[0], size[1]), kind)
+
+
+def html_page(source: str, summary: dict[str, Any], sheet: Image.Image) -> str:
+    """A self-contained page."""
+    plain = {k: v for k, v in summary.items() if not isinstance(v, (dict, list))}
+    data = io.BytesIO()
+    sheet.save(data, "PNG")
+    picture = base64.b64encode(data.getvalue()).decode()
+    damaged = "".join(f"<li>{html.escape(text)}</li>" for text in summary["damaged"][:100])
+    return (
+        "<!doctype html><meta charset='utf-8'><title>tokens</title>"
+        "<meta name='viewport' content='width=device-width'>"
+        "<style>body{font:15px sans-serif;margin:2em}table{border-collapse:collapse}"
+        "td,th{padding:2px 12px 2px 0;border-bottom:1px solid #ddd;text-align:left}"
+        "img{max-width:100%}.bars{display:flex;align-items:end;height:90px;gap:2px}"
+        ".bars div{background:#47a;flex:1;min-height:1px}</style>"
+        f"<h1>{html.escape(source)}</h1>{_table(plain)}"
+        f"<h2>made by</h2>{_table(summary['origins'])}"
+        + (f"<h2>damaged</h2><ul>{damaged}</ul>" if damaged else "")
+        + "".join(_level(n, level) for n, level in enumerate(summary["levels"], start=1))
+        + f"<h2>samples</h2><img alt='samples' src='data:image/png;base64,{picture}'>"
+    )
+
+
+def _table(values: dict[str, Any]) -> str:
+    rows = (
+        f"<tr><td>{html.escape(str(k).replace('_', ' '))}</td><td>{html.escape(_text(v))}</td></tr>"
+        for k, v in values.items()
+    )
+    return f"<table>{''.join(rows)}</table>"
+
+
+def _text(value: Any) -> str:
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
+
+
+def _level(number: int, level: dict[str, Any]) -> str:
+    rows = {k: level[k] for k in ("tokens", "used", "utilisation", "entropy", "perplexity")}
+    for name in ("row", "time"):
+        pairs = level[f"bigram_{name}"]
+        rows[f"entropy given the previous token ({name})"] = (
+            f"{pairs['entropy']:.3f} ({pairs['distinct']} of {pairs['pairs']} pairs distinct)"
+        )
+    most = max(level["histogram"].values(), default=1) or 1
+    bars = "".join(
+        f"<div title='{count} codes occur {name} times' style='height:{100 * count / most:.1f}%'>"
+        "</div>"
+        for name, count in level["histogram"].items()
+    )
+    names = ", ".join(f"{name}: {count}" for name, count in level["histogram"].items())
+    return (
+        f"<h2>level {number}</h2>{_table(rows)}<p>codes by how often they occur</p>"
+        f"<div class='bars'>{bars}</div><p>{html.escape(names)}</p>"
+    )
