@@ -25,7 +25,8 @@ def sample_frames(
 ) -> np.ndarray:
     """`count` frames, uint8 (count, h, w, 3): the middles of as many equal parts of the span.
 
-    The video is read from its beginning, so that frame numbers are exact whatever its header says.
+    Frames are counted by decoding, so that their numbers are exact whatever the header says; only
+    those that are taken are kept.
 
     Args:
         path: a video.
@@ -38,13 +39,21 @@ def sample_frames(
         BrokenItemError: the span holds no frame.
         BrokenVideoError: the video cannot be read.
     """
-    fps = probe(path).fps
-    first = round((start or 0.0) * fps)
-    last = None if end is None else max(round(end * fps), first + 1)
-    frames = [resized(frame, side) for frame in iter_frames(path, first, last)]
-    if not frames:
-        raise BrokenItemError(f"there is no frame between {start} s and {end} s")
-    return np.stack([frames[i] for i in even_indices(len(frames), count)])
+    info = probe(path)
+    first = round((start or 0.0) * info.fps)
+    last = None if end is None else max(round(end * info.fps), first + 1)
+    total = max((info.frames if last is None else last) - first, 1)
+    for _ in range(2):  # A second time where the header was wrong about the length.
+        wanted, found, number = even_indices(total, count), {}, -1
+        for number, frame in enumerate(iter_frames(path, first, last)):
+            if number in wanted:
+                found[number] = resized(frame, side)
+        if number + 1 == total:
+            break
+        total = number + 1
+        if not total:
+            raise BrokenItemError(f"there is no frame between {start} s and {end} s")
+    return np.stack([found[i] for i in wanted])
 
 
 def even_indices(available: int, count: int) -> list[int]:

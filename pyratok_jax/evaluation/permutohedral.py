@@ -64,7 +64,9 @@ def build_lattice(positions: np.ndarray) -> Lattice:
     for number, (names, simplex) in enumerate(chunks):
         part = np.searchsorted(corners, names).astype(np.int32)
         index[:, number * _CHUNK : number * _CHUNK + len(simplex)] = part[:, simplex]
-    before, after = _neighbours(corners, factors[0])
+    # Few sizes are compiled when the number of corners is rounded up.
+    room = -len(corners) % (1 << max(len(corners).bit_length() - 3, 0))
+    before, after = _neighbours(corners, factors[0], room)
     return Lattice(*(jnp.asarray(x) for x in (index, weights, before, after)))
 
 
@@ -137,17 +139,22 @@ def _elevate(positions: Float[Array, "n d"]) -> Float[Array, "v n"]:
     return jnp.stack([tail, *rows[::-1]])
 
 
-def _neighbours(corners: np.ndarray, factors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Indices (d+1, m) of the neighbours of sorted corner names along each direction."""
+def _neighbours(
+    corners: np.ndarray, factors: np.ndarray, room: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Indices (d+1, m) of the neighbours of sorted corner names along each direction.
+
+    The last `room` of the m corners are not in use.
+    """
     dims, m = len(factors), len(corners)
     steps = factors * np.uint64(dims) - factors.sum(dtype=np.uint64)
     found = []
     for signed in (steps, ~steps + np.uint64(1)):
-        rows = np.empty((dims, m), np.int32)
+        rows = np.full((dims, m + room), m + room, np.int32)
         for j in range(dims):
             wanted = corners + signed[j]
             place = np.minimum(np.searchsorted(corners, wanted), m - 1)
-            rows[j] = np.where(corners[place] == wanted, place, m)
+            rows[j, :m] = np.where(corners[place] == wanted, place, m + room)
         found.append(rows)
     return found[0], found[1]
 

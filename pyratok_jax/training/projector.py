@@ -1,0 +1,195 @@
+"""Training the projector that shows a frozen language model the tokens of a frozen tokenizer.
+
+The language model reads the projected tokens and is to continue with the clip's caption; only the
+projector changes. `load_projector` reads the result for question answering.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jaxtyping import Array, Float, PRNGKeyArray
+from ml_collections import ConfigDict
+
+from pyratok_jax.data.pipeline import ClipLoader, make_loader
+from pyratok_jax.errors import UserError
+from pyratok_jax.models.alignment import Alignment
+from pyratok_jax.models.language.model import LanguageModel
+from pyratok_jax.models.lfq import ids_to_bits
+from pyratok_jax.models.projector import Projector
+from pyratok_jax.models.pyratok import PyraTok
+from pyratok_jax.tokenizer import Tokenizer, load_tokenizer, to_model_range
+from pyratok_jax.training.checkpoints import newest_step, read_parameters
+from pyratok_jax.training.loop import train
+from pyratok_jax.training.partition import Partition
+from weights_conversion.core import weights_hash
+
+FORMAT = "pyratok-jax-projector-1"
+DESCRIPTION = "projector.json"
+
+
+class ProjectorSystem(nnx.Module):
+    """Frozen tokenizer, its code embedding and language model, and the projector."""
+
+    def __init__(
+        self,
+        tokenizer: PyraTok,
+        alignment: Alignment,
+        language_model: LanguageModel,
+        projector: Projector,
+    ):
+        self.tokenizer, self.alignment = tokenizer, alignment
+        self.language_model, self.projector = language_model, projector
+
+    def visual(self, video: Float[Array, "b t h w 3"]) -> Float[Array, "b n d"]:
+        """Projected tokens of a batch of clips in [-1, 1]."""
+        ids = self.tokenizer.tokenize(video)
+        codes = (ids_to_bits(level, self.tokenizer.config.bits) for level in ids)
+        levels = tuple(self.alignment.embed(q, i) for i, q in enumerate(codes))
+        return self.projector(jax.lax.stop_gradient(levels))
+
+
+def caption_loss(
+    system: ProjectorSystem, batch: Mapping[str, Array]
+) -> tuple[Float[Array, ""], dict[str, Array]]:
+    """Mean negative log-likelihood of the captions' tokens after the projected clip."""
+    visual = system.visual(to_model_range(batch["video"]))
+    ids, mask = batch["text_ids"], batch["text_mask"]
+    model = system.language_model
+    inputs = jnp.concatenate([visual.astype(model.dtype), model.embed(ids[:, :-1])], axis=1)
+    real = jnp.ones(visual.shape[:2], bool)
+    hidden = model(inputs, jnp.concatenate([real, mask[:, :-1]], axis=1)).hidden
+    # The last projected token predicts the first of the caption.
+    logits = model.logits(hidden[:, visual.shape[1] - 1 :])
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, ids)
+    count = jnp.maximum(mask.sum(), 1)
+    hits = (jnp.argmax(logits, axis=-1) == ids) & mask
+    loss = jnp.sum(losses * mask) / count
+    return loss, {"caption_nll": loss, "token_accuracy": hits.sum() / count}
+
+
+class ProjectorTask:
+    """What `loop.train` needs to know."""
+
+    def __init__(self, config: ConfigDict, tokenizer: Tokenizer | None = None):
+        self.config = config
+        self.tokenizer = tokenizer or load_tokenizer(config.tokenizer)
+        if self.tokenizer.alignment is None or self.tokenizer.text is None:
+            raise UserError(
+                f"{config.tokenizer} has no language model; a projector needs a tokenizer that "
+                "was trained with one"
+            )
+        self.system = ProjectorSystem(
+            self.tokenizer.model,
+            self.tokenizer.alignment,
+            self.tokenizer.text.language_model,
+            make_projector(self.arguments(), nnx.Rngs(config.seed)),
+        )
+
+    def arguments(self) -> dict[str, Any]:
+        """Sizes of the projector."""
+        language = self.tokenizer.text.language_model.config
+        return {
+            "levels": len(self.tokenizer.config.grids),
+            "features": language.width,
+            "width": language.width,
+            "hidden": int(self.config.projector.hidden),
+            "most": [int(n) for n in self.config.projector.most],
+        }
+
+    def is_trainable(self, name: str, variable: nnx.Variable) -> bool:
+        """The projector alone."""
+        return name.startswith("projector.")
+
+    def make_loader(self, index: int, count: int) -> ClipLoader:
+        """The training stream of one host."""
+        return make_loader(
+            self.config.data,
+            seed=self.config.seed,
+            batch_size=self.config.batch_size,
+            tokenize=self.tokenizer.captions,
+            process_index=index,
+            process_count=count,
+        )
+
+    def device_batch(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Of a batch, the arrays that the step reads."""
+        return {name: batch[name] for name in ("video", "text_ids", "text_mask")}
+
+    def loss(
+        self,
+        system: ProjectorSystem,
+        batch: Mapping[str, Array],
+        key: PRNGKeyArray,
+        progress: Float[Array, ""],
+    ) -> tuple[Float[Array, ""], dict[str, Array]]:
+        """See `caption_loss`."""
+        return caption_loss(system, batch)
+
+
+def make_projector(arguments: Mapping[str, Any], rngs: nnx.Rngs) -> Projector:
+    """A projector of stored sizes."""
+    return Projector(**{**arguments, "most": tuple(arguments["most"])}, rngs=rngs)
+
+
+def run(config: ConfigDict, workdir: Path) -> dict[str, Path] | None:
+    """Train; None when the training was interrupted (and saved).
+
+    Raises:
+        UserError: whatever the user can mend.
+    """
+    task = ProjectorTask(config)
+    workdir.mkdir(parents=True, exist_ok=True)
+    record = {
+        "format": FORMAT,
+        "projector": task.arguments(),
+        "tokenizer": task.tokenizer.checkpoint_hash,
+    }
+    scratch = workdir / f".{DESCRIPTION}.tmp"
+    scratch.write_text(json.dumps(record, indent=1) + "\n")
+    os.replace(scratch, workdir / DESCRIPTION)
+    trained = train(config, workdir, task)
+    if not trained.finished:
+        return None
+    return {"projector": workdir, "checkpoint": workdir / "checkpoints"}
+
+
+def load_projector(folder: str | Path, tokenizer: Tokenizer) -> tuple[Projector, str]:
+    """The projector in a working folder, and the hash of its weights.
+
+    Raises:
+        UserError: there is none, or it was trained for another tokenizer.
+    """
+    path = Path(folder) / DESCRIPTION
+    try:
+        record = json.loads(path.read_text())
+        arguments, owner = record["projector"], record["tokenizer"]
+    except OSError as error:
+        raise UserError(
+            f"{path} does not exist; train a projector with --config configs/vqa_projector.py"
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is no description of a projector ({error})") from error
+    if owner != tokenizer.checkpoint_hash:
+        raise UserError(
+            f"the projector in {folder} was trained for the tokenizer {owner[:12]}, not for "
+            f"{tokenizer.checkpoint_hash[:12]}; train one for this checkpoint"
+        )
+    step = newest_step(Path(folder))
+    if step is None:
+        raise UserError(f"{folder} holds no checkpoint of a projector yet")
+    stored = read_parameters(Path(folder), step)
+    abstract = nnx.eval_shape(lambda: make_projector(arguments, nnx.Rngs(0)))
+    partition = Partition(abstract, lambda name, variable: True)
+    values = {name: stored.get(f"projector.{name}") for name in partition.trainable}
+    for name, shape in partition.trainable.items():
+        if values[name] is None or values[name].shape != shape.shape:
+            raise UserError(f"{folder}: its checkpoint does not fit its {DESCRIPTION} at {name}")
+    return partition.merge(values), weights_hash({k: np.asarray(v) for k, v in values.items()})
