@@ -77,7 +77,7 @@ class VideoQuestions(Task):
         Raises:
             UserError: no projector is named.
         """
-        settings = {"mode": self.mode, "new_tokens": self.new_tokens}
+        settings: dict[str, Any] = {"mode": self.mode, "new_tokens": self.new_tokens}
         if self.projector == BLIND:
             return LanguageAnswers(tokenizer, None, **settings)
         if not self.projector:

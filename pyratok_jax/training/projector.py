@@ -81,25 +81,26 @@ class ProjectorTask:
     def __init__(self, config: ConfigDict, tokenizer: Tokenizer | None = None):
         self.config = config
         self.tokenizer = tokenizer or load_tokenizer(config.tokenizer)
-        if self.tokenizer.alignment is None or self.tokenizer.text is None:
+        text = self.tokenizer.text
+        if self.tokenizer.alignment is None or text is None:
             raise UserError(
                 f"{config.tokenizer} has no language model; a projector needs a tokenizer that "
                 "was trained with one"
             )
-        self.system = ProjectorSystem(
+        self.width = text.language_model.config.width
+        self.system: nnx.Module = ProjectorSystem(
             self.tokenizer.model,
             self.tokenizer.alignment,
-            self.tokenizer.text.language_model,
+            text.language_model,
             make_projector(self.arguments(), nnx.Rngs(config.seed)),
         )
 
     def arguments(self) -> dict[str, Any]:
         """Sizes of the projector."""
-        language = self.tokenizer.text.language_model.config
         return {
             "levels": len(self.tokenizer.config.grids),
-            "features": language.width,
-            "width": language.width,
+            "features": self.width,
+            "width": self.width,
             "hidden": int(self.config.projector.hidden),
             "most": [int(n) for n in self.config.projector.most],
         }
@@ -188,8 +189,10 @@ def load_projector(folder: str | Path, tokenizer: Tokenizer) -> tuple[Projector,
     stored = read_parameters(Path(folder), step)
     abstract = nnx.eval_shape(lambda: make_projector(arguments, nnx.Rngs(0)))
     partition = Partition(abstract, lambda name, variable: True)
-    values = {name: stored.get(f"projector.{name}") for name in partition.trainable}
+    values = {}
     for name, shape in partition.trainable.items():
-        if values[name] is None or values[name].shape != shape.shape:
+        value = stored.get(f"projector.{name}")
+        if value is None or value.shape != shape.shape:
             raise UserError(f"{folder}: its checkpoint does not fit its {DESCRIPTION} at {name}")
+        values[name] = value
     return partition.merge(values), weights_hash({k: np.asarray(v) for k, v in values.items()})
