@@ -33,14 +33,17 @@ class Level(NamedTuple):
     """What one level gives: logits, codes, and the code distribution predicted from the text.
 
     Attributes:
-        z: logits, float32; the bit j is +1 where z_j >= 0.
+        z: logits, float32; the bit j is +1 where z_j >= 0. The features to be quantised, where a
+            codebook of vectors is used.
         q: codes, exactly -1 or +1, with straight-through gradient.
         text_logits: bit logits predicted from the text alone (alignment term 4), same shape.
+        vectors: the chosen vectors of a codebook, shaped as `z`; None for lookup-free levels.
     """
 
     z: Float[Array, "b t h w bits"]
     q: Float[Array, "b t h w bits"]
     text_logits: Float[Array, "b t h w bits"]
+    vectors: Float[Array, "b t h w d"] | None = None
 
 
 class LateralConnection(nnx.Module):

@@ -18,6 +18,7 @@ from pyratok_jax.models.grids import PRESETS, Stride, check_grids, grid_shape
 from pyratok_jax.models.lapq import LaPQBlock, Level, TextCondition
 from pyratok_jax.models.lfq import bits_to_ids, ids_to_bits
 from pyratok_jax.models.lora import add_lora
+from pyratok_jax.models.quantizers.build import LatentQuantizer, build_quantizer, check_levels
 from pyratok_jax.models.synthesis import Synthesis
 from pyratok_jax.models.wan_vae.config import WanVAEConfig
 from pyratok_jax.models.wan_vae.model import WanVAE
@@ -42,6 +43,9 @@ class PyraTokConfig:
         synthesis_width: hidden channels of each level's smoothing convolution.
         lora_rank: rank of the adapters in the encoder; 0 leaves them out.
         lora_alpha: their scale, as in update = alpha / rank * A B.
+        quantizer: "lapq", or for comparison a quantiser of the final latent alone (`quantizers`);
+            then all grids are the same, one per level, and stages and width have no meaning.
+        code_width: components of a vector, for quantisers with codebooks of vectors.
     """
 
     vae: WanVAEConfig
@@ -56,14 +60,19 @@ class PyraTokConfig:
     synthesis_width: int = 128
     lora_rank: int = 16
     lora_alpha: float = 32.0
+    quantizer: str = "lapq"
+    code_width: int = 16
 
     def __post_init__(self) -> None:
         grids = PRESETS[self.grids] if isinstance(self.grids, str) else self.grids
         object.__setattr__(self, "grids", tuple((int(dt), int(ds)) for dt, ds in grids))
+        check_grids(self.grids, self.vae.temporal_factor, self.vae.spatial_factor)
         first = ENCODER_STAGES - len(self.grids) + 1
         stages = self.stages or tuple(range(first, ENCODER_STAGES + 1))
+        if self.quantizer != "lapq":
+            check_levels(self.quantizer, self.grids, self.latent_stride)
+            stages = (ENCODER_STAGES,) * len(self.grids)
         object.__setattr__(self, "stages", tuple(stages))
-        check_grids(self.grids, self.vae.temporal_factor, self.vae.spatial_factor)
         if len(self.stages) != len(self.grids):
             raise ValueError(f"{len(self.grids)} grids need as many stages, not {self.stages}")
         if not all(1 <= stage <= ENCODER_STAGES for stage in self.stages):
@@ -96,6 +105,11 @@ class PyraTokConfig:
         if unknown:
             raise ValueError(f"unknown keys in the tokenizer's configuration: {sorted(unknown)}")
         values = dict(values, vae=WanVAEConfig.from_dict(values["vae"]))
+        # JSON knows no tuples.
+        if isinstance(values.get("grids"), list):
+            values["grids"] = tuple((int(dt), int(ds)) for dt, ds in values["grids"])
+        if isinstance(values.get("stages"), list):
+            values["stages"] = tuple(values["stages"])
         return cls(**values)
 
 
@@ -144,21 +158,11 @@ class PyraTok(nnx.Module):
         self.vae = vae or WanVAE(config.vae, rngs=rngs, dtype=dtype, remat=remat)
         if config.lora_rank:
             add_lora(self.vae.encoder, config.lora_rank, config.lora_alpha, rngs=rngs)
-        self.blocks = nnx.List(
-            self._block(level, rngs, dtype) for level in range(len(config.grids))
-        )
-        self.synthesis = nnx.List(
-            Synthesis(
-                stride,
-                config.latent_stride,
-                config.bits,
-                config.vae.z_dim,
-                config.synthesis_width,
-                rngs=rngs,
-                dtype=dtype,
-            )
-            for stride in config.grids
-        )
+        lapq = config.quantizer == "lapq"
+        levels = range(len(config.grids)) if lapq else range(0)
+        self.blocks = nnx.List(self._block(level, rngs, dtype) for level in levels)
+        self.synthesis = nnx.List(self._synthesis(level, rngs, dtype) for level in levels)
+        self.quantizer = nnx.data(None if lapq else self._quantizer(rngs, dtype))
         self.null_text = nnx.Param(0.02 * jax.random.normal(rngs.params(), (config.text_width,)))
         self.mask_value = nnx.Param(jnp.zeros((3,)))
 
@@ -177,6 +181,34 @@ class PyraTok(nnx.Module):
             heads=config.heads,
             text_width=config.text_width,
             has_previous=level > 0,
+            rngs=rngs,
+            dtype=dtype,
+        )
+
+    def _synthesis(self, level: int, rngs: nnx.Rngs, dtype: DTypeLike) -> Synthesis:
+        config = self.config
+        return Synthesis(
+            config.grids[level],
+            config.latent_stride,
+            config.bits,
+            config.vae.z_dim,
+            config.synthesis_width,
+            rngs=rngs,
+            dtype=dtype,
+        )
+
+    def _quantizer(self, rngs: nnx.Rngs, dtype: DTypeLike) -> LatentQuantizer:
+        config = self.config
+        return build_quantizer(
+            config.quantizer,
+            grids=config.grids,
+            latent_stride=config.latent_stride,
+            channels=config.vae.z_dim,
+            bits=config.bits,
+            vocabulary=config.vocabulary,
+            code_width=config.code_width,
+            text_width=config.text_width if config.text_guidance else None,
+            hidden=config.synthesis_width,
             rngs=rngs,
             dtype=dtype,
         )
@@ -205,6 +237,8 @@ class PyraTok(nnx.Module):
     ) -> tuple[tuple[Level, ...], Float[Array, "b t h w z"]]:
         """Levels of given encoder features, and the latent that their codes synthesise."""
         text = self.condition(text, target.shape[0])
+        if self.quantizer is not None:
+            return self.quantizer(target, text)
         levels: list[Level] = []
         latent = jnp.zeros_like(target)
         for stage, block, synthesis in zip(
@@ -232,6 +266,8 @@ class PyraTok(nnx.Module):
 
     def synthesize(self, codes: tuple[Float[Array, "b _t _h _w bits"], ...]) -> Array:
         """Normalised latent (b, t', h', w', z) of the codes of all levels."""
+        if self.quantizer is not None:
+            return self.quantizer.synthesize(codes)
         parts = [synthesis(q) for synthesis, q in zip(self.synthesis, codes, strict=True)]
         return sum(parts[1:], parts[0])
 

@@ -1,0 +1,79 @@
+"""LPIPS against the reference implementation on random weights, and its gradients."""
+
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+
+from pyratok_jax.models.lpips import LPIPS, TRUNKS
+
+
+def reference(model: LPIPS) -> torch.nn.Module:
+    """The `lpips` package's network with the weights of ours."""
+    lpips = pytest.importorskip("lpips")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        net = lpips.LPIPS(net=model.net, pnet_rand=True, lpips=False, verbose=False)
+    net.lpips = True
+    convs = [layer for layer in net.net.modules() if isinstance(layer, torch.nn.Conv2d)]
+    for theirs, ours in zip(convs, model.convs, strict=True):
+        theirs.weight.data = torch.tensor(np.array(ours.kernel[...])).permute(3, 2, 0, 1)
+        theirs.bias.data = torch.tensor(np.array(ours.bias[...]))
+    net.lins = []
+    for weight in model.weights:
+        lin = torch.nn.Conv2d(weight.shape[0], 1, 1, bias=False)
+        lin.weight.data = torch.tensor(np.array(weight[...])).reshape(1, -1, 1, 1)
+        net.lins.append(lin)
+    return net.eval()
+
+
+def pair(h, w):
+    rng = np.random.default_rng(0)
+    a = rng.uniform(-1, 1, (2, h, w, 3)).astype(np.float32)
+    return a, np.clip(a + 0.3 * rng.normal(size=a.shape), -1, 1).astype(np.float32)
+
+
+@pytest.mark.parametrize("net, sides", [("vgg", (33, 38)), ("alex", (64, 47))])
+def test_distances_equal_the_reference(net, sides):
+    model = LPIPS(net, rngs=nnx.Rngs(0))
+    # Random biases, so that a wrong one shows.
+    for i, conv in enumerate(model.convs):
+        conv.bias[...] = 0.1 * jax.random.normal(jax.random.key(i), conv.bias.shape)
+    a, b = pair(*sides)
+    with torch.no_grad():
+        x, y = (torch.tensor(v).permute(0, 3, 1, 2) for v in (a, b))
+        expected = reference(model)(x, y).ravel()
+    np.testing.assert_allclose(model(jnp.asarray(a), jnp.asarray(b)), expected, rtol=1e-4)
+
+
+def test_vgg_compares_the_published_layers():
+    specs = TRUNKS["vgg"]
+    assert len(specs) == 13 and [s.channels for s in specs if s.tap] == [64, 128, 256, 512, 512]
+    model = LPIPS("alex", rngs=nnx.Rngs(0))
+    shapes = [f.shape[1:] for f in model.features(jnp.zeros((1, 64, 64, 3)))]
+    assert shapes == [(15, 15, 64), (7, 7, 192), (3, 3, 384), (3, 3, 256), (3, 3, 256)]
+
+
+def test_equal_images_have_distance_0_and_finite_gradients_everywhere():
+    """Also where every feature is 0, which a norm's square root turns into NaN."""
+    model = LPIPS("alex", rngs=nnx.Rngs(0))
+    dead = LPIPS("alex", rngs=nnx.Rngs(0))
+    for conv in dead.convs:
+        conv.bias[...] = jnp.full_like(conv.bias[...], -1e6)
+    a = jnp.asarray(pair(40, 40)[0])
+    for network in (model, dead):
+        value, gradient = jax.value_and_grad(lambda x, n=network: n(x, a).sum())(a)
+        assert float(value) == 0.0 and np.isfinite(gradient).all()
+    gradient = jax.grad(lambda x: model(x, a).sum())(a + 0.1)
+    assert np.isfinite(gradient).all() and np.any(np.asarray(gradient) != 0)
+
+
+def test_small_images_and_unknown_trunks_are_refused():
+    with pytest.raises(ValueError, match="at least 31"):
+        LPIPS("alex", rngs=nnx.Rngs(0))(jnp.zeros((1, 30, 64, 3)), jnp.zeros((1, 30, 64, 3)))
+    with pytest.raises(ValueError, match="vgg, alex"):
+        LPIPS("squeeze", rngs=nnx.Rngs(0))
