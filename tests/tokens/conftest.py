@@ -10,14 +10,14 @@ import pytest
 
 from pyratok_jax.tokens.plan import ExportOptions, Plan, provenance_of, source_fingerprint
 from tests.data.synthetic import numbered_frames, write_video
-from tests.tokens.tiny import tiny_tokenizer
+from tests.tokens.tiny import PixelTokenizer
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="session")
 def tokenizer():
-    return tiny_tokenizer()
+    return PixelTokenizer()
 
 
 @pytest.fixture(scope="session")
@@ -55,27 +55,15 @@ def make_plan(tokenizer):
     return functools.partial(plan_of, tokenizer)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def compiled(tmp_path_factory):
-    """What was compiled once is taken from files, also by other processes."""
-    import jax
-
-    folder = str(tmp_path_factory.mktemp("compiled"))
-    jax.config.update("jax_compilation_cache_dir", folder)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    yield {"JAX_COMPILATION_CACHE_DIR": folder, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    jax.config.update("jax_compilation_cache_dir", None)
-
-
 @pytest.fixture
-def start_export(compiled):
-    """Starts the real command in a process of its own, on the tiny tokenizer."""
+def start_export():
+    """Starts the real command in a process of its own, on the pixel tokenizer."""
 
     def start(*arguments, wait=True, **environment):
         command = [sys.executable, str(Path(__file__).parent / "export_process.py")]
         process = subprocess.Popen(
             command + [str(a) for a in arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            text=True, env=os.environ | compiled | {"PYTHONPATH": str(ROOT)} | environment,
+            text=True, env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
         )  # fmt: skip
         if not wait:
             return process

@@ -1,15 +1,15 @@
-"""The export command on the tiny tokenizer; $SLOW seconds are added to every batch."""
+"""The export command on the pixel tokenizer; $SLOW seconds are added to every batch."""
 
 import os
 import time
 
 from pyratok_jax import export_tokens
 from pyratok_jax.errors import run_cli
-from tests.tokens.tiny import tiny_tokenizer
+from tests.tokens.tiny import PixelTokenizer
 
 
 def load(checkpoint):
-    tokenizer = tiny_tokenizer(int(checkpoint))
+    tokenizer = PixelTokenizer(int(checkpoint))
     encode = tokenizer.encode
 
     def slowly(video, captions=None):

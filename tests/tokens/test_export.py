@@ -189,9 +189,9 @@ def test_tfds_and_tensorflow_read_it(records, tmp_path, make_plan, kind, bits):
     import tensorflow_datasets as tfds
 
     from tests.tokens.conftest import plan_of
-    from tests.tokens.tiny import tiny_tokenizer
+    from tests.tokens.tiny import PixelTokenizer
 
-    tokenizer = tiny_tokenizer(bits=bits)
+    tokenizer = PixelTokenizer(bits=bits)
     plan = plan_of(tokenizer, records, tmp_path / "o", format=kind)
     export(plan, records, tokenizer, Machine())
     card = write_card(plan)

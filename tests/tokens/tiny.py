@@ -1,8 +1,11 @@
-"""A tiny tokenizer with random weights whose tokens depend on the caption."""
+"""Tokenizers for tests: a tiny network, and one of plain pixel arithmetic that needs no compiling.
+
+Both depend on the caption, and have the same grids.
+"""
 
 import functools
+import zlib
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -13,6 +16,48 @@ from pyratok_jax.models.wan_vae.config import WanVAEConfig
 from pyratok_jax.tokenizer import Tokenizer
 
 GRIDS = ((1, 16), (2, 16), (4, 16), (4, 8))
+
+
+def tiny_config(bits: int) -> PyraTokConfig:
+    vae = WanVAEConfig(base_dim=4, z_dim=4, latents_mean=(0.1,) * 4, latents_std=(1.5,) * 4)
+    return PyraTokConfig(
+        vae=vae, grids=GRIDS, bits=bits, width=16, heads=2, text_width=12, synthesis_width=8,
+        lora_rank=2,
+    )  # fmt: skip
+
+
+class PixelTokenizer:
+    """Ids are hashes of pixels of a cell; the finest level tells the grey it decodes to."""
+
+    text = folder = None
+
+    def __init__(self, seed: int = 0, bits: int = 6):
+        self.config = tiny_config(bits)
+        self.checkpoint_hash = f"tiny-{seed}-{bits}"
+
+    def encode(self, video, captions=None):
+        assert video.dtype == np.uint8 and (video.shape[1] - 1) % 4 == 0
+        assert video.shape[2] % 16 == video.shape[3] % 16 == 0 and len(captions) == len(video)
+        words = [np.uint64(zlib.crc32(c.encode()) if c else 0) for c in captions]
+        grey = video.astype(np.uint64).sum(-1)
+        levels = []
+        for number, (dt, ds) in enumerate(GRIDS):
+            cells = grey[:, ::dt, ::ds, ::ds] + 7 * grey[:, ::dt, ds - 1 :: ds, ds - 1 :: ds]
+            if number < 3:
+                cells = cells * np.uint64(2654435761) + np.array(words)[:, None, None, None]
+            levels.append((cells % np.uint64(2**self.config.bits)).astype(np.uint32))
+        return tuple(levels)
+
+    def decode(self, ids):
+        shades = (ids[3] % 64 * 4).astype(np.uint8)
+        first, rest = shades[:, :1], shades[:, 1:].repeat(4, axis=1)
+        small = np.concatenate([first, rest], axis=1) + ids[0].astype(np.uint8).repeat(
+            2, axis=2
+        ).repeat(2, axis=3)
+        return small.repeat(8, axis=2).repeat(8, axis=3)[..., None].repeat(3, axis=4)
+
+    def code_embeddings(self, ids):
+        return tuple(np.sin(x[..., None] * np.arange(1.0, 5.0)).astype(np.float32) for x in ids)
 
 
 class LetterEmbeddings(Tokenizer):
@@ -29,15 +74,23 @@ class LetterEmbeddings(Tokenizer):
 
 
 @functools.cache
-def tiny_tokenizer(seed: int = 0, bits: int = 6) -> Tokenizer:
-    vae = WanVAEConfig(base_dim=4, z_dim=4, latents_mean=(0.1,) * 4, latents_std=(1.5,) * 4)
-    config = PyraTokConfig(
-        vae=vae, grids=GRIDS, bits=bits, width=16, heads=2, text_width=12, synthesis_width=8,
-        lora_rank=2,
-    )  # fmt: skip
-    model = PyraTok(config, rngs=nnx.Rngs(seed))
-    for block in model.blocks:
-        kernel = block.attention.out.kernel
-        kernel[...] = jax.random.normal(jax.random.key(7), kernel.shape)
-        block.head.kernel[...] = jax.random.normal(jax.random.key(8), block.head.kernel.shape)
-    return LetterEmbeddings(model, checkpoint_hash=f"tiny-{seed}-{bits}")
+def tiny_network() -> Tokenizer:
+    """A tiny PyraTok with random weights."""
+    return LetterEmbeddings(_random(tiny_config(6)), checkpoint_hash="tiny-network")
+
+
+def _random(config: PyraTokConfig) -> PyraTok:
+    """Drawn by NumPy: initialisers compile a program for every shape of a weight."""
+    graph, state = nnx.split(nnx.eval_shape(lambda: PyraTok(config, rngs=nnx.Rngs(0))))
+    rng = np.random.default_rng(0)
+    flat = []
+    for path, variable in nnx.to_flat_state(state):
+        shape = variable.shape
+        inputs = np.prod(shape[:-1]) if len(shape) > 1 else 25
+        if path[-3:-1] == ("attention", "out"):
+            inputs = 0.1  # Captions have to show.
+        values = (1.5 * rng.normal(size=shape) / np.sqrt(inputs)).astype(np.float32)
+        if path[-1] in ("scale", "gamma"):
+            values += 1
+        flat.append((path, variable.replace(jnp.asarray(values))))
+    return nnx.merge(graph, nnx.from_flat_state(flat))

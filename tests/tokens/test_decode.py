@@ -1,0 +1,229 @@
+"""Decoding: the exact reconstruction, parts, other checkpoints, damaged shards; inspection."""
+
+import json
+
+import numpy as np
+import pytest
+
+from pyratok_jax import decode_tokens
+from pyratok_jax.data.padding import crop_clip, pad_clip
+from pyratok_jax.data.sources import load_source
+from pyratok_jax.data.videos import iter_frames, probe, read_image
+from pyratok_jax.errors import UserError
+from pyratok_jax.tokens import DamagedRecordError, TokenDataset, inspect, read_all
+from pyratok_jax.tokens.blocks import WindowJoiner
+from pyratok_jax.tokens.card import write_card
+from pyratok_jax.tokens.decoding import output_path, parse_frames
+from pyratok_jax.tokens.exporting import Machine, export
+from pyratok_jax.tokens.schema import encode_record
+from tests.tokens.conftest import plan_of
+from tests.tokens.tiny import PixelTokenizer
+
+
+@pytest.fixture(scope="module", params=["array_record", "tfrecord"])
+def tokens(request, videos, tokenizer, tmp_path_factory):
+    records = load_source(str(videos))
+    output = tmp_path_factory.mktemp("tokens") / "out"
+    plan = plan_of(tokenizer, records, output, format=request.param)
+    export(plan, records, tokenizer, Machine())
+    write_card(plan)
+    return output
+
+
+@pytest.fixture
+def decode(monkeypatch, tokens, tmp_path):
+    monkeypatch.setattr(decode_tokens, "load_tokenizer", lambda c: PixelTokenizer(int(c)))
+
+    def run(*more, source=tokens, checkpoint="0", output=tmp_path / "decoded"):
+        code = decode_tokens.main(
+            ["--checkpoint", checkpoint, "--input", str(source), "--output", str(output), *more]
+        )
+        return code, output
+
+    return run
+
+
+def pictures(folder):
+    return {int(p.stem): read_image(p) for p in folder.iterdir()}
+
+
+def reconstruction(tokenizer, record, window=5):
+    """Windows through the tokenizer in memory."""
+    whole = np.stack(list(iter_frames(record.path)))
+    parts = []
+    for first in range(0, len(whole), window):
+        padded, padding = pad_clip(whole[first : first + window], spatial_multiple=16)
+        ids = tokenizer.encode(padded[None], [record.caption])
+        parts.append(crop_clip(tokenizer.decode(ids)[0], padding))
+    return np.concatenate(parts)
+
+
+def test_decoding_a_file_is_the_reconstruction(decode, videos, tokenizer, capsys):
+    code, output = decode("--png")
+    assert code == 0
+    for record in load_source(str(videos)):
+        if record.id in ("cut.mp4", "text.mp4"):
+            assert not (output / record.id).exists()
+        elif record.id == "still.png":
+            expected = reconstruction(tokenizer, record)[0]
+            np.testing.assert_array_equal(read_image(output / "still.png"), expected)
+        else:
+            found = pictures(output / record.id)
+            expected = reconstruction(tokenizer, record)
+            assert sorted(found) == list(range(len(expected)))
+            for number, frame in found.items():
+                np.testing.assert_array_equal(frame, expected[number])
+    assert "decoded 8 videos, 47 frames" in capsys.readouterr().out
+
+
+def test_mp4_of_chosen_videos_and_frames(decode, videos, tokenizer):
+    code, output = decode("--ids", "clip2.mp4", "clip1.mp4", "--frames", "3:8", "--crf", "0")
+    assert code == 0 and sorted(p.name for p in output.iterdir()) == ["clip1.mp4", "clip2.mp4"]
+    info = probe(str(output / "clip2.mp4"))
+    assert (info.frames, info.height, info.width, info.fps) == (5, 32, 48, 25.0)
+    record = next(r for r in load_source(str(videos)) if r.id == "clip2.mp4")
+    expected = reconstruction(tokenizer, record)[3:8].astype(float)
+    found = np.stack(list(iter_frames(str(output / "clip2.mp4"))))
+    assert np.abs(found - expected).mean() < 6  # Colour is stored at half the resolution.
+
+
+def test_a_single_shard(decode, tokens):
+    shard = sorted(tokens.glob("tokens-train*"))[2]
+    code, output = decode(source=shard)
+    assert code == 0
+    assert {p.name for p in output.iterdir()} == {r.video for r in TokenDataset(str(shard))}
+
+
+def test_unknown_ids_are_named(decode):
+    with pytest.raises(UserError, match="no nothing.mp4"):
+        decode("--ids", "clip2.mp4", "nothing.mp4")
+
+
+def test_another_checkpoint_is_refused_unless_forced(decode, monkeypatch):
+    with pytest.raises(UserError, match="made by checkpoint tiny-0-6, not by tiny-1-6"):
+        decode(checkpoint="1")
+    renamed = PixelTokenizer()
+    renamed.checkpoint_hash = "renamed"
+    monkeypatch.setattr(decode_tokens, "load_tokenizer", lambda c: renamed)
+    with pytest.raises(UserError, match="--force"):
+        decode()
+    assert decode("--force", "--ids", "clip0.mp4")[0] == 0
+    monkeypatch.setattr(decode_tokens, "load_tokenizer", lambda c: PixelTokenizer(bits=18))
+    with pytest.raises(UserError, match="4 levels of 6 bits, the checkpoint 4 of 18"):
+        decode("--force")
+
+
+def test_truncated_and_corrupt_shards(decode, tokens, tmp_path, copy_of, capsys):
+    folder = copy_of(tokens, tmp_path / "damaged")
+    first, second = sorted(folder.glob("tokens-train*"))[:2]
+    whole = list(TokenDataset(str(first)))
+    tail = encode_record(whole[-1])[-60:]
+    data = first.read_bytes()
+    first.write_bytes(data[: data.index(tail) + 20])  # Within the last record.
+    target = list(TokenDataset(str(second)))[1]
+    data = bytearray(second.read_bytes())
+    data[data.index(encode_record(target)[-60:]) + 30] ^= 1
+    second.write_bytes(bytes(data))
+    items = list(read_all(str(folder)))
+    good = [item for item in items if not isinstance(item, DamagedRecordError)]
+    lost = {whole[-1].id, target.id}
+    assert {r.id for r in good} == {r.id for r in TokenDataset(str(tokens))} - lost
+    code, output = decode("--png", source=folder)
+    text = capsys.readouterr().out.replace("\n", "")
+    assert code == 1 and f"{second.name}#1" in text and f"{first.name}" in text
+    assert (output / "clip4.mp4").is_dir() and "decoded" in text
+    assert decode("--ids", "clip4.mp4", source=folder, output=tmp_path / "part")[0] == 1
+
+
+def test_a_missing_block_stays_black_and_is_named(tokenizer, tokens, tmp_path):
+    from pyratok_jax.tokens.decoding import Selection, decode_all
+
+    records = [r for r in TokenDataset(str(tokens)) if r.video == "clip2.mp4"]
+    outcome = decode_all([records[0], records[2]], tokenizer, tmp_path, Selection(), crf=None)
+    assert ["1 of 3 blocks are missing" in text for text in outcome.bad] == [True]
+    found = pictures(tmp_path / "clip2.mp4")
+    assert len(found) == 12
+    assert all(not found[n].any() for n in range(5, 10)) and found[4].any() and found[10].any()
+
+
+def test_nothing_is_left_behind_when_decoding_fails(tokenizer, tokens, tmp_path, monkeypatch):
+    from pyratok_jax.tokens.decoding import Selection, decode_all
+
+    records = [r for r in TokenDataset(str(tokens)) if r.video == "clip2.mp4"]
+    real, calls = tokenizer.decode, []
+
+    def decode(ids):
+        calls.append(ids)
+        if len(calls) == 3:
+            raise RuntimeError("out of memory")
+        return real(ids)
+
+    monkeypatch.setattr(tokenizer, "decode", decode)
+    for crf in (None, 12):
+        calls.clear()
+        with pytest.raises(RuntimeError, match="out of memory"):
+            decode_all(records, tokenizer, tmp_path, Selection(), crf=crf)
+    assert not list(tmp_path.iterdir())
+
+
+def test_tiles_are_blended(videos, tokenizer, tmp_path, decode):
+    record = next(r for r in load_source(str(videos)) if r.id == "clip0.mp4")
+    plan = plan_of(tokenizer, [record], tmp_path / "o", shards=1, tile=32, overlap=8)
+    export(plan, [record], tokenizer, Machine())
+    stored = list(TokenDataset(plan.output))
+    assert [(r.top, r.left, r.width) for r in stored] == [(0, 0, 32), (0, 16, 32)]
+    whole = np.stack(list(iter_frames(record.path)))
+    joiner = WindowJoiner(5, 32, 48)
+    for left in (0, 16):
+        ids = tokenizer.encode(whole[None, :, :, left : left + 32], [record.caption])
+        joiner.add(tokenizer.decode(ids)[0], 0, left, 8)
+    code, output = decode("--png", source=plan.output)
+    assert code == 0
+    found = pictures(output / "clip0.mp4")
+    np.testing.assert_array_equal(np.stack([found[n] for n in range(5)]), joiner.frames())
+
+
+@pytest.mark.parametrize(("text", "frames"), [("3:8", (3, 8)), (":", (0, None)), ("4:", (4, None))])
+def test_frames_argument(text, frames):
+    assert parse_frames(text) == frames
+    for bad in ("3", "a:b", "8:8", "-1:3"):
+        with pytest.raises(UserError, match="--frames"):
+            parse_frames(bad)
+
+
+def test_outputs_stay_below_the_folder(tmp_path):
+    path = output_path(tmp_path, "../../etc/a:b.mkv", False, 12, set())
+    assert path == tmp_path / "etc" / "a_b.mkv.mp4"
+    assert output_path(tmp_path, "x.mp4", False, 12, {tmp_path / "x.mp4"}).name == "x.mp4.mp4"
+    assert output_path(tmp_path, "..", False, 12, set()).parent == tmp_path
+
+
+def test_inspection(tokens, tmp_path, monkeypatch, capsys):
+    from pyratok_jax import tokenizer as tokenizer_module
+
+    monkeypatch.setattr(tokenizer_module, "load_tokenizer", lambda c: PixelTokenizer())
+    output = tmp_path / "report"
+    assert inspect.main([str(tokens), "--output", str(output), "--checkpoint", "x"]) == 0
+    summary = json.loads((output / "summary.json").read_text())
+    card = json.loads((tokens / "dataset_card.json").read_text())
+    assert summary["tokens"] == card["tokens"] and summary["videos"] == card["clips"]
+    assert summary["bpp_raw"] == pytest.approx(card["bpp_raw"])
+    assert [x["used"] for x in summary["levels"]] == [x["used"] for x in card["levels"]]
+    assert summary["levels"][0]["bigram_time"]["pairs"] > 100
+    assert read_image(output / "contact_sheet.png").shape[1] == 5 * 128
+    page = (output / "report.html").read_text()
+    assert "level 4" in page and "data:image/png" in page
+    assert "contact_sheet.png" in capsys.readouterr().out
+
+
+def test_bigram_entropy_by_hand():
+    from pyratok_jax.tokens.inspecting import Grams
+
+    grams = Grams()
+    grams.add(np.array([[[0, 1, 0, 1, 0]], [[0, 1, 0, 1, 0]]], np.uint16))
+    result = grams.entropies()
+    # Along a row 0 is followed by 1 and 1 by 0; over time all stays as it is.
+    assert result["bigram_row"] == {"entropy": 0.0, "pairs": 8, "distinct": 2}
+    assert result["bigram_time"]["distinct"] == 2 and result["bigram_time"]["entropy"] < 1e-12
+    grams.add(np.array([[[1, 1, 1, 1, 1]], [[0, 0, 0, 0, 0]]], np.uint16))
+    assert grams.entropies()["bigram_time"]["entropy"] > 0.5
