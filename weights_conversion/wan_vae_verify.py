@@ -32,7 +32,8 @@ def reference(source: TensorSource, config: WanVAEConfig, layout: Layout) -> Any
         raise UserError("--verify needs the reference: pip install diffusers torch") from error
     from flax import nnx
 
-    model = AutoencoderKLWan(**diffusers_config(config)).eval()
+    model: Any = AutoencoderKLWan(**diffusers_config(config))
+    model.eval()
     state = {}
     for target in module_shapes(lambda: WanVAE(config, rngs=nnx.Rngs(0))):
         name = layout.prefix + published_name(target, layout.naming, config)

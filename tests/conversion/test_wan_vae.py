@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import ml_dtypes
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from pyratok_jax.errors import UserError
 from pyratok_jax.models.wan_vae.config import WAN21, WAN22
-from tests.models.wan_vae.reference import noise, relative, small, torch_vae
+from tests.models.wan_vae.reference import small, torch_vae
 from weights_conversion.core import read_config, sources_from_arrays
 from weights_conversion.modules import module_arrays
 from weights_conversion.wan_vae import load_wan_vae, main, make_plan, vae_shapes
@@ -222,8 +221,9 @@ def test_a_published_file_loads_directly(tmp_path):
     given = write(tmp_path / "in", "diffusers-sharded", config, arrays)
     direct = load_wan_vae(given)
     converted = load_wan_vae(run(given, tmp_path / "out"))
-    video = noise(1, 1, 8, 16, 3)
-    assert relative(direct.encode(video).mean, converted.encode(video).mean) == 0
+    expected = module_arrays(converted)
+    for name, value in module_arrays(direct).items():
+        assert np.array_equal(value, expected[name]), name
 
 
 SHARDED = """
@@ -265,4 +265,3 @@ def test_loading_onto_a_mesh(tmp_path):
         text=True,
     )
     assert done.stdout.strip() == "sharded", done.stderr[-2000:]
-    assert jax.device_count() >= 1

@@ -123,7 +123,13 @@ class WanVAEConfig:
         if "temperal_downsample" in values:
             values["temporal_downsample"] = values.pop("temperal_downsample")
         names = {field.name for field in dataclasses.fields(cls)}
-        return cls(**{key: value for key, value in values.items() if key in names})
+        # JSON knows no tuples.
+        given: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in values.items()
+            if key in names
+        }
+        return cls(**given)
 
 
 WAN21 = WanVAEConfig()

@@ -1,6 +1,6 @@
 """The Wan VAE in whole-clip form: for 4k+1 frames it equals the reference's chunked, cached run."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
@@ -52,7 +52,7 @@ class WanVAE(nnx.Module):
             param_dtype: of the stored weights.
             remat: "none", "stages" or "all", see `encoder.rematerialised`.
         """
-        settings = {"rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
+        settings: dict[str, Any] = {"rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
         self.config = config
         z = config.z_dim
         self.encoder = Encoder(config, remat=remat, **settings)

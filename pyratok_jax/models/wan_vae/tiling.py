@@ -66,10 +66,10 @@ def _tiled(
     high, wide = min(tile, h), min(tile, w)
     rows, columns = _ramp(scale(high), scale(overlap)), _ramp(scale(wide), scale(overlap))
     weight = rows[:, None, None] * columns[None, :, None]
-    total, weights = None, jnp.zeros((scale(h), scale(w), 1))
+    total, weights = jnp.zeros(()), jnp.zeros((scale(h), scale(w), 1))
     for top, left in product(_starts(h, high, overlap), _starts(w, wide, overlap)):
         y = run(vae, x[:, :, top : top + high, left : left + wide])
-        if total is None:
+        if not total.ndim:  # The first tile says how many frames and channels there are.
             total = jnp.zeros((*y.shape[:2], scale(h), scale(w), y.shape[-1]), y.dtype)
         place = (slice(scale(top), scale(top + high)), slice(scale(left), scale(left + wide)))
         total = total.at[:, :, *place].add(y * weight.astype(y.dtype))

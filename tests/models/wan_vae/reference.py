@@ -67,6 +67,16 @@ def noise(*shape: int, seed: int = 0) -> jax.Array:
     return jnp.asarray(np.random.default_rng(seed).uniform(-1, 1, shape).astype(np.float32))
 
 
+def quick(function, module, *arguments):
+    """`function(module, *arguments)`, compiled without costly optimisation: compiling dominates."""
+    graph, state = nnx.split(module)
+    run = jax.jit(
+        lambda state, *given: function(nnx.merge(graph, state), *given),
+        compiler_options={"xla_backend_optimization_level": 0},
+    )
+    return run(state, *arguments)
+
+
 def relative(value, expected) -> float:
     """||value - expected|| / ||expected||; infinite when shapes differ."""
     value, expected = np.asarray(value), np.asarray(expected)

@@ -1,6 +1,5 @@
 """Whole models against diffusers' chunked, cached run: values and gradients, both layouts."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -8,12 +7,14 @@ import torch
 from flax import nnx
 
 from pyratok_jax.models.wan_vae.config import WAN21, WAN22
+from pyratok_jax.models.wan_vae.model import WanVAE
 from tests.models.wan_vae.reference import (
     chunked_decode,
     chunked_encode,
     from_torch,
     noise,
     our_vae,
+    quick,
     relative,
     small,
     to_torch,
@@ -39,7 +40,7 @@ def test_encode(pair, frames):
     video = noise(1, frames, 2 * config.spatial_factor, 3 * config.spatial_factor, 3)
     with torch.no_grad():
         moments, stages = chunked_encode(model, to_torch(video))
-    encoded = nnx.jit(lambda m, v: m.encode(v))(vae, video)
+    encoded = quick(WanVAE.encode, vae, video)
     mean, logvar = np.split(from_torch(moments), 2, axis=-1)
     assert relative(encoded.mean, mean) < 1e-5
     assert relative(encoded.logvar, np.clip(logvar, -30, 20)) < 1e-5
@@ -59,7 +60,7 @@ def test_decode(pair, latents):
     z = noise(1, latents, 2, 3, vae.config.z_dim)
     with torch.no_grad():
         expected = from_torch(chunked_decode(model, to_torch(z)))
-    ours = nnx.jit(lambda m, z: m.decode(z))(vae, z)
+    ours = quick(WanVAE.decode, vae, z)
     assert ours.shape[1] == 4 * (latents - 1) + 1
     assert relative(ours, expected) < 1e-5
 
@@ -68,8 +69,8 @@ def test_batch_rows_are_independent(pair):
     _, vae = pair
     side = 2 * vae.config.spatial_factor
     video = noise(2, 5, side, side, 3)
-    both = vae.encode(video).mean
-    assert relative(both[1:], vae.encode(video[1:]).mean) < 1e-5
+    both = quick(WanVAE.encode, vae, video).mean
+    assert relative(both[1:], quick(WanVAE.encode, vae, video[1:]).mean) < 1e-5
 
 
 @LAYOUTS
@@ -89,10 +90,9 @@ def test_gradients(residual):
     def ours(vae, video):
         return jnp.mean((vae.decode(vae.encode(video).mean) - target) ** 2)
 
-    grads, input_grad = nnx.jit(nnx.grad(ours, argnums=(0, 1)))(vae, video)
+    grads, input_grad = quick(nnx.grad(ours, argnums=(0, 1)), vae, video)
     assert relative(input_grad, from_torch(given.grad)) < 1e-4
     theirs = {name: p.grad for name, p in model.named_parameters()}
-    grads = jax.tree.map(lambda x: x, grads)
     total = 0
     flat = {".".join(map(str, path)): v for path, v in nnx.to_flat_state(grads)}
     assert flat.keys() == module_arrays(vae).keys()

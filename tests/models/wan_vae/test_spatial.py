@@ -13,7 +13,8 @@ def test_split_frames_equal_whole_frames(devices):
     environment = dict(
         os.environ,
         JAX_PLATFORMS="cpu",
-        XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}",
+        XLA_FLAGS=f"--xla_force_host_platform_device_count={devices} "
+        "--xla_backend_optimization_level=0",
     )
     root = Path(__file__).parents[3]
     run = subprocess.run(

@@ -1,0 +1,91 @@
+"""Wan 2.1 VAE on the CPU, float32: our encode and decode against diffusers' torch code.
+
+    python benchmarks/vae_cpu_speed.py [--frames 17] [--side 128] [--base-dim 96] [--repeats 3]
+
+Both run in one process on the same random weights and clip, in turns; the fastest turn counts.
+Prints JSON with seconds, their ratio and the relative difference of the results.
+"""
+
+import argparse
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+
+import jax
+import numpy as np
+import torch
+from diffusers import AutoencoderKLWan
+from flax import nnx
+
+from pyratok_jax.models.wan_vae.config import WAN21
+from pyratok_jax.models.wan_vae.model import WanVAE
+from weights_conversion.core import load_arrays, sources_from_arrays
+from weights_conversion.modules import build_module
+from weights_conversion.wan_vae import make_plan
+from weights_conversion.wan_vae_export import diffusers_config
+
+
+def timed(run: Callable[[], np.ndarray]) -> tuple[float, np.ndarray]:
+    start = time.perf_counter()
+    result = run()
+    return time.perf_counter() - start, result
+
+
+def compare(ours: Callable, theirs: Callable, repeats: int) -> dict[str, float]:
+    first = ours()
+    mine, other = [], []
+    for _ in range(repeats):
+        mine.append(timed(ours)[0])
+        seconds, expected = timed(theirs)
+        other.append(seconds)
+    error = np.linalg.norm(first - expected) / np.linalg.norm(expected)
+    return {
+        "ours_seconds": round(min(mine), 3),
+        "torch_seconds": round(min(other), 3),
+        "ours_over_torch": round(min(mine) / min(other), 3),
+        "relative_difference": float(f"{error:.1e}"),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--frames", type=int, default=17)
+    parser.add_argument("--side", type=int, default=128)
+    parser.add_argument("--base-dim", type=int, default=96)
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args()
+    config = dataclasses.replace(WAN21, base_dim=options.base_dim)
+    torch.manual_seed(0)
+    model = AutoencoderKLWan(**diffusers_config(config)).eval()
+    plan = make_plan(
+        sources_from_arrays({k: v.numpy() for k, v in model.state_dict().items()}), config
+    )
+    vae = build_module(lambda: WanVAE(config, rngs=nnx.Rngs(0)), load_arrays(plan))
+    shape = (1, options.frames, options.side, options.side, 3)
+    video = np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
+    given = torch.from_numpy(video).permute(0, 4, 1, 2, 3).contiguous()
+    graph, state = nnx.split(vae)
+    encode = jax.jit(lambda s, x: nnx.merge(graph, s).encode(x).mean)
+    decode = jax.jit(lambda s, z: nnx.merge(graph, s).decode(z).clip(-1, 1))
+
+    def torch_encode() -> np.ndarray:
+        with torch.no_grad():
+            return model.encode(given).latent_dist.mean.permute(0, 2, 3, 4, 1).numpy()
+
+    z = torch_encode()
+    latent = torch.from_numpy(z).permute(0, 4, 1, 2, 3).contiguous()
+
+    def torch_decode() -> np.ndarray:
+        with torch.no_grad():
+            return model.decode(latent).sample.permute(0, 2, 3, 4, 1).numpy()
+
+    print(json.dumps({
+        "clip": list(shape), "base_dim": options.base_dim, "threads": torch.get_num_threads(),
+        "encode": compare(lambda: np.asarray(encode(state, video)), torch_encode, options.repeats),
+        "decode": compare(lambda: np.asarray(decode(state, z)), torch_decode, options.repeats),
+    }, indent=1))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
