@@ -146,7 +146,8 @@ def _tied(
     if flags:
         # A multimodal file may carry the flag on either level; a head in the weights settles it.
         return any(flags) if len(set(flags)) == 1 or has_head is None else not has_head
-    return not has_head if has_head is not None else family == "gemma3"
+    # Files of tied models may hold the head too, so for Gemma its presence says nothing.
+    return family == "gemma3" or has_head is False
 
 
 def _sliding(family: str, merged: Mapping[str, Any], layers: int) -> tuple[bool, ...]:

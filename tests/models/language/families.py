@@ -11,6 +11,9 @@ from weights_conversion.language_config import parse_config
 from weights_conversion.language_model import make_plan
 from weights_conversion.modules import build_module
 
+# More threads than free cores make torch wait in busy loops; these models are tiny.
+torch.set_num_threads(1)
+
 _SIZES = {
     "vocab_size": 67, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4,
     "num_key_value_heads": 2, "intermediate_size": 40, "attn_implementation": "eager",
