@@ -117,12 +117,11 @@ def test_truncated_and_corrupt_shards(decode, tokens, tmp_path, copy_of, capsys)
     folder = copy_of(tokens, tmp_path / "damaged")
     first, second = sorted(folder.glob("tokens-train*"))[:2]
     whole = list(TokenDataset(str(first)))
-    tail = encode_record(whole[-1])[-60:]
     data = first.read_bytes()
-    first.write_bytes(data[: data.index(tail) + 20])  # Within the last record.
+    first.write_bytes(data[: data.index(encode_record(whole[-1])) + 200])  # Within the last record.
     target = list(TokenDataset(str(second)))[1]
     data = bytearray(second.read_bytes())
-    data[data.index(encode_record(target)[-60:]) + 30] ^= 1
+    data[data.index(encode_record(target)) + 200] ^= 1
     second.write_bytes(bytes(data))
     items = list(read_all(str(folder)))
     good = [item for item in items if not isinstance(item, DamagedRecordError)]
