@@ -1,0 +1,129 @@
+"""Localization: annotations, proposals, and the task with oracle and random features."""
+
+import json
+
+import numpy as np
+import pytest
+
+from pyratok_jax.errors import UserError
+from pyratok_jax.evaluate import main
+from pyratok_jax.evaluation.localization_data import load_annotations, load_splits, spoken
+from pyratok_jax.evaluation.proposals import connected_runs, propose, window_means
+
+ENTRY = '{"database": {"a": {"subset": "test", "annotations": [%s]}}}'
+
+
+def run(data, output, checkpoint, *more):
+    main(
+        ["--task", "localization", "--checkpoint", checkpoint, "--data", str(data)]
+        + ["--output", str(output), *more]
+    )
+    return json.loads((output / "results.json").read_text())
+
+
+def test_window_means_by_hand():
+    scores = np.array([0.0, 0.0, 3.0, 0.0, 0.0])
+    np.testing.assert_allclose(window_means(scores, 3), [0, 1, 1, 1, 0])
+    np.testing.assert_allclose(window_means(np.array([2.0, 4.0]), 25), [3, 3])
+
+
+def test_connected_runs_merge_over_gaps():
+    above = np.array([1, 1, 0, 1, 0, 0, 0, 1], bool)
+    assert connected_runs(above, 0) == [(0, 2), (3, 4), (7, 8)]
+    assert connected_runs(above, 1) == [(0, 4), (7, 8)]
+    assert connected_runs(np.zeros(4, bool), 1) == []
+
+
+def test_proposals_come_best_first_and_recover_a_step_exactly():
+    scores = np.zeros(200)
+    scores[40:80] = scores[120:170] = 1.0
+    runs = propose(scores, window=25, threshold=0.5, gap=5)
+    # The longer one loses less at its ends to the windows.
+    assert [(r.first, r.end) for r in runs] == [(120, 170), (40, 80)]
+    assert runs[0].score > runs[1].score > 0.7
+    assert propose(np.ones(50)) == []
+    assert propose(np.zeros(0)) == []
+
+
+def test_spoken_names():
+    assert spoken("BaseballPitch") == "baseball pitch"
+    assert spoken("Applying sunscreen") == "Applying sunscreen"
+    assert spoken("giant_panda") == "giant panda"
+
+
+def test_annotations_of_published_form(tmp_path):
+    path = tmp_path / "gt.json"
+    content = {
+        "database": {
+            "a": {"subset": "test", "annotations": [{"segment": ["1.0", "2.5"], "label": "X"}]},
+            "b": {"subset": "train", "annotations": []},
+            "c": {"subset": "test", "annotations": [{"segment": [3, 3], "label": "Y"}]},
+        }
+    }
+    path.write_text(json.dumps(content))
+    found = load_annotations(path, "test")
+    assert list(found.videos) == ["a", "c"]
+    assert found.videos["a"][0][2:] == (1.0, 2.5)
+    assert found.dropped == 1 and found.labels == ("X",)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "database"),
+        ("[]", "database"),
+        ('{"database": {"a": 3}}', "video a"),
+        (ENTRY % '{"label": "X"}', "video a"),
+        (ENTRY % '{"segment": [1], "label": "X"}', "video a"),
+        (ENTRY % '{"segment": [1, NaN], "label": 2}', "video a"),
+        ('{"database": {"a": {"subset": "train"}}}', "subset test"),
+    ],
+)
+def test_broken_annotations_say_what_is_wrong(tmp_path, text, message):
+    path = tmp_path / "gt.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message):
+        load_annotations(path, "test")
+
+
+def test_splits_are_read_in_natural_order(tmp_path):
+    for number in (10, 2, 0):
+        (tmp_path / f"split_{number}.list").write_text("A\n\nB c\n")
+    assert list(load_splits(str(tmp_path))) == ["split_0", "split_2", "split_10"]
+    assert load_splits(str(tmp_path))["split_2"] == ("A", "B c")
+
+
+def test_oracle_reaches_100_and_random_does_not(constructed, tmp_path):
+    data = constructed / "localization"
+    best = run(data, tmp_path / "oracle", "oracle")
+    assert best["metrics"]["average_map"] == pytest.approx(100)
+    assert best["metrics"]["average_map_std"] == pytest.approx(0)
+    assert best["metrics"]["splits"] == 3
+    assert set(best["metrics"]["map_by_iou"]) == {"0.3", "0.4", "0.5", "0.6", "0.7"}
+    blind = run(data, tmp_path / "random", "random")
+    assert blind["metrics"]["average_map"] < 60
+    assert (tmp_path / "oracle" / "report.html").read_text().count("<img") == 3
+
+
+def test_thresholds_change_without_a_new_evaluation(constructed, tmp_path, capsys):
+    data = constructed / "localization"
+    run(data, tmp_path, "random")
+    capsys.readouterr()
+    again = run(data, tmp_path, "random", "--set", "ious=0.5:0.05:0.95")
+    assert "3 of 3 items are done already" in capsys.readouterr().out
+    assert len(again["metrics"]["map_by_iou"]) == 10
+
+
+def test_missing_videos_are_recorded_and_left_out(constructed, tmp_path):
+    data = tmp_path / "data"
+    (data / "videos").mkdir(parents=True)
+    source = constructed / "localization"
+    content = json.loads((source / "annotations.json").read_text())
+    content["database"]["gone"] = {"annotations": [{"segment": [0, 1], "label": "blinking"}]}
+    (data / "annotations.json").write_text(json.dumps(content))
+    for file in (source / "videos").iterdir():
+        (data / "videos" / file.name).symlink_to(file)
+    result = run(data, tmp_path / "out", "oracle")
+    assert [entry["id"] for entry in result["broken"]] == ["gone"]
+    assert result["items"] == {"total": 4, "evaluated": 3}
+    assert result["metrics"]["average_map"] == pytest.approx(100)
