@@ -1,6 +1,7 @@
 """What an export is to produce: its options, provenance, and which record goes to which shard."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Sequence
@@ -18,8 +19,9 @@ from pyratok_jax.tokens.schema import SCHEMA_VERSION
 PLAN = "export.json"
 DATASET = "tokens"
 _ENCODER_CODE = (
-    "tokenizer.py", "data/padding.py", "tokens/blocks.py", "tokens/frames.py", "models/*.py",
-    "models/wan_vae/*.py", "models/language/*.py",
+    "tokenizer.py", "data/padding.py", "tokens/blocks.py", "tokens/frames.py",
+    "models/grids.py", "models/lapq.py", "models/lfq.py", "models/lora.py", "models/pyratok.py",
+    "models/synthesis.py", "models/wan_vae/*.py", "models/language/*.py",
 )  # fmt: skip
 
 
@@ -111,6 +113,7 @@ def provenance_of(tokenizer: Any) -> Provenance:
     )  # fmt: skip
 
 
+@functools.cache
 def encoder_code_hash() -> str:
     """SHA-256 (first 16 digits) of the source code that turns frames into tokens."""
     package = Path(__file__).parents[1]

@@ -308,24 +308,51 @@ def test_a_file_system_that_is_too_small(records, tokenizer, tmp_path, make_plan
         subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_killed_at_any_moment_and_started_again(
-    exported, videos, tmp_path, start_export, make_plan, records
+@pytest.mark.parametrize("name", ["publish", "write_text"])
+def test_interrupted_at_every_write_and_started_again(
+    exported, records, tokenizer, tmp_path, make_plan, monkeypatch, name
 ):
+    """Shard, counts and report of each of three shards; then the same bytes as in one go."""
+    real = getattr(shards_module, name)
+    for stop in range(1, 7 if name == "publish" else 4):
+        plan = make_plan(records, tmp_path / str(stop))
+        calls = []
+
+        def write(*arguments, stop=stop, calls=calls):
+            calls.append(arguments)
+            if len(calls) == stop:
+                raise KeyboardInterrupt
+            real(*arguments)
+
+        monkeypatch.setattr(shards_module, name, write)
+        with pytest.raises(KeyboardInterrupt):
+            export(plan, records, tokenizer, Machine())
+        monkeypatch.undo()
+        assert write_card(plan) is None
+        export(plan, records, tokenizer, Machine())
+        assert hashes(tmp_path / str(stop)) == hashes(exported[0])
+        assert write_card(plan) == exported[1]
+
+
+def test_killed_and_started_again(exported, videos, tmp_path, start_export, make_plan, records):
     output = tmp_path / "o"
     arguments = ["--checkpoint", "0", "--input", videos, "--output", output, "--shards", "3",
                  "--window", "5", "--batch", "2"]  # fmt: skip
-    process = start_export(*arguments, wait=False, SLOW="0.3")
+    # The first shard's three batches, and no more.
+    process = start_export(*arguments, "--readers", "1", wait=False, FAST="3")
     deadline = time.monotonic() + 200
     while not list(output.glob("reports/*.json")) and time.monotonic() < deadline:
         time.sleep(0.02)
-    refused = start_export(*arguments)
+    try:
+        refused = start_export(*arguments)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
     assert refused.returncode == 2 and f"process {process.pid} on" in refused.err
     assert refused.err.count("\n") == 1
-    process.send_signal(signal.SIGKILL)
-    process.wait()
     left = [p.name for p in output.iterdir() if p.name.startswith(".unfinished")]
     done = hashes(output)
-    assert 0 < len(done) < 3 and left
+    assert len(done) == 1 and left
     again = start_export(*arguments)
     assert again.returncode == 0, again.err
     assert hashes(output) == hashes(exported[0])
