@@ -57,7 +57,10 @@ def batch_entropy(
     Raises:
         ValueError: for more bits than the matrix of all codes can have.
     """
-    return _entropy_of(mean_distribution(logits, vocabulary))
+    # The tables of half codes are made again in the backward pass: kept, they would outweigh the
+    # activations of a long clip.
+    remade = jax.checkpoint(lambda a: mean_distribution(a, vocabulary))
+    return _entropy_of(remade(logits))
 
 
 def mean_distribution(

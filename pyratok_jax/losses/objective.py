@@ -138,18 +138,16 @@ def objective(
     """The total to minimise, and every term by name, unweighted.
 
     Args:
-        weights: static; which terms are computed at all.
-        video: the clean target in [-1, 1].
-        rebuilt: decoded from the codes, not clamped.
+        weights, settings: static; a term without a weight is not computed and needs no input.
+        video, rebuilt: the clean target in [-1, 1], and what the codes decode to, not clamped.
         output: of the encoder's pass that gave the codes.
-        settings: static.
         text: the batch's captions; rows without words count nothing.
         embed: the shared code embedding E.
         lpips: distance of images in [-1, 1].
         autoregressive: that term, computed by its own module.
         frozen: posterior of the encoder without adapters, for the same input.
-        dino: frozen network of the drift_dinov3 and retention terms, on images in [-1, 1].
-        projection: trained map from latents to its features (`models.dino.projection`).
+        dino, projection: frozen network on images in [-1, 1]; trained map from latents to its
+            features (`models.dino.projection`), for drift_dinov3 alone.
         key: draws the frames that LPIPS and DINO look at; None spaces them evenly.
 
     Raises:
@@ -160,6 +158,15 @@ def objective(
     extra = _codebook_terms(terms, output, settings, text, embed)
     if terms.wants("autoregressive"):
         terms.values["autoregressive"] = _given(autoregressive, "autoregressive", "value")
+    _vae_drift(terms, output, settings, frozen)
+    _dino_terms(terms, (video, rebuilt, output.target), settings, dino, projection, key)
+    total = terms.total()
+    return total, {"total": total, **terms.values, **extra}
+
+
+def _vae_drift(
+    terms: Terms, output: PyraTokOutput, settings: LossSettings, frozen: Posterior | None
+) -> None:
     if terms.wants("drift_vae"):
         terms.values["drift_vae"] = drift.gaussian_kl(
             output.mean,
@@ -167,20 +174,26 @@ def objective(
             *_given(frozen, "drift_vae", "frozen posterior"),
             smallest_logvar=settings.smallest_logvar,
         )
-    if terms.wants("drift_dinov3") or terms.wants("retention"):
-        drifts = terms.wants("drift_dinov3")
+
+
+def _dino_terms(
+    terms: Terms,
+    arrays: tuple[Array, Array, Array],
+    settings: LossSettings,
+    dino: FeatureNetwork | None,
+    projection: LatentMap | None,
+    key: PRNGKeyArray | None,
+) -> None:
+    drifts, retains = terms.wants("drift_dinov3"), terms.wants("retention")
+    if drifts or retains:
         terms.values |= feature_terms(
-            video,
-            rebuilt,
-            output.target,
+            *arrays,
             _given(dino, "drift_dinov3 or retention", "DINO network"),
             _given(projection, "drift_dinov3", "projection") if drifts else None,
             frames=settings.dino_frames,
             key=key,
-            with_retention=terms.wants("retention"),
+            with_retention=retains,
         )
-    total = terms.total()
-    return total, {"total": total, **terms.values, **extra}
 
 
 def _reconstruction_terms(
