@@ -17,9 +17,9 @@ def get_config(argument: str = "") -> ConfigDict:
     """The training behind the shipped weights; `smoke` is a run of a few steps."""
     config = training_config(
         task="backbone",
-        steps=2200,
+        steps=2000,
         batch_size=16,
-        ema_decay=0.998,
+        ema_decay=0.99,
         checkpoint={"every": 250, "keep": 2, "keep_every": 0},
         log_every=20,
     )
@@ -35,10 +35,13 @@ def get_config(argument: str = "") -> ConfigDict:
     )
     config.model = ConfigDict(tiny().to_dict())
     config.loss = ConfigDict(
-        {"kl_frames": 1e-4, "kl_clips": 5e-4, "mse": 0.5, "lpips": 0.05, "lpips_frames": 2}
+        {"kl_frames": 1e-4, "kl_clips": 2e-4, "mse": 0.5, "lpips": 0.05, "lpips_frames": 2}
     )
     config.data = ConfigDict(
-        {"phases": ("800*16x1x64", "1400*2x9x64"), "clips": {"film": 12000, "demo": 6000}}
+        {
+            "phases": ("800*16x1x64", "520*2x9x64", "680*1x17x64"),
+            "clips": {"film": 12000, "demo": 6000},
+        }
     )
     if argument == "smoke":
         config.steps, config.loss.lpips = 4, 0.0

@@ -13,8 +13,12 @@ from pyratok_jax.errors import EXIT_INTERRUPTED, UserError, run_cli
 def main() -> int:
     """Run one training; returns the exit code."""
     from pyratok_jax.training.config import parse_flags
+    from pyratok_jax.training.hosts import join_hosts
 
     config, workdir = parse_flags(sys.argv, default_config="configs/demo.py")
+    if workdir.is_file():
+        raise UserError(f"--workdir {workdir} is a file; name a folder")
+    join_hosts(config.multi_host)
     if config.task == "backbone":
         from pyratok_jax.training.backbone import run
     elif config.task == "tokenizer":

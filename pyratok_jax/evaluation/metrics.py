@@ -142,10 +142,7 @@ def lpips_frames(
     for start in range(0, frames, size):
         at = np.minimum(np.arange(start, start + size), frames - 1)
         a, b = (_signed(video[at]) for video in (original, reconstruction))
-        if isinstance(network, nnx.Module):
-            distances = _apply(network, a, b)
-        else:
-            distances = network(a, b)
+        distances = _apply(network, a, b) if isinstance(network, nnx.Module) else network(a, b)
         values += np.asarray(distances, np.float64).reshape(-1)[: frames - start].tolist()
     return np.array(values, np.float64)
 

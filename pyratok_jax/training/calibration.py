@@ -21,6 +21,7 @@ from pyratok_jax.models.lfq import hard_sign, straight_through
 from pyratok_jax.models.pyratok import PyraTok
 
 MAX_SAMPLES = 16384
+_FLOOR = 0.05  # of the latents' root mean square
 
 
 def calibrate(
@@ -40,6 +41,8 @@ def calibrate(
     rng = np.random.default_rng(seed)
     total = float(np.mean([np.mean(np.square(x)) for x in latents]))
     missing = [np.asarray(x, np.float32) for x in latents]
+    # A remainder far below the latents themselves is not blown up to logits of order one.
+    floor = _FLOOR * total**0.5
     left = []
     for block, synthesis in zip(model.blocks, model.synthesis, strict=True):
         analysis = block.analysis
@@ -48,7 +51,8 @@ def calibrate(
         for name, frames in parts:
             vectors = _sample([x[:, frames] for x in patches], rng)
             if len(vectors):
-                _fit_pair(getattr(analysis, name), getattr(synthesis, name), vectors, rng, steps)
+                maps = getattr(analysis, name), getattr(synthesis, name)
+                _fit_pair(*maps, vectors, rng, steps, floor)
         missing = [_remainder(analysis, synthesis, x) for x in missing]
         left.append(float(np.mean([np.mean(np.square(x)) for x in missing])) / total)
     return left
@@ -73,11 +77,12 @@ def _fit_pair(
     x: np.ndarray,
     rng: np.random.Generator,
     steps: int,
+    floor: float,
 ) -> None:
     """Fit signs(x W + a) and its linear answer to vectors `x` (n, d); write both layers."""
     bits = analysis.kernel.shape[-1]
     mean = x.mean(axis=0)
-    weights = _principal_rotation(x - mean, bits, rng)
+    weights = _principal_rotation(x - mean, bits, rng, floor)
     bias = -mean @ weights
     codes = np.where(x @ weights + bias >= 0, 1.0, -1.0)
     answer, offset = _least_squares(codes, x)
@@ -90,14 +95,19 @@ def _fit_pair(
     synthesis.bias[...] = jnp.asarray(offset, jnp.float32)
 
 
-def _principal_rotation(x: np.ndarray, bits: int, rng: np.random.Generator) -> np.ndarray:
-    """(d, bits): principal directions under a random rotation, scaled to unit-variance logits."""
+def _principal_rotation(
+    x: np.ndarray, bits: int, rng: np.random.Generator, floor: float
+) -> np.ndarray:
+    """(d, bits): principal directions under a random rotation, scaled to unit-variance logits.
+
+    Directions whose deviation is far below `floor` get smaller logits.
+    """
     values, vectors = np.linalg.eigh(x.T @ x / max(len(x), 1))
     kept = min(bits, x.shape[1])
     basis = vectors[:, ::-1][:, :kept]
     rotation = np.linalg.qr(rng.normal(size=(max(bits, kept), kept)))[0].T
     weights = basis @ rotation[:kept, :bits]
-    scale = np.sqrt(np.mean(np.square(x @ weights), axis=0)) + 1e-6
+    scale = np.sqrt(np.mean(np.square(x @ weights), axis=0) + floor**2) + 1e-6
     return weights / scale
 
 

@@ -19,7 +19,7 @@ from pyratok_jax.training.step import TrainState
 
 # What may differ between the run that wrote a checkpoint and the one that goes on with it: how
 # long and how watched a training is, and how its work is laid over machines, not what it computes.
-_FREE = ("steps", "checkpoint", "log_every", "eval_every", "max_bad_steps", "report", "mesh",
+_FREE = ("steps", "checkpoint", "log_every", "max_bad_steps", "report", "mesh", "multi_host",
          "init_from", "remat", "loss", "optimizer", "data.workers", "data.threads",
          "data.prefetch", "data.phases")  # fmt: skip
 
@@ -87,7 +87,7 @@ class Checkpoints:
                 f"{self.workdir}/checkpoints/{step} cannot be restored into this config's model: "
                 f"{reason}; use the config that it was trained with, or another --workdir"
             ) from error
-        return TrainState(*(found["state"][name] for name in TrainState._fields)), found["data"]
+        return _state(found["state"], state), found["data"]
 
     def wait(self) -> None:
         """Until everything begun is written."""
@@ -100,11 +100,17 @@ class Checkpoints:
 
 def _tree(state: TrainState) -> dict[str, Any]:
     """Plain nested dictionaries: readable by any version of the optimizer's classes."""
-    values = state._asdict()
-    values["opt_state"] = dict(
-        (str(i), leaf) for i, leaf in enumerate(jax.tree.leaves(state.opt_state))
-    )
-    return values
+    leaves = jax.tree.leaves(state.opt_state)
+    return state._asdict() | {"opt_state": {str(i): leaf for i, leaf in enumerate(leaves)}}
+
+
+def _state(tree: Mapping[str, Any], like: TrainState) -> TrainState:
+    """The inverse of `_tree`; an empty dictionary may have been left out when it was written."""
+    leaves = [tree["opt_state"][str(i)] for i in range(len(tree["opt_state"]))]
+    opt_state = jax.tree.unflatten(jax.tree.structure(like.opt_state), leaves)
+    values = {name: tree.get(name) or {} for name in ("params", "ema")}
+    counters = {name: tree[name] for name in ("step", "skipped", "skipped_in_a_row")}
+    return TrainState(opt_state=opt_state, **values, **counters)
 
 
 def newest_step(workdir: Path) -> int | None:

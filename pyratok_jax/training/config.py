@@ -29,8 +29,9 @@ def training_config(**changes: Any) -> ConfigDict:
     - optimizer: see `optimizer.make_optimizer`; ema_decay: 0 keeps no averages.
     - dtype: of activations; parameters are float32. remat: "none", "stages" or "all".
     - mesh: sizes of the axes, see `sharding.make_mesh`; -1 takes what is left.
+    - multi_host: connect the hosts of a pod before anything else (`hosts.join_hosts`).
     - checkpoint: every how many steps, how many to keep, and which to keep for ever (0: none).
-    - log_every: steps between logged losses; eval_every: between held-out checks (0: at the end).
+    - log_every: steps between logged losses.
     - max_bad_steps: steps in a row with a loss that is not finite after which training stops.
     - init_from: a checkpoint folder whose trainable arrays are the start (a previous stage).
 
@@ -60,10 +61,10 @@ def training_config(**changes: Any) -> ConfigDict:
             "ema_decay": 0.0,
             "dtype": "float32",
             "remat": "none",
+            "multi_host": False,
             "mesh": {"data": -1, "fsdp": 1, "spatial": 1, "tensor": 1, "slices": 1},
             "checkpoint": {"every": 500, "keep": 2, "keep_every": 0},
             "log_every": 10,
-            "eval_every": 0,
             "max_bad_steps": 10,
             "init_from": "",
             "data": data_config(),
@@ -81,9 +82,10 @@ def tokenizer_training_config(**changes: Any) -> ConfigDict:
     """`training_config` with the keys of a tokenizer's training; defaults are the paper's.
 
     - model: backbone (specification of the frozen VAE), head of the alignment, and tokenizer: the
-      fields of `PyraTokConfig` but `vae` and `text_width`, which the frozen parts give.
-    - language: specification, tokens per caption, layers used for the autoregressive loss (0: all),
-      what its backward pass keeps (remat).
+      fields of `PyraTokConfig` but `vae` and `text_width`, which the frozen parts give. vae:
+      published sizes by name, for building the config without its weights (`abstract`).
+    - language: specification, size (as vae), tokens per caption, layers used for the autoregressive
+      loss (0: all), what its backward pass keeps (remat).
     - loss: weights and settings (`losses.objective`), token_budget of the autoregressive loss (0:
       all tokens).
     - masking: `models.masking.MaskingConfig`.
@@ -103,8 +105,19 @@ def tokenizer_training_config(**changes: Any) -> ConfigDict:
     }
     sizes["grids"] = "pyramid"  # A preset's name; a config file may set a tuple of strides.
     parts = {
-        "model": {"backbone": "builtin:demo-backbone", "head": "lookup_free", "tokenizer": sizes},
-        "language": {"spec": "builtin:smollm2", "length": 128, "layers": 0, "remat": "layers"},
+        "model": {
+            "backbone": "builtin:demo-backbone",
+            "vae": "",
+            "head": "lookup_free",
+            "tokenizer": sizes,
+        },
+        "language": {
+            "spec": "builtin:smollm2",
+            "size": "",
+            "length": 128,
+            "layers": 0,
+            "remat": "layers",
+        },
         "loss": {
             "weights": dataclasses.asdict(LossWeights()),
             "settings": _without(dataclasses.asdict(LossSettings()), "vocabulary"),

@@ -145,15 +145,17 @@ def train(config: ConfigDict, workdir: Path, task: Task, *, on_start: Any = None
         start = int(state.step)
         step = jit_step(task, partition, config, optimizer, state)
         log = MetricsLog(workdir, start=start, primary=primary)
-        with StepBar(start, config.steps, enabled=primary) as bar:
-            if start:
-                bar.say(f"going on from step {start} in {workdir}")
-            run = _Run(config, task, mesh, step, frozen, loader, checkpoints, log, bar, stop)
-            state = run.steps(state)
-        _save(checkpoints, state, loader)
-        checkpoints.close()
-        log.close()
-        loader.close()
+        try:
+            with StepBar(start, config.steps, enabled=primary) as bar:
+                if start:
+                    bar.say(f"going on from step {start} in {workdir}")
+                run = _Run(config, task, mesh, step, frozen, loader, checkpoints, log, bar, stop)
+                state = run.steps(state)
+            _save(checkpoints, state, loader)
+        finally:
+            checkpoints.close()
+            log.close()
+            loader.close()
     done = int(state.step)
     return Trained(state, frozen, partition, done >= config.steps, done - start)
 

@@ -9,8 +9,10 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from pyratok_jax.data.heldout import HeldoutClip, heldout_clips
+from pyratok_jax.errors import UserError
 from pyratok_jax.reports.training import CALIBRATED, START, rebuild_all, report_training
 from pyratok_jax.tokenizer import load_tokenizer
+from pyratok_jax.training.checkpoints import newest_step, read_parameters
 from pyratok_jax.training.loop import Trained, train
 from pyratok_jax.training.metrics import curves
 from pyratok_jax.training.partition import Partition
@@ -33,6 +35,9 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Path] | None:
         """Measure the fresh model, then fit its levels to real latents."""
         task.describe(workdir)
         before = {START: _rebuilt(task, partition, clips)}
+        if config.init_from:
+            _write_before(workdir, before)
+            return start_from(config.init_from, partition)
         left = task.calibrate(partition)
         if left:
             shares = ", ".join(f"{share:.2f}" for share in left)
@@ -47,6 +52,26 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Path] | None:
     if jax.process_index():
         return {}
     return _report(task, trained, clips, workdir)
+
+
+def start_from(folder: str, partition: Partition) -> bool:
+    """Take the trainable arrays of another training's newest checkpoint (a previous stage).
+
+    Raises:
+        UserError: there is none, or it is of another model.
+    """
+    step = newest_step(Path(folder))
+    if step is None:
+        raise UserError(f"config.init_from {folder} holds no checkpoint; name a --workdir")
+    arrays = read_parameters(Path(folder), step)
+    for name, value in partition.trainable.items():
+        if name not in arrays or tuple(arrays[name].shape) != tuple(value.shape):
+            raise UserError(
+                f"config.init_from {folder} does not fit this config's model at {name}; both "
+                "stages need the same model"
+            )
+    partition.trainable.update({name: arrays[name] for name in partition.trainable})
+    return True
 
 
 def _rebuilt(

@@ -12,11 +12,15 @@ from ml_collections import ConfigDict
 from pyratok_jax.losses.autoregressive import autoregressive_loss
 from pyratok_jax.losses.objective import LossSettings, LossWeights, Posterior, objective
 from pyratok_jax.models.alignment import Alignment
+from pyratok_jax.models.grids import PRESETS
+from pyratok_jax.models.language.model import LanguageModel
 from pyratok_jax.models.language.text import TextEncoder
 from pyratok_jax.models.lapq import TextCondition
 from pyratok_jax.models.lora import LoRAParam, without_adapters
 from pyratok_jax.models.masking import MaskingConfig, mask_video
 from pyratok_jax.models.pyratok import PyraTok, PyraTokConfig
+from pyratok_jax.models.wan_vae.config import WanVAEConfig
+from pyratok_jax.models.wan_vae.model import WanVAE
 
 # What trains beside the adapters; everything else is frozen.
 TRAINED = ("tokenizer.blocks.", "tokenizer.synthesis.", "tokenizer.quantizer.",
@@ -49,6 +53,39 @@ def tokenizer_config(config: ConfigDict, vae: Any, text_width: int) -> PyraTokCo
     return PyraTokConfig(vae=vae, text_width=text_width, **config.model.tokenizer.to_dict())
 
 
+def build_system(
+    config: ConfigDict,
+    sizes: WanVAEConfig,
+    language_model: LanguageModel,
+    *,
+    rngs: nnx.Rngs,
+    vae: WanVAE | None = None,
+    lpips: nnx.Module | None = None,
+) -> TokenizerSystem:
+    """The modules of a training; a fresh VAE of `sizes` where none with weights is given."""
+    width = language_model.config.width
+    tokenizer = PyraTok(
+        tokenizer_config(config, sizes, width),
+        rngs=rngs,
+        vae=vae,
+        dtype=jnp.dtype(config.dtype),
+        remat=config.remat,
+    )
+    alignment = Alignment(**alignment_arguments(config, width), rngs=rngs)
+    return TokenizerSystem(tokenizer, alignment, TextEncoder(language_model), lpips)
+
+
+def alignment_arguments(config: ConfigDict, language_width: int) -> dict[str, Any]:
+    """Arguments of `Alignment`, kept beside the checkpoints."""
+    grids = config.model.tokenizer.grids
+    return {
+        "bits": config.model.tokenizer.bits,
+        "levels": len(PRESETS[grids] if isinstance(grids, str) else grids),
+        "language_width": language_width,
+        "head": config.model.head,
+    }
+
+
 class TokenizerLoss:
     """The whole objective (see `losses.objective`) of one batch, masking included."""
 
@@ -61,6 +98,10 @@ class TokenizerLoss:
         self.token_budget = config.loss.token_budget
         self.language_layers = config.language.layers or None
         self.masking = MaskingConfig(**config.masking.to_dict())
+
+    def uses(self, term: str) -> bool:
+        """Whether a term has a weight."""
+        return self.weights.effective()[term] != 0
 
     def __call__(
         self,
@@ -120,7 +161,7 @@ class TokenizerLoss:
         return text._replace(embeddings=embeddings), cache
 
     def _frozen_posterior(self, tokenizer: PyraTok, masked: Array) -> Posterior | None:
-        if not self.weights.effective()["drift_vae"]:
+        if not self.uses("drift_vae"):
             return None
         encoded = without_adapters(tokenizer.vae).encode(jax.lax.stop_gradient(masked))
         return Posterior(*jax.lax.stop_gradient((encoded.mean, encoded.logvar)))

@@ -12,9 +12,6 @@ from ml_collections import ConfigDict
 
 from pyratok_jax.data.captions import CaptionTokenizer
 from pyratok_jax.data.pipeline import ClipLoader, make_loader
-from pyratok_jax.models.alignment import Alignment
-from pyratok_jax.models.language.text import TextEncoder
-from pyratok_jax.models.pyratok import PyraTok
 from pyratok_jax.models.wan_vae.model import WanVAE
 from pyratok_jax.pretrained import load_backbone, load_language
 from pyratok_jax.tokenizer import Tokenizer, to_model_range, write_description
@@ -23,6 +20,8 @@ from pyratok_jax.training.partition import Partition
 from pyratok_jax.training.system import (
     TokenizerLoss,
     TokenizerSystem,
+    alignment_arguments,
+    build_system,
     is_trainable,
     tokenizer_config,
 )
@@ -41,33 +40,26 @@ class TokenizerTask:
         self.system = self._build()
 
     def _build(self) -> TokenizerSystem:
-        config = self.config
-        width = self.language.model.config.width
-        sizes = tokenizer_config(config, self.backbone.config, width)
-        dtype = jnp.dtype(config.dtype)
+        config, sizes = self.config, self.backbone.config
         vae = build_module(
-            lambda: WanVAE(sizes.vae, rngs=nnx.Rngs(0), dtype=dtype, remat=config.remat),
+            lambda: WanVAE(
+                sizes, rngs=nnx.Rngs(0), dtype=jnp.dtype(config.dtype), remat=config.remat
+            ),
             self.backbone.arrays,
         )
-        rngs = nnx.Rngs(config.seed)
-        tokenizer = PyraTok(sizes, rngs=rngs, vae=vae, dtype=dtype)
-        alignment = Alignment(**self.alignment_arguments(), rngs=rngs)
         lpips = None
-        if self.loss.weights.effective()["lpips"]:
+        if self.loss.uses("lpips"):
             from weights_conversion.lpips import load_lpips
 
             lpips = load_lpips("vgg")
-        return TokenizerSystem(tokenizer, alignment, TextEncoder(self.language.model), lpips)
-
-    def alignment_arguments(self) -> dict[str, Any]:
-        """Arguments of `Alignment`, kept beside the checkpoints."""
-        sizes = tokenizer_config(self.config, self.backbone.config, 1)
-        return {
-            "bits": sizes.bits,
-            "levels": len(sizes.grids),
-            "language_width": self.language.model.config.width,
-            "head": self.config.model.head,
-        }
+        return build_system(
+            config,
+            sizes,
+            self.language.model,
+            rngs=nnx.Rngs(config.seed),
+            vae=vae,
+            lpips=lpips,
+        )
 
     def is_trainable(self, name: str, variable: nnx.Variable) -> bool:
         """See `system.is_trainable`."""
@@ -136,5 +128,5 @@ class TokenizerTask:
                 "sha256": self.language.sha256,
                 "length": self.config.language.length,
             },
-            alignment=self.alignment_arguments(),
+            alignment=alignment_arguments(self.config, width),
         )

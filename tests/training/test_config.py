@@ -1,0 +1,74 @@
+"""Command lines and configs: what is understood, and what is refused in one line."""
+
+import subprocess
+import sys
+
+import pytest
+
+from pyratok_jax.errors import UserError
+from pyratok_jax.training.config import parse_flags, tokenizer_training_config, training_config
+
+DEMO = "configs/demo.py"
+
+
+def parse(*arguments):
+    return parse_flags(["train", *arguments], default_config=DEMO)
+
+
+def test_values_and_the_working_folder_come_from_the_command_line():
+    config, workdir = parse("--config", DEMO, "--config.steps=7", "--config.seed", "3")
+    assert (config.steps, config.seed, str(workdir)) == (7, 3, "runs/demo")
+    config, workdir = parse(f"--config={DEMO}:uniform", "--workdir=elsewhere")
+    assert config.model.tokenizer.grids == "uniform" and str(workdir) == "elsewhere"
+    assert parse()[0].steps == parse("--config", DEMO)[0].steps
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config=nothing.py"], "nothing.py"),
+        (["--config.colour=red"], "colour"),
+        (["--config.optimizer.speed=1"], "speed"),
+        (["--config.steps=many"], "many"),
+        ([f"--config={DEMO}:huge"], "huge"),
+        (["--colour=red"], "colour"),
+        (["demo"], "unexpected argument 'demo'"),
+    ],
+)
+def test_mistakes_are_named(arguments, message):
+    with pytest.raises(UserError, match=message):
+        parse(*arguments)
+
+
+def test_unknown_defaults_are_refused():
+    with pytest.raises(KeyError, match="stepz"):
+        training_config(stepz=3)
+    with pytest.raises(AttributeError):
+        tokenizer_training_config().loss.weights.colour = 1.0
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage2", "stage3"])
+def test_the_recipe_for_pods_has_the_published_values(stage):
+    config, _ = parse(f"--config=configs/tpu_v5.py:{stage}")
+    assert config.steps == {"stage1": 30_000, "stage2": 60_000, "stage3": 180_000}[stage]
+    assert config.batch_size == (256 if stage == "stage3" else 512)
+    assert config.optimizer.learning_rate == 1e-5
+    assert bool(config.loss.weights.autoregressive) == (stage != "stage1")
+    sides = [tuple(map(int, name.split("x")[1:])) for name in config.data.buckets]
+    assert all(h % 32 == 0 and w % 32 == 0 for h, w in sides)
+    assert (128, 128) in sides if stage == "stage3" else (512, 512) in sides
+    assert {name.split("x")[0] for name in config.data.buckets} == {"17", "49", "97"}
+
+
+def test_a_mistake_on_the_command_line_is_one_line_and_code_2(tmp_path):
+    (tmp_path / "file").write_text("")
+    result = subprocess.run(
+        [sys.executable, "-m", "pyratok_jax.train", f"--workdir={tmp_path / 'file'}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 2 and not result.stdout
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and "is a file; name a folder" in lines[0]
+    assert "Traceback" not in result.stderr

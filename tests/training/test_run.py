@@ -1,0 +1,162 @@
+"""Whole trainings of a tiny tokenizer: what changes, what repeats, what resumes, what it leaves."""
+
+import json
+import os
+import shutil
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from pyratok_jax.errors import UserError
+from pyratok_jax.tokenizer import load_tokenizer
+from pyratok_jax.training.checkpoints import read_parameters
+from pyratok_jax.training.loop import train
+from pyratok_jax.training.partition import Partition
+from pyratok_jax.training.run import run
+from pyratok_jax.training.task import TokenizerTask
+from tests.training.tiny import arrays_equal, clip, tiny_config
+
+
+@pytest.fixture(scope="module")
+def finished(world, tmp_path_factory):
+    """A working folder after a whole run, and what the run said it wrote."""
+    workdir = tmp_path_factory.mktemp("run") / "work"
+    return workdir, run(tiny_config(world), workdir)
+
+
+def test_a_run_leaves_what_it_names(finished):
+    workdir, outputs = finished
+    assert {"checkpoint", "report", "contact_sheet", "metrics"} <= outputs.keys()
+    assert all(path.exists() for path in outputs.values())
+    rows = {row["role"] or "calibrated": row for row in json.loads(
+        outputs["metrics"].read_text())["heldout"]}  # fmt: skip
+    assert {"model", "ceiling", "step0"} <= rows.keys()
+    tokens = 5 * 4 + 3 * 4 + 2 * 4 + 2 * 16
+    assert rows["model"]["bpp"] == pytest.approx(tokens * 6 / (5 * 32 * 32))
+    page = outputs["report"].read_text()
+    assert "<video" in page and "http://" not in page and "https://" not in page
+    assert list(workdir.glob("events*"))
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [5, 10, 15, 20]
+    wanted = "l1 ssim commitment entropy hierarchy text text_codebook autoregressive drift_vae"
+    assert set(wanted.split()) <= lines[-1].keys()
+
+
+def test_only_adapters_levels_synthesis_and_embeddings_change(stopped, world):
+    trained, _ = stopped
+    fresh = TokenizerTask(tiny_config(world))
+    start = Partition(fresh.system, fresh.is_trainable)
+    assert arrays_equal(trained.frozen, start.frozen)
+    assert sum("vae" in name or "language_model" in name for name in start.frozen) > 100
+    changed = {
+        name
+        for name, value in trained.state.params.items()
+        if not np.array_equal(value, start.trainable[name])
+    }
+    for part in ("blocks.0", "blocks.3", "synthesis.0", "adapter.b", "alignment.embedding"):
+        assert any(part in name for name in changed), part
+
+
+@pytest.fixture(scope="module")
+def stopped(world, tmp_path_factory):
+    """A training that Ctrl-C ended after step 9, and its working folder."""
+    workdir = tmp_path_factory.mktemp("stopped") / "work"
+    config = tiny_config(world)
+    config.calibration.batches = 0
+    task = TokenizerTask(config)
+    take, count = task.device_batch, 0
+
+    def counting(batch):
+        nonlocal count
+        count += 1
+        if count == 9:
+            os.kill(os.getpid(), signal.SIGINT)
+        return take(batch)
+
+    task.device_batch = counting
+    return train(config, workdir, task), workdir
+
+
+def test_the_same_seed_gives_the_same_bits_and_going_on_is_exact(stopped, world, tmp_path):
+    """20 steps = 9 steps, an interruption, and 11 more; and 20 steps twice are the same."""
+    config = tiny_config(world)
+    config.calibration.batches = 0
+    trained, workdir = stopped
+    assert not trained.finished and int(trained.state.step) == 9
+    rest = train(config, workdir, TokenizerTask(config))
+    assert rest.finished and rest.steps_run == 11
+    whole = [train(config, tmp_path / name, TokenizerTask(config)) for name in "ab"]
+    assert arrays_equal(whole[0].state.params, whole[1].state.params)
+    assert arrays_equal(whole[0].state.params, rest.state.params)
+    leaves = [jax.tree.leaves(t.state.opt_state) for t in (whole[0], rest)]
+    assert all(np.array_equal(a, b) for a, b in zip(*leaves, strict=True))
+    lines = [
+        [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for folder in (workdir, tmp_path / "a")
+    ]
+    # Means of the logged steps before the interruption are of other stretches.
+    assert lines[0][-1] == lines[1][-1] and lines[0][-1]["step"] == 20
+
+
+def test_the_loaded_tokenizer_decodes_what_it_encoded(finished):
+    tokenizer = load_tokenizer(finished[0])
+    video = clip(0, batch=2)
+    ids = tokenizer.encode(video, ["a red square", None])
+    stored = tuple(np.asarray(x, np.uint16).astype(np.uint32) for x in ids)
+    np.testing.assert_array_equal(tokenizer.decode(ids), tokenizer.decode(stored))
+    graph_video = tokenizer.decode(tokenizer.encode(video, ["a red square", None]))
+    np.testing.assert_array_equal(graph_video, tokenizer.decode(ids))
+    assert tokenizer.code_embeddings(ids)[0].shape == (2, 5, 2, 2, 16)
+    assert tokenizer.text_features(["a red square", "left"]).shape == (2, 16)
+
+
+def test_captions_change_tokens_after_training_and_none_is_fine(finished):
+    tokenizer = load_tokenizer(finished[0])
+    video = clip(3, batch=4)
+    results = [
+        tokenizer.encode(video, [caption] * 4)
+        for caption in ("a red square moves left", "blue blue down", None)
+    ]
+    for other in results[1:]:
+        assert any(not np.array_equal(a, b) for a, b in zip(results[0], other, strict=True))
+    assert tokenizer.decode(results[2]).shape == video.shape
+
+
+def test_a_checkpoint_of_another_config_is_refused(finished, world):
+    config = tiny_config(world)
+    config.model.tokenizer.width = 32
+    with pytest.raises(UserError, match="model.tokenizer.width differs"):
+        run(config, finished[0])
+    with pytest.raises(UserError, match="seed differs"):
+        run(tiny_config(world, seed=3), finished[0])
+
+
+def test_a_finished_run_is_only_reported_again(finished, world):
+    before = read_parameters(finished[0], 20)
+    outputs = run(tiny_config(world), finished[0])
+    assert outputs["report"].exists()
+    assert arrays_equal(before, read_parameters(finished[0], 20))
+
+
+def test_other_frozen_weights_are_refused(finished, tmp_path, world):
+    copy = tmp_path / "copy"
+    shutil.copytree(finished[0], copy)
+    description = json.loads((copy / "tokenizer.json").read_text())
+    description["backbone"]["sha256"] = "0" * 64
+    (copy / "tokenizer.json").write_text(json.dumps(description))
+    with pytest.raises(UserError, match="not the one that"):
+        load_tokenizer(copy)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda p: p / "nothing", "no such folder"),
+        (lambda p: p, "no checkpoint"),
+    ],
+)
+def test_what_is_no_checkpoint_is_refused(tmp_path, make, message):
+    with pytest.raises(UserError, match=message):
+        load_tokenizer(make(tmp_path))

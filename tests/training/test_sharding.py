@@ -1,0 +1,80 @@
+"""The rules by which arrays are laid out, and full-size configs built without their weights."""
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from configs.tpu_v5 import get_config
+from pyratok_jax.data.buckets import Bucket
+from pyratok_jax.errors import UserError
+from pyratok_jax.training.abstract import abstract_batch, abstract_training, count, largest_bucket
+from pyratok_jax.training.sharding import batch_spec, make_mesh, parameter_spec
+
+SIZES = {"data": -1, "fsdp": 1, "spatial": 1, "tensor": 1, "slices": 1}
+
+
+def mesh_of(**changes):
+    """A mesh over as many abstract devices as the sizes multiply to."""
+    sizes = SIZES | {"data": 1} | changes
+    device = jax.devices()[0]
+    return make_mesh(sizes, [device] * int(np.prod(list(sizes.values()))))
+
+
+def test_one_size_may_be_left_open():
+    mesh = make_mesh(SIZES | {"fsdp": 2}, [jax.devices()[0]] * 8)
+    assert dict(mesh.shape) == {"slice": 1, "data": 4, "fsdp": 2, "spatial": 1, "tensor": 1}
+
+
+@pytest.mark.parametrize("changes", [{"fsdp": 3}, {"fsdp": -1}, {"data": 2}, {"data": 0}])
+def test_sizes_that_do_not_fit_the_devices_are_refused(changes):
+    with pytest.raises(UserError, match="does not fit 8 devices"):
+        make_mesh(SIZES | changes, [jax.devices()[0]] * 8)
+
+
+def test_large_parameters_are_split_and_small_ones_are_not():
+    mesh = mesh_of(fsdp=4, tensor=2)
+    assert parameter_spec((3, 3, 3, 96, 384), mesh) == P(None, None, None, "tensor", "fsdp")
+    assert parameter_spec((2048, 512), mesh) == P("fsdp", "tensor")
+    assert parameter_spec((384,), mesh) == P(None)
+    assert parameter_spec((151, 333), mesh) == P(None, None)
+    assert parameter_spec((), mesh) == P()
+
+
+def test_batches_lie_over_the_batch_axes_and_height_over_spatial():
+    assert batch_spec(5) == P(("slice", "data", "fsdp"), None, "spatial")
+    assert batch_spec(2) == P(("slice", "data", "fsdp"))
+
+
+def test_the_full_size_recipe_builds_without_its_weights():
+    config = get_config("stage2")
+    training = abstract_training(config)
+    vae = {n: x for n, x in training.frozen.items() if n.startswith("tokenizer.vae.")}
+    language = {n: x for n, x in training.frozen.items() if "language_model" in n}
+    assert count(vae) == 126_892_531
+    assert count(language) == 3_085_938_688
+    assert 20e6 < count(training.state.params) < 60e6
+    assert all("adapter" in n or "vae" not in n for n in training.state.params)
+    batch = abstract_batch(config, Bucket(17, 512, 512))
+    assert batch["video"].shape == (512, 17, 512, 512, 3)
+    assert largest_bucket(config).frames == 97
+
+
+def test_no_large_array_of_the_recipe_is_replicated():
+    config = get_config("stage2")
+    training = abstract_training(config)
+    mesh = mesh_of(fsdp=8)
+    everything = {**training.frozen, **training.state.params}
+    whole = [
+        name
+        for name, x in everything.items()
+        if x.size >= 2**20 and "fsdp" not in str(parameter_spec(tuple(x.shape), mesh))
+    ]
+    assert whole == []
+
+
+def test_unknown_published_sizes_are_refused():
+    config = get_config("stage1")
+    config.model.vae = "wan9"
+    with pytest.raises(UserError, match="config.model.vae is 'wan9'"):
+        abstract_training(config)

@@ -1,0 +1,160 @@
+"""The step on a problem small enough to know the answer."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from ml_collections import ConfigDict
+
+from pyratok_jax.errors import UserError
+from pyratok_jax.training.config import training_config
+from pyratok_jax.training.loop import train
+from pyratok_jax.training.optimizer import learning_rate, make_optimizer
+from pyratok_jax.training.partition import Partition
+from pyratok_jax.training.step import initial_state, make_train_step
+
+RATE = 0.1
+
+
+def loss(params, frozen, batch, key, progress):
+    value = jnp.mean((params["w"] * batch["x"] - frozen["target"]) ** 2)
+    return value, {"progress": progress, "noise": jax.random.normal(key)}
+
+
+def run(batches, **settings):
+    optimizer = optax.sgd(RATE)
+    step = jax.jit(make_train_step(loss, optimizer, steps=len(batches), seed=3, **settings))
+    decay = settings.get("ema_decay", 0.0)
+    state = initial_state({"w": jnp.array([1.0, 2.0])}, optimizer, decay)
+    metrics = []
+    for x in batches:
+        state, values = step(state, {"target": jnp.zeros(2)}, {"x": jnp.asarray(x)})
+        metrics.append(jax.device_get(values))
+    return state, metrics
+
+
+def test_a_step_is_gradient_descent():
+    state, metrics = run([np.ones((4, 2), np.float32)])
+    np.testing.assert_allclose(state.params["w"], [1 - RATE * 1, 2 - RATE * 2], rtol=1e-6)
+    assert metrics[0]["loss"] == pytest.approx(2.5)
+    assert metrics[0]["grad_norm"] == pytest.approx(5**0.5)
+
+
+def test_a_step_that_is_not_finite_changes_nothing_and_is_counted():
+    good, bad = np.ones((2, 2), np.float32), np.full((2, 2), np.nan, np.float32)
+    state, metrics = run([good, bad, bad, good], ema_decay=0.5)
+    expected, _ = run([good, good], ema_decay=0.5)
+    np.testing.assert_array_equal(state.params["w"], expected.params["w"])
+    np.testing.assert_array_equal(state.ema["w"], expected.ema["w"])
+    assert [int(m["skipped_steps"]) for m in metrics] == [0, 1, 2, 2]
+    assert int(state.step) == 4 and int(state.skipped_in_a_row) == 0
+
+
+def test_accumulated_parts_average_to_the_whole_batch():
+    x = np.arange(12, dtype=np.float32).reshape(6, 2) / 10
+    whole, _ = run([x])
+    parts, metrics = run([x], accumulate=3)
+    np.testing.assert_allclose(whole.params["w"], parts.params["w"], rtol=1e-6)
+    assert metrics[0]["loss"] == pytest.approx(np.mean((x * [1, 2]) ** 2), rel=1e-6)
+
+
+def test_averages_follow_the_parameters():
+    state, _ = run([np.ones((1, 2), np.float32)] * 2, ema_decay=0.75)
+    w = [1.0, 1.0 * (1 - RATE), 1.0 * (1 - RATE) ** 2]
+    expected = 0.75 * (0.75 * w[0] + 0.25 * w[1]) + 0.25 * w[2]
+    assert float(state.ema["w"][0]) == pytest.approx(expected, rel=1e-6)
+
+
+def test_randomness_is_a_function_of_seed_and_step():
+    x = np.ones((1, 2), np.float32)
+    first, second = (run([x] * 3)[1] for _ in range(2))
+    assert [m["noise"] for m in first] == [m["noise"] for m in second]
+    assert len({float(m["noise"]) for m in first}) == 3
+    assert [float(m["progress"]) for m in first] == pytest.approx([0, 1 / 3, 2 / 3])
+
+
+def optimizer_config(**changes):
+    return training_config().optimizer.copy_and_resolve_references().to_dict() | changes
+
+
+def test_schedules_warm_up_and_come_down():
+    cosine = learning_rate(optimizer_config(learning_rate=1.0, warmup=10), 110)
+    assert [float(cosine(s)) for s in (0, 5, 10, 60, 110)] == pytest.approx([0, 0.5, 1, 0.5, 0])
+    flat = learning_rate(
+        optimizer_config(learning_rate=1.0, schedule="trapezoid", decay_share=0.5), 100
+    )
+    assert [float(flat(s)) for s in (0, 49, 75, 100)] == pytest.approx([1, 1, 0.5, 0])
+    with pytest.raises(UserError, match="optimizer.warmup 20"):
+        learning_rate(optimizer_config(warmup=20), 10)
+    with pytest.raises(UserError, match="optimizer.schedule"):
+        learning_rate(optimizer_config(schedule="linear"), 10)
+
+
+def test_muon_orthogonalises_kernels_and_leaves_vectors_to_adam():
+    params = {"kernel": jnp.zeros((3, 3, 4, 8)), "bias": jnp.zeros(8)}
+    config = optimizer_config(name="muon", learning_rate=1.0, schedule="constant", clip_norm=0.0)
+    optimizer = make_optimizer(config, 10)
+    grads = {
+        "kernel": jax.random.normal(jax.random.key(0), (3, 3, 4, 8)),
+        "bias": jnp.linspace(-1, 1, 8),
+    }
+    updates, _ = optimizer.update(grads, optimizer.init(params), params)
+    singular = np.linalg.svd(np.asarray(updates["kernel"]).reshape(36, 8), compute_uv=False)
+    assert singular.max() / singular.min() < 2  # The gradient's own ratio is above 2.5.
+    np.testing.assert_allclose(np.abs(updates["bias"]), 1.0, rtol=1e-3)
+    with pytest.raises(UserError, match="optimizer.name"):
+        make_optimizer(optimizer_config(name="sgd"), 10)
+
+
+class Line(nnx.Module):
+    def __init__(self):
+        self.w = nnx.Param(jnp.ones(2))
+        self.fixed = nnx.Param(jnp.full(2, 5.0))
+
+
+def test_a_module_comes_apart_and_together_again():
+    part = Partition(Line(), lambda name, variable: name == "w")
+    assert set(part.trainable) == {"w"} and set(part.frozen) == {"fixed"}
+    module = part.merge({"w": jnp.zeros(2)}, part.frozen)
+    np.testing.assert_array_equal(module.w[...], 0.0)
+    np.testing.assert_array_equal(module.fixed[...], 5.0)
+    with pytest.raises(KeyError):
+        part.merge(part.frozen)
+
+
+class PoisonedTask:
+    """Losses are not finite from the third batch on."""
+
+    def __init__(self):
+        self.system, self.step, self.broken = Line(), 0, {}
+
+    def is_trainable(self, name, variable):
+        return name == "w"
+
+    def make_loader(self, index, count):
+        return self
+
+    def __next__(self):
+        self.step += 1
+        return {"x": np.full((2, 2), np.nan if self.step > 2 else 1.0, np.float32)}
+
+    def device_batch(self, batch):
+        return batch
+
+    def get_state(self):
+        return {"step": self.step}
+
+    def close(self):
+        pass
+
+    def loss(self, system, batch, key, progress):
+        value = jnp.mean((system.w[...] * batch["x"]) ** 2)
+        return value, {"square": value}
+
+
+def test_a_loss_that_stays_bad_ends_the_training_with_a_diagnosis(tmp_path):
+    config: ConfigDict = training_config(steps=9, batch_size=2, max_bad_steps=3, log_every=1)
+    with pytest.raises(UserError, match="not finite for 3 steps up to step 5.*square nan"):
+        train(config, tmp_path / "w", PoisonedTask())
