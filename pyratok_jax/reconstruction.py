@@ -144,25 +144,32 @@ class Reconstructor:
                 frames, windows = frames + len(clip), windows + 1
                 advance(len(clip))
         self._usage.merge(usage)
-        height, width = clip.shape[1:3]
-        levels = usage.summary()
-        tokens = sum(level["tokens"] for level in levels)
+        facts = self._facts(quality, usage, frames, clip.shape[1:3])
         return {
             "input": job.record.path,
             "caption": caption,
-            "lpips": None,
-            **quality.result(),
-            "bpp": bits_per_pixel(tokens, self.tokenizer.config.bits, frames, height, width),
-            "tokens": tokens,
-            "utilisation": [level["utilisation"] for level in levels],
-            "levels": levels,
-            "frames": frames,
-            "size": [height, width],
+            **facts,
             "fps": info.fps,
             "windows": windows,
             "video_seconds": frames / info.fps,
             "seconds": round(time.monotonic() - begin, 3),
             "outputs": [str(path) for path in paths],
+        }
+
+    def _facts(
+        self, quality: Quality, usage: CodeUsage, frames: int, size: tuple[int, ...]
+    ) -> dict[str, Any]:
+        levels = usage.summary()
+        tokens = sum(level["tokens"] for level in levels)
+        return {
+            "lpips": None,
+            **quality.result(),
+            "bpp": bits_per_pixel(tokens, self.tokenizer.config.bits, frames, size[0], size[1]),
+            "tokens": tokens,
+            "utilisation": [level["utilisation"] for level in levels],
+            "levels": levels,
+            "frames": frames,
+            "size": list(size),
         }
 
     def usage(self) -> list[dict[str, Any]]:
