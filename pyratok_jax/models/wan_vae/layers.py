@@ -270,6 +270,10 @@ class ResidualBlock(nnx.Module):
         shortcut = x if self.conv_shortcut is None else self.conv_shortcut(x)
         x = self.conv1(jax.nn.silu(self.norm1(x)), memory)
         x = self.conv2(jax.nn.silu(self.norm2(x)), memory)
+        # An input from outside may be narrower than an output filled up with zeros.
+        missing = x.shape[-1] - shortcut.shape[-1]
+        if missing:
+            shortcut = jnp.pad(shortcut, ((0, 0),) * 4 + ((0, missing),))
         return x + shortcut
 
 
