@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ def publish(local: Path, target: epath.Path) -> None:
     if "://" not in str(target) and os.stat(target.parent).st_dev == os.stat(local).st_dev:
         os.replace(local, target)
         return
-    scratch = target.parent / f".{target.name}.part"
+    scratch = _scratch(target)
     with local.open("rb") as source, scratch.open("wb") as copy:
         shutil.copyfileobj(source, copy, 1 << 20)
     scratch.replace(target)
@@ -62,9 +63,14 @@ def publish(local: Path, target: epath.Path) -> None:
 def write_text(target: epath.Path, text: str) -> None:
     """Write a text file, which appears at once or not at all."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = target.parent / f".{target.name}.part"
+    scratch = _scratch(target)
     scratch.write_text(text)
     scratch.replace(target)
+
+
+def _scratch(target: epath.Path) -> epath.Path:
+    """A name of this writer's own: several processes may write the same file at once."""
+    return target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.part"
 
 
 def write_tfds_metadata(

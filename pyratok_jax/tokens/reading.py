@@ -2,17 +2,22 @@
 
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
+from pyratok_jax.data.decoding import with_back_off
 from pyratok_jax.data.padding import Padding, pad_clip
 from pyratok_jax.data.records import ClipRecord
 from pyratok_jax.data.videos import BrokenVideoError
 from pyratok_jax.tokens.blocks import Block, cut_blocks
 from pyratok_jax.tokens.frames import open_clip
 from pyratok_jax.tokens.plan import ExportOptions
+
+T = TypeVar("T")
+_RETRIES, _FIRST_DELAY = 4, 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,10 +142,10 @@ class Readers:
     def _read(self, shard: int, clip: int) -> None:
         name = path = f"clip {clip}"
         try:
-            record = self._records[clip]
-            name, path = record.id, record.path
-            stream = open_clip(record, self._options.fps, self._options.short_side)
             o = self._options
+            record = self._patiently(lambda: self._records[clip])
+            name, path = record.id, record.path
+            stream = self._patiently(lambda: open_clip(record, o.fps, o.short_side))
             blocks = frames = height = width = 0
             for block in cut_blocks(stream.frames, o.window, o.tile, o.overlap):
                 if not self._put(shard, clip, record, stream.fps, block):
@@ -151,6 +156,11 @@ class Readers:
             self.queue.put(ClipEnd(shard, clip, name, path, blocks, frames, height, width))
         except BrokenVideoError as error:
             self.queue.put(ClipEnd(shard, clip, name, path, reason=error.reason))
+
+    @staticmethod
+    def _patiently(action: Callable[[], T]) -> T:
+        """Remote files that cannot be reached are tried again."""
+        return with_back_off(action, _RETRIES, _FIRST_DELAY)
 
     def _put(self, shard: int, clip: int, record: ClipRecord, fps: float, block: Block) -> bool:
         padded, padding = pad_clip(

@@ -15,7 +15,7 @@ from pyratok_jax.data.padding import pad_clip
 from pyratok_jax.data.sources import load_source
 from pyratok_jax.data.videos import BrokenVideoError, iter_frames, read_image
 from pyratok_jax.errors import UserError
-from pyratok_jax.tokens import TokenDataset, exporting, frames
+from pyratok_jax.tokens import TokenDataset, exporting, frames, reading
 from pyratok_jax.tokens import shards as shards_module
 from pyratok_jax.tokens.blocks import WindowJoiner, cut_blocks, tile_starts
 from pyratok_jax.tokens.card import write_card
@@ -130,6 +130,23 @@ def test_a_video_that_breaks_late_is_rejected_whole(
     write_card(plan)
     assert "clip2.mp4" not in {r.video for r in TokenDataset(str(tmp_path / "o"))}
     assert "it ends early" in (tmp_path / "o" / "rejected.jsonl").read_text()
+
+
+def test_files_out_of_reach_for_a_moment_are_tried_again(
+    records, tokenizer, tmp_path, make_plan, monkeypatch
+):
+    real, failed = reading.open_clip, set()
+
+    def flaky(record, *arguments):
+        if record.id not in failed:
+            failed.add(record.id)
+            raise BrokenVideoError(record.path, "no answer", transient=True)
+        return real(record, *arguments)
+
+    monkeypatch.setattr(reading, "open_clip", flaky)
+    monkeypatch.setattr(reading, "_FIRST_DELAY", 0.001)
+    plan = make_plan(records, tmp_path / "o")
+    assert export(plan, records, tokenizer, Machine()).clips == 8 and len(failed) == 10
 
 
 def test_finished_shards_are_not_computed_again(
@@ -305,7 +322,8 @@ def test_a_file_system_that_is_too_small(records, tokenizer, tmp_path, make_plan
         export(plan, records, tokenizer, Machine())
         assert len(contents(disk / "o")) == 12
     finally:
-        subprocess.run(["umount", str(disk)], check=True)
+        # Lazily: readers may still hold files.
+        subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
 @pytest.mark.parametrize("name", ["publish", "write_text"])
