@@ -132,6 +132,7 @@ def tokenizer_training_config(**changes: Any) -> ConfigDict:
     # None leaves them open.
     config.model.tokenizer.stages = config_dict.placeholder(tuple)
     config.model.tokenizer.vocabulary = config_dict.placeholder(int)
+    config.lock()
     return config
 
 
@@ -145,21 +146,17 @@ def parse_flags(arguments: list[str], *, default_config: str) -> tuple[ConfigDic
     Raises:
         UserError: an unreadable config file, an unknown key or flag, a value of the wrong type.
     """
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file(
-        "config", default_config, "FILE[:ARGUMENT] of the config.", flag_values=values
-    )
-    flags.DEFINE_string(
-        "workdir", "", "Folder of checkpoints and results; continued when it holds a checkpoint. "
-        "Default: runs/NAME_OF_THE_CONFIG.", flag_values=values,
-    )  # fmt: skip
-    flags.DEFINE_bool("help", False, "Show this help and exit.", short_name="h", flag_values=values)
     named = _config_file(arguments, default_config)
+    if not Path(named.partition(":")[0]).is_file():
+        raise UserError(
+            f"--config {named}: no such file; name a config file such as configs/demo.py"
+        )
+    values = flags.FlagValues()
     try:
+        _define(values, arguments, default_config)
         rest = values(arguments)
         if values["help"].value:
-            print(_about(named))
-            print(values.main_module_help() or values.get_help())
+            print(f"config: {named}\n{values.get_help()}")
             sys.exit(0)
         config = values["config"].value
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, FileNotFoundError) as e:
@@ -172,6 +169,24 @@ def parse_flags(arguments: list[str], *, default_config: str) -> tuple[ConfigDic
     return config, Path(workdir)
 
 
+def _define(values: flags.FlagValues, arguments: list[str], default_config: str) -> None:
+    config_flags.DEFINE_config_file(
+        "config",
+        default_config,
+        "FILE[:ARGUMENT] of the config; --config.KEY=VALUE changes a value.",
+        flag_values=values,
+        sys_argv=arguments,
+    )
+    flags.DEFINE_string(
+        "workdir",
+        "",
+        "Folder of checkpoints and results; continued when it holds a checkpoint. Default: "
+        "runs/NAME_OF_THE_CONFIG.",
+        flag_values=values,
+    )
+    flags.DEFINE_bool("help", False, "Show this help and exit.", short_name="h", flag_values=values)
+
+
 def _config_file(arguments: list[str], default: str) -> str:
     """The FILE[:ARGUMENT] named on the command line, for messages and the default folder."""
     for number, argument in enumerate(arguments):
@@ -179,11 +194,6 @@ def _config_file(arguments: list[str], default: str) -> str:
         if name in ("--config", "-config"):
             return value or (arguments[number + 1] if number + 1 < len(arguments) else default)
     return default
-
-
-def _about(named: str) -> str:
-    path = Path(named.partition(":")[0])
-    return f"config: {named}" + ("" if path.is_file() else " (no such file)")
 
 
 def _reason(error: BaseException) -> str:

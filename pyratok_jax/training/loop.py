@@ -183,6 +183,8 @@ class _Run(NamedTuple):
             state, metrics = self.step(state, self.frozen, to_mesh(batch, self.mesh))
             number += 1
             pending.append(metrics)
+            # One step may run ahead, no more: Ctrl-C and progress must not wait for a long queue.
+            jax.block_until_ready(pending[-2:][0])
             self.bar.advance(number)
             if number % self.config.log_every == 0 or number == self.config.steps:
                 self._log(number, pending, state)

@@ -9,10 +9,11 @@ from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 from ml_collections import ConfigDict
 
+from pyratok_jax.errors import UserError
 from pyratok_jax.losses.autoregressive import autoregressive_loss
 from pyratok_jax.losses.objective import LossSettings, LossWeights, Posterior, objective
 from pyratok_jax.models.alignment import Alignment
-from pyratok_jax.models.grids import PRESETS
+from pyratok_jax.models.grids import PRESETS, Stride
 from pyratok_jax.models.language.model import LanguageModel
 from pyratok_jax.models.language.text import TextEncoder
 from pyratok_jax.models.lapq import TextCondition
@@ -50,7 +51,18 @@ def is_trainable(name: str, variable: nnx.Variable) -> bool:
 
 def tokenizer_config(config: ConfigDict, vae: Any, text_width: int) -> PyraTokConfig:
     """Sizes of the tokenizer that a training config asks for, around a VAE and a text width."""
-    return PyraTokConfig(vae=vae, text_width=text_width, **config.model.tokenizer.to_dict())
+    values = config.model.tokenizer.to_dict()
+    if isinstance(values["grids"], str):
+        values["grids"] = _preset(values["grids"])
+    return PyraTokConfig(vae=vae, text_width=text_width, **values)
+
+
+def _preset(name: str) -> tuple[Stride, ...]:
+    if name not in PRESETS:
+        raise UserError(
+            f"config.model.tokenizer.grids is {name!r}, expected one of {', '.join(PRESETS)}"
+        )
+    return PRESETS[name]
 
 
 def build_system(
@@ -80,7 +92,7 @@ def alignment_arguments(config: ConfigDict, language_width: int) -> dict[str, An
     grids = config.model.tokenizer.grids
     return {
         "bits": config.model.tokenizer.bits,
-        "levels": len(PRESETS[grids] if isinstance(grids, str) else grids),
+        "levels": len(_preset(grids) if isinstance(grids, str) else grids),
         "language_width": language_width,
         "head": config.model.head,
     }

@@ -103,7 +103,8 @@ def test_muon_orthogonalises_kernels_and_leaves_vectors_to_adam():
     updates, _ = optimizer.update(grads, optimizer.init(params), params)
     singular = np.linalg.svd(np.asarray(updates["kernel"]).reshape(36, 8), compute_uv=False)
     assert singular.max() / singular.min() < 2  # The gradient's own ratio is above 2.5.
-    np.testing.assert_allclose(np.abs(updates["bias"]), 1.0, rtol=1e-3)
+    bias = np.asarray(updates["bias"])  # Adam's first step has one size and the gradient's sign.
+    np.testing.assert_allclose(bias, -np.sign(grads["bias"]) * abs(bias[0]), rtol=1e-4)
     with pytest.raises(UserError, match="optimizer.name"):
         make_optimizer(optimizer_config(name="sgd"), 10)
 
