@@ -147,9 +147,9 @@ def parse_answer(text: str, options: Sequence[str]) -> int | None:
     for pattern in patterns:
         if match := re.search(pattern, text):
             return letters.index(match.group(1))
-    found = _by_words(text, options)
-    if found is not None:
-        return found
+    named = _named(text, options)
+    if named:
+        return named[0] if len(named) == 1 else None
     lower = re.match(rf"(?i)^([{letters}])\s*(?:[).:,\]]|$)", text)
     if lower:
         return letters.index(lower.group(1).upper())
@@ -159,15 +159,12 @@ def parse_answer(text: str, options: Sequence[str]) -> int | None:
     return letters.index(alone[0]) if len(set(alone)) == 1 else None
 
 
-def _by_words(text: str, options: Sequence[str]) -> int | None:
+def _named(text: str, options: Sequence[str]) -> list[int]:
+    """The options whose words stand in the text, less those within the words of a longer one."""
     plain = f" {_words(text)} "
-    hits = [i for i, option in enumerate(options) if f" {_words(option)} " in plain]
-    hits = [i for i in hits if _words(options[i])]
-    if not hits:
-        return None
-    longest = max(hits, key=lambda i: len(_words(options[i])))
-    others = [i for i in hits if _words(options[i]) not in _words(options[longest])]
-    return None if others else longest
+    words = [f" {_words(option)} " for option in options]
+    hits = [i for i, option in enumerate(words) if option.strip() and option in plain]
+    return [i for i in hits if not any(words[i] in words[j] and i != j for j in hits)]
 
 
 def _words(text: str) -> str:

@@ -1,0 +1,290 @@
+"""Questions about videos: layouts, answers in free text, the projector, and the task."""
+
+import json
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from pyratok_jax.errors import UserError
+from pyratok_jax.evaluate import main
+from pyratok_jax.evaluation.answering import MODES, LanguageAnswers
+from pyratok_jax.evaluation.mvbench import LAYOUT, Question, load_questions, parse_answer, prompt
+from pyratok_jax.evaluation.vqa import VideoQuestions, read_clip_of
+from pyratok_jax.models.alignment import Alignment
+from pyratok_jax.models.language.config import tiny
+from pyratok_jax.models.language.model import LanguageModel
+from pyratok_jax.models.language.text import TextEncoder
+from pyratok_jax.models.projector import Projector, pool_grid
+from pyratok_jax.models.pyratok import PyraTok, PyraTokConfig
+from pyratok_jax.models.wan_vae.config import WanVAEConfig
+from pyratok_jax.tokenizer import Tokenizer
+
+OPTIONS = ("a red ball", "a red ball and a cup", "nothing", "B side")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("(B)", 1),
+        ("B", 1),
+        ("B.", 1),
+        ("b)", 1),
+        ("[C] nothing", 2),
+        ("The answer is C", 2),
+        ("Answer: D, because the man turned.", 3),
+        ("Option A fits best", 0),
+        ("I see a red ball.", 0),
+        ("It is a red ball and a cup!", 1),
+        ("Nothing happens at all", 2),
+        ("I think (A) since the ball is red", 0),
+        ("A man holds it", None),
+        ("no idea", None),
+        ("", None),
+        ("(E)", None),
+        ("nothing, or the B side", None),
+        ("Probably D", 3),
+    ],
+)
+def test_answers_in_free_text(text, expected):
+    assert parse_answer(text, OPTIONS) == expected
+
+
+def test_the_prompt_lists_the_options_by_letter():
+    text = prompt(Question("action_count", 0, "v.mp4", "How many?", ("1", "2"), 0))
+    assert text.splitlines()[0] == "Question: How many?"
+    assert "(A) 1\n(B) 2" in text and text.endswith("Answer: (")
+
+
+def test_all_twenty_layouts_are_read(constructed):
+    questions = load_questions(str(constructed / "mvbench"))
+    assert [q.task for q in questions] == list(LAYOUT) and len(LAYOUT) == 20
+    for question in questions:
+        assert read_clip_of(question, 5, 0).shape == (5, 48, 48, 3)
+        assert (question.start is None) == (not LAYOUT[question.task].bounded)
+
+
+def test_bounds_choose_the_seconds_asked_about(tmp_path):
+    from PIL import Image
+
+    for number in range(12):
+        Image.new("RGB", (8, 8), (20 * number,) * 3).save(tmp_path / f"{number:05d}.jpg")
+    question = Question("episodic_reasoning", 0, str(tmp_path), "?", ("a",), 0, 1.0, 2.0, True)
+    greys = read_clip_of(question, 3, 0)[:, 4, 4, 0].astype(int)
+    assert np.abs(greys - [60, 80, 100]).max() <= 3
+
+
+def test_broken_question_files_say_what_is_wrong(tmp_path):
+    (tmp_path / "json").mkdir()
+    path = tmp_path / "json" / "action_count.json"
+    row = {"video": "v.mp4", "question": "?", "candidates": ["1", "2"], "answer": "2"}
+    for content, message in (
+        ("{", "not JSON"),
+        ("{}", "expected a list"),
+        (json.dumps([row | {"answer": "3"}]), "question 0"),
+        (json.dumps([{"video": "v.mp4"}]), "question 0"),
+    ):
+        path.write_text(content)
+        with pytest.raises(UserError, match=message):
+            load_questions(str(tmp_path))
+    with pytest.raises(UserError, match="no task of MVBench"):
+        load_questions(str(tmp_path / "json"))
+    with pytest.raises(UserError, match="has no task x"):
+        load_questions(str(tmp_path), ["x"])
+    with pytest.raises(UserError, match="does not exist"):
+        load_questions(str(tmp_path), ["moving_count"])
+
+
+def run(data, output, checkpoint, *more):
+    main(
+        ["--task", "vqa", "--checkpoint", checkpoint, "--data", str(data)]
+        + ["--output", str(output), *more]
+    )
+    return json.loads((output / "results.json").read_text())
+
+
+def test_oracle_is_always_right_and_random_at_chance(constructed, tmp_path, monkeypatch):
+    best = run(constructed / "mvbench", tmp_path / "o", "oracle")["metrics"]
+    assert best["accuracy"] == 100 and best["tasks"] == 20 and best["without_an_option"] == 0
+    root = tmp_path / "data"
+    (root / "json").mkdir(parents=True)
+    row = {"question": "?", "candidates": list("wxyz"), "answer": "x"}
+    rows = [row | {"video": f"{i}.mp4"} for i in range(400)]
+    (root / "json" / "moving_count.json").write_text(json.dumps(rows))
+    clip = np.zeros((2, 8, 8, 3), np.uint8)
+    monkeypatch.setattr("pyratok_jax.evaluation.vqa.read_clip_of", lambda *a: clip)
+    blind = run(root, tmp_path / "r", "random")["metrics"]
+    # Chance is 25; four standard errors are 8.7.
+    assert abs(blind["accuracy"] - 25) < 8.7 and blind["chance"] == 25
+
+
+class Letters:
+    """A tokenizer of characters."""
+
+    pad_token_id = 0
+
+    def __call__(self, text, add_special_tokens=True):
+        texts = [text] if isinstance(text, str) else text
+        ids = [[1] * add_special_tokens + [ord(c) % 120 for c in t] for t in texts]
+        return {"input_ids": ids[0] if isinstance(text, str) else ids}
+
+    def decode(self, ids, skip_special_tokens=True):
+        return "".join(chr(i) for i in ids)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    """A tiny random tokenizer with a tiny random language model."""
+    from pyratok_jax.data.captions import CaptionTokenizer
+
+    vae = WanVAEConfig(base_dim=4, z_dim=4, latents_mean=(0.1,) * 4, latents_std=(1.5,) * 4)
+    language = LanguageModel(tiny(vocabulary=128), rngs=nnx.Rngs(1))
+    width = language.config.width
+    config = PyraTokConfig(
+        vae=vae,
+        grids=((4, 16), (4, 8)),
+        bits=6,
+        width=16,
+        heads=2,
+        text_width=width,
+        synthesis_width=8,
+        lora_rank=2,
+    )
+    return Tokenizer(
+        PyraTok(config, rngs=nnx.Rngs(0)),
+        text=TextEncoder(language),
+        captions=CaptionTokenizer(Letters(), 16),
+        alignment=Alignment(6, 2, width, rngs=nnx.Rngs(2)),
+        checkpoint_hash="1" * 64,
+    )
+
+
+def make_projector(tokenizer, seed=3):
+    width = tokenizer.text.language_model.config.width
+    return Projector(2, width, width, rngs=nnx.Rngs(seed), hidden=8, most=(2, 2, 2))
+
+
+def test_pooling_takes_means_of_equal_parts():
+    x = jnp.arange(5.0)[None, :, None, None, None] * jnp.ones((1, 5, 4, 2, 1))
+    pooled = pool_grid(x, (2, 1, 4))
+    assert pooled.shape == (1, 2 * 1 * 2, 1)
+    np.testing.assert_allclose(pooled[0, :, 0], [1, 1, 3.5, 3.5])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_language_model_answers_in_every_mode(tokenizer, mode, rng):
+    clip = rng.integers(0, 255, (5, 16, 16, 3)).astype(np.uint8)
+    question = Question("action_count", 0, "v", "How many?", ("one", "two", "three"), 1)
+    answers = LanguageAnswers(tokenizer, make_projector(tokenizer), mode=mode, new_tokens=3)
+    answer = answers.answer(clip, question)
+    # 2x1x1 and 2x2x2 tokens of 6 bits.
+    assert answer.bits == 6 * (2 + 8)
+    if mode == "generate":
+        assert answer.text.startswith("(")
+    else:
+        assert len(answer.scores) == 3 and answer.option == int(np.argmax(answer.scores))
+        assert np.isfinite(answer.scores).all()
+
+
+def test_scores_depend_on_the_clip_only_through_the_projector(tokenizer, rng):
+    clips = rng.integers(0, 255, (2, 5, 16, 16, 3)).astype(np.uint8)
+    question = Question("action_count", 0, "v", "?", ("one", "two"), 1)
+    seeing = LanguageAnswers(tokenizer, make_projector(tokenizer))
+    blind = LanguageAnswers(tokenizer, None)
+    a, b = (seeing.answer(clip, question).scores for clip in clips)
+    c, d = (blind.answer(clip, question).scores for clip in clips)
+    assert a != b and c == d
+
+
+def test_option_likelihood_is_the_mean_over_the_options_own_tokens(tokenizer):
+    answers = LanguageAnswers(tokenizer, None, mode="likelihood")
+    question = Question("action_count", 0, "v", "?", ("one", "seventeen"), 1)
+    scores = answers.answer(np.zeros((1, 16, 16, 3), np.uint8), question).scores
+    model, words = tokenizer.text.language_model, Letters()
+    for score, ending in zip(scores, ("A) one", "B) seventeen"), strict=True):
+        head = words(prompt(question))["input_ids"]
+        tail = words(ending, add_special_tokens=False)["input_ids"]
+        ids = jnp.asarray([head + tail])
+        logs = jax.nn.log_softmax(model.logits(model(ids).hidden), axis=-1)[0]
+        own = [logs[len(head) - 1 + i, token] for i, token in enumerate(tail)]
+        assert score == pytest.approx(float(np.mean(own)), abs=1e-4)
+
+
+def test_a_projector_must_be_named_and_fit(tokenizer, tmp_path):
+    task = VideoQuestions(data="d")
+    with pytest.raises(UserError, match="projector=DIR"):
+        task.wrap(tokenizer)
+    assert VideoQuestions(data="d", projector="none").wrap(tokenizer).projector is None
+    with pytest.raises(UserError, match="does not exist"):
+        VideoQuestions(data="d", projector=str(tmp_path)).wrap(tokenizer)
+    with pytest.raises(UserError, match="mode"):
+        VideoQuestions(data="d", mode="x").check()
+    bare = types.SimpleNamespace(text=None, captions=None)
+    with pytest.raises(UserError, match="no language model"):
+        LanguageAnswers(bare, None)
+
+
+@pytest.fixture
+def config(constructed):
+    from configs.vqa_projector import get_config
+
+    config = get_config("smoke")
+    config.data.sources, config.data.buckets = (str(constructed / "videos"),), ("5x16x16",)
+    config.data.decode_time_limit = 0.0
+    config.projector.hidden, config.projector.most = 8, (2, 2, 2)
+    return config
+
+
+def test_training_learns_captions_and_is_read_back(tokenizer, config, tmp_path, monkeypatch):
+    from pyratok_jax.training import projector as training
+
+    monkeypatch.setattr(training, "load_tokenizer", lambda spec: tokenizer)
+    config.steps, config.log_every = 12, 1
+    config.optimizer.update({"learning_rate": 3e-2, "warmup": 0})
+    outputs = training.run(config, tmp_path)
+    assert outputs["projector"] == tmp_path
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["caption_nll"] for line in lines if "caption_nll" in line]
+    assert losses[-1] < losses[0] - 0.05
+    loaded, digest = training.load_projector(tmp_path, tokenizer)
+    fresh = training.make_projector(training.ProjectorTask(config).arguments(), nnx.Rngs(0))
+    assert len(digest) == 64
+    assert not np.array_equal(loaded.ends[...], fresh.ends[...])
+    answers = VideoQuestions(data="d", projector=str(tmp_path)).wrap(tokenizer)
+    assert answers.checkpoint_hash != tokenizer.checkpoint_hash
+    other = types.SimpleNamespace(checkpoint_hash="2" * 64)
+    with pytest.raises(UserError, match="was trained for the tokenizer"):
+        training.load_projector(tmp_path, other)
+
+
+def test_only_the_projector_trains_and_the_loss_is_that_of_the_caption(tokenizer, config):
+    from pyratok_jax.training.partition import Partition
+    from pyratok_jax.training.projector import ProjectorTask, caption_loss
+
+    task = ProjectorTask(config, tokenizer)
+    partition = Partition(task.system, task.is_trainable)
+    assert partition.trainable and all(n.startswith("projector.") for n in partition.trainable)
+    ids, mask = tokenizer.captions(["abc", "a"])
+    video = np.zeros((2, 5, 16, 16, 3), np.uint8)
+    batch = {
+        "video": jnp.asarray(video),
+        "text_ids": jnp.asarray(ids),
+        "text_mask": jnp.asarray(mask),
+    }
+    loss, terms = nnx.jit(caption_loss)(task.system, batch)
+    model = tokenizer.text.language_model
+    black = jnp.full((1, 5, 16, 16, 3), -1.0)
+    visual = nnx.jit(lambda system, x: system.visual(x))(task.system, black)
+    logits_of = nnx.jit(lambda model, x: model.logits(model(x).hidden))
+    total = []
+    for row, count in ((0, 4), (1, 2)):
+        x = jnp.concatenate(
+            [visual, model.embed(jnp.asarray(ids[row : row + 1, : count - 1]))], axis=1
+        )
+        logs = jax.nn.log_softmax(logits_of(model, x), axis=-1)[0, visual.shape[1] - 1 :]
+        total += [-float(logs[i, ids[row, i]]) for i in range(count)]
+    assert float(loss) == pytest.approx(np.mean(total), abs=1e-4)
+    assert 0 <= float(terms["token_accuracy"]) <= 1
