@@ -25,6 +25,20 @@ from pyratok_jax.tokens.locks import export_lock
 from pyratok_jax.tokens.plan import ExportOptions, Plan, provenance_of, source_fingerprint
 
 
+_SIZES = {
+    "shards": "number of files",
+    "window": "frames per block, 4k+1: longer videos are cut, and a shorter end padded; a block is "
+    "encoded alone",
+    "tile": "side of square tiles for frames too large for memory; 0: whole frames",
+    "overlap": "pixels shared by tiles",
+    "short-side": "shrink the shorter side to; 0: keep the size",
+    "round-frames": "pad blocks to a multiple of this, plus 1: fewer shapes to compile",
+    "round-sides": "pad sides to a multiple of this; 0: the least possible",
+    "batch": "blocks per batch, at most",
+    "batch-pixels": "frames x height x width of a batch, at most (one block always fits)",
+}
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = argparse.ArgumentParser(
@@ -40,48 +54,11 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--output", required=True, help="folder of the dataset (local or gs://)")
     p.add_argument("--format", choices=FORMATS, default=d.format)
-    p.add_argument("--shards", type=int, default=d.shards, help="number of files")
     p.add_argument("--compress", action="store_true", help="entropy-code the tokens")
-    p.add_argument(
-        "--window",
-        type=int,
-        default=d.window,
-        help="frames per block, 4k+1: longer videos are cut, and a shorter end padded; "
-        "a block is encoded alone",
-    )
-    p.add_argument(
-        "--tile",
-        type=int,
-        default=d.tile,
-        help="side of square tiles for frames too large for memory; 0: whole frames",
-    )
-    p.add_argument("--overlap", type=int, default=d.overlap, help="pixels shared by tiles")
     p.add_argument("--fps", type=float, default=d.fps, help="frames per second to keep; 0: all")
-    p.add_argument(
-        "--short-side",
-        type=int,
-        default=d.short_side,
-        help="shrink the shorter side to; 0: keep the size",
-    )
-    p.add_argument(
-        "--round-frames",
-        type=int,
-        default=d.round_frames,
-        help="pad blocks to a multiple of this, plus 1: fewer shapes to compile",
-    )
-    p.add_argument(
-        "--round-sides",
-        type=int,
-        default=d.round_sides,
-        help="pad sides to a multiple of this; 0: the least possible",
-    )
-    p.add_argument("--batch", type=int, default=d.batch, help="blocks per batch, at most")
-    p.add_argument(
-        "--batch-pixels",
-        type=int,
-        default=d.batch_pixels,
-        help="frames x height x width of a batch, at most (one block always fits)",
-    )
+    for name, text in _SIZES.items():
+        default = getattr(d, name.replace("-", "_"))
+        p.add_argument(f"--{name}", type=int, default=default, help=text)
     p.add_argument("--process", type=int, default=m.index, help="number of this process")
     p.add_argument("--processes", type=int, default=m.count, help="processes that share the work")
     p.add_argument("--readers", type=int, default=m.readers, help="threads that decode video")
