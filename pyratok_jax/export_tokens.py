@@ -24,7 +24,6 @@ from pyratok_jax.tokens.exporting import Machine, Progress, export, rates, shard
 from pyratok_jax.tokens.locks import export_lock
 from pyratok_jax.tokens.plan import ExportOptions, Plan, provenance_of, source_fingerprint
 
-
 _SIZES = {
     "shards": "number of files",
     "window": "frames per block, 4k+1: longer videos are cut, and a shorter end padded; a block is "
