@@ -2,12 +2,12 @@
 
     python benchmarks/export_tokens.py [--clips 200] [--checkpoint DIR] [--size 96] [--frames 17]
 
-Videos are written once from the demo's clips (`--source noise`: from random frames). The bare encoder
-gets the padded clips from memory; the exporter reads, decodes, encodes and writes them. Both use
-the same batch size and the same compiled program; they take turns, clip set by clip set, so that
-other load on the machine falls on both. Without a checkpoint the demo's tokenizer with random
-weights is used, which costs the same. Prints JSON; on a machine that others use, too, the ratio of
-processor seconds says more than that of wall seconds.
+Videos are written once from the demo's clips (`--source noise`: from random frames). The bare
+encoder gets the padded clips from memory; the exporter reads, decodes, encodes and writes them.
+Both use the same batch size and the same compiled program; they take turns, clip set by clip set,
+so that other load on the machine falls on both. Without a checkpoint the demo's tokenizer with
+random weights is used, which costs the same. Prints JSON; on a machine that others use, too, the
+ratio of processor seconds says more than that of wall seconds.
 """
 
 import argparse
