@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from pyratok_jax.evaluation import synthetic
+from tests.evaluation.tiny import language_tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -15,3 +16,9 @@ def constructed(tmp_path_factory):
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """A tiny random tokenizer with a tiny random language model."""
+    return language_tokenizer()

@@ -1,0 +1,50 @@
+"""A tokenizer with a language model, both of random weights and very small."""
+
+from flax import nnx
+
+from pyratok_jax.data.captions import CaptionTokenizer
+from pyratok_jax.models.alignment import Alignment
+from pyratok_jax.models.language.config import tiny
+from pyratok_jax.models.language.model import LanguageModel
+from pyratok_jax.models.language.text import TextEncoder
+from pyratok_jax.models.pyratok import PyraTok, PyraTokConfig
+from pyratok_jax.models.wan_vae.config import WanVAEConfig
+from pyratok_jax.tokenizer import Tokenizer
+
+
+class Letters:
+    """A tokenizer of characters."""
+
+    pad_token_id = 0
+
+    def __call__(self, text, add_special_tokens=True):
+        texts = [text] if isinstance(text, str) else text
+        ids = [[1] * add_special_tokens + [ord(c) % 120 for c in t] for t in texts]
+        return {"input_ids": ids[0] if isinstance(text, str) else ids}
+
+    def decode(self, ids, skip_special_tokens=True):
+        return "".join(chr(i) for i in ids)
+
+
+def language_tokenizer() -> Tokenizer:
+    """A tiny random tokenizer with a tiny random language model."""
+    vae = WanVAEConfig(base_dim=4, z_dim=4, latents_mean=(0.1,) * 4, latents_std=(1.5,) * 4)
+    language = LanguageModel(tiny(vocabulary=128), rngs=nnx.Rngs(1))
+    width = language.config.width
+    config = PyraTokConfig(
+        vae=vae,
+        grids=((4, 16), (4, 8)),
+        bits=6,
+        width=16,
+        heads=2,
+        text_width=width,
+        synthesis_width=8,
+        lora_rank=2,
+    )
+    return Tokenizer(
+        PyraTok(config, rngs=nnx.Rngs(0)),
+        text=TextEncoder(language),
+        captions=CaptionTokenizer(Letters(), 16),
+        alignment=Alignment(6, 2, width, rngs=nnx.Rngs(2)),
+        checkpoint_hash="1" * 64,
+    )
