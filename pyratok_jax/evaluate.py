@@ -108,7 +108,12 @@ def _shard(arguments: argparse.Namespace) -> Shard:
         return parse_shard(arguments.shard)
     import jax
 
-    jax.distributed.initialize()
+    try:
+        jax.distributed.initialize()
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"--distributed: JAX finds no group of processes here ({error}); use --shard I/N"
+        ) from error
     return Shard(jax.process_index(), jax.process_count())
 
 
