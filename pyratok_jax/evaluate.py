@@ -108,12 +108,9 @@ def _shard(arguments: argparse.Namespace) -> Shard:
         return parse_shard(arguments.shard)
     import jax
 
-    try:
-        jax.distributed.initialize()
-    except (RuntimeError, ValueError) as error:
-        raise UserError(
-            f"--distributed: JAX finds no group of processes here ({error}); use --shard I/N"
-        ) from error
+    from pyratok_jax.training.hosts import join_hosts
+
+    join_hosts(True)
     return Shard(jax.process_index(), jax.process_count())
 
 

@@ -5,6 +5,7 @@ working folder holds `tokenizer.json` (sizes, frozen parts by specification and 
 `checkpoints/` (what training changed).
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -81,10 +82,11 @@ class Tokenizer:
 
         self._tokenize, self._detokenize = jax.jit(tokenize), jax.jit(detokenize)
         self._ceiling = jax.jit(ceiling)
-        self._text_graph, self._text_state = nnx.split(text) if text is not None else (None, None)
-        self._embed = jax.jit(
-            lambda state, ids, mask: nnx.merge(self._text_graph, state)(ids, mask)
-        )
+        self._embed: Any = None
+        if text is not None:
+            text_graph, text_state = nnx.split(text)
+            run = jax.jit(lambda state, ids, mask: nnx.merge(text_graph, state)(ids, mask))
+            self._embed = functools.partial(run, text_state)
 
     def embed(self, captions: Sequence[str | None]) -> TextCondition | None:
         """Text embeddings (b, l, d) of captions; None where there is no text encoder.
@@ -98,7 +100,7 @@ class Tokenizer:
         if not mask.any():
             zeros = jnp.zeros((*ids.shape, self.config.text_width), jnp.float32)
             return TextCondition(zeros, jnp.asarray(mask))
-        text = self._embed(self._text_state, jnp.asarray(ids), jnp.asarray(mask))
+        text = self._embed(jnp.asarray(ids), jnp.asarray(mask))
         return TextCondition(text.embeddings.astype(jnp.float32), text.mask)
 
     def encode(

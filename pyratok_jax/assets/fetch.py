@@ -108,11 +108,11 @@ def extract_member(archive: Path, member: str) -> Path:
             with zipfile.ZipFile(archive) as file, file.open(member) as source:
                 _copy_atomically(source, target)
         else:
-            with tarfile.open(archive) as file:
-                source = file.extractfile(member)
-                if source is None:
+            with tarfile.open(archive) as bundle:
+                content = bundle.extractfile(member)
+                if content is None:
                     raise KeyError(member)
-                _copy_atomically(source, target)
+                _copy_atomically(content, target)
     except KeyError as error:
         raise UserError(f"{archive} holds no file {member}; is it the release expected?") from error
     return target

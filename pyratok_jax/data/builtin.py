@@ -242,8 +242,10 @@ def _cut_span(
         for t in range(frames):
             wanted.setdefault(min(starts[clip] + steps[clip] * t, high - 1), []).append((clip, t))
     for number, frame in _numbered(path, low, high):
-        picture = Image.fromarray(frame) if number in wanted else None
-        for clip, t in wanted.get(number, ()):
+        if number not in wanted:
+            continue
+        picture = Image.fromarray(frame)
+        for clip, t in wanted[number]:
             box, mirrored = boxes[clip]
             small = np.asarray(
                 picture.resize((size, size), Image.Resampling.BICUBIC, box, reducing_gap=2.0)

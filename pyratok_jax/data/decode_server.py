@@ -29,7 +29,7 @@ def answer(request: dict, payload: bytes) -> tuple[dict, memoryview | bytes]:
             fps=request["fps"],
             size=request["size"] and (request["size"][0], request["size"][1]),
         )
-        return {"shape": clip.shape, "bytes": clip.nbytes}, memoryview(clip).cast("B")
+        return {"shape": clip.shape, "bytes": clip.nbytes}, clip.data.cast("B")
     except BrokenVideoError as error:
         return {"error": [error.path, error.reason, error.transient]}, b""
     except Exception as error:  # A decoder's defect must reach the caller as a broken file.

@@ -85,7 +85,12 @@ def _values(feature: Any) -> list:
 
 
 def _is_media(values: list | None) -> bool:
-    return bool(values) and isinstance(values[0], bytes) and len(values[0]) > 0
+    return (
+        values is not None
+        and len(values) > 0
+        and isinstance(values[0], bytes)
+        and len(values[0]) > 0
+    )
 
 
 def _text(values: Mapping[str, list], keys: tuple[str, ...]) -> str | None:

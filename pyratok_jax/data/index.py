@@ -49,7 +49,7 @@ def index_clips(records: Sequence[ClipRecord], decoder: Decoder, threads: int = 
 
     A source that brings its own index (`index` of `shards.ShardRecords`) is not read at all.
     """
-    own = getattr(records, "index", None)
+    own = getattr(records, "clip_index", None)
     if isinstance(own, ClipIndex):
         return own
     numbers = range(len(records))

@@ -109,7 +109,7 @@ def remux(source: VideoSource, start: float, end: float | None) -> tuple[bytes, 
 
 
 def _packets(container: Any, stream: Any, high: int | None) -> list[Any]:
-    packets = []
+    packets: list[Any] = []
     for packet in container.demux(stream):
         if packet.dts is None or packet.pts is None:
             continue

@@ -296,7 +296,10 @@ def _fitting(
     if config["any_bucket"]:
         everything = [[np.arange(len(r))] * len(buckets) for r in records]
         return everything, [{} for _ in records], []
-    decoder, eligible, shapes, broken = _decoder(config), [], [], []
+    decoder = _decoder(config)
+    eligible: list[list[np.ndarray]] = []
+    shapes: list[Mapping[int, Any]] = []
+    broken: list[tuple[str, str]] = []
     for clips in records:
         index = index_clips(clips, decoder)
         fits = assign_buckets(

@@ -219,9 +219,11 @@ def _encode(
                            options.quality)  # fmt: skip
     still = is_image(clip.path)
     span = float("inf") if still else frames / fps
-    columns = (np.array([float(v)]) for v in (payload.height, payload.width, span, fps))
+    heights, widths, spans, rates = (
+        np.array([float(v)]) for v in (payload.height, payload.width, span, fps)
+    )
     buckets = parse_buckets(options.buckets)
-    fits = assign_buckets(buckets, *columns)[0]
+    fits = assign_buckets(buckets, heights, widths, spans, rates)[0]
     values = {
         "id": clip.id,
         "caption": clip.caption,
@@ -299,7 +301,7 @@ def _write_index(output: epath.Path, clips: Sequence[dict]) -> None:
     columns["seconds"] = np.where(columns["seconds"] < 0, np.inf, columns["seconds"])
     with tempfile.TemporaryDirectory() as scratch:
         local = Path(scratch) / INDEX_FILE
-        np.savez(local, **columns)
+        np.savez(local, allow_pickle=False, **columns)
         publish(local, output / INDEX_FILE)
 
 

@@ -19,7 +19,7 @@ INDEX_FILE = "clips.npz"
 class ShardRecords(Sequence[ClipRecord]):
     """The clips of many shards, read one by one when they are asked for.
 
-    `index` is the sizes and lengths of all clips, where the folder holds them (`clips.npz`, as
+    `clip_index` is the sizes and lengths of all clips, where the folder holds them (`clips.npz`, as
     our preparation writes it), else None. Can be pickled; files are opened in each process.
 
     Raises:
@@ -32,7 +32,7 @@ class ShardRecords(Sequence[ClipRecord]):
         self.files = list(files)
         self._readers: list[RecordFile] = [open_records(file) for file in self.files]
         self._ends = np.cumsum([len(reader) for reader in self._readers])
-        self.index = _load_index(str(epath.Path(files[0]).parent), len(self))
+        self.clip_index = _load_index(str(epath.Path(files[0]).parent), len(self))
 
     def __reduce__(self) -> tuple:
         return ShardRecords, (self.files,)

@@ -200,6 +200,7 @@ class LaPQBlock(nnx.Module):
         """Features before they attend to the text, and the logits of the missing latent."""
         direct = self.analysis(missing.astype(jnp.float32))
         x = self.lateral(feature) + self.missing(direct)
-        if self.previous is not None:
-            x = x + self.previous(resample(previous, direct.shape[1:4]))
+        if self.previous is not None and previous is not None:
+            t, h, w = direct.shape[1:4]
+            x = x + self.previous(resample(previous, (t, h, w)))
         return x, direct

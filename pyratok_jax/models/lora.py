@@ -4,10 +4,14 @@ An adapter changes the kernel, not the layer's output: kernel + (alpha / rank) *
 still runs one convolution, and with B = 0, as at the start, it is exactly the frozen layer.
 """
 
+from typing import TypeVar
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
+
+M = TypeVar("M", bound=nnx.Module)
 
 
 class LoRAParam(nnx.Param):
@@ -48,7 +52,7 @@ def add_lora(module: nnx.Module, rank: int, alpha: float, *, rngs: nnx.Rngs) -> 
     return len(layers)
 
 
-def without_adapters(module: nnx.Module) -> nnx.Module:
+def without_adapters(module: M) -> M:
     """A view of `module` without its adapters: the frozen network, sharing every array.
 
     It gives the reference posterior for the drift loss inside the same traced step.

@@ -73,10 +73,16 @@ class PyraTokConfig:
             check_levels(self.quantizer, self.grids, self.latent_stride)
             stages = (ENCODER_STAGES,) * len(self.grids)
         object.__setattr__(self, "stages", tuple(stages))
-        if len(self.stages) != len(self.grids):
-            raise ValueError(f"{len(self.grids)} grids need as many stages, not {self.stages}")
-        if not all(1 <= stage <= ENCODER_STAGES for stage in self.stages):
-            raise ValueError(f"stages {self.stages} must lie within 1..{ENCODER_STAGES}")
+        if len(stages) != len(self.grids):
+            raise ValueError(f"{len(self.grids)} grids need as many stages, not {stages}")
+        if not all(1 <= stage <= ENCODER_STAGES for stage in stages):
+            raise ValueError(f"stages {stages} must lie within 1..{ENCODER_STAGES}")
+
+    @property
+    def level_stages(self) -> tuple[int, ...]:
+        """`stages` with its default filled in."""
+        assert self.stages is not None
+        return self.stages
 
     @property
     def latent_stride(self) -> Stride:
@@ -168,7 +174,7 @@ class PyraTok(nnx.Module):
 
     def _block(self, level: int, rngs: nnx.Rngs, dtype: DTypeLike) -> LaPQBlock:
         config = self.config
-        stage = config.stages[level] - 1
+        stage = config.level_stages[level] - 1
         return LaPQBlock(
             stage_channels=config.vae.stage_channels[stage],
             stage_stride=config.vae.stage_strides[stage],
@@ -242,7 +248,7 @@ class PyraTok(nnx.Module):
         levels: list[Level] = []
         latent = jnp.zeros_like(target)
         for stage, block, synthesis in zip(
-            self.config.stages, self.blocks, self.synthesis, strict=True
+            self.config.level_stages, self.blocks, self.synthesis, strict=True
         ):
             missing = target - jax.lax.stop_gradient(latent)
             previous = levels[-1].q if levels else None

@@ -6,6 +6,8 @@ positions and the group of g token frames that share one latent frame as one vec
 transform codec does; frame 0, which stands alone in time, has maps of its own.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -45,7 +47,7 @@ class Synthesis(nnx.Module):
         self.patch = stride[1] // latent_stride[1]
         width = self.patch**2 * channels
         init = nnx.initializers.variance_scaling(0.1, "fan_in", "normal")
-        settings = {"kernel_init": init, "rngs": rngs, "dtype": dtype}
+        settings: dict[str, Any] = {"kernel_init": init, "rngs": rngs, "dtype": dtype}
         self.first = nnx.Linear(bits, width, **settings)
         self.rest = nnx.Linear(self.group * bits, width, **settings)
         self.smooth_in = CausalConv3d(channels, hidden, (3, 3, 3), rngs=rngs, dtype=dtype)

@@ -1,10 +1,12 @@
 """Entropy coding of one level's ids: adaptive, lossless, the same on every machine.
 
 Ids are coded bit by bit with constriction's range coder. The probability of a bit is counted in the
-context of its place in the id, the same bit of the token one frame earlier, and the same bit of the
-four neighbours: positions are coded in two passes, as on a chessboard, so that the second pass
-knows its neighbours, and the first takes those of the earlier frame. All counts are integers and
-their quotients correctly rounded, hence equal wherever they are computed.
+context of the same bit of the token one frame earlier, and the same bit of the four neighbours:
+positions are coded in two passes, as on a chessboard, so that the second pass knows its neighbours,
+and the first takes those of the earlier frame. All bits of an id share their counts, and a context
+with all signs turned counts as the same with the bit turned: records are short, and few contexts
+are learned sooner. Counts are integers and their quotients correctly rounded, hence equal wherever
+they are computed.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,7 +17,8 @@ import numpy as np
 
 _RAW, _CODED = 0, 1
 _LIMIT = 4096  # Counts are halved beyond it, so that old statistics fade.
-_NEIGHBOURS = 9  # Sum of four values of -1, 0 or 1.
+_START = 16  # Count of either symbol before any is seen.
+_CONTEXTS = 27  # Three states of the earlier token times nine sums of neighbours.
 _MOST_TOKENS = 1 << 31
 
 
@@ -86,7 +89,7 @@ def _walk(
         the ids (t, h, w), uint32.
     """
     frames, height, width = grid
-    counts = np.ones((bits, 2, 3 * _NEIGHBOURS, 2), np.int64)
+    counts = np.full((2, _CONTEXTS, 2), _START, np.int64)
     ids = np.zeros((frames, height * width), np.uint32)
     earlier = np.zeros((bits, height, width), np.int8)
     for frame in range(frames):
@@ -95,12 +98,14 @@ def _walk(
             for parity, where in _passes(height, width):
                 known = planes[plane] if parity else earlier[plane]
                 context = _neighbours(known).ravel()[where] * 3 + earlier[plane].ravel()[where] + 1
-                table = counts[plane, parity]
-                ones, total = table[context, 1], table[context].sum(axis=1)
+                turned = (context < _CONTEXTS // 2).astype(np.int64)
+                context = np.where(turned, _CONTEXTS - 1 - context, context)
+                table = counts[parity]
+                ones, total = table[context, 1 - turned], table[context].sum(axis=1)
                 values = code(ones / total, (frame, bits - 1 - plane, where))
                 planes[plane].reshape(-1)[where] = 2 * values - 1
                 ids[frame, where] |= values.astype(np.uint32) << np.uint32(bits - 1 - plane)
-                _count(table, context, values)
+                _count(table, context, values ^ turned)
         earlier = planes
     return ids.reshape(grid)
 

@@ -8,6 +8,7 @@ resulting signs, and both are then refined together. It changes the first step, 
 """
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -19,13 +20,18 @@ from jaxtyping import Array, Float
 from pyratok_jax.models.grids import space_to_depth
 from pyratok_jax.models.lfq import hard_sign, straight_through
 from pyratok_jax.models.pyratok import PyraTok
+from pyratok_jax.models.synthesis import Analysis, Synthesis
 
 MAX_SAMPLES = 16384
 _FLOOR = 0.05  # of the latents' root mean square
 
 
 def calibrate(
-    model: PyraTok, latents: list[Float[Array, "b t h w z"]], *, seed: int = 0, steps: int = 300
+    model: PyraTok,
+    latents: Sequence[Float[Array | np.ndarray, "b t h w z"]],
+    *,
+    seed: int = 0,
+    steps: int = 300,
 ) -> list[float]:
     """Fit the analysis and synthesis of every level to `latents`, in place.
 
@@ -66,7 +72,7 @@ def _sample(patches: list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
     return vectors
 
 
-def _remainder(analysis: nnx.Module, synthesis: nnx.Module, missing: np.ndarray) -> np.ndarray:
+def _remainder(analysis: Analysis, synthesis: Synthesis, missing: np.ndarray) -> np.ndarray:
     codes = hard_sign(analysis(jnp.asarray(missing)))
     return missing - np.asarray(synthesis.linear(codes))
 
@@ -90,9 +96,15 @@ def _fit_pair(
     weights, bias, answer, offset = _refine(start, jnp.asarray(x), steps)
     codes = np.where(x @ np.asarray(weights) + np.asarray(bias) >= 0, 1.0, -1.0)
     answer, offset = _least_squares(codes, x)
-    analysis.kernel[...], analysis.bias[...] = weights, bias
+    analysis.kernel[...] = weights
+    _set_bias(analysis, bias)
     synthesis.kernel[...] = jnp.asarray(answer, jnp.float32)
-    synthesis.bias[...] = jnp.asarray(offset, jnp.float32)
+    _set_bias(synthesis, jnp.asarray(offset, jnp.float32))
+
+
+def _set_bias(layer: nnx.Linear, value: Array) -> None:
+    assert layer.bias is not None
+    layer.bias[...] = value
 
 
 def _principal_rotation(

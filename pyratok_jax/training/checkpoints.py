@@ -108,9 +108,14 @@ def _state(tree: Mapping[str, Any], like: TrainState) -> TrainState:
     """The inverse of `_tree`; an empty dictionary may have been left out when it was written."""
     leaves = [tree["opt_state"][str(i)] for i in range(len(tree["opt_state"]))]
     opt_state = jax.tree.unflatten(jax.tree.structure(like.opt_state), leaves)
-    values = {name: tree.get(name) or {} for name in ("params", "ema")}
-    counters = {name: tree[name] for name in ("step", "skipped", "skipped_in_a_row")}
-    return TrainState(opt_state=opt_state, **values, **counters)
+    return TrainState(
+        step=tree["step"],
+        params=tree["params"],
+        opt_state=opt_state,
+        ema=tree.get("ema") or {},
+        skipped=tree["skipped"],
+        skipped_in_a_row=tree["skipped_in_a_row"],
+    )
 
 
 def newest_step(workdir: Path) -> int | None:

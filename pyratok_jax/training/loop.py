@@ -26,7 +26,9 @@ from pyratok_jax.training.step import Metrics, TrainState, initial_state, make_t
 class Task(Protocol):
     """What is trained: a module, its loss and its data."""
 
-    system: nnx.Module
+    @property
+    def system(self) -> nnx.Module:
+        """The module, with its first weights."""
 
     def is_trainable(self, name: str, variable: nnx.Variable) -> bool:
         """Whether training changes a variable."""

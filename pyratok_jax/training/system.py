@@ -130,7 +130,8 @@ class TokenizerLoss:
         masked = mask_video(video, tokenizer.mask_value[...], mask_key, progress, self.masking)
         output = tokenizer.encode(masked, text)
         rebuilt = tokenizer.decode(output.latent)
-        extra, predicted = {}, None
+        extra: dict[str, Array] = {}
+        predicted = None
         if self.weights.autoregressive:
             codes = tuple(level.q for level in output.levels)
             predicted, extra = autoregressive_loss(
@@ -168,8 +169,8 @@ class TokenizerLoss:
         embeddings = text.embeddings.astype(jnp.float32)
         if self.language_layers:
             model = system.text.language_model
-            output = model(ids, mask, layers=self.language_layers, keep_cache=True)
-            cache = jax.lax.stop_gradient(output).cache
+            shallow = model(ids, mask, layers=self.language_layers, keep_cache=True)
+            return text._replace(embeddings=embeddings), jax.lax.stop_gradient(shallow.cache)
         return text._replace(embeddings=embeddings), cache
 
     def _frozen_posterior(self, tokenizer: PyraTok, masked: Array) -> Posterior | None:
