@@ -60,6 +60,7 @@ class Classification(Task):
 
     def __post_init__(self) -> None:
         self._rows: list[Labelled] = []
+        self._classes: list[str] = []
         self._queries = np.zeros((0, 0), np.float32)
 
     def wrap(self, tokenizer: Any) -> Extractor:
@@ -83,8 +84,10 @@ class Classification(Task):
         return self._rows
 
     def class_names(self) -> list[str]:
-        """The classes that are told apart."""
-        return load_classes(self.classes, self.rows())
+        """The classes that are told apart, read once."""
+        if not self._classes:
+            self._classes = load_classes(self.classes, self.rows())
+        return self._classes
 
     def protocol(self) -> dict[str, Any]:
         """Settings, and the number of classes."""
