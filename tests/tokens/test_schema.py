@@ -113,7 +113,7 @@ def test_packed_form_is_fixed():
     assert zlib.crc32(pack(ids, 16)) == PACKED_CRC
 
 
-PACKED_CRC = 1089635339
+PACKED_CRC = 3812743847
 
 
 def test_broken_packed_data_is_refused():
