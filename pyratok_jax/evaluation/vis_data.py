@@ -10,7 +10,7 @@ from PIL import Image, UnidentifiedImageError
 
 from pyratok_jax.errors import UserError
 from pyratok_jax.evaluation.framework import BrokenItemError
-from pyratok_jax.evaluation.rle import decode_mask, encode_mask
+from pyratok_jax.evaluation.rle import decode_mask, encode_mask, pack
 
 _IMAGES = (".jpg", ".jpeg", ".png")
 _VOID = 255
@@ -97,8 +97,22 @@ def _video(path: Path, images: Path, row: Any, tracks: list[dict[str, Any]]) -> 
                 f"{path}, annotation {track.get('id')}: {len(track['segmentations'])} masks for "
                 f"{len(files)} frames"
             )
+        _check_masks(path, track, height, width)
     name = Path(row["file_names"][0]).parent.name if files else str(row["id"])
     return VisVideo(int(row["id"]), f"{row['id']}:{name}", files, height, width, tuple(tracks))
+
+
+def _check_masks(path: Path, track: dict[str, Any], height: int, width: int) -> None:
+    """Refuse masks that cannot be read now, and not when all videos have been evaluated."""
+    for frame, segmentation in enumerate(track["segmentations"]):
+        try:
+            if segmentation:
+                pack(segmentation, height, width)
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise UserError(
+                f"{path}, annotation {track.get('id')}, frame {frame}: no mask of {width}x{height} "
+                f"pixels ({error})"
+            ) from error
 
 
 def load_davis(root: Path) -> VisData:

@@ -178,6 +178,8 @@ def test_defined_scores_without_predictions_or_truth(two_tracks):
         (lambda c: c["annotations"][1].update(category_id=9), "annotation 1"),
         (lambda c: c["annotations"][0]["segmentations"].pop(), "3 masks for 4 frames"),
         (lambda c: c["videos"][0].pop("height"), "video 7"),
+        (lambda c: c["videos"][0].update(height=21), "annotation 1, frame 0"),
+        (lambda c: c["annotations"][1].update(segmentations=["x"] * 4), "annotation 2, frame 0"),
     ],
 )
 def test_broken_annotation_files_say_what_is_wrong(two_tracks, change, message):
