@@ -176,7 +176,6 @@ def test_a_window_that_is_not_4k_plus_1_is_refused(tmp_path, window):
 
 
 def test_the_built_in_clips_are_read_by_their_times(tmp_path):
-    pytest.importorskip("pyratok_jax.data.builtin")
     from pyratok_jax.reconstruction import _frames, find_jobs
 
     jobs = find_jobs("builtin:demo-heldout", tmp_path)

@@ -90,7 +90,7 @@ def tokenizer_training_config(**changes: Any) -> ConfigDict:
       all tokens).
     - masking: `models.masking.MaskingConfig`.
     - calibration: batches of latents that the levels are fitted to before the first step (0: a
-      random start), and refinement steps.
+      random start), refinement steps, and the clips' shapes (empty: the training's).
     - report: held-out clips that are shown and measured, their shape, LPIPS on or off.
 
     Raises:
@@ -124,7 +124,7 @@ def tokenizer_training_config(**changes: Any) -> ConfigDict:
             "token_budget": 0,
         },
         "masking": dataclasses.asdict(MaskingConfig()),
-        "calibration": {"batches": 24, "steps": 300},
+        "calibration": {"batches": 24, "steps": 300, "buckets": ()},
         "report": {"clips": 8, "buckets": ("17x96x96",), "lpips": True},
     }
     for name, values in parts.items():

@@ -1,6 +1,6 @@
 """Training a tokenizer: frozen parts, data, and levels calibrated before the first step."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +67,11 @@ class TokenizerTask:
 
     def make_loader(self, index: int, count: int) -> ClipLoader:
         """The training stream of one host."""
+        return self._loader(index, count, self.config.data.buckets)
+
+    def _loader(self, index: int, count: int, buckets: Sequence[str]) -> ClipLoader:
         return make_loader(
-            self.config.data,
+            self.config.data.to_dict() | {"buckets": tuple(buckets)},
             seed=self.config.seed,
             batch_size=self.config.batch_size,
             tokenize=self.captions,
@@ -106,7 +109,7 @@ class TokenizerTask:
             vae = nnx.merge(graph, state).vae
             return vae.normalize(vae.encode(to_model_range(video)).mean.astype(jnp.float32))
 
-        loader = self.make_loader(0, 1)
+        loader = self._loader(0, 1, settings.buckets or self.config.data.buckets)
         found = [
             np.asarray(latents(state, jnp.asarray(next(loader)["video"])))
             for _ in range(settings.batches)

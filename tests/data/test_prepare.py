@@ -192,7 +192,6 @@ def test_frames_are_stored_as_images(raw, tmp_path):
 
 
 def test_beam_writes_the_same_bytes(raw, prepared, tmp_path):
-    pytest.importorskip("apache_beam")
     prepare(raw, tmp_path / "beam", runner="DirectRunner")
     assert hashes(tmp_path / "beam") == hashes(prepared)
 

@@ -1,7 +1,5 @@
 """LPIPS against the reference implementation on random weights, and its gradients."""
 
-import warnings
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,25 +8,17 @@ import torch
 from flax import nnx
 
 from pyratok_jax.models.lpips import LPIPS, TRUNKS
+from tests.models.lpips_reference import distance
 
 
-def reference(model: LPIPS) -> torch.nn.Module:
-    """The `lpips` package's network with the weights of ours."""
-    lpips = pytest.importorskip("lpips")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        net = lpips.LPIPS(net=model.net, pnet_rand=True, lpips=False, verbose=False)
-    net.lpips = True
-    convs = [layer for layer in net.net.modules() if isinstance(layer, torch.nn.Conv2d)]
-    for theirs, ours in zip(convs, model.convs, strict=True):
-        theirs.weight.data = torch.tensor(np.array(ours.kernel[...])).permute(3, 2, 0, 1)
-        theirs.bias.data = torch.tensor(np.array(ours.bias[...]))
-    net.lins = []
-    for weight in model.weights:
-        lin = torch.nn.Conv2d(weight.shape[0], 1, 1, bias=False)
-        lin.weight.data = torch.tensor(np.array(weight[...])).reshape(1, -1, 1, 1)
-        net.lins.append(lin)
-    return net.eval()
+def reference(model: LPIPS, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Distances by the torch network of `lpips_reference` with the weights of ours."""
+    kernels = [torch.tensor(np.array(c.kernel[...])).permute(3, 2, 0, 1) for c in model.convs]
+    biases = [torch.tensor(np.array(c.bias[...])) for c in model.convs]
+    weights = [torch.tensor(np.array(weight[...])) for weight in model.weights]
+    x, y = (torch.tensor(images).permute(0, 3, 1, 2) for images in (a, b))
+    with torch.no_grad():
+        return distance(model.net, x, y, kernels, biases, weights).numpy()
 
 
 def pair(h, w):
@@ -44,9 +34,7 @@ def test_distances_equal_the_reference(net, sides):
     for i, conv in enumerate(model.convs):
         conv.bias[...] = 0.1 * jax.random.normal(jax.random.key(i), conv.bias.shape)
     a, b = pair(*sides)
-    with torch.no_grad():
-        x, y = (torch.tensor(v).permute(0, 3, 1, 2) for v in (a, b))
-        expected = reference(model)(x, y).ravel()
+    expected = reference(model, a, b)
     np.testing.assert_allclose(model(jnp.asarray(a), jnp.asarray(b)), expected, rtol=1e-4)
 
 
