@@ -17,7 +17,7 @@ def get_config(argument: str = "") -> ConfigDict:
     """The training behind the shipped weights; `smoke` is a run of a few steps."""
     config = training_config(
         task="backbone",
-        steps=2000,
+        steps=2300,
         batch_size=16,
         ema_decay=0.99,
         checkpoint={"every": 250, "keep": 2, "keep_every": 0},
@@ -29,6 +29,7 @@ def get_config(argument: str = "") -> ConfigDict:
             "learning_rate": 4e-3,
             "warmup": 100,
             "schedule": "trapezoid",
+            "decay_share": 0.27,
             "adam_share": 0.5,
             "b2": 0.95,
         }
@@ -39,7 +40,7 @@ def get_config(argument: str = "") -> ConfigDict:
     )
     config.data = ConfigDict(
         {
-            "phases": ("800*16x1x64", "520*2x9x64", "680*1x17x64"),
+            "phases": ("800*16x1x64", "520*2x9x64", "980*1x17x64"),
             "clips": {"film": 12000, "demo": 6000},
         }
     )

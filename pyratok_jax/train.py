@@ -23,8 +23,12 @@ def main() -> int:
         from pyratok_jax.training.backbone import run
     elif config.task == "tokenizer":
         from pyratok_jax.training.run import run
+    elif config.task == "projector":
+        from pyratok_jax.training.projector import run
     else:
-        raise UserError(f"config.task is {config.task!r}, expected tokenizer or backbone")
+        raise UserError(
+            f"config.task is {config.task!r}, expected tokenizer, backbone or projector"
+        )
     outputs = run(config, workdir)
     if outputs is None:
         return EXIT_INTERRUPTED
