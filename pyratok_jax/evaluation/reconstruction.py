@@ -1,0 +1,120 @@
+"""How well clips are rebuilt from their tokens, at what rate, and how the codes are used."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from pyratok_jax.errors import UserError
+from pyratok_jax.evaluation.framework import Item, Partial, Picture, Task
+from pyratok_jax.evaluation.metrics import PROTOCOL, CodeUsage, Perceptual, mean_quality, quality
+from pyratok_jax.evaluation.rebuilding import (
+    Rebuilder,
+    StandIn,
+    TokenizerRebuilder,
+    central_clip,
+    clip_items,
+    refuse_leakage,
+)
+
+_QUALITY = ("psnr", "psnr_video", "ssim", "ssim_uniform", "lpips", "lpips_alex")
+_NETWORKS = {"none": (), "vgg": ("vgg",), "alex": ("alex",), "both": ("vgg", "alex")}
+
+
+@dataclasses.dataclass
+class Reconstruction(Task):
+    """The task; see `description`."""
+
+    name = "reconstruction"
+    description = (
+        "Reconstruction of video sets and images (WebVid, OpenVid-1M test, COCO, any folder): "
+        "PSNR, SSIM, LPIPS, code utilisation per level, bits per pixel."
+    )
+    data_help = "folder of videos or images, manifest, shards, or builtin:demo-heldout"
+    columns = (("psnr", "PSNR", 2), ("ssim", "SSIM", 3), ("lpips", "LPIPS", 3))
+
+    frames: int = 17
+    side: int = 256
+    captions: bool = True
+    lpips: str = "vgg"
+    train: str = ""
+
+    def __post_init__(self) -> None:
+        self._networks: dict[str, Perceptual] = {}
+        self._vocabulary = 0
+
+    def wrap(self, tokenizer: Any) -> Rebuilder:
+        """The tokenizer with its padding rules."""
+        return TokenizerRebuilder(tokenizer)
+
+    def stand_in(self, kind: str) -> Rebuilder:
+        """`oracle`: the clip itself; `random`: noise."""
+        return StandIn(kind)
+
+    def check(self) -> None:
+        """Refuse unknown networks, impossible sizes, and clips that were trained on."""
+        if self.lpips not in _NETWORKS:
+            raise UserError(f"--set lpips={self.lpips}: expected one of {', '.join(_NETWORKS)}")
+        if self.frames < 1 or self.side < 0:
+            raise UserError(f"--set frames={self.frames}, side={self.side}: too small")
+        if self.train:
+            refuse_leakage(self.data, self.train)
+
+    def protocol(self) -> dict[str, Any]:
+        """Settings, and the conventions of every metric."""
+        return self.settings() | {
+            "sampling": "consecutive frames from the middle, short side resized, square crop",
+            "metrics": PROTOCOL,
+        }
+
+    def items(self) -> list[Item]:
+        """One item per clip."""
+        return clip_items(self.data)
+
+    def prepare(self, model: Rebuilder) -> None:
+        """Load the networks of LPIPS."""
+        self._vocabulary = model.vocabulary
+        if _NETWORKS[self.lpips]:
+            from weights_conversion.lpips import load_lpips
+
+            self._networks = {name: load_lpips(name) for name in _NETWORKS[self.lpips]}
+
+    def evaluate_item(self, model: Rebuilder, item: Item) -> Partial:
+        """Quality and token ids of one clip."""
+        video = central_clip(item.content, self.frames, self.side)
+        rebuilt = model.rebuild(video, item.content.caption if self.captions else None)
+        t, h, w = video.shape[:3]
+        tokens = sum(x.size for x in rebuilt.ids)
+        middle = np.concatenate([video[t // 2], rebuilt.video[t // 2]], axis=1)
+        return {
+            "quality": quality([video], [rebuilt.video], self._networks),
+            "levels": len(rebuilt.ids),
+            "vocabulary": model.vocabulary,
+            "clip": {"frames": t, "height": h, "width": w, "bits": float(tokens * rebuilt.bits)},
+            "middle": middle,
+        } | {f"ids_{level}": x.reshape(-1) for level, x in enumerate(rebuilt.ids)}
+
+    def aggregate(self, partials: Mapping[str, Partial]) -> dict[str, Any]:
+        """Means over clips, each with equal weight, and the codes used over all of them."""
+        parts = list(partials.values())
+        means = mean_quality([part["quality"] for part in parts])
+        usage = CodeUsage(parts[0]["levels"], parts[0]["vocabulary"])
+        for part in parts:
+            usage.add([part[f"ids_{level}"] for level in range(part["levels"])])
+        return {key: means.get(key) for key in _QUALITY if key in means} | {
+            "clips": len(parts),
+            "levels": usage.summary(),
+        }
+
+    def pictures(self, partials: Mapping[str, Partial], folder: Path) -> list[Picture]:
+        """The middle frame of the first clips beside its reconstruction."""
+        found = []
+        for number, (name, part) in enumerate(list(partials.items())[:8]):
+            path = folder / f"clip_{number:02d}.png"
+            Image.fromarray(np.asarray(part["middle"], np.uint8)).save(path)
+            psnr = part["quality"]["psnr"]
+            found.append(Picture(path.name, f"{name}: input, reconstruction ({psnr:.2f} dB)"))
+        return found
