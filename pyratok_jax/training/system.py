@@ -166,12 +166,7 @@ class TokenizerLoss:
         """Text embeddings, and the cache from which the autoregressive pass goes on."""
         ids, mask = batch["text_ids"], batch["text_mask"]
         text, cache = system.text.read(ids, mask)
-        embeddings = text.embeddings.astype(jnp.float32)
-        if self.language_layers:
-            model = system.text.language_model
-            shallow = model(ids, mask, layers=self.language_layers, keep_cache=True)
-            return text._replace(embeddings=embeddings), jax.lax.stop_gradient(shallow.cache)
-        return text._replace(embeddings=embeddings), cache
+        return text._replace(embeddings=text.embeddings.astype(jnp.float32)), cache
 
     def _frozen_posterior(self, tokenizer: PyraTok, masked: Array) -> Posterior | None:
         if not self.uses("drift_vae"):

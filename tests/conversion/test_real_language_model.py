@@ -24,7 +24,6 @@ NEW = 32
 
 @pytest.mark.slow
 def test_smollm2_greedy_equals_transformers():
-    pytest.importorskip("accelerate")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     package, version, sha256, member = BUILTIN["smollm2"]

@@ -1,7 +1,7 @@
 """Encode and decode frames in overlapping tiles, for one device with little memory.
 
 Not exact: the middle block's attention sees a tile instead of the frame, and borders see zeros. In
-the overlaps tiles are blended with linear weights. `docs/performance.md` has measured errors; where
+the overlaps tiles are blended with linear weights. How far it is off depends on the picture; where
 several devices are at hand, `spatial` is exact.
 """
 
