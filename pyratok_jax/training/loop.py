@@ -2,6 +2,7 @@
 
 import signal
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
@@ -54,7 +55,8 @@ class Trained(NamedTuple):
         partition: of the task's module, whose `merge` takes the two.
         finished: False when it was interrupted and saved.
         steps_run: steps of this run alone.
-        seconds: of these steps, compilation left out.
+        seconds: of these steps, without the first, which compiles.
+        waited: of these seconds, those in which the loop waited for a batch.
     """
 
     state: TrainState
@@ -62,6 +64,8 @@ class Trained(NamedTuple):
     partition: Partition
     finished: bool
     steps_run: int
+    seconds: float
+    waited: float
 
 
 class StopSignal:
@@ -147,11 +151,14 @@ def train(config: ConfigDict, workdir: Path, task: Task, *, on_start: Any = None
         start = int(state.step)
         step = jit_step(task, partition, config, optimizer, state)
         log = MetricsLog(workdir, start=start, primary=primary)
+        times = Times()
         try:
             with StepBar(start, config.steps, enabled=primary) as bar:
                 if start:
                     bar.say(f"going on from step {start} in {workdir}")
-                run = _Run(config, task, mesh, step, frozen, loader, checkpoints, log, bar, stop)
+                run = _Run(
+                    config, task, mesh, step, frozen, loader, checkpoints, log, bar, stop, times
+                )
                 state = run.steps(state)
             _save(checkpoints, state, loader)
         finally:
@@ -159,7 +166,27 @@ def train(config: ConfigDict, workdir: Path, task: Task, *, on_start: Any = None
             log.close()
             loader.close()
     done = int(state.step)
-    return Trained(state, frozen, partition, done >= config.steps, done - start)
+    finished = done >= config.steps
+    return Trained(state, frozen, partition, finished, done - start, times.total, times.waiting)
+
+
+class Times:
+    """How long steps took, and how long of that the loop stood waiting for data."""
+
+    def __init__(self) -> None:
+        self.total = self.waiting = 0.0
+        self._begin: float | None = None
+
+    def waited_since(self, moment: float) -> None:
+        """A batch has arrived that was asked for at `moment`."""
+        if self._begin is not None:
+            self.waiting += time.perf_counter() - moment
+
+    def step_done(self) -> None:
+        """A step is over; counting starts after the first."""
+        now = time.perf_counter()
+        self._begin = self._begin or now
+        self.total = now - self._begin
 
 
 class _Run(NamedTuple):
@@ -175,18 +202,22 @@ class _Run(NamedTuple):
     log: MetricsLog
     bar: StepBar
     stop: StopSignal
+    times: Times
 
     def steps(self, state: TrainState) -> TrainState:
         """Step until the end or a signal."""
         pending: list[Metrics] = []
         number = int(state.step)
         while number < self.config.steps and self.stop.received is None:
+            asked = time.perf_counter()
             batch = self.task.device_batch(next(self.loader))
+            self.times.waited_since(asked)
             state, metrics = self.step(state, self.frozen, to_mesh(batch, self.mesh))
             number += 1
             pending.append(metrics)
             # One step may run ahead, no more: Ctrl-C and progress must not wait for a long queue.
             jax.block_until_ready(pending[-2:][0])
+            self.times.step_done()
             self.bar.advance(number)
             if number % self.config.log_every == 0 or number == self.config.steps:
                 self._log(number, pending, state)

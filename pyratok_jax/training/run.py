@@ -97,7 +97,13 @@ def _report(
         curves=curves(workdir / "metrics.jsonl"),
         settings=task.config.to_dict(),
         lpips=lpips,
-        facts={"steps": int(trained.state.step), "skipped_steps": int(trained.state.skipped)},
+        facts={
+            "steps": int(trained.state.step),
+            "skipped_steps": int(trained.state.skipped),
+            "steps_of_this_run": trained.steps_run,
+            "seconds_of_these_steps": trained.seconds,
+            "seconds_waited_for_data": trained.waited,
+        },
     )
     return {"checkpoint": workdir / "checkpoints", **outputs, "TensorBoard events": workdir}
 

@@ -80,7 +80,21 @@ def stopped(world, tmp_path_factory):
     return train(config, workdir, task), workdir
 
 
-def test_the_same_seed_gives_the_same_bits_and_going_on_is_exact(stopped, world, tmp_path):
+@pytest.fixture(scope="module")
+def uncalibrated(world, tmp_path_factory):
+    """An undisturbed training from random levels, and its working folder."""
+    workdir = tmp_path_factory.mktemp("uncalibrated") / "work"
+    config = tiny_config(world)
+    config.calibration.batches = 0
+    task = TokenizerTask(config)
+    trained = train(config, workdir, task)
+    task.describe(workdir)
+    return trained, workdir
+
+
+def test_the_same_seed_gives_the_same_bits_and_going_on_is_exact(
+    stopped, uncalibrated, world, tmp_path
+):
     """20 steps = 9 steps, an interruption, and 11 more; and 20 steps twice are the same."""
     config = tiny_config(world)
     config.calibration.batches = 0
@@ -88,14 +102,14 @@ def test_the_same_seed_gives_the_same_bits_and_going_on_is_exact(stopped, world,
     assert not trained.finished and int(trained.state.step) == 9
     rest = train(config, workdir, TokenizerTask(config))
     assert rest.finished and rest.steps_run == 11
-    whole = [train(config, tmp_path / name, TokenizerTask(config)) for name in "ab"]
+    whole = uncalibrated[0], train(config, tmp_path / "again", TokenizerTask(config))
     assert arrays_equal(whole[0].state.params, whole[1].state.params)
     assert arrays_equal(whole[0].state.params, rest.state.params)
     leaves = [jax.tree.leaves(t.state.opt_state) for t in (whole[0], rest)]
     assert all(np.array_equal(a, b) for a, b in zip(*leaves, strict=True))
     lines = [
         [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        for folder in (workdir, tmp_path / "a")
+        for folder in (workdir, uncalibrated[1])
     ]
     # Means of the logged steps before the interruption are of other stretches.
     assert lines[0][-1] == lines[1][-1] and lines[0][-1]["step"] == 20
@@ -113,8 +127,8 @@ def test_the_loaded_tokenizer_decodes_what_it_encoded(finished):
     assert tokenizer.text_features(["a red square", "left"]).shape == (2, 16)
 
 
-def test_captions_change_tokens_after_training_and_none_is_fine(finished):
-    tokenizer = load_tokenizer(finished[0])
+def test_captions_change_tokens_after_training_and_none_is_fine(uncalibrated):
+    tokenizer = load_tokenizer(uncalibrated[1])
     video = clip(3, batch=4)
     results = [
         tokenizer.encode(video, [caption] * 4)

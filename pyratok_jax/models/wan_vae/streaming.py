@@ -107,7 +107,7 @@ def _decode_next(vae: WanVAE, z: Array, caches: Caches):
 
 
 def encode_segments(
-    vae: WanVAE, segments: Iterable[Float[Array, "b t h w 3"]], *, stages: bool = False
+    vae: WanVAE, segments: Iterable[Float[Array, "b _t h w 3"]], *, stages: bool = False
 ) -> Iterator[Encoded]:
     """Encode a video that comes in segments; yields each one's part of the posterior.
 
@@ -124,8 +124,8 @@ def encode_segments(
 
 
 def decode_segments(
-    vae: WanVAE, segments: Iterable[Float[Array, "b t h w z"]]
-) -> Iterator[Float[Array, "b T H W 3"]]:
+    vae: WanVAE, segments: Iterable[Float[Array, "b _t h w z"]]
+) -> Iterator[Float[Array, "b _T H W 3"]]:
     """Decode latents that come in segments of any lengths; yields the frames of each."""
     caches = None
     for segment in segments:

@@ -17,7 +17,7 @@ from pyratok_jax.models.wan_vae.model import WanVAE
 
 def tiled_encode(
     vae: WanVAE, video: Float[Array, "b t h w 3"], *, tile: int = 256, overlap: int = 64
-) -> Float[Array, "b t h w z"]:
+) -> Float[Array, "b t2 h2 w2 z"]:
     """Posterior mean, from tiles of `tile` pixels a side, neighbours sharing `overlap`.
 
     Raises:

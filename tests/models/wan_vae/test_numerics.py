@@ -80,7 +80,12 @@ def test_tiles():
     assert 0 < near < 0.5
     decoded = tiled_decode(vae, whole, tile=6, overlap=4)
     assert decoded.shape == video.shape
-    assert 0 < relative(decoded, quick(WanVAE.decode, vae, whole)) < 0.5
+    # Larger tiles see more of the frame, so they come closer.
+    expected = quick(WanVAE.decode, vae, whole)
+    near, far = (
+        relative(tiled_decode(vae, whole, tile=tile, overlap=tile - 2), expected) for tile in (8, 4)
+    )
+    assert 0 < near < far < 1
     with pytest.raises(ValueError, match="multiples of 8"):
         tiled_encode(vae, video, tile=50)
     with pytest.raises(ValueError, match="smaller than the tile"):
