@@ -47,7 +47,7 @@ class ClipIndex:
 def index_clips(records: Sequence[ClipRecord], decoder: Decoder, threads: int = 4) -> ClipIndex:
     """Read the header of every clip that does not state its size, length and rate itself.
 
-    A source that brings its own index (`index` of `shards.ShardRecords`) is not read at all.
+    A source that brings its own index (`clip_index` of `shards.ShardRecords`) is not read at all.
     """
     own = getattr(records, "clip_index", None)
     if isinstance(own, ClipIndex):
