@@ -4,18 +4,18 @@
         --workdir gs://BUCKET/stage1 --config.multi_host=true
 
 Each stage starts from the one before: `:stage2 --config.init_from=gs://BUCKET/stage1`. Convert the
-frozen weights first (`weights_conversion.wan_vae`, `weights_conversion.language_model`) and point
-`--config.model.backbone` and `--config.language.spec` at them.
+frozen weights first (`weights_conversion.wan_vae`, `weights_conversion.language_model`, and for
+stage 3 `weights_conversion.dino`) and point `--config.model.backbone`, `--config.language.spec` and
+`--config.vision.spec` at them.
 
 | stage | steps | what | sides | frames |
 |---|---|---|---|---|
 | 1 | 30,000 | language-aligned pretraining, no autoregressive loss | 512 .. 2048 | 17 .. 97 |
 | 2 | 60,000 | autoregressive alignment through Qwen2.5-VL-3B | 512 .. 2048 | 17 .. 97 |
-| 3 | 180,000 | all losses | 128 .. 4096 | 17 .. 97 |
+| 3 | 180,000 | all losses, frame retention in DINOv3 too | 128 .. 4096 | 17 .. 97 |
 
 AdamW, learning rate 1e-5, cosine, global batch 512 (256 in stage 3), bfloat16 compute over float32
-parameters. The paper's frame retention of stage 3 needs DINOv3 weights, which are under a licence
-of their own; its weight is 0 here until they are given.
+parameters. The paper does not state the weights of stage 3's two DINOv3 terms; these are ours.
 """
 
 from ml_collections import ConfigDict
@@ -48,6 +48,10 @@ def get_config(argument: str = "stage1") -> ConfigDict:
     config.model.update({"backbone": "weights/wan21_vae", "vae": "wan2.1"})
     config.language.update({"spec": "weights/qwen25_vl_3b", "size": "qwen2.5-vl-3b"})
     config.loss.weights.autoregressive = 0.0 if stage == "stage1" else 1.5
+    if stage == "stage3":
+        config.loss.weights.update({"drift_dinov3": 1.0, "retention": 1.0})
+    config.vision.update({"spec": "weights/dinov3_vitb16", "size": "dinov3-vitb16"})
+    config.loss.settings.dino_frames = 4
     config.loss.token_budget = 4096
     config.loss.settings.lpips_frames = 8
     config.calibration.batches = 0

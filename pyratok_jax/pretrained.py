@@ -9,14 +9,21 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
+from flax import nnx
+from jax.typing import DTypeLike
 
 from pyratok_jax.errors import UserError
+from pyratok_jax.models.dino.config import DinoConfig
+from pyratok_jax.models.dino.model import Dino
 from pyratok_jax.models.language.model import LanguageModel
 from pyratok_jax.models.wan_vae.config import WanVAEConfig
 from weights_conversion.core import load_checkpoint, read_config, weights_hash
+from weights_conversion.modules import build_module
 
 DEMO_BACKBONE = "builtin:demo-backbone"
+DEMO_VISION = "builtin:demo-vision"
 
 
 class Backbone(NamedTuple):
@@ -47,7 +54,8 @@ def load_backbone(spec: str, *, sharding: Any = None) -> Backbone:
         UserError: no such weights, or not a VAE's.
     """
     if spec.startswith("builtin:"):
-        return _shipped(spec)
+        sizes, arrays = _shipped(spec, DEMO_BACKBONE)
+        return Backbone(WanVAEConfig.from_dict(sizes), arrays, weights_hash(arrays))
     record = read_config(spec, "wan_vae")
     config = WanVAEConfig.from_dict(record["config"])
     shapes = {name: tuple(shape) for name, shape in record["shapes"].items()}
@@ -55,26 +63,45 @@ def load_backbone(spec: str, *, sharding: Any = None) -> Backbone:
     return Backbone(config, arrays, record["sha256"])
 
 
-def _shipped(spec: str) -> Backbone:
+def load_vision(spec: str, *, dtype: DTypeLike = jnp.float32) -> Dino:
+    """The frozen network of the DINO terms.
+
+    Args:
+        spec: "builtin:demo-vision", a small network of DINOv3's architecture shipped with this
+            package, or a folder written by `weights_conversion.dino`.
+        dtype: of activations.
+
+    Raises:
+        UserError: no such weights, or not a DINO network's.
+    """
+    if not spec.startswith("builtin:"):
+        from weights_conversion.dino import load_dino
+
+        return load_dino(spec, dtype=dtype)
+    sizes, arrays = _shipped(spec, DEMO_VISION)
+    config = DinoConfig(**sizes)
+    return build_module(lambda: Dino(config, rngs=nnx.Rngs(0), dtype=dtype), arrays)
+
+
+def _shipped(spec: str, known: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Sizes and arrays, float32, of weights inside this package."""
     import safetensors
     import safetensors.numpy
 
+    if spec != known:
+        raise UserError(f"no shipped weights {spec}; there is {known}")
     name = spec.removeprefix("builtin:").replace("-", "_")
     path = Path(str(resources.files("pyratok_jax") / "assets" / f"{name}.safetensors"))
-    if not path.is_file():
-        raise UserError(f"no shipped backbone {spec}; there is {DEMO_BACKBONE}")
     with safetensors.safe_open(path, "np") as file:
-        config = WanVAEConfig.from_dict(json.loads(file.metadata()["config"]))
-    arrays = {
-        key: value.astype(np.float32) for key, value in safetensors.numpy.load_file(path).items()
-    }
-    return Backbone(config, arrays, weights_hash(arrays))
+        sizes = json.loads(file.metadata()["config"])
+    arrays = safetensors.numpy.load_file(path)
+    return sizes, {key: value.astype(np.float32) for key, value in arrays.items()}
 
 
-def write_backbone(
-    path: Path, config: WanVAEConfig, arrays: Mapping[str, np.ndarray], dtype: Any = np.float16
+def write_weights(
+    path: Path, sizes: Mapping[str, Any], arrays: Mapping[str, np.ndarray], dtype: Any = np.float16
 ) -> None:
-    """Write a VAE as one safetensors file with its sizes in the header; replaced when whole."""
+    """Write a module as one safetensors file with its sizes in the header; replaced when whole."""
     import os
 
     import safetensors.numpy
@@ -82,7 +109,7 @@ def write_backbone(
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.tmp")
     stored = {name: np.ascontiguousarray(array, dtype) for name, array in arrays.items()}
-    safetensors.numpy.save_file(stored, scratch, {"config": json.dumps(config.to_dict())})
+    safetensors.numpy.save_file(stored, scratch, {"config": json.dumps(dict(sizes))})
     os.replace(scratch, path)
 
 

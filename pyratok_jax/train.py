@@ -25,9 +25,11 @@ def main() -> int:
         from pyratok_jax.training.run import run
     elif config.task == "projector":
         from pyratok_jax.training.projector import run
+    elif config.task == "vision":
+        from pyratok_jax.training.vision import run
     else:
         raise UserError(
-            f"config.task is {config.task!r}, expected tokenizer, backbone or projector"
+            f"config.task is {config.task!r}, expected tokenizer, backbone, vision or projector"
         )
     outputs = run(config, workdir)
     if outputs is None:

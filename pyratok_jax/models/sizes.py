@@ -1,5 +1,6 @@
 """Published sizes by name, for configs that are built before their weights are at hand."""
 
+from pyratok_jax.models.dino.config import DinoConfig
 from pyratok_jax.models.language.config import LanguageConfig, RopeConfig
 from pyratok_jax.models.wan_vae.config import WAN21, WAN22, WanVAEConfig
 
@@ -34,4 +35,9 @@ LANGUAGE_MODELS: dict[str, LanguageConfig] = {
         rope=RopeConfig(theta=1e5),
         norm_eps=1e-5,
     ),
+}
+VISION_MODELS: dict[str, DinoConfig] = {
+    "dinov3-vits16": DinoConfig(width=384, heads=6, hidden=1536),
+    "dinov3-vitb16": DinoConfig(),
+    "dinov3-vitl16": DinoConfig(width=1024, layers=24, heads=16, hidden=4096),
 }

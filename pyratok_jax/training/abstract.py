@@ -13,9 +13,10 @@ from ml_collections import ConfigDict
 
 from pyratok_jax.data.buckets import Bucket, parse_buckets
 from pyratok_jax.errors import UserError
+from pyratok_jax.models.dino.model import Dino
 from pyratok_jax.models.language.model import LanguageModel
 from pyratok_jax.models.lpips import LPIPS
-from pyratok_jax.models.sizes import LANGUAGE_MODELS, VAES
+from pyratok_jax.models.sizes import LANGUAGE_MODELS, VAES, VISION_MODELS
 from pyratok_jax.training.optimizer import make_optimizer
 from pyratok_jax.training.partition import Partition
 from pyratok_jax.training.step import TrainState, initial_state, make_train_step
@@ -55,7 +56,11 @@ def abstract_training(config: ConfigDict) -> AbstractTraining:
             language, rngs=rngs, dtype=dtype, param_dtype=dtype, remat=config.language.remat
         )
         lpips = LPIPS("vgg", rngs=rngs, dtype=dtype) if loss.uses("lpips") else None
-        return build_system(config, vae, model, rngs=rngs, lpips=lpips)
+        dino = None
+        if loss.uses_dino:
+            sizes = _size(VISION_MODELS, config.vision.size, "vision.size")
+            dino = Dino(sizes, rngs=rngs, dtype=dtype)
+        return build_system(config, vae, model, rngs=rngs, lpips=lpips, dino=dino)
 
     partition = Partition(nnx.eval_shape(make), is_trainable)
     optimizer = make_optimizer(config.optimizer, config.steps)

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from pyratok_jax.data.arrays import PhasedClips
 from pyratok_jax.models.wan_vae.config import WanVAEConfig
 from pyratok_jax.models.wan_vae.model import WanVAE
-from pyratok_jax.pretrained import write_backbone
+from pyratok_jax.pretrained import write_weights
 from pyratok_jax.tokenizer import to_model_range
 from pyratok_jax.training.loop import Trained, train
 from weights_conversion.modules import module_arrays
@@ -121,5 +121,5 @@ def export(task: BackboneTask, trained: Trained, workdir: Path) -> dict[str, Pat
     )
     arrays = {name: np.asarray(value) for name, value in module_arrays(system.vae).items()}
     path = workdir / f"{workdir.name}.safetensors"
-    write_backbone(path, sizes, arrays)
+    write_weights(path, sizes.to_dict(), arrays)
     return {"weights": path}

@@ -86,6 +86,8 @@ def tokenizer_training_config(**changes: Any) -> ConfigDict:
       published sizes by name, for building the config without its weights (`abstract`).
     - language: specification, size (as vae), tokens per caption, layers used for the autoregressive
       loss (0: all), what its backward pass keeps (remat).
+    - vision: specification and size (as above) of the frozen DINO network, loaded when one of its
+      terms has a weight, and the hidden width of the trained projection from latents to it.
     - loss: weights and settings (`losses.objective`), token_budget of the autoregressive loss (0:
       all tokens).
     - masking: `models.masking.MaskingConfig`.
@@ -118,6 +120,7 @@ def tokenizer_training_config(**changes: Any) -> ConfigDict:
             "layers": 0,
             "remat": "layers",
         },
+        "vision": {"spec": "builtin:demo-vision", "size": "", "projection": 256},
         "loss": {
             "weights": dataclasses.asdict(LossWeights()),
             "settings": _without(dataclasses.asdict(LossSettings()), "vocabulary"),

@@ -13,6 +13,8 @@ from pyratok_jax.errors import UserError
 from pyratok_jax.losses.autoregressive import autoregressive_loss
 from pyratok_jax.losses.objective import LossSettings, LossWeights, Posterior, objective
 from pyratok_jax.models.alignment import Alignment
+from pyratok_jax.models.dino.model import Dino, DinoFeatures, fit_sides
+from pyratok_jax.models.dino.projection import LatentProjection
 from pyratok_jax.models.grids import PRESETS, Stride
 from pyratok_jax.models.language.model import LanguageModel
 from pyratok_jax.models.language.text import TextEncoder
@@ -37,11 +39,20 @@ class TokenizerSystem(nnx.Module):
         alignment: Alignment,
         text: TextEncoder,
         lpips: nnx.Module | None,
+        dino: Dino | None = None,
+        drift: LatentProjection | None = None,
     ):
         self.tokenizer = tokenizer
         self.alignment = alignment
         self.text = text
         self.lpips = nnx.data(lpips)
+        self.dino = nnx.data(dino)
+        self.drift = nnx.data(drift)
+
+    def look(self, images: Float[Array, "n h w 3"]) -> DinoFeatures:
+        """DINO features of images in [-1, 1] of any size."""
+        assert self.dino is not None
+        return self.dino(fit_sides(images, self.dino.config.patch))
 
 
 def is_trainable(name: str, variable: nnx.Variable) -> bool:
@@ -73,8 +84,12 @@ def build_system(
     rngs: nnx.Rngs,
     vae: WanVAE | None = None,
     lpips: nnx.Module | None = None,
+    dino: Dino | None = None,
 ) -> TokenizerSystem:
-    """The modules of a training; a fresh VAE of `sizes` where none with weights is given."""
+    """The modules of a training; a fresh VAE of `sizes` where none with weights is given.
+
+    The projection of the drift from DINO is there where that term has a weight.
+    """
     width = language_model.config.width
     tokenizer = PyraTok(
         tokenizer_config(config, sizes, width),
@@ -84,7 +99,12 @@ def build_system(
         remat=config.remat,
     )
     alignment = Alignment(**alignment_arguments(config, width), rngs=rngs)
-    return TokenizerSystem(tokenizer, alignment, TextEncoder(language_model), lpips)
+    drift = None
+    if dino is not None and TokenizerLoss(config).uses("drift_dinov3"):
+        drift = LatentProjection(
+            sizes.z_dim, dino.config.width, rngs=rngs, hidden=config.vision.projection
+        )
+    return TokenizerSystem(tokenizer, alignment, TextEncoder(language_model), lpips, dino, drift)
 
 
 def alignment_arguments(config: ConfigDict, language_width: int) -> dict[str, Any]:
@@ -114,6 +134,11 @@ class TokenizerLoss:
     def uses(self, term: str) -> bool:
         """Whether a term has a weight."""
         return self.weights.effective()[term] != 0
+
+    @property
+    def uses_dino(self) -> bool:
+        """Whether a term looks through DINO."""
+        return self.uses("drift_dinov3") or self.uses("retention")
 
     def __call__(
         self,
@@ -154,6 +179,8 @@ class TokenizerLoss:
             lpips=system.lpips,
             autoregressive=predicted,
             frozen=self._frozen_posterior(tokenizer, masked),
+            dino=system.look if self.uses_dino else None,
+            projection=system.drift,
             key=frames_key,
         )
         error = jnp.mean(jnp.square(jnp.clip(rebuilt, -1.0, 1.0) - video)) / 4

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from pyratok_jax.data.captions import CaptionTokenizer
 from pyratok_jax.data.pipeline import ClipLoader, make_loader
 from pyratok_jax.models.wan_vae.model import WanVAE
-from pyratok_jax.pretrained import load_backbone, load_language
+from pyratok_jax.pretrained import load_backbone, load_language, load_vision
 from pyratok_jax.tokenizer import Tokenizer, to_model_range, write_description
 from pyratok_jax.training.calibration import calibrate
 from pyratok_jax.training.partition import Partition
@@ -52,6 +52,7 @@ class TokenizerTask:
             from weights_conversion.lpips import load_lpips
 
             lpips = load_lpips("vgg")
+        dino = load_vision(config.vision.spec) if self.loss.uses_dino else None
         return build_system(
             config,
             sizes,
@@ -59,6 +60,7 @@ class TokenizerTask:
             rngs=nnx.Rngs(config.seed),
             vae=vae,
             lpips=lpips,
+            dino=dino,
         )
 
     def is_trainable(self, name: str, variable: nnx.Variable) -> bool:

@@ -42,7 +42,7 @@ def test_a_run_leaves_what_it_names(finished):
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [5, 10, 15, 20]
     wanted = "l1 ssim commitment entropy hierarchy text text_codebook autoregressive drift_vae"
-    assert set(wanted.split()) <= lines[-1].keys()
+    assert set(f"{wanted} drift_dinov3 retention".split()) <= lines[-1].keys()
 
 
 def test_only_adapters_levels_synthesis_and_embeddings_change(stopped, world):
@@ -50,13 +50,15 @@ def test_only_adapters_levels_synthesis_and_embeddings_change(stopped, world):
     fresh = TokenizerTask(tiny_config(world))
     start = Partition(fresh.system, fresh.is_trainable)
     assert arrays_equal(trained.frozen, start.frozen)
+    assert any(name.startswith("dino.blocks") for name in start.frozen)
     assert sum("vae" in name or "language_model" in name for name in start.frozen) > 100
     changed = {
         name
         for name, value in trained.state.params.items()
         if not np.array_equal(value, start.trainable[name])
     }
-    for part in ("blocks.0", "blocks.3", "synthesis.0", "adapter.b", "alignment.embedding"):
+    for part in ("blocks.0", "blocks.3", "synthesis.0", "adapter.b", "alignment.embedding",
+                 "drift.hidden"):  # fmt: skip
         assert any(part in name for name in changed), part
 
 

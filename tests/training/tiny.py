@@ -8,6 +8,8 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from pyratok_jax.data.config import data_config
+from pyratok_jax.models.dino.config import DinoConfig
+from pyratok_jax.models.dino.model import Dino
 from pyratok_jax.models.language.config import LanguageConfig
 from pyratok_jax.models.language.model import LanguageModel
 from pyratok_jax.models.wan_vae.config import WanVAEConfig
@@ -19,6 +21,7 @@ from weights_conversion.modules import module_arrays
 
 WORDS = ["a", "red", "green", "blue", "square", "moves", "left", "right", "up", "down"]
 VAE = WanVAEConfig(base_dim=4, z_dim=4, latents_mean=(0.0,) * 4, latents_std=(1.0,) * 4)
+DINO = DinoConfig(width=8, layers=1, heads=2, hidden=16, registers=1)
 LANGUAGE = LanguageConfig(
     vocabulary=32, width=16, layers=2, heads=2, kv_heads=1, head_dim=8, mlp_width=32
 )
@@ -59,8 +62,9 @@ def random_vae() -> WanVAE:
 
 
 def make_world(folder: Path) -> Path:
-    """Write `vae`, `language`, `videos` (six captioned clips) and `heldout` (one) into a folder."""
+    """Write `vae`, `dino`, `language`, `videos` (six captioned clips), `heldout` (one)."""
     write_module(folder / "vae", "wan_vae", VAE.to_dict(), random_vae())
+    write_module(folder / "dino", "dino", DINO.to_dict(), Dino(DINO, rngs=nnx.Rngs(3)))
     scratch = folder / "tokenizer"
     scratch.mkdir()
     write_module(
@@ -98,7 +102,8 @@ def tiny_config(world: Path, **changes) -> ConfigDict:
     with config.ignore_type():
         config.model.tokenizer.grids = ((1, 16), (2, 16), (4, 16), (4, 8))
     config.language.update({"spec": str(world / "language"), "length": 8})
-    config.loss.weights.lpips = 0.0
+    config.vision.update({"spec": str(world / "dino"), "projection": 8})
+    config.loss.weights.update({"lpips": 0.0, "drift_dinov3": 1.0, "retention": 1.0})
     config.loss.token_budget = 24
     config.calibration.update({"batches": 1, "steps": 2})
     config.report.update({"buckets": ("5x32x32",), "lpips": False})
