@@ -14,7 +14,7 @@ from pyratok_jax.data.captions import CaptionTokenizer
 from pyratok_jax.data.sources import load_source
 from pyratok_jax.errors import UserError, run_cli
 from pyratok_jax.models.language.text import TextEncoder
-from weights_conversion.language_model import load_language_model
+from pyratok_jax.pretrained import load_language
 
 
 def main() -> int:
@@ -33,8 +33,11 @@ def main() -> int:
     if Path(arguments.output).exists():
         raise UserError(f"{arguments.output} exists; name a new folder")
     captions = [record.caption for record in load_source(arguments.source) if record.caption]
-    model, tokenizer = load_language_model(arguments.language)
-    encoder, tokenize = TextEncoder(model), CaptionTokenizer(tokenizer, arguments.length)
+    if not captions:
+        raise UserError(f"{arguments.source} has no captions; nothing to embed")
+    language = load_language(arguments.language)
+    encoder = TextEncoder(language.model)
+    tokenize = CaptionTokenizer(language.tokenizer, arguments.length)
     run = nnx.jit(lambda encoder, ids, mask: encoder(ids, mask).embeddings)
 
     def embed(group: list[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -50,7 +53,7 @@ def main() -> int:
         shown,
         embed,
         length=arguments.length,
-        model=str(arguments.language),
+        model=language.sha256,
         batch=arguments.batch,
     )
     if tokenize.truncated:

@@ -114,16 +114,17 @@ def write_weights(
 
 
 def load_language(spec: str, *, dtype: Any = None, remat: str = "none") -> Language:
-    """A pretrained language model: "builtin:smollm2", or a converted folder.
+    """A pretrained language model: "builtin:smollm2", "builtin:gemma3-270m", or a converted folder.
 
     Raises:
         UserError: no such weights, or not a language model's.
     """
-    from weights_conversion.language_model import BUILTIN, load_language_model
+    from weights_conversion.language_model import load_language_model
+    from weights_conversion.packaged import PREFIX, packaged
 
     model, tokenizer = load_language_model(spec, dtype=dtype, remat=remat)
-    if spec.startswith("builtin:"):
-        sha256 = BUILTIN[spec.removeprefix("builtin:")][2]
+    if spec.startswith(PREFIX):
+        sha256 = packaged(spec).sha256
     else:
         sha256 = read_config(spec, "language_model")["sha256"]
     return Language(model, tokenizer, sha256)

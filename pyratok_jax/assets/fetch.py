@@ -13,6 +13,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Literal
 
@@ -115,6 +116,27 @@ def extract_member(archive: Path, member: str) -> Path:
                 _copy_atomically(content, target)
     except KeyError as error:
         raise UserError(f"{archive} holds no file {member}; is it the release expected?") from error
+    return target
+
+
+def join_files(pieces: Sequence[Path], name: str, sha256: str) -> Path:
+    """One file out of its pieces, put together once in the folder of the first.
+
+    Raises:
+        UserError: when the whole has another SHA-256 than expected; it is not kept.
+    """
+    target = pieces[0].parent / name
+    if target.is_file():
+        return target
+    with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as scratch:
+        for piece in pieces:
+            with piece.open("rb") as source:
+                shutil.copyfileobj(source, scratch, length=1 << 20)
+    found = sha256_of(Path(scratch.name))
+    if found != sha256:
+        Path(scratch.name).unlink()
+        raise UserError(f"{name}, put together, has SHA-256 {found}, expected {sha256}")
+    os.replace(scratch.name, target)
     return target
 
 

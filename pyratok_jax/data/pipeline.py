@@ -25,7 +25,9 @@ from pyratok_jax.data.sources import load_source
 from pyratok_jax.data.videos import BrokenVideoError
 from pyratok_jax.errors import UserError
 
+# Captions to (ids, mask); and to (embeddings, mask), for embeddings that were stored.
 Tokenize = Callable[[list[str | None]], tuple[np.ndarray, np.ndarray]]
+Embed = Callable[[list[str | None]], tuple[np.ndarray, np.ndarray]]
 _ATTEMPTS = 32
 _ENDLESS = 1 << 48
 
@@ -118,6 +120,12 @@ def _tokenized(tokenize: Tokenize, batch: dict[str, Any]) -> dict[str, Any]:
     return batch | {"text_ids": np.asarray(ids, np.int32), "text_mask": np.asarray(mask, bool)}
 
 
+def _embedded(embed: Embed, batch: dict[str, Any]) -> dict[str, Any]:
+    if "captions" not in batch:
+        return batch
+    return batch | {"text_embeddings": np.asarray(embed(batch["captions"])[0], np.float32)}
+
+
 def _close_all(iterators: list[Any]) -> None:
     while iterators:
         iterators.pop().close()
@@ -136,9 +144,11 @@ class ClipLoader(grain.DatasetIterator):
         broken: Sequence[tuple[str, str]],
         config: Mapping[str, Any],
         tokenize: Tokenize | None,
+        embed: Embed | None = None,
     ) -> None:
         super().__init__()
         self._source, self._config, self._tokenize = source, config, tokenize
+        self._embed = embed
         self._batches: list[Any] = []  # Grain's running iterator, or nothing.
         # At exit grain's own clean-up comes too late and prints errors.
         weakref.finalize(self, _close_all, self._batches)
@@ -200,6 +210,8 @@ class ClipLoader(grain.DatasetIterator):
             batches = batches.mp_prefetch(options).map(_owned)
         if self._tokenize is not None:
             batches = batches.map(functools.partial(_tokenized, self._tokenize))
+        if self._embed is not None:
+            batches = batches.map(functools.partial(_embedded, self._embed))
         return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=ahead)
 
     def get_state(self) -> dict[str, int]:
@@ -239,6 +251,7 @@ def make_loader(
     seed: int,
     batch_size: int,
     tokenize: Tokenize | None = None,
+    embed: Embed | None = None,
     process_index: int = 0,
     process_count: int = 1,
     split: str = "train",
@@ -250,6 +263,7 @@ def make_loader(
         seed: of the whole stream.
         batch_size: examples of a step over all hosts; a multiple of `process_count`.
         tokenize: captions (None where missing or dropped) to (ids (b, l), mask (b, l)).
+        embed: captions to stored embeddings (b, l, d), see `caption_embeddings`.
         process_index: this host.
         process_count: all hosts.
         split: "train" reads config.sources, "heldout" config.heldout without dropout.
@@ -257,7 +271,8 @@ def make_loader(
     Returns:
         An endless iterator with `get_state` and `set_state` (a `grain.DatasetIterator`). A batch
         holds video uint8 (b, t, h, w, 3), has_text bool (b,), with `tokenize` text_ids int32
-        (b, l) and text_mask bool (b, l), and besides arrays: captions, ids (lists) and bucket,
+        (b, l) and text_mask bool (b, l), with `embed` text_embeddings float32 (b, l, d), and
+        besides arrays: captions, ids (lists) and bucket,
         the name of the one shape that all hosts have at this step.
 
     Raises:
@@ -286,7 +301,7 @@ def make_loader(
     plan = Plan(buckets, eligible, tuple(config["weights"]), seed, batch_size)
     host = (process_index, process_count)
     source = ClipSource(records, shapes, plan, buckets, dict(config), host)
-    return ClipLoader(source, broken, config, tokenize)
+    return ClipLoader(source, broken, config, tokenize, embed)
 
 
 def _fitting(

@@ -84,8 +84,9 @@ def tokenizer_training_config(**changes: Any) -> ConfigDict:
     - model: backbone (specification of the frozen VAE), head of the alignment, and tokenizer: the
       fields of `PyraTokConfig` but `vae` and `text_width`, which the frozen parts give. vae:
       published sizes by name, for building the config without its weights (`abstract`).
-    - language: specification, size (as vae), tokens per caption, layers used for the autoregressive
-      loss (0: all), what its backward pass keeps (remat).
+    - language: specification, size (as vae), tokens per caption, a folder of stored embeddings to
+      read instead of running the model on captions (`embed_captions`; empty: none), layers used for
+      the autoregressive loss (0: all), what its backward pass keeps (remat).
     - vision: specification and size (as above) of the frozen DINO network, loaded when one of its
       terms has a weight, and the hidden width of the trained projection from latents to it.
     - loss: weights and settings (`losses.objective`), token_budget of the autoregressive loss (0:
@@ -117,6 +118,7 @@ def tokenizer_training_config(**changes: Any) -> ConfigDict:
             "spec": "builtin:smollm2",
             "size": "",
             "length": 128,
+            "stored": "",
             "layers": 0,
             "remat": "layers",
         },

@@ -190,8 +190,12 @@ class TokenizerLoss:
     def _read(
         self, system: TokenizerSystem, batch: Mapping[str, Array]
     ) -> tuple[TextCondition, Any]:
-        """Text embeddings, and the cache from which the autoregressive pass goes on."""
+        """Text embeddings, and from what the autoregressive pass goes on."""
         ids, mask = batch["text_ids"], batch["text_mask"]
+        if "text_embeddings" in batch:
+            stored = TextCondition(batch["text_embeddings"], mask)
+            # Only the autoregressive pass still needs the model.
+            return stored, (ids, mask)
         text, cache = system.text.read(ids, mask)
         return text._replace(embeddings=text.embeddings.astype(jnp.float32)), cache
 

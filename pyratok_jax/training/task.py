@@ -10,10 +10,12 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
+from pyratok_jax.data.caption_embeddings import StoredCaptions
 from pyratok_jax.data.captions import CaptionTokenizer
 from pyratok_jax.data.pipeline import ClipLoader, make_loader
+from pyratok_jax.errors import UserError
 from pyratok_jax.models.wan_vae.model import WanVAE
-from pyratok_jax.pretrained import load_backbone, load_language, load_vision
+from pyratok_jax.pretrained import Language, load_backbone, load_language, load_vision
 from pyratok_jax.tokenizer import Tokenizer, to_model_range, write_description
 from pyratok_jax.training.calibration import calibrate
 from pyratok_jax.training.partition import Partition
@@ -36,6 +38,7 @@ class TokenizerTask:
         self.backbone = load_backbone(config.model.backbone)
         self.language = load_language(config.language.spec, remat=config.language.remat)
         self.captions = CaptionTokenizer(self.language.tokenizer, config.language.length)
+        self.stored = _stored_captions(config, self.language) if config.language.stored else None
         self.loss = TokenizerLoss(config)
         self.system = self._build()
 
@@ -77,13 +80,15 @@ class TokenizerTask:
             seed=self.config.seed,
             batch_size=self.config.batch_size,
             tokenize=self.captions,
+            embed=self.stored,
             process_index=index,
             process_count=count,
         )
 
     def device_batch(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Of a batch, the arrays that the step reads."""
-        return {name: batch[name] for name in ("video", "text_ids", "text_mask")}
+        names = ("video", "text_ids", "text_mask", "text_embeddings")
+        return {name: batch[name] for name in names if name in batch}
 
     def wrap(self, system: TokenizerSystem) -> Tokenizer:
         """The tokenizer inside a system, for measuring it without a checkpoint."""
@@ -135,3 +140,22 @@ class TokenizerTask:
             },
             alignment=alignment_arguments(self.config, width),
         )
+
+
+def _stored_captions(config: ConfigDict, language: Language) -> StoredCaptions:
+    """Embeddings computed before, if they are of this model and length.
+
+    Raises:
+        UserError: no such folder, or made with another model, width or length.
+    """
+    stored = StoredCaptions(config.language.stored)
+    made = (stored.model, stored.width, stored.length)
+    wanted = (language.sha256, language.model.config.width, config.language.length)
+    if made != wanted:
+        raise UserError(
+            f"config.language.stored {config.language.stored} holds embeddings of model "
+            f"{made[0][:16]}, width {made[1]}, {made[2]} tokens; this training has {wanted[0][:16]}"
+            f", {wanted[1]}, {wanted[2]}: make them again with embed_captions --language "
+            f"{config.language.spec} --length {config.language.length}"
+        )
+    return stored

@@ -1,7 +1,10 @@
 """Language models in every container and naming, down to the same logits."""
 
 import json
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import gguf
 import jax.numpy as jnp
@@ -77,6 +80,43 @@ def test_sharded_folder_through_the_command(qwen, tmp_path, monkeypatch, capsys)
     assert record["kind"] == "language_model" and len(record["sha256"]) == 64
     with pytest.raises(UserError, match="--overwrite"):
         _run(monkeypatch, "--input", folder, "--output", output)
+
+
+SHARDED = """
+import sys
+import jax, numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from weights_conversion.language_model import load_language_model
+from weights_conversion.modules import module_arrays
+mesh = Mesh(np.array(jax.devices()), ("fsdp",))
+def place(name, shape):
+    last = "fsdp" if shape[-1] % 4 == 0 else None
+    return NamedSharding(mesh, P(*[None] * (len(shape) - 1), last))
+whole = module_arrays(load_language_model(sys.argv[1])[0])
+held = wanted = total = 0
+for name, array in module_arrays(load_language_model(sys.argv[1], sharding=place)[0]).items():
+    assert array.sharding.is_equivalent_to(place(name, array.shape), array.ndim), name
+    assert np.array_equal(array, whole[name]), name
+    held += array.addressable_shards[0].data.nbytes
+    wanted += array.nbytes // (1 if array.shape[-1] % 4 else 4)
+    total += array.nbytes
+assert held == wanted < total / 2, (held, wanted, total)
+print("sharded")
+"""
+
+
+def test_loading_onto_a_mesh(qwen, tmp_path, monkeypatch):
+    """Four virtual devices each hold a quarter of whatever can be cut in four."""
+    assert _run(monkeypatch, "--input", qwen[0], "--output", tmp_path / "out") == 0
+    flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    done = subprocess.run(
+        [sys.executable, "-c", SHARDED, str(tmp_path / "out")],
+        cwd=Path(__file__).parents[2],
+        env=os.environ | flags,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.strip() == "sharded", done.stderr[-2000:]
 
 
 def test_dry_run_writes_nothing(qwen, tmp_path, monkeypatch, capsys):

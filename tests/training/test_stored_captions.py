@@ -1,0 +1,62 @@
+"""A training that reads stored caption embeddings has the losses of one that runs the model."""
+
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from pyratok_jax import embed_captions
+from pyratok_jax.errors import UserError
+from pyratok_jax.training.partition import Partition
+from pyratok_jax.training.task import TokenizerTask
+from tests.training.tiny import tiny_config
+
+
+@pytest.fixture(scope="module")
+def stored(world, tmp_path_factory):
+    """What the command makes of the world's captions."""
+    folder = tmp_path_factory.mktemp("stored") / "captions"
+    arguments = ["embed_captions", "--source", world / "videos", "--output", folder]
+    arguments += ["--language", world / "language", "--length", 8, "--batch", 4]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", list(map(str, arguments)))
+        assert embed_captions.main() == 0
+    return folder
+
+
+def _terms(config):
+    """Losses of the first batch of a fresh model, before any step."""
+    task = TokenizerTask(config)
+    loader = task.make_loader(0, 1)
+    batch = task.device_batch(next(loader))
+    loader.close()
+    partition = Partition(task.system, task.is_trainable)
+
+    @jax.jit
+    def run(params, frozen, batch):
+        system = partition.merge(params, frozen)
+        return task.loss(system, batch, jax.random.key(0), jax.numpy.float32(0.5))[1]
+
+    return batch, run(partition.trainable, partition.frozen, batch)
+
+
+def test_losses_are_those_of_the_model_that_was_stored(world, stored):
+    config = tiny_config(world)
+    config.data.caption_dropout = 0.0
+    _, want = _terms(config)
+    config.language.stored = str(stored)
+    batch, got = _terms(config)
+    assert batch["text_embeddings"].shape == (2, 8, 16) and batch["text_mask"].any()
+    assert np.abs(batch["text_embeddings"]).max() > 0.1
+    assert got.keys() == want.keys()
+    for name, value in want.items():
+        # What is stored is rounded to float16.
+        assert float(got[name]) == pytest.approx(float(value), rel=2e-3, abs=1e-3), name
+
+
+def test_embeddings_of_another_length_are_refused(world, stored):
+    config = tiny_config(world)
+    config.language.update({"stored": str(stored), "length": 9})
+    with pytest.raises(UserError, match="embed_captions"):
+        TokenizerTask(config)
