@@ -56,7 +56,7 @@ def build_lattice(positions: np.ndarray) -> Lattice:
         part = np.asarray(positions[start : start + _CHUNK], np.float32)
         size = len(part)
         part = np.pad(part, ((0, -size % min(_CHUNK, n)), (0, 0)))
-        origin, rank, weight = (np.asarray(x)[:, :size] for x in _enclose(part))
+        origin, rank, weight = (np.asarray(x)[:, :size] for x in _enclose(_elevate(part)))
         weights[:, start : start + size] = weight
         chunks.append(_corner_names(origin, rank, factors))
     corners = np.unique(np.concatenate([names.ravel() for names, _ in chunks]))
@@ -71,16 +71,15 @@ def build_lattice(positions: np.ndarray) -> Lattice:
 
 
 @jax.jit
-def _enclose(positions: Float[Array, "n d"]) -> tuple[Array, Array, Array]:
-    """The simplex around each position: its corner of colour 0, ranks and barycentric weights.
+def _enclose(elevated: Float[Array, "v n"]) -> tuple[Array, Array, Array]:
+    """The simplex around each elevated position: corner of colour 0, ranks, barycentric weights.
 
     Returns:
         The corner's coordinates, where each coordinate stands when the offsets from that corner
         are sorted (greatest first), and the weights of the corners; all (d+1, n).
     """
-    elevated = _elevate(positions)
     dims = len(elevated)
-    origin = jnp.rint(elevated / dims) * dims
+    origin = jnp.rint(elevated * np.float32(1 / dims)) * dims
     excess = jnp.rint(jnp.sum(origin, axis=0) / dims).astype(jnp.int32)
     offset = elevated - origin
     ranks = []
@@ -123,20 +122,24 @@ def _corner_names(
     return names, simplex
 
 
-def _elevate(positions: Float[Array, "n d"]) -> Float[Array, "v n"]:
+def _elevate(positions: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "v n"]:
     """Positions on the plane of d+1 coordinates that sum to zero.
 
     The scale makes the lattice's blur a kernel of standard deviation 1.
+
+    On the host, one rounding per operation: pixels of whole-numbered places and colours often lie
+    on the border of two simplices. Either side gives the same weights, but not the same corners,
+    and the blur passes through corners in use only. Products and sums in one rounding, as
+    compilers like to make of them, would choose the side by chance.
     """
-    n, d = positions.shape
-    steps = np.arange(1, d + 1)
-    scale = np.sqrt(2 / 3) * (d + 1) / np.sqrt(steps * (steps + 1.0))
-    scaled = positions.T * scale[:, None].astype(np.float32)
-    rows, tail = [], jnp.zeros(n, jnp.float32)
+    d = positions.shape[1]
+    deviation = float(np.float32(np.sqrt(2 / 3) * (d + 1)))
+    rows, tail = [], np.zeros(len(positions), np.float32)
     for j in range(d, 0, -1):
-        rows.append(tail - j * scaled[j - 1])
-        tail = tail + scaled[j - 1]
-    return jnp.stack([tail, *rows[::-1]])
+        scaled = positions[:, j - 1] * np.float32(1 / np.sqrt(j * (j + 1.0)) * deviation)
+        rows.append(tail - np.float32(j) * scaled)
+        tail = tail + scaled
+    return np.stack([tail, *rows[::-1]])
 
 
 def _neighbours(

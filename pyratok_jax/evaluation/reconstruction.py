@@ -1,7 +1,7 @@
 """How well clips are rebuilt from their tokens, at what rate, and how the codes are used."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from pyratok_jax.errors import UserError
+from pyratok_jax.evaluation import fvd
 from pyratok_jax.evaluation.framework import Item, Partial, Picture, Task
 from pyratok_jax.evaluation.metrics import PROTOCOL, CodeUsage, Perceptual, mean_quality, quality
 from pyratok_jax.evaluation.rebuilding import (
@@ -31,19 +32,21 @@ class Reconstruction(Task):
     name = "reconstruction"
     description = (
         "Reconstruction of video sets and images (WebVid, OpenVid-1M test, COCO, any folder): "
-        "PSNR, SSIM, LPIPS, code utilisation per level, bits per pixel."
+        "PSNR, SSIM, LPIPS, rFVD, code utilisation per level, bits per pixel."
     )
     data_help = "folder of videos or images, manifest, shards, or builtin:demo-heldout"
-    columns = (("psnr", "PSNR", 2), ("ssim", "SSIM", 3), ("lpips", "LPIPS", 3))
+    columns = (("psnr", "PSNR", 2), ("ssim", "SSIM", 3), ("lpips", "LPIPS", 3), ("rfvd", "rFVD", 1))
 
     frames: int = 17
     side: int = 256
     captions: bool = True
     lpips: str = "vgg"
+    fvd: bool = True
     train: str = ""
 
     def __post_init__(self) -> None:
         self._networks: dict[str, Perceptual] = {}
+        self._features: Callable[[np.ndarray], np.ndarray | None] | None = None
         self._vocabulary = 0
 
     def wrap(self, tokenizer: Any) -> Rebuilder:
@@ -67,15 +70,20 @@ class Reconstruction(Task):
         """Settings, and the conventions of every metric."""
         return self.settings() | {
             "sampling": "consecutive frames from the middle, short side resized, square crop",
-            "metrics": PROTOCOL,
+            "metrics": PROTOCOL | ({"rfvd": fvd.PROTOCOL} if self._measures_fvd() else {}),
         }
 
     def items(self) -> list[Item]:
         """One item per clip."""
         return clip_items(self.data)
 
+    def _measures_fvd(self) -> bool:
+        return self.fvd and self.frames >= fvd.FRAMES
+
     def prepare(self, model: Rebuilder) -> None:
-        """Load the networks of LPIPS."""
+        """Load the networks of LPIPS and of the Frechet distance."""
+        if self._measures_fvd():
+            self._features = fvd.load_features()
         self._vocabulary = model.vocabulary
         if _NETWORKS[self.lpips]:
             from weights_conversion.lpips import load_lpips
@@ -88,6 +96,10 @@ class Reconstruction(Task):
         rebuilt = model.rebuild(video, item.content.caption if self.captions else None)
         t, h, w = video.shape[:3]
         tokens = sum(x.size for x in rebuilt.ids)
+        features = {}
+        if self._features is not None and t >= fvd.FRAMES:
+            pair = {"fvd_input": video, "fvd_rebuilt": rebuilt.video}
+            features = {key: self._features(clip) for key, clip in pair.items()}
         middle = np.concatenate([video[t // 2], rebuilt.video[t // 2]], axis=1)
         return {
             "quality": quality([video], [rebuilt.video], self._networks),
@@ -95,7 +107,9 @@ class Reconstruction(Task):
             "vocabulary": model.vocabulary,
             "clip": {"frames": t, "height": h, "width": w, "bits": float(tokens * rebuilt.bits)},
             "middle": middle,
-        } | {f"ids_{level}": x.reshape(-1) for level, x in enumerate(rebuilt.ids)}
+            **features,
+            **{f"ids_{level}": x.reshape(-1) for level, x in enumerate(rebuilt.ids)},
+        }
 
     def aggregate(self, partials: Mapping[str, Partial]) -> dict[str, Any]:
         """Means over clips, each with equal weight, and the codes used over all of them."""
@@ -104,7 +118,10 @@ class Reconstruction(Task):
         usage = CodeUsage(parts[0]["levels"], parts[0]["vocabulary"])
         for part in parts:
             usage.add([part[f"ids_{level}"] for level in range(part["levels"])])
+        videos = [part for part in parts if "fvd_input" in part]
         return {key: means.get(key) for key in _QUALITY if key in means} | {
+            "rfvd": _distance(videos),
+            "rfvd_videos": len(videos),
             "clips": len(parts),
             "levels": usage.summary(),
         }
@@ -118,3 +135,11 @@ class Reconstruction(Task):
             psnr = part["quality"]["psnr"]
             found.append(Picture(path.name, f"{name}: input, reconstruction ({psnr:.2f} dB)"))
         return found
+
+
+def _distance(parts: Sequence[Partial]) -> float | None:
+    """Frechet distance of the reconstructions from their inputs; None below two videos."""
+    if len(parts) < 2:
+        return None
+    inputs, rebuilt = (np.stack([p[key] for p in parts]) for key in ("fvd_input", "fvd_rebuilt"))
+    return fvd.frechet_distance(inputs, rebuilt)

@@ -56,6 +56,22 @@ def test_marginals_equal_pydensecrf_on_pictures(rng, labels):
         np.testing.assert_allclose(binary, expected[1], atol=1e-3)
 
 
+@pytest.mark.parametrize(("seed", "labels", "h", "w"), [(52, 4, 120, 160), (0, 3, 41, 57)])
+def test_pixels_on_the_border_of_two_simplices_count_as_there(seed, labels, h, w):
+    # In the first picture one pixel lies on such a border, and a rounding decides which corners
+    # are in use: the other side would move its marginals by 0.011.
+    rng = np.random.default_rng(seed)
+    image, unary = picture(rng, h, w), energies(rng, labels, h, w)
+    expected = reference_2d(
+        unary, image, 5, sxy=3, weight=3, bilateral=60, srgb=13, colour_weight=10
+    )
+    kernels = video_kernels(
+        image[None], place_weight=3, place_space=3, colour_weight=10, colour_space=60
+    )
+    ours = np.asarray(mean_field(jnp.asarray(unary.T), kernels, 5)).T
+    np.testing.assert_allclose(ours, expected, atol=1e-4)
+
+
 def test_marginals_equal_pydensecrf_over_time(rng):
     video = np.stack([picture(rng, 16, 20) for _ in range(5)])
     unary = energies(rng, 2, 5, 16, 20)
