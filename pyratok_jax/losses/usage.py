@@ -4,14 +4,17 @@ Counts of several batches are added; under jit with a sharded batch they are cou
 devices.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from pyratok_jax.models.lfq import bits_to_ids
 
 MAX_BITS = 24
+LOGGED_BITS = 18
 
 
 class CodeUsage(NamedTuple):
@@ -49,3 +52,32 @@ def usage(counts: Int[Array, "codes"], vocabulary: int | None = None) -> CodeUsa
     share = counts / jnp.maximum(jnp.sum(counts), 1)
     entropy = -jnp.sum(jnp.where(counts > 0, share * jnp.log(jnp.maximum(share, 1e-30)), 0.0))
     return CodeUsage(used / size, jnp.exp(entropy), size - used)
+
+
+def distinct_share(q: Float[Array, "*n bits"], vocabulary: int | None = None) -> Float[Array, ""]:
+    """Different codes among these tokens, as a share of how many there could be.
+
+    That is the smaller of the number of tokens and the number of valid codes, so that 1 means that
+    no code came twice although another was free. Works for any number of bits.
+    """
+    ids = jnp.sort(bits_to_ids(q).reshape(-1))
+    distinct = 1 + jnp.sum(ids[1:] != ids[:-1])
+    return distinct / min(ids.size, vocabulary or 2 ** q.shape[-1])
+
+
+def usage_metrics(
+    codes: Sequence[Float[Array, "_b _t _h _w bits"]], vocabulary: int | None = None
+) -> dict[str, Float[Array, ""]]:
+    """What a training logs of each level's use of the codebook, over the global batch.
+
+    Per level: `distinct` (see `distinct_share`), and where the table of counts is small
+    `utilisation`, `perplexity` and `dead` codes of this batch.
+    """
+    found: dict[str, Float[Array, ""]] = {}
+    for number, q in enumerate(codes, start=1):
+        q = jax.lax.stop_gradient(q)
+        found[f"distinct/level_{number}"] = distinct_share(q, vocabulary)
+        if q.shape[-1] <= LOGGED_BITS:
+            for name, value in usage(code_counts(q), vocabulary)._asdict().items():
+                found[f"{name}/level_{number}"] = value.astype(jnp.float32)
+    return found

@@ -14,6 +14,7 @@ from pyratok_jax.data.caption_embeddings import StoredCaptions
 from pyratok_jax.data.captions import CaptionTokenizer
 from pyratok_jax.data.pipeline import ClipLoader, make_loader
 from pyratok_jax.errors import UserError
+from pyratok_jax.models.quantizers.fitting import fit_quantizer
 from pyratok_jax.models.wan_vae.model import WanVAE
 from pyratok_jax.pretrained import Language, load_backbone, load_language, load_vision
 from pyratok_jax.tokenizer import Tokenizer, to_model_range, write_description
@@ -102,11 +103,13 @@ class TokenizerTask:
     def calibrate(self, partition: Partition) -> list[float]:
         """Fit the levels' linear paths to latents of real clips, in the partition's arrays.
 
+        Quantisers of the final latent are fitted as a whole.
+
         Returns:
-            share of the latent's variance left after each level.
+            share of the latent's variance left after each level (after all, for those).
         """
         settings = self.config.calibration
-        if not settings.batches or self.config.model.tokenizer.get("quantizer", "lapq") != "lapq":
+        if not settings.batches:
             return []
         system = partition.merge(partition.trainable, partition.frozen)
         graph, state = nnx.split(system.tokenizer)
@@ -122,7 +125,11 @@ class TokenizerTask:
             for _ in range(settings.batches)
         ]
         loader.close()
-        left = calibrate(system.tokenizer, found, seed=self.config.seed, steps=settings.steps)
+        tokenizer, seed = system.tokenizer, self.config.seed
+        if tokenizer.quantizer is None:
+            left = calibrate(tokenizer, found, seed=seed, steps=settings.steps)
+        else:
+            left = [fit_quantizer(tokenizer.quantizer, found, seed=seed)]
         partition.trainable.update(Partition(system, is_trainable).trainable)
         return left
 

@@ -162,7 +162,7 @@ def test_a_tokenizer_with_another_quantiser_has_the_same_interface(case):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        (dict(quantizer="fsq"), "not lapq or one of residual, lfq, vq, gvq, rvq"),
+        (dict(quantizer="fsq"), "not lapq or one of none, residual, lfq, vq, gvq, rvq"),
         (dict(quantizer="rvq"), "same grid at every level"),
         (dict(quantizer="vq", grids=(LATENT,) * 2), "one level, but grids names 2"),
         (dict(quantizer="lfq", grids=((1, 8),)), "time stride of 4"),

@@ -7,11 +7,13 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from pyratok_jax.models.grids import Stride
+from pyratok_jax.models.quantizers.continuous import ContinuousLatent
 from pyratok_jax.models.quantizers.lookup_free import LookupFreeLatent
 from pyratok_jax.models.quantizers.vector import VectorLatent
 
 # Name -> whether it can have more than one level.
 QUANTIZERS: dict[str, bool] = {
+    "none": False,  # the continuous latent, without tokens
     "residual": True,  # lookup-free stages on what is left, scale 2^-i
     "lfq": False,  # one lookup-free stage
     "vq": False,  # one codebook of vectors
@@ -22,7 +24,7 @@ QUANTIZERS: dict[str, bool] = {
 
 # Both are called with a normalised latent and the text, give levels and the latent that their codes
 # stand for, and have `synthesize(codes)`.
-LatentQuantizer = LookupFreeLatent | VectorLatent
+LatentQuantizer = LookupFreeLatent | VectorLatent | ContinuousLatent
 
 
 def check_levels(name: str, grids: tuple[Stride, ...], latent_stride: Stride) -> None:
@@ -65,6 +67,8 @@ def build_quantizer(
         ValueError: see `check_levels`.
     """
     check_levels(name, grids, latent_stride)
+    if name == "none":
+        return ContinuousLatent()
     patch = grids[0][1] // latent_stride[1]
     shared: dict[str, Any] = {
         "channels": channels,

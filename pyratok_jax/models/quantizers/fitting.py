@@ -5,12 +5,15 @@ only when the other quantisers start from data too. Principal components give th
 k-means gives the codebooks, least squares gives the way back from lookup-free codes.
 """
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from pyratok_jax.models.grids import space_to_depth
 from pyratok_jax.models.quantizers.build import LatentQuantizer
+from pyratok_jax.models.quantizers.continuous import ContinuousLatent
 from pyratok_jax.models.quantizers.lookup_free import LookupFreeLatent
 from pyratok_jax.models.quantizers.projection import LatentProjection
 from pyratok_jax.models.quantizers.vector import VectorLatent
@@ -20,7 +23,7 @@ MAX_SAMPLES = 16384
 
 def fit_quantizer(
     quantizer: LatentQuantizer,
-    latents: list[Float[Array, "b t h w z"]],
+    latents: Sequence[Float[Array | np.ndarray, "b t h w z"]],
     *,
     seed: int = 0,
     rounds: int = 10,
@@ -36,6 +39,8 @@ def fit_quantizer(
     Returns:
         share of the latents' variance that is left over.
     """
+    if isinstance(quantizer, ContinuousLatent):
+        return 0.0
     rng = np.random.default_rng(seed)
     if quantizer.projection is not None:
         patches = [space_to_depth(jnp.asarray(x), quantizer.projection.patch) for x in latents]

@@ -1,0 +1,30 @@
+"""Every published ablation as a config: `configs/ablations.py:NAME`, small by default.
+
+    python -m pyratok_jax.train --config configs/ablations.py:no_text --workdir runs/no_text
+    python -m pyratok_jax.train --config configs/ablations.py:no_text,full --workdir ...
+    python -m pyratok_jax.ablate --names full,no_text,rvq --seeds 3 --workdir runs/ablations
+
+NAME is a key of `pyratok_jax.training.ablations.ABLATIONS` (`python -m pyratok_jax.ablate --list`
+explains each); after a comma the scale, `demo` (`configs/demo.py`) or `full`
+(`configs/tpu_v5.py:stage3`).
+"""
+
+import runpy
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from pyratok_jax.training.ablations import apply
+
+BASES = {"demo": ("demo.py", ""), "full": ("tpu_v5.py", "stage3")}
+
+
+def get_config(argument: str = "full") -> ConfigDict:
+    """The base of the scale with the ablation's changes."""
+    name, _, scale = argument.partition(",")
+    scale = scale or "demo"
+    if scale not in BASES:
+        raise ValueError(f"ablations.py:{argument}: the scale is one of {', '.join(BASES)}")
+    file, base = BASES[scale]
+    make = runpy.run_path(str(Path(__file__).with_name(file)))["get_config"]
+    return apply(make(base), name or "full", scale)

@@ -1,0 +1,134 @@
+"""Train a set of ablations with equal budgets and seeds, and write one table.
+
+    python -m pyratok_jax.ablate --names full,no_text,rvq --seeds 3 --workdir runs/ablations
+
+Every name and seed is a training of its own under WORKDIR/NAME/seed_N; finished ones are not
+repeated, interrupted ones go on. A failed run is named and left out of the table.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from pyratok_jax.errors import EXIT_INTERRUPTED, UserError, run_cli
+from pyratok_jax.training.ablations import ABLATIONS, DEFAULT_NAMES, find
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Command-line flags."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--names", default=",".join(DEFAULT_NAMES), help="ablations, or `all`")
+    parser.add_argument("--seeds", type=int, default=3, help="trainings per ablation: seeds 0, 1..")
+    parser.add_argument("--scale", choices=("demo", "full"), default="demo", help="base config")
+    parser.add_argument("--config", default="configs/ablations.py", help="file of the configs")
+    parser.add_argument("--workdir", default="runs/ablations", help="folder of runs and tables")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
+                        help="change a config value in every run, e.g. --set steps=50")  # fmt: skip
+    parser.add_argument("--list", action="store_true", help="explain every ablation and end")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the ablations; 1 when some failed."""
+    options = parse(arguments)
+    console = Console(highlight=False)
+    if options.list:
+        console.print(_explained())
+        return 0
+    names = _names(options)
+    if options.seeds < 1:
+        raise UserError("--seeds must be at least 1")
+    results, failed = _run_all(options, names, console)
+    if results is None:
+        return EXIT_INTERRUPTED
+    from pyratok_jax.reports.ablation import summarise, write_tables
+
+    rows = summarise(results)
+    if not rows:
+        raise UserError("no run succeeded: there is no table to write")
+    for what, path in write_tables(rows, Path(options.workdir)).items():
+        console.print(f"{what:<6} {path}", soft_wrap=True)
+    for where, why in failed.items():
+        console.print(f"failed: {where}: {why}", soft_wrap=True)
+    return 1 if failed else 0
+
+
+def _names(options: argparse.Namespace) -> list[str]:
+    if options.names == "all":
+        return [name for name, one in ABLATIONS.items() if options.scale in one.scales]
+    names = list(dict.fromkeys(name for name in options.names.split(",") if name))
+    if not names:
+        raise UserError("--names is empty; --list explains the ablations")
+    for name in names:
+        find(name, options.scale)
+    return names
+
+
+def _run_all(
+    options: argparse.Namespace, names: list[str], console: Console
+) -> tuple[dict[str, list[dict[str, Any]]] | None, dict[str, str]]:
+    """Results by name, seeds in the outer loop so that an early look compares all; failures."""
+    from pyratok_jax.training.ablation_runs import run_one
+
+    workdir = Path(options.workdir)
+    if workdir.is_file():
+        raise UserError(f"--workdir {workdir} is a file; name a folder")
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    failed: dict[str, str] = {}
+    total = options.seeds * len(names)
+    for seed in range(options.seeds):
+        for number, name in enumerate(names):
+            folder = workdir / name / f"seed_{seed}"
+            console.print(f"[{seed * len(names) + number + 1}/{total}] {name}, seed {seed}")
+            try:
+                config = _config(options, name, seed)
+                result = run_one(config, folder, facts=_facts(options, config, name, seed))
+            except UserError as error:
+                failed[str(folder)] = str(error)
+                console.print(f"failed: {error}", soft_wrap=True)
+                continue
+            if result is None:
+                return None, failed
+            console.print(f"  PSNR {result['psnr']:.2f} dB, {result['seconds']:.0f} s")
+            results[name].append(result)
+    return results, failed
+
+
+def _config(options: argparse.Namespace, name: str, seed: int) -> Any:
+    from pyratok_jax.training.config import parse_flags
+
+    flags = ["ablate", "--config", f"{options.config}:{name},{options.scale}"]
+    flags += [f"--config.{change}" for change in options.set]
+    config, _ = parse_flags(flags, default_config=options.config)
+    config.seed = seed
+    return config
+
+
+def _facts(options: argparse.Namespace, config: Any, name: str, seed: int) -> dict[str, Any]:
+    ablation = ABLATIONS[name]
+    return {
+        "name": name,
+        "seed": seed,
+        "scale": options.scale,
+        "set": sorted(options.set),
+        "steps": config.steps,
+        "group": ablation.group,
+        "label": ablation.label,
+        "published": list(ablation.published),
+    }
+
+
+def _explained() -> Table:
+    table = Table("name", "group", "what", "scales")
+    for name, one in ABLATIONS.items():
+        table.add_row(name, one.group, one.label, ", ".join(one.scales))
+    return table
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,125 @@
+"""Tables and chart of ablations: mean and spread over seeds, rate beside every quality."""
+
+import csv
+import io
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+COLUMNS = ("psnr", "ssim", "lpips")
+
+
+def summarise(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """One row per ablation: its label, bpp, and mean and standard deviation of each figure.
+
+    The spread is the sample's (n - 1); with one seed there is none. `versus_full` is the mean
+    difference in PSNR to the runs of `full` with the same seeds.
+    """
+    full = {run["seed"]: run["psnr"] for run in results.get("full", ())}
+    rows = []
+    for name, runs in results.items():
+        if not runs:
+            continue
+        first = runs[0]
+        row = {key: first.get(key) for key in ("group", "label", "bpp", "published")}
+        row |= {"name": name, "seeds": len(runs)}
+        for column in COLUMNS:
+            values = [run[column] for run in runs if run.get(column) is not None]
+            row[column] = float(np.mean(values)) if values else None
+            row[f"{column}_std"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
+        paired = [run["psnr"] - full[run["seed"]] for run in runs if run["seed"] in full]
+        row["versus_full"] = float(np.mean(paired)) if paired else None
+        rows.append(row)
+    return rows
+
+
+def write_tables(rows: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, Path]:
+    """Write `ablations.md`, `ablations.csv` and `ablations.png`, each atomically."""
+    outputs = {
+        "table": _write(folder / "ablations.md", markdown(rows).encode()),
+        "csv": _write(folder / "ablations.csv", _csv(rows).encode()),
+    }
+    outputs["chart"] = _write(folder / "ablations.png", _chart(rows))
+    return outputs
+
+
+def _write(path: Path, content: bytes) -> Path:
+    scratch = path.with_name(f".{path.name}.tmp")
+    scratch.write_bytes(content)
+    os.replace(scratch, path)
+    return path
+
+
+def _figure(row: Mapping[str, Any], column: str, digits: int) -> str:
+    if row[column] is None:
+        return "-"
+    spread = row[f"{column}_std"]
+    text = f"{row[column]:.{digits}f}"
+    return text if spread is None else f"{text} ± {spread:.{digits}f}"
+
+
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The table as markdown."""
+    lines = [
+        "| group | what | bpp | PSNR, dB | to full | SSIM | LPIPS (VGG) | seeds | "
+        "published PSNR, COCO / WebVid (full scale) |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        bpp = "-" if row["bpp"] is None else f"{row['bpp']:.3f}"
+        versus = "-" if row["versus_full"] is None else f"{row['versus_full']:+.2f}"
+        published = " / ".join("-" if x is None else f"{x:.2f}" for x in row["published"])
+        figures = " | ".join(
+            (_figure(row, "psnr", 2), versus, _figure(row, "ssim", 4), _figure(row, "lpips", 4))
+        )
+        lines.append(
+            f"| {row['group']} | {row['label']} | {bpp} | {figures} | {row['seeds']} | "
+            f"{published} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    names = ["group", "name", "label", "bpp", "seeds", "versus_full"]
+    names += [key for column in COLUMNS for key in (column, f"{column}_std")]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _chart(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """Bars of PSNR with the seeds' spread, labelled with the rate; PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    shown = [row for row in rows if row["psnr"] is not None]
+    figure, axis = pyplot.subplots(figsize=(9, 0.32 * len(shown) + 1.2), layout="constrained")
+    places = np.arange(len(shown))[::-1]
+    groups = list(dict.fromkeys(row["group"] for row in shown))
+    colours = [f"C{groups.index(row['group']) % 10}" for row in shown]
+    axis.barh(
+        places,
+        [row["psnr"] for row in shown],
+        xerr=[row["psnr_std"] or 0.0 for row in shown],
+        color=colours,
+        height=0.7,
+    )
+    labels = []
+    for row in shown:
+        rate = "no tokens" if row["bpp"] is None else f"{row['bpp']:.3f} bpp"
+        labels.append(f"{row['label']}, {rate}")
+    axis.set_yticks(places, labels, fontsize=8)
+    lowest = min((row["psnr"] for row in shown), default=0.0)
+    axis.set_xlim(left=max(lowest - 1.5, 0.0))
+    axis.set_xlabel("PSNR, dB")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130)
+    pyplot.close(figure)
+    return buffer.getvalue()

@@ -1,0 +1,230 @@
+"""The published ablations as changes of a base config, each with what it asks.
+
+Rates in the comments are in bits per pixel for clips of 17 frames, where the full method has .141
+(9,792 tokens of 16 bits at 256x256). Quantisers of the final latent have one grid, 5 token frames
+at the latent's resolution (5,120 tokens a level); bits are chosen so that rates are as equal as
+whole numbers allow.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from pyratok_jax.errors import UserError
+
+LATENT = ((4, 8),)
+# Codes that are indices of vectors have no bit distributions.
+_NO_BIT_TERMS = {
+    "loss.weights.entropy": 0.0,
+    "loss.weights.hierarchy": 0.0,
+    "loss.weights.text": 0.0,
+}
+_NO_TEXT = {
+    "model.tokenizer.text_guidance": False,
+    "loss.weights.text": 0.0,
+    "loss.weights.text_codebook": 0.0,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Ablation:
+    """One row of a table.
+
+    Attributes:
+        group: table it belongs to.
+        label: of the row.
+        changes: config keys (dotted) and values.
+        published: PSNR on COCO val and WebVid-10M in the paper at full scale, where it states them.
+        scales: scales at which it can be run ("demo", "full").
+    """
+
+    group: str
+    label: str
+    changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    published: tuple[float | None, float | None] = (None, None)
+    scales: tuple[str, ...] = ("demo", "full")
+
+
+def _quantizer(name: str, levels: int, bits: int, **more: Any) -> dict[str, Any]:
+    return {
+        "model.tokenizer.quantizer": name,
+        "model.tokenizer.grids": LATENT * levels,
+        "model.tokenizer.bits": bits,
+        **{key.replace("__", "."): value for key, value in more.items()},
+    }
+
+
+def _without(*terms: str) -> dict[str, Any]:
+    return {f"loss.weights.{term}": 0.0 for term in terms}
+
+
+def _blocks(grids: tuple[tuple[int, int], ...], bits: int) -> dict[str, Any]:
+    return {"model.tokenizer.grids": grids, "model.tokenizer.bits": bits}
+
+
+_LANGUAGE = {
+    "demo": {"language_gemma3_270m": "builtin:gemma3-270m"},
+    "full": {
+        "language_llama3_8b": "weights/llama3_8b",
+        "language_gemma3_4b": "weights/gemma3_4b",
+        "language_qwen25_vl_7b": "weights/qwen25_vl_7b",
+    },
+}
+_PUBLISHED_LANGUAGE = {
+    "language_llama3_8b": (35.62, 35.34),
+    "language_gemma3_4b": (35.29, 35.92),
+}
+
+ABLATIONS: dict[str, Ablation] = {
+    # Components.
+    "full": Ablation("components", "full method", {}, (36.05, 35.72)),
+    "continuous": Ablation(
+        "components",
+        "no LaPQ: continuous latent (no tokens)",
+        {"model.tokenizer.quantizer": "none", "model.tokenizer.grids": LATENT, **_NO_TEXT}
+        | _without("autoregressive", "codebook"),
+        (31.41, 31.47),
+    ),
+    "single_lfq": Ablation(  # .142 bpp; the batch entropy of 2^31 codes cannot be held
+        "components",
+        "no LaPQ: one LFQ at equal bpp (31 bits, no entropy term)",
+        _quantizer("lfq", 1, 31) | _without("entropy"),
+    ),
+    "no_text": Ablation("components", "no text guidance", _NO_TEXT, (33.43, 36.02)),
+    "no_pyramid": Ablation(  # .147 bpp
+        "components",
+        "no pyramid: four equal grids of 8 bits",
+        _blocks(LATENT * 4, 8),
+        (34.02, 34.02),
+    ),
+    "residual": Ablation(  # .147 bpp
+        "components",
+        "residual LFQ on the final latent (2 x 16 bits)",
+        _quantizer("residual", 2, 16),
+    ),
+    # Blocks, at equal bpp.
+    "blocks_2": Ablation(  # .138 bpp
+        "blocks", "2 blocks (24 bits)", _blocks(((4, 16), (4, 8)), 24), (33.21, None)
+    ),
+    "blocks_3": Ablation(  # .141 bpp
+        "blocks", "3 blocks (18 bits)", _blocks(((2, 16), (4, 16), (4, 8)), 18), (34.78, None)
+    ),
+    # Presets: the rate changes.
+    "uniform": Ablation("presets", "preset uniform", {"model.tokenizer.grids": "uniform"}),
+    "compact": Ablation("presets", "preset compact", {"model.tokenizer.grids": "compact"}),
+    # Losses.
+    "no_drift": Ablation("losses", "no drift", _without("drift"), (33.48, 34.52)),
+    "no_autoregressive": Ablation(
+        "losses", "no autoregressive loss", _without("autoregressive"), (33.42, 34.01)
+    ),
+    "no_drift_no_autoregressive": Ablation(
+        "losses", "neither drift nor AR", _without("drift", "autoregressive"), (32.17, 32.32)
+    ),
+    "no_ssim": Ablation("losses", "no SSIM", _without("ssim")),
+    "no_lpips": Ablation("losses", "no LPIPS", _without("lpips")),
+    "no_retention": Ablation("losses", "no DINO retention", _without("retention")),
+    "no_dino_drift": Ablation("losses", "no drift from DINO", _without("drift_dinov3")),
+    "no_masking": Ablation(
+        "losses", "no masking", {"masking.frame_ratio": 0.0, "masking.spatial_ratio": 0.0}
+    ),
+    # Codebook terms.
+    "no_commitment": Ablation(
+        "codebook terms", "no commitment", _without("commitment"), (32.88, 33.45)
+    ),
+    "no_entropy": Ablation("codebook terms", "no entropy", _without("entropy")),
+    "no_hierarchy": Ablation("codebook terms", "no hierarchy KL", _without("hierarchy")),
+    "no_text_alignment": Ablation(
+        "codebook terms", "no text-conditioned alignment", _without("text"), (33.27, 34.12)
+    ),
+    "no_text_codebook": Ablation(
+        "codebook terms", "no text-codebook alignment", _without("text_codebook"), (34.11, 34.78)
+    ),
+    # Quantisers.
+    "vq": Ablation(  # .055 bpp
+        "quantisers", "VQ 4096", _quantizer("vq", 1, 12) | _NO_BIT_TERMS, (31.45, None)
+    ),
+    "gvq": Ablation(  # .110 bpp
+        "quantisers", "GVQ 2 x 4096", _quantizer("gvq", 2, 12) | _NO_BIT_TERMS, (32.25, None)
+    ),
+    "lfq": Ablation(  # .074 bpp
+        "quantisers", "LFQ 2^16", _quantizer("lfq", 1, 16), (34.22, None)
+    ),
+    "rvq": Ablation(  # .138 bpp
+        "quantisers", "RVQ 3 x 1024 (equal bpp)", _quantizer("rvq", 3, 10) | _NO_BIT_TERMS
+    ),
+    "rvq_8000": Ablation(  # .119 bpp
+        "quantisers",
+        "RVQ 2 x 8000",
+        _quantizer("rvq", 2, 13, model__tokenizer__vocabulary=8000) | _NO_BIT_TERMS,
+        (33.92, None),
+    ),
+    # Codebook sizes of LaPQ.
+    "vocabulary_4096": Ablation("codebook sizes", "LaPQ 4096", {"model.tokenizer.bits": 12}),
+    "vocabulary_32800": Ablation(
+        "codebook sizes", "LaPQ 32800", {"model.tokenizer.vocabulary": 32800}
+    ),
+    "vocabulary_48000": Ablation(
+        "codebook sizes", "LaPQ 48000", {"model.tokenizer.vocabulary": 48000}, (35.72, None)
+    ),
+    # Backbones, at full scale: both layouts that the project has.
+    "vae_wan22": Ablation(
+        "VAEs",
+        "Wan 2.2 (4x16x16)",
+        {
+            "model.backbone": "weights/wan22_vae",
+            "model.vae": "wan2.2-ti2v",
+            "model.tokenizer.grids": ((1, 32), (2, 16), (4, 16), (4, 16)),
+        },
+        scales=("full",),
+    ),
+    **{
+        name: Ablation(
+            "language models",
+            name.removeprefix("language_"),
+            {"language.spec": spec},
+            _PUBLISHED_LANGUAGE.get(name, (None, None)),
+            (scale,),
+        )
+        for scale, models in _LANGUAGE.items()
+        for name, spec in models.items()
+    },
+}
+# What the comparison of components needs; the order of the table.
+DEFAULT_NAMES = (
+    "full", "continuous", "single_lfq", "residual", "rvq", "no_text", "no_pyramid", "blocks_2",
+    "blocks_3", "no_drift", "no_autoregressive", "no_ssim", "no_lpips", "no_commitment",
+    "no_entropy", "no_hierarchy", "no_text_alignment", "no_text_codebook", "no_retention",
+)  # fmt: skip
+
+
+def find(name: str, scale: str) -> Ablation:
+    """The ablation of a name.
+
+    Raises:
+        UserError: there is none, or not at this scale.
+    """
+    if name not in ABLATIONS:
+        raise UserError(f"ablation {name!r} is not one of {', '.join(ABLATIONS)}")
+    if scale not in ABLATIONS[name].scales:
+        raise UserError(f"ablation {name} needs the scale {ABLATIONS[name].scales[0]}, not {scale}")
+    return ABLATIONS[name]
+
+
+def apply(config: ConfigDict, name: str, scale: str = "demo") -> ConfigDict:
+    """The base config with an ablation's changes, in place.
+
+    Raises:
+        UserError: see `find`.
+    """
+    for key, value in find(name, scale).changes.items():
+        *path, last = key.split(".")
+        part = config
+        for step in path:
+            part = part[step]
+        if last not in part:
+            raise KeyError(f"ablation {name}: the config has no key {key}")
+        with part.ignore_type():
+            part[last] = value
+    return config

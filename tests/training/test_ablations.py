@@ -1,0 +1,124 @@
+"""Ablations: each is a config that builds, two are run, tables against hand-computed figures."""
+
+import csv
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+from pyratok_jax import ablate
+from pyratok_jax.data.buckets import Bucket
+from pyratok_jax.errors import UserError
+from pyratok_jax.models.dino.model import Dino
+from pyratok_jax.models.grids import grid_shape
+from pyratok_jax.models.language.model import LanguageModel
+from pyratok_jax.models.wan_vae.config import tiny
+from pyratok_jax.reports.ablation import markdown, summarise
+from pyratok_jax.training.ablations import ABLATIONS, apply
+from pyratok_jax.training.abstract import abstract_batch
+from pyratok_jax.training.config import parse_flags, tokenizer_training_config
+from pyratok_jax.training.system import TokenizerLoss, build_system, tokenizer_config
+from tests.training.tiny import DINO, LANGUAGE
+
+RATES = {"single_lfq", "no_pyramid", "residual", "rvq", "blocks_2", "blocks_3"}
+
+
+def _config(name):
+    config = apply(tokenizer_training_config(batch_size=1), name, ABLATIONS[name].scales[0])
+    config.model.tokenizer.update({"width": 8, "heads": 2, "synthesis_width": 4, "lora_rank": 2})
+    config.language.length = 4
+    config.loss.weights.lpips = 0.0
+    return config
+
+
+@pytest.mark.parametrize("name", [n for n, one in ABLATIONS.items() if "demo" in one.scales])
+def test_every_demo_ablation_is_a_config(name):
+    config, _ = parse_flags(
+        ["x", f"--config=configs/ablations.py:{name}"], default_config="configs/ablations.py"
+    )
+    base, _ = parse_flags(["x", "--config=configs/demo.py"], default_config="configs/demo.py")
+    changed = {k for k in config.to_dict() if config[k] != base[k]}
+    assert bool(changed) == (name != "full")
+    sizes = tokenizer_config(config, tiny(), 16)
+    tokens = sum(t * h * w for t, h, w in (grid_shape(g, 17, 128, 128) for g in sizes.grids))
+    if name in RATES:
+        assert tokens * sizes.bits / (17 * 128 * 128) == pytest.approx(0.1406, rel=0.05)
+
+
+@pytest.mark.parametrize("name", ["continuous", "single_lfq", "rvq", "no_text", "blocks_2"])
+def test_losses_of_other_shapes_of_the_method(name):
+    """Traced, not computed."""
+    config = _config(name)
+    loss = TokenizerLoss(config)
+
+    def run(batch):
+        rngs = nnx.Rngs(0)
+        language = LanguageModel(LANGUAGE, rngs=rngs)
+        dino = Dino(DINO, rngs=rngs)
+        system = build_system(config, tiny(base_dim=4), language, rngs=rngs, dino=dino)
+        return loss(system, batch, jax.random.key(0), jnp.float32(0.5))
+
+    total, terms = jax.eval_shape(run, abstract_batch(config, Bucket(5, 32, 32)))
+    assert total.shape == ()
+    off = {key.split(".")[-1] for key, value in ABLATIONS[name].changes.items() if value == 0.0}
+    assert not off & terms.keys() and "l1" in terms
+
+
+@pytest.fixture
+def config_file(world, tmp_path):
+    """The tiny world's config under every ablation."""
+    path = tmp_path / "tiny_ablations.py"
+    path.write_text(
+        "from pathlib import Path\n"
+        "from pyratok_jax.training.ablations import apply\n"
+        "from tests.training.tiny import tiny_config\n"
+        "def get_config(argument):\n"
+        f"    config = tiny_config(Path({str(world)!r}), steps=2)\n"
+        "    return apply(config, *argument.split(','))\n"
+    )
+    return path
+
+
+def test_a_set_is_run_once_and_tabulated(config_file, tmp_path, capsys):
+    workdir = tmp_path / "runs"
+    arguments = ["--names", "rvq,continuous", "--seeds", "1", "--config", str(config_file)]
+    arguments += ["--workdir", str(workdir), "--set", "calibration.steps=1"]
+    assert ablate.main(arguments) == 0
+    results = {n: json.loads((workdir / n / "seed_0/result.json").read_text())
+               for n in ("rvq", "continuous")}  # fmt: skip
+    # 3 levels on the latent's grid, 5x32x32: 2 x 4 x 4 tokens each, 10 bits.
+    assert results["rvq"]["bpp"] == pytest.approx(3 * 32 * 10 / (5 * 32 * 32))
+    assert "bpp" not in results["continuous"] and results["continuous"]["psnr"] > 0
+    rows = list(csv.DictReader((workdir / "ablations.csv").open()))
+    assert [row["name"] for row in rows] == ["rvq", "continuous"]
+    assert (workdir / "ablations.png").read_bytes().startswith(b"\x89PNG")
+    stamp = (workdir / "rvq/seed_0/result.json").stat().st_mtime_ns
+    assert ablate.main(arguments) == 0
+    assert (workdir / "rvq/seed_0/result.json").stat().st_mtime_ns == stamp
+    with pytest.raises(UserError, match="no run succeeded"):
+        ablate.main([*arguments, "--set", "steps=3"])
+    assert "other settings" in capsys.readouterr().out.replace("\n", " ")
+
+
+def test_unknown_names_and_scales_are_refused():
+    with pytest.raises(UserError, match="no_such"):
+        ablate.main(["--names", "no_such"])
+    with pytest.raises(UserError, match="scale full"):
+        ablate.main(["--names", "vae_wan22"])
+
+
+def _run(seed, psnr, **more):
+    shared = {"group": "g", "label": "l", "bpp": 0.1, "published": [None, 33.5]}
+    return shared | {"seed": seed, "psnr": psnr, "ssim": 0.5, "lpips": 0.25} | more
+
+
+def test_summary_of_known_figures():
+    results = {"full": [_run(0, 20.0), _run(1, 22.0)], "less": [_run(1, 21.5), _run(2, 23.5)]}
+    full, less = summarise(results)
+    assert (full["psnr"], full["seeds"], full["versus_full"]) == (21.0, 2, 0.0)
+    assert full["psnr_std"] == pytest.approx(2**0.5)
+    # Only seed 1 has a partner: 21.5 - 22.
+    assert less["versus_full"] == pytest.approx(-0.5)
+    assert "| 22.50 ± 1.41 | -0.50 |" in markdown([less]) and "- / 33.50" in markdown([less])

@@ -1,0 +1,23 @@
+"""The guard speaks once when a level stays low, and again only after it had recovered."""
+
+from pyratok_jax.training.collapse import CollapseGuard
+
+
+def _values(first, second):
+    return {"distinct/level_1": first, "distinct/level_2": second, "loss": 0.0}
+
+
+def test_a_level_that_stays_low_is_named_once():
+    guard = CollapseGuard(0.1, patience=3)
+    low = _values(0.5, 0.02)
+    assert guard.check(low) is None and guard.check(low) is None
+    said = guard.check(low)
+    assert said is not None and "level 2 (2.0%)" in said and "level 1" not in said
+    assert guard.check(low) is None
+    assert guard.check(_values(0.5, 0.2)) is None
+    assert [guard.check(low) is None for _ in range(3)] == [True, True, False]
+
+
+def test_no_patience_never_warns():
+    guard = CollapseGuard(0.1, patience=0)
+    assert all(guard.check(_values(0.0, 0.0)) is None for _ in range(4))
