@@ -15,7 +15,7 @@ from pyratok_jax.tokenizer import load_tokenizer
 from pyratok_jax.training.checkpoints import read_parameters
 from pyratok_jax.training.loop import train
 from pyratok_jax.training.partition import Partition
-from pyratok_jax.training.run import run
+from pyratok_jax.training.run import run, start_from
 from pyratok_jax.training.task import TokenizerTask
 from tests.training.tiny import arrays_equal, clip, tiny_config
 
@@ -177,3 +177,25 @@ def test_other_frozen_weights_are_refused(finished, tmp_path, world):
 def test_what_is_no_checkpoint_is_refused(tmp_path, make, message):
     with pytest.raises(UserError, match=message):
         load_tokenizer(make(tmp_path))
+
+
+def test_a_stage_starts_from_the_one_before(finished, world):
+    workdir, _ = finished
+    config = tiny_config(world, init_from=str(workdir))
+    task = TokenizerTask(config)
+    partition = Partition(task.system, task.is_trainable)
+    kept = read_parameters(workdir, 20)
+    assert not arrays_equal(partition.trainable, kept)
+    assert start_from(config.init_from, partition)
+    assert arrays_equal(partition.trainable, kept)
+
+
+def test_a_stage_of_another_model_is_refused(finished, world, tmp_path):
+    config = tiny_config(world)
+    config.model.tokenizer.width = 8
+    task = TokenizerTask(config)
+    partition = Partition(task.system, task.is_trainable)
+    with pytest.raises(UserError, match="same model"):
+        start_from(str(finished[0]), partition)
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        start_from(str(tmp_path), partition)
