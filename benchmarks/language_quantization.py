@@ -1,6 +1,7 @@
-"""Weight-only quantisation of SmolLM2: logits error, agreement of the likeliest token, memory."""
+"""Weight-only quantisation of a language model: error of the logits, and memory. Prints JSON."""
 
 import argparse
+import json
 
 import jax
 import jax.numpy as jnp
@@ -24,23 +25,32 @@ def _logits(model, ids):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--spec", default="builtin:smollm2")
+    parser.add_argument("--spec", default="builtin:smollm2", help="language model")
     arguments = parser.parse_args()
     model, tokenizer = load_language_model(arguments.spec, dtype="float32")
     ids = jnp.asarray([tokenizer(TEXT)["input_ids"]])
     exact = np.asarray(_logits(model, ids))[0]
-    shares = jax.nn.log_softmax(exact)
-    print(f"{'weights':>16} {'MB':>8} {'rel. error':>10} {'KL nats':>8} {'same top':>8}")
-    print(f"{'float32':>16} {parameter_bytes(model) / 1e6:8.1f} {0:10.4f} {0:8.4f} {1:8.3f}")
+    rows = [{"weights": "float32", "megabytes": parameter_bytes(model) / 1e6}]
     for bits, group in ((8, 0), (8, 32), (4, 64), (4, 32)):
         quantised = quantize_model(nnx.clone(model), bits, group)
         got = np.asarray(_logits(quantised, ids))[0]
-        error = np.linalg.norm(got - exact) / np.linalg.norm(exact)
-        kl = jnp.mean(jnp.sum(jnp.exp(shares) * (shares - jax.nn.log_softmax(got)), axis=-1))
-        same = np.mean(got.argmax(-1) == exact.argmax(-1))
-        name = f"int{bits}, {'column' if not group else f'groups {group}'}"
-        size = parameter_bytes(quantised) / 1e6
-        print(f"{name:>16} {size:8.1f} {error:10.4f} {float(kl):8.4f} {same:8.3f}")
+        rows.append(
+            {
+                "weights": f"int{bits}, {f'groups of {group}' if group else 'per output'}",
+                "megabytes": parameter_bytes(quantised) / 1e6,
+                **compare(got, exact),
+            }
+        )
+    print(json.dumps({"model": arguments.spec, "tokens": int(ids.size), "rows": rows}, indent=1))
+
+
+def compare(got: np.ndarray, exact: np.ndarray) -> dict[str, float]:
+    ours, theirs = (np.asarray(jax.nn.log_softmax(x)) for x in (got, exact))
+    return {
+        "relative_error_of_logits": float(np.linalg.norm(got - exact) / np.linalg.norm(exact)),
+        "kl_nats": float(np.mean(np.sum(np.exp(theirs) * (theirs - ours), axis=-1))),
+        "same_likeliest_token": float(np.mean(got.argmax(-1) == exact.argmax(-1))),
+    }
 
 
 if __name__ == "__main__":

@@ -17,7 +17,9 @@ from jax.typing import DTypeLike
 from pyratok_jax.errors import UserError
 from pyratok_jax.models.dino.config import DinoConfig
 from pyratok_jax.models.dino.model import Dino
+from pyratok_jax.models.language.kernels import GROUPS
 from pyratok_jax.models.language.model import LanguageModel
+from pyratok_jax.models.language.quantization import quantize_model
 from pyratok_jax.models.wan_vae.config import WanVAEConfig
 from weights_conversion.core import load_checkpoint, read_config, weights_hash
 from weights_conversion.modules import build_module
@@ -113,16 +115,26 @@ def write_weights(
     os.replace(scratch, path)
 
 
-def load_language(spec: str, *, dtype: Any = None, remat: str = "none") -> Language:
+def load_language(spec: str, *, dtype: Any = None, remat: str = "none", bits: int = 0) -> Language:
     """A pretrained language model: "builtin:smollm2", "builtin:gemma3-270m", or a converted folder.
 
+    Args:
+        spec: which.
+        dtype: of activations, see `load_language_model`.
+        remat: what a backward pass through it keeps.
+        bits: 8 or 4 hold its kernels quantised (`models.language.quantization`); 0 as they are.
+
     Raises:
-        UserError: no such weights, or not a language model's.
+        UserError: no such weights, or not a language model's, or another number of bits.
     """
+    if bits not in (0, *GROUPS):
+        raise UserError(f"language.bits is {bits}, expected 0, 8 or 4")
     from weights_conversion.language_model import load_language_model
     from weights_conversion.packaged import PREFIX, packaged
 
     model, tokenizer = load_language_model(spec, dtype=dtype, remat=remat)
+    if bits:
+        quantize_model(model, bits)
     if spec.startswith(PREFIX):
         sha256 = packaged(spec).sha256
     else:

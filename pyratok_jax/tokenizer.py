@@ -9,7 +9,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,24 @@ def to_pixels(video: Float[Array, "*n"]) -> UInt8[Array, "*n"]:
     return jnp.round((jnp.clip(video, -1.0, 1.0) + 1.0) * 127.5).astype(jnp.uint8)
 
 
+def tokenize_step(graph: Any) -> Callable[..., tuple[Array, ...]]:
+    """(state, uint8 video, text) -> ids of every level, for a `PyraTok` split by `nnx.split`."""
+
+    def tokenize(state: Any, video: Array, text: TextCondition | None) -> tuple[Array, ...]:
+        return nnx.merge(graph, state).tokenize(to_model_range(video), text)
+
+    return tokenize
+
+
+def detokenize_step(graph: Any) -> Callable[..., Array]:
+    """(state, ids of every level) -> uint8 video, for a `PyraTok` split by `nnx.split`."""
+
+    def detokenize(state: Any, ids: tuple[Array, ...]) -> Array:
+        return to_pixels(nnx.merge(graph, state).detokenize(ids))
+
+    return detokenize
+
+
 class Tokenizer:
     """Video to token ids and back, on the host's arrays.
 
@@ -69,18 +87,13 @@ class Tokenizer:
         self.checkpoint_hash, self.folder = checkpoint_hash, folder
         graph, self._state = nnx.split(model)
 
-        def tokenize(state: Any, video: Array, text: TextCondition | None) -> tuple[Array, ...]:
-            return nnx.merge(graph, state).tokenize(to_model_range(video), text)
-
-        def detokenize(state: Any, ids: tuple[Array, ...]) -> Array:
-            return to_pixels(nnx.merge(graph, state).detokenize(ids))
-
         def ceiling(state: Any, video: Array) -> Array:
             vae = nnx.merge(graph, state).vae
             vae.encoder = without_adapters(vae.encoder)
             return to_pixels(vae.decode(vae.encode(to_model_range(video)).mean))
 
-        self._tokenize, self._detokenize = jax.jit(tokenize), jax.jit(detokenize)
+        self._tokenize = jax.jit(tokenize_step(graph))
+        self._detokenize = jax.jit(detokenize_step(graph))
         self._ceiling = jax.jit(ceiling)
         self._embed: Any = None
         if text is not None:
@@ -170,7 +183,7 @@ def write_description(
         workdir: the folder.
         config: sizes.
         backbone: spec and sha256.
-        language_model: spec, sha256 and length (tokens per caption).
+        language_model: spec, sha256, length (tokens per caption) and bits (of its kernels).
         alignment: arguments of `Alignment`.
     """
     values = {
@@ -203,7 +216,7 @@ def load_tokenizer(checkpoint: str | Path) -> Tokenizer:
     text, captions, language_hash = None, None, ""
     if description["language_model"]:
         said = description["language_model"]
-        language = load_language(said["spec"])
+        language = load_language(said["spec"], bits=said.get("bits", 0))
         _same(workdir, "language model", said, language.sha256)
         text, captions = (
             TextEncoder(language.model),

@@ -86,7 +86,8 @@ def tokenizer_training_config(**changes: Any) -> ConfigDict:
       published sizes by name, for building the config without its weights (`abstract`).
     - language: specification, size (as vae), tokens per caption, a folder of stored embeddings to
       read instead of running the model on captions (`embed_captions`; empty: none), layers used for
-      the autoregressive loss (0: all), what its backward pass keeps (remat).
+      the autoregressive loss (0: all), what its backward pass keeps (remat), and bits of its
+      kernels in memory (0: as stored, 8, 4).
     - vision: specification and size (as above) of the frozen DINO network, loaded when one of its
       terms has a weight, and the hidden width of the trained projection from latents to it.
     - loss: weights and settings (`losses.objective`), token_budget of the autoregressive loss (0:
@@ -121,6 +122,7 @@ def tokenizer_training_config(**changes: Any) -> ConfigDict:
             "stored": "",
             "layers": 0,
             "remat": "layers",
+            "bits": 0,
         },
         "vision": {"spec": "builtin:demo-vision", "size": "", "projection": 256},
         "loss": {

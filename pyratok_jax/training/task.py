@@ -37,7 +37,9 @@ class TokenizerTask:
     def __init__(self, config: ConfigDict):
         self.config = config
         self.backbone = load_backbone(config.model.backbone)
-        self.language = load_language(config.language.spec, remat=config.language.remat)
+        self.language = load_language(
+            config.language.spec, remat=config.language.remat, bits=config.language.bits
+        )
         self.captions = CaptionTokenizer(self.language.tokenizer, config.language.length)
         self.stored = _stored_captions(config, self.language) if config.language.stored else None
         self.loss = TokenizerLoss(config)
@@ -144,6 +146,7 @@ class TokenizerTask:
                 "spec": self.config.language.spec,
                 "sha256": self.language.sha256,
                 "length": self.config.language.length,
+                "bits": self.config.language.bits,
             },
             alignment=alignment_arguments(self.config, width),
         )

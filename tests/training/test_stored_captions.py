@@ -1,5 +1,6 @@
 """A training that reads stored caption embeddings has the losses of one that runs the model."""
 
+import json
 import sys
 
 import jax
@@ -59,4 +60,18 @@ def test_embeddings_of_another_length_are_refused(world, stored):
     config = tiny_config(world)
     config.language.update({"stored": str(stored), "length": 9})
     with pytest.raises(UserError, match="embed_captions"):
+        TokenizerTask(config)
+
+
+def test_a_quantised_language_model_is_kept_so_in_training_and_in_the_checkpoint(world, tmp_path):
+    config = tiny_config(world)
+    config.language.bits = 8
+    task = TokenizerTask(config)
+    kernel = task.system.text.language_model.layers.mlp.up.kernel[...]
+    assert kernel.dtype == jax.numpy.int8
+    task.describe(tmp_path)
+    said = json.loads((tmp_path / "tokenizer.json").read_text())["language_model"]
+    assert said["bits"] == 8
+    config.language.bits = 5
+    with pytest.raises(UserError, match="expected 0, 8 or 4"):
         TokenizerTask(config)

@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from pyratok_jax.models.language.config import LanguageConfig
-from pyratok_jax.models.language.kernels import dequantize_kernel
+from pyratok_jax.models.language.kernels import QuantizedKernel, dequantize_kernel
 from pyratok_jax.models.language.rope import Rotation, rotate
 
 
@@ -35,7 +35,7 @@ KeyValues = tuple[Float[Array, "b s kv size"], Float[Array, "b s kv size"]]
 class Linear(nnx.Module):
     """x @ kernel + bias. The kernel is cast to the input's dtype when it is used.
 
-    With a `scale` the kernel holds quantised values, see `kernels`.
+    With a `scale` (and an `offset`) the kernel holds quantised values, see `kernels`.
     """
 
     def __init__(
@@ -50,13 +50,16 @@ class Linear(nnx.Module):
         init = nnx.initializers.variance_scaling(1.0, "fan_in", "normal")
         self.kernel = nnx.Param(init(rngs.params(), (inputs, outputs), param_dtype))
         self.scale: nnx.Param | None = nnx.data(None)
+        self.offset: nnx.Param | None = nnx.data(None)
         self.bias = nnx.Param(jnp.zeros((outputs,), param_dtype)) if bias else None
 
     def __call__(self, x: Float[Array, "*n i"]) -> Float[Array, "*n o"]:
         """The mapped input, same dtype."""
         kernel = self.kernel[...]
         if self.scale is not None:
-            kernel = dequantize_kernel(kernel, self.scale[...], x.dtype)
+            offset = None if self.offset is None else self.offset[...]
+            packed = QuantizedKernel(kernel, self.scale[...], offset)
+            kernel = dequantize_kernel(packed, x.dtype)
         y = x @ kernel.astype(x.dtype)
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 

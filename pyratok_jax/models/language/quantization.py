@@ -29,9 +29,11 @@ def quantize_model(model: LanguageModel, bits: int, group: int | None = None) ->
     pack = jax.jit(quantize_kernel, static_argnums=(1, 2))
     for layer in [module for _, module in nnx.iter_modules(model)]:
         if isinstance(layer, Linear) and layer.scale is None:
-            values, scale = pack(layer.kernel[...], bits, size)
-            layer.kernel = nnx.Param(values)
-            layer.scale = nnx.data(nnx.Param(scale))
+            packed = pack(layer.kernel[...], bits, size)
+            layer.kernel = nnx.Param(packed.values)
+            layer.scale = nnx.data(nnx.Param(packed.scale))
+            if packed.offset is not None:
+                layer.offset = nnx.data(nnx.Param(packed.offset))
     return model
 
 
