@@ -27,7 +27,7 @@ from jax.sharding import Mesh, NamedSharding  # noqa: E402
 from jax.sharding import PartitionSpec as P  # noqa: E402
 
 from pyratok_jax.models.wan_vae.config import WAN21, WAN22  # noqa: E402
-from pyratok_jax.models.wan_vae.layers import FORMS, conv_form  # noqa: E402
+from pyratok_jax.models.wan_vae.forms import FORMS, conv_form  # noqa: E402
 from pyratok_jax.models.wan_vae.model import WanVAE  # noqa: E402
 
 CHIPS = {

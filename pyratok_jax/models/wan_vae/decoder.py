@@ -7,13 +7,9 @@ from jaxtyping import Array, Float
 
 from pyratok_jax.models.wan_vae.config import WanVAEConfig
 from pyratok_jax.models.wan_vae.encoder import rematerialised
-from pyratok_jax.models.wan_vae.layers import (
-    CausalConv3d,
-    ChannelNorm,
-    MidBlock,
-    ResidualBlock,
-    filled_lanes,
-)
+from pyratok_jax.models.wan_vae.forms import filled_lanes
+from pyratok_jax.models.wan_vae.height import cut, in_strips, join, strips_of
+from pyratok_jax.models.wan_vae.layers import CausalConv3d, ChannelNorm, MidBlock, ResidualBlock
 from pyratok_jax.models.wan_vae.memory import Memory
 from pyratok_jax.models.wan_vae.resample import Upsample, duplicate_up
 
@@ -78,8 +74,9 @@ class Decoder(nnx.Module):
     ) -> Float[Array, "b T H W c"]:
         """Decode latents to patchified video; with a memory, one chunk of it."""
         run = rematerialised(self.remat)
-        x = run(self.mid_block, self.conv_in(z, memory), memory)
-        with filled_lanes(self.may_fill):
-            for stage in self.stages:
-                x = run(stage, x, memory)
-            return self.conv_out(jax.nn.silu(self.norm_out(x)), memory)
+        with in_strips(strips_of(z.shape[2])):
+            x = run(self.mid_block, self.conv_in(cut(z), memory), memory)
+            with filled_lanes(self.may_fill):
+                for stage in self.stages:
+                    x = run(stage, x, memory)
+                return join(self.conv_out(jax.nn.silu(self.norm_out(x)), memory))

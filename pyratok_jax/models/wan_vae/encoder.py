@@ -8,14 +8,9 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from pyratok_jax.models.wan_vae.config import WanVAEConfig
-from pyratok_jax.models.wan_vae.layers import (
-    CausalConv3d,
-    ChannelNorm,
-    MidBlock,
-    ResidualBlock,
-    filled_lanes,
-    trim,
-)
+from pyratok_jax.models.wan_vae.forms import filled_lanes, trim
+from pyratok_jax.models.wan_vae.height import cut, in_strips, join, strips_of
+from pyratok_jax.models.wan_vae.layers import CausalConv3d, ChannelNorm, MidBlock, ResidualBlock
 from pyratok_jax.models.wan_vae.memory import Memory
 from pyratok_jax.models.wan_vae.resample import Downsample, average_down
 
@@ -79,13 +74,16 @@ class Encoder(nnx.Module):
         """Encode patchified video; with a memory, one chunk of it."""
         run = rematerialised(self.remat)
         features = []
-        with filled_lanes(self.may_fill):
-            x = self.conv_in(x, memory)
-            for stage in self.stages:
-                x = run(stage, x, memory)
-                features.append(trim(x, stage.features))
-        x = run(self.mid_block, features[-1], memory)
-        x = self.conv_out(jax.nn.silu(self.norm_out(x)), memory)
+        with in_strips(strips_of(x.shape[2], 2 ** (len(self.stages) - 1))):
+            x = cut(x)
+            with filled_lanes(self.may_fill):
+                x = self.conv_in(x, memory)
+                for stage in self.stages:
+                    x = run(stage, x, memory)
+                    features.append(join(trim(x, stage.features)))
+                x = trim(x, self.stages[-1].features)
+            x = run(self.mid_block, x, memory)
+            x = join(self.conv_out(jax.nn.silu(self.norm_out(x)), memory))
         return EncoderOutput(x, tuple(features))
 
 

@@ -5,10 +5,6 @@ kernel that the layer uses is `adapter(kernel)`. Layers that look back in time t
 a clip is walked in chunks.
 """
 
-import contextlib
-import contextvars
-from collections.abc import Iterator
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -17,55 +13,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from pyratok_jax.models.wan_vae.attention import attend
-from pyratok_jax.models.wan_vae.height import with_borders
+from pyratok_jax.models.wan_vae.forms import channel_sums, conv3d, current_form, filled, trim
+from pyratok_jax.models.wan_vae.height import cut, join, with_borders
 from pyratok_jax.models.wan_vae.memory import Memory
-
-FORMS = ("conv3d", "shifts", "tpu")
-LANES = 128  # width of a TPU register
-# None: choose by backend. Ahead-of-time compilation for another device sets it explicitly.
-_CONV_FORM: contextvars.ContextVar[str | None] = contextvars.ContextVar("conv_form", default=None)
-_FILL_LANES: contextvars.ContextVar[bool] = contextvars.ContextVar("fill_lanes", default=False)
-
-
-@contextlib.contextmanager
-def conv_form(form: str) -> Iterator[None]:
-    """Trace 3-D convolutions in a given form within this block.
-
-    "shifts" is a sum of 2-D ones, "conv3d" one operation, "tpu" the same with narrow stages of the
-    VAE zero-padded to whole registers. The default is "shifts" on the CPU, where it is several
-    times faster, "tpu" on TPUs, and "conv3d" elsewhere. The function computed is the same.
-    """
-    if form not in FORMS:
-        raise ValueError(f"conv form {form!r}: expected one of {', '.join(FORMS)}")
-    token = _CONV_FORM.set(form)
-    try:
-        yield
-    finally:
-        _CONV_FORM.reset(token)
-
-
-def _form() -> str:
-    by_backend = {"cpu": "shifts", "tpu": "tpu"}
-    return _CONV_FORM.get() or by_backend.get(jax.default_backend(), "conv3d")
-
-
-@contextlib.contextmanager
-def filled_lanes(allowed: bool = True) -> Iterator[None]:
-    """Within this block layers may put out more channels than they have, the rest being zeros.
-
-    Only on TPUs and only for widths between half a register and a whole one: 96 channels cost as
-    much as 128 there, and moving them costs more. Use `trim` before a consumer from outside.
-    """
-    token = _FILL_LANES.set(allowed and _form() == "tpu")
-    try:
-        yield
-    finally:
-        _FILL_LANES.reset(token)
-
-
-def trim(x: Float[Array, "*n c"], features: int) -> Float[Array, "*n d"]:
-    """The channels of `x` that are no filling."""
-    return x[..., :features]
 
 
 class Conv(nnx.Module):
@@ -99,9 +49,8 @@ class Conv(nnx.Module):
         if self.adapter is not None:
             kernel = self.adapter(kernel)
         outputs = kernel.shape[-1]
-        wide = fill and _FILL_LANES.get() and LANES // 2 < outputs < LANES
         more_in = (inputs or kernel.shape[-2]) - kernel.shape[-2]
-        more_out = LANES - outputs if wide else 0
+        more_out = filled(outputs) - outputs if fill else 0
         if more_in or more_out:
             window = ((0, 0),) * (kernel.ndim - 2)
             kernel = jnp.pad(kernel, (*window, (0, more_in), (0, more_out)))
@@ -137,14 +86,17 @@ class Conv2d(Conv):
 class TimeConv(Conv):
     """Convolution over time alone, without padding; kernel (kt, 1, 1, in, out)."""
 
-    def __call__(self, x: Float[Array, "b t h w c"], stride: int = 1) -> Float[Array, "b t2 h w d"]:
+    def __call__(
+        self, x: Float[Array, "b t h w c"], stride: int = 1, *, fill: bool = True
+    ) -> Float[Array, "b t2 h w d"]:
         """Convolve `x`, which the caller has padded: t2 = (t - kt) // stride + 1."""
-        kernel, bias = self.weights(fill=False)
-        x = trim(x, kernel.shape[-2])
+        kernel, bias = self.weights(x.shape[-1], fill=fill)
+        if current_form() == "tpu":
+            return conv3d(x.astype(self.dtype), kernel, strides=(stride, 1, 1)) + bias
         taps = kernel.shape[0]
         frames = (x.shape[1] - taps) // stride + 1
         last = (frames - 1) * stride + 1
-        # A sum of matrix products over the taps: the same on every backend, without a 3-D window.
+        # A sum of matrix products over the taps, without a 3-D window.
         parts = [
             x[:, k : k + last : stride].astype(self.dtype) @ kernel[k, 0, 0] for k in range(taps)
         ]
@@ -157,11 +109,23 @@ def conv_frames(
     padding: tuple[int, int],
     stride: int = 1,
 ) -> Float[Array, "b t h2 w2 d"]:
-    """A 2-D convolution of every frame, (b, t) folded into one batch."""
+    """A 2-D convolution of every frame."""
+    if kernel.shape[:2] == (1, 1) and stride == 1:
+        return pointwise(x, kernel[0, 0])
+    x, rows = with_borders(x, padding)
+    if current_form() == "tpu":
+        return conv3d(x, kernel[None], ((0, 0), rows, padding), (1, stride, stride))
     b, t = x.shape[:2]
-    flat, rows = with_borders(x.reshape(b * t, *x.shape[2:]), padding)
-    y = _conv2d(flat, kernel, (rows, padding), stride)
+    y = _conv2d(x.reshape(b * t, *x.shape[2:]), kernel, (rows, padding), stride)
     return y.reshape(b, t, *y.shape[1:])
+
+
+def pointwise(
+    x: Float[Array, "b t h w c"], matrix: Float[Array, "c d"]
+) -> Float[Array, "b t h w d"]:
+    """The same linear map at every position."""
+    # On TPUs a matrix product would be given another memory layout than its neighbours.
+    return conv3d(x, matrix[None, None, None]) if current_form() == "tpu" else x @ matrix
 
 
 def _conv2d(
@@ -188,20 +152,12 @@ def causal_conv(
     """
     kt, kh, kw = kernel.shape[:3]
     if (kt, kh, kw) == (1, 1, 1):
-        return x @ kernel[0, 0, 0]
-    b, t, h = x.shape[:3]
-    flat, rows = with_borders(x.reshape(b * t, *x.shape[2:]), (kh // 2, kh // 2))
+        return pointwise(x, kernel[0, 0, 0])
+    x, rows = with_borders(x, (kh // 2, kh // 2))
     sides = (rows, (kw // 2, kw // 2))
-    x = flat.reshape(b, t, *flat.shape[1:])
-    if _form() == "shifts":
+    if current_form() == "shifts":
         return _shifted_sum(x, kernel, sides, has_past)
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        (1, 1, 1),
-        ((0 if has_past else kt - 1, 0), *sides),
-        dimension_numbers=("NDHWC", "DHWIO", "NDHWC"),
-    )
+    return conv3d(x, kernel, ((0 if has_past else kt - 1, 0), *sides))
 
 
 def _shifted_sum(
@@ -241,7 +197,12 @@ class ChannelNorm(nnx.Module):
     def __call__(self, x: Float[Array, "*n c"]) -> Float[Array, "*n c"]:
         """Normalised `x`, same dtype."""
         y = x.astype(jnp.float32)
-        scale = lax.rsqrt(jnp.maximum(jnp.sum(y * y, axis=-1, keepdims=True), 1e-24))
+        squares = y * y
+        if current_form() == "tpu" and x.dtype == jnp.bfloat16 and x.ndim == 5:
+            total = channel_sums(squares)
+        else:
+            total = jnp.sum(squares, axis=-1, keepdims=True)
+        scale = lax.rsqrt(jnp.maximum(total, 1e-24))
         gamma = self.gamma[...].astype(jnp.float32)
         features = gamma.shape[0]
         gamma = jnp.pad(gamma, (0, x.shape[-1] - features))
@@ -288,9 +249,10 @@ class AttentionBlock(nnx.Module):
 
     def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
         """Attend within each frame."""
-        b, t, h, w, c = x.shape
-        q, k, v = jnp.split(self.to_qkv(self.norm(x)).reshape(b * t, h * w, 3 * c), 3, axis=-1)
-        return x + self.proj(attend(q, k, v).reshape(b, t, h, w, c))
+        qkv = join(self.to_qkv(self.norm(x)))
+        b, t, h, w, c = *qkv.shape[:-1], x.shape[-1]
+        q, k, v = jnp.split(qkv.reshape(b * t, h * w, 3 * c), 3, axis=-1)
+        return x + self.proj(cut(attend(q, k, v).reshape(b, t, h, w, c)))
 
 
 class MidBlock(nnx.Module):

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from pyratok_jax.models.wan_vae.layers import Conv2d, TimeConv, trim
+from pyratok_jax.models.wan_vae.forms import trim
+from pyratok_jax.models.wan_vae.layers import Conv2d, TimeConv
 from pyratok_jax.models.wan_vae.memory import Memory
 
 
@@ -27,7 +28,6 @@ class Downsample(nnx.Module):
         x = self.spatial(x, padding=(0, 1), stride=2)
         if self.time_conv is None:
             return x
-        x = trim(x, self.time_conv.kernel.shape[-1])
         if memory is not None and not memory.first:
             return self.time_conv(memory.join(x, 1), stride=2)
         if memory is not None:
@@ -69,7 +69,7 @@ class Upsample(nnx.Module):
 
         Of the 2C channels the first half are the even frames, the second half the odd ones.
         """
-        y = self.time_conv(x)
+        y = self.time_conv(x, fill=False)
         b, t, h, w, c = y.shape
         y = y.reshape(b, t, h, w, 2, c // 2).transpose(0, 1, 4, 2, 3, 5)
         return y.reshape(b, 2 * t, h, w, c // 2)

@@ -8,7 +8,7 @@ import torch
 from diffusers.models.autoencoders import autoencoder_kl_wan as theirs
 from flax import nnx
 
-from pyratok_jax.models.wan_vae import layers, resample
+from pyratok_jax.models.wan_vae import forms, height, layers, resample
 from pyratok_jax.models.wan_vae.attention import attend, blockwise
 from tests.models.wan_vae.reference import from_torch, noise, quick, relative, to_torch
 
@@ -65,7 +65,7 @@ def test_causal_convolution(form, frames):
     module = theirs.WanCausalConv3d(4, 6, 3, padding=1)
     ours = make(layers.CausalConv3d, 4, 6, (3, 3, 3))
     copy(module, ours)
-    with layers.conv_form(form):
+    with forms.conv_form(form):
         compare(module, ours, noise(2, frames, 4, 6, 4))
 
 
@@ -180,21 +180,72 @@ def test_patches():
     assert relative(resample.unpatchify(resample.patchify(video, 2), 2), video) == 0
 
 
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("count", [2, 4])
+def test_strips_have_their_neighbours_borders(batch, count):
+    """Cut frames give what whole ones give, across strips and not across clips."""
+    x = noise(batch, 3, 8, 6, 5)
+    conv = make(layers.CausalConv3d, 5, 4, (3, 3, 3))
+    down = make(layers.Conv2d, 4, 4, (3, 3))
+    expected = down(conv(x), padding=(0, 1), stride=2)
+    with height.in_strips(count):
+        strips = height.cut(x)
+        assert strips.shape == (batch * count, 3, 8 // count, 6, 5)
+        assert relative(height.join(strips), x) == 0
+        found = height.join(down(conv(strips), padding=(0, 1), stride=2))
+    assert relative(found, expected) < 1e-6
+
+
+def test_strips_only_where_frames_divide():
+    assert height.strips_of(256, 8) == 1  # not on this backend
+    with forms.conv_form("tpu"):
+        assert [height.strips_of(h, 8) for h in (256, 160, 48, 24)] == [8, 4, 2, 1]
+
+
+def test_channel_sums_are_sums_with_gradient():
+    x = noise(1, 2, 3, 4, 6)
+    sums, back = jax.vjp(forms.channel_sums, x)
+    assert relative(sums, np.repeat(np.sum(x, axis=-1, keepdims=True), 6, axis=-1)) < 1e-2
+    given = noise(*x.shape, seed=1)
+    expected = np.repeat(np.sum(given, axis=-1, keepdims=True), 6, axis=-1)
+    assert relative(back(given)[0], expected) < 1e-2
+
+
+def test_norm_in_half_precision_on_a_tpu():
+    """Its sums run through the matrix unit: as close to float32 as bfloat16 results can be."""
+    norm = layers.ChannelNorm(96)
+    x = noise(1, 2, 3, 4, 96).astype(jnp.bfloat16)
+    weights = noise(*x.shape, seed=2)
+
+    def total(x):
+        y = norm(x)
+        return jnp.sum(y.astype(jnp.float32) * weights), y
+
+    expected_grad, expected = jax.grad(total, has_aux=True)(x.astype(jnp.float32))
+    with forms.conv_form("tpu"):
+        grad, y = jax.grad(total, has_aux=True)(x)
+        at_zero = jax.grad(total, has_aux=True)(jnp.zeros_like(x))[0]
+    assert y.dtype == grad.dtype == jnp.bfloat16
+    assert relative(y.astype(jnp.float32), expected) < 3e-3
+    assert relative(grad.astype(jnp.float32), expected_grad) < 5e-3
+    assert np.isfinite(np.asarray(at_zero, np.float32)).all()
+
+
 def test_filled_lanes_change_nothing():
     """Widths that a TPU stores as whole registers are filled with zeros, exactly."""
     block = make(layers.ResidualBlock, 72, 96)
     x = noise(1, 2, 4, 4, 72)
-    with layers.conv_form("tpu"):
+    with forms.conv_form("tpu"):
         expected = block(x)
-        with layers.filled_lanes():
+        with forms.filled_lanes():
             wide = block(x)
-            narrow = layers.trim(make(layers.Conv2d, 96, 8, (1, 1))(wide), 8)
+            narrow = forms.trim(make(layers.Conv2d, 96, 8, (1, 1))(wide), 8)
             # A block that keeps its width takes a narrow input from outside.
             keeps = make(layers.ResidualBlock, 96, 96)
             kept = keeps(expected)
-        with layers.filled_lanes(allowed=False):
+        with forms.filled_lanes(allowed=False):
             assert block(x).shape[-1] == 96
-        assert relative(layers.trim(kept, 96), keeps(expected)) < 1e-6
+        assert relative(forms.trim(kept, 96), keeps(expected)) < 1e-6
     assert wide.shape[-1] == kept.shape[-1] == 128 and narrow.shape[-1] == 8
     assert np.abs(np.asarray(wide[..., 96:])).max() == 0
-    assert relative(layers.trim(wide, 96), expected) < 1e-6
+    assert relative(forms.trim(wide, 96), expected) < 1e-6

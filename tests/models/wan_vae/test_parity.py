@@ -1,5 +1,6 @@
 """Whole models against diffusers' chunked, cached run: values and gradients, both layouts."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -7,7 +8,9 @@ import torch
 from flax import nnx
 
 from pyratok_jax.models.wan_vae.config import WAN21, WAN22
+from pyratok_jax.models.wan_vae.forms import conv_form
 from pyratok_jax.models.wan_vae.model import WanVAE
+from pyratok_jax.models.wan_vae.streaming import stream_decode, stream_encode
 from tests.models.wan_vae.reference import (
     chunked_decode,
     chunked_encode,
@@ -71,6 +74,22 @@ def test_batch_rows_are_independent(pair):
     video = noise(2, 5, side, side, 3)
     both = quick(WanVAE.encode, vae, video).mean
     assert relative(both[1:], quick(WanVAE.encode, vae, video[1:]).mean) < 1e-5
+
+
+@pytest.mark.parametrize(("batch", "rows"), [(1, 64), (2, 32)])
+def test_form_for_tpus(pair, batch, rows):
+    """Frames cut into 8 and 4 strips, plain and walked in chunks: the same values."""
+    _, vae = pair
+    factor = vae.config.spatial_factor
+    video = noise(batch, 5, rows * factor // 8, 2 * factor, 3)
+    expected = quick(WanVAE.encode, vae, video)
+    decoded = quick(WanVAE.decode, vae, expected.mean)
+    with conv_form("tpu"):
+        for encode, decode in ((WanVAE.encode, WanVAE.decode), (stream_encode, stream_decode)):
+            found = quick(encode, vae, video)
+            for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+                assert relative(a, b) < 1e-5
+            assert relative(quick(decode, vae, expected.mean), decoded) < 1e-5
 
 
 @LAYOUTS
