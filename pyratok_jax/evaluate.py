@@ -36,8 +36,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--task", required=True, help=f"one of {', '.join(TASKS)}; list explains them")
     p.add_argument(
         "--checkpoint",
-        help="folder of a trained tokenizer; the zero-shot tasks also take oracle (features made "
-        "of the ground truth) and random, which test the evaluation itself",
+        action="append",
+        help="folder of a trained tokenizer, or oracle (which knows the ground truth) or random, "
+        "which test the evaluation itself; the task compression takes several",
     )
     p.add_argument("--data", help="the task's data: see --task list")
     p.add_argument("--output", help="folder for the results")
@@ -98,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     task = kind(data=arguments.data, **parse_settings(kind, arguments.set))
     task.check()
     shard = _shard(arguments)
-    model = load_model(task, arguments.checkpoint)
+    model = load_models(task, arguments.checkpoint)
     run(task, model, output, arguments, shard, console)
     return 0
 
@@ -112,6 +113,26 @@ def _shard(arguments: argparse.Namespace) -> Shard:
 
     join_hosts(True)
     return Shard(jax.process_index(), jax.process_count())
+
+
+def load_models(task: Task, checkpoints: Sequence[str]) -> Any:
+    """What the task's items are evaluated with, of one checkpoint or several.
+
+    Raises:
+        UserError: as `load_model`; several where the task takes one, or one twice.
+    """
+    if len(checkpoints) > 1 and not task.several:
+        raise UserError(
+            f"--checkpoint is given {len(checkpoints)} times; the task {task.name} takes one"
+        )
+    names = [Path(checkpoint).name for checkpoint in checkpoints]
+    if len(set(names)) < len(names):
+        names = list(checkpoints)
+    if len(set(names)) < len(names):
+        raise UserError("--checkpoint names the same folder twice")
+    return task.join(
+        {n: load_model(task, checkpoint) for n, checkpoint in zip(names, checkpoints, strict=True)}
+    )
 
 
 def load_model(task: Task, checkpoint: str) -> Any:
@@ -196,7 +217,7 @@ def finish(
     results = summarise(
         task,
         gathered,
-        checkpoint=arguments.checkpoint,
+        checkpoint=", ".join(arguments.checkpoint),
         checkpoint_hash=model.checkpoint_hash,
         limit=arguments.limit,
     )
@@ -205,8 +226,9 @@ def finish(
     console.print(peer_table(task.name), markup=False, soft_wrap=True)
     if gathered.broken:
         console.print(f"{len(gathered.broken)} items are broken and left out: see results.json")
-    for name in ("results.json", "row.md", "report.html"):
-        console.print(f"written: {output / name}", soft_wrap=True)
+    for name in ("results.json", "row.md", "report.html", "rate_distortion.png"):
+        if name != "rate_distortion.png" or task.rate_distortion(results["metrics"]):
+            console.print(f"written: {output / name}", soft_wrap=True)
 
 
 if __name__ == "__main__":

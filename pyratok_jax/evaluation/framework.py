@@ -57,6 +57,8 @@ class Task(abc.ABC):
     # Settings that the metrics are computed with from finished partial results: changing them
     # does not need the items to be evaluated again.
     late_settings: ClassVar[frozenset[str]] = frozenset()
+    # Whether a run may compare several checkpoints: `join` then makes one model of them.
+    several: ClassVar[bool] = False
 
     data: str
 
@@ -71,6 +73,11 @@ class Task(abc.ABC):
             UserError: the task has none.
         """
         raise UserError(f"the task {self.name} takes a trained tokenizer, not {kind}")
+
+    def join(self, models: Mapping[str, Any]) -> Any:
+        """One model of those that `wrap` or `stand_in` made, by checkpoint; the only one here."""
+        (model,) = models.values()
+        return model
 
     def check(self) -> None:  # noqa: B027 - nothing to refuse by default
         """Refuse settings and data that cannot work, before any model is loaded.
@@ -117,6 +124,14 @@ class Task(abc.ABC):
     def pictures(self, partials: Mapping[str, Partial], folder: Path) -> list[Picture]:
         """Write pictures into `folder` (of the report) and name them; none by default."""
         return []
+
+    def tables(self, metrics: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+        """Tables by heading, made of the metrics; a row is as in `reports.tables`."""
+        return {}
+
+    def rate_distortion(self, metrics: Mapping[str, Any]) -> dict[str, Sequence[Any]]:
+        """(bpp, PSNR) points by name, for a chart; none by default."""
+        return {}
 
 
 def parse_settings(task: type[Task], assignments: Sequence[str]) -> dict[str, Any]:

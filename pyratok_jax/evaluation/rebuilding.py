@@ -10,7 +10,7 @@ from pyratok_jax.assets.fetch import sha256_of
 from pyratok_jax.data.padding import crop_clip, pad_clip
 from pyratok_jax.data.records import ClipRecord
 from pyratok_jax.data.sources import load_source
-from pyratok_jax.data.videos import is_remote, probe, read_clip
+from pyratok_jax.data.videos import is_remote, probe, read_clip, read_image, resize_image
 from pyratok_jax.errors import UserError
 from pyratok_jax.evaluation.framework import Item
 
@@ -80,19 +80,41 @@ def central_clip(record: ClipRecord, frames: int, side: int) -> np.ndarray:
 
     Still images give one frame. `side` 0 keeps the size and crops nothing.
     """
+    if record.stored is not None:
+        return _from_images(record.stored, frames, side)
     info = probe(record.media)
     start, end = record.start or 0.0, record.end if record.end is not None else info.seconds
     count = min(frames, max(round((end - start) * info.fps), 1))
     first = start + max((end - start) - count / info.fps, 0.0) / 2
-    size = None
-    if side:
-        scale = side / min(info.height, info.width)
-        size = (max(round(info.height * scale), side), max(round(info.width * scale), side))
-    video = read_clip(record.media, start=first, frames=count, size=size)
+    size = covering_size((info.height, info.width), side) if side else None
+    return square(read_clip(record.media, start=first, frames=count, size=size), side)
+
+
+def covering_size(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """(height, width) of the same shape, of which the shorter is `side`."""
+    scale = side / min(size)
+    return max(round(size[0] * scale), side), max(round(size[1] * scale), side)
+
+
+def square(video: np.ndarray, side: int) -> np.ndarray:
+    """The middle `side` x `side` pixels of (t, h, w, 3); `side` 0: all."""
     if not side:
         return video
     top, left = (video.shape[1] - side) // 2, (video.shape[2] - side) // 2
     return video[:, top : top + side, left : left + side]
+
+
+def prepared(frame: np.ndarray, side: int) -> np.ndarray:
+    """A frame (h, w, 3), short side resized to `side` and cropped to a square; 0: as it is."""
+    if not side:
+        return frame
+    return square(resize_image(frame, covering_size(frame.shape[:2], side))[None], side)[0]
+
+
+def _from_images(images: Sequence[bytes], frames: int, side: int) -> np.ndarray:
+    count = min(frames, len(images))
+    first = (len(images) - count) // 2
+    return np.stack([prepared(read_image(x), side) for x in images[first : first + count]])
 
 
 def refuse_leakage(data: str, train: str) -> int:

@@ -22,7 +22,7 @@ from pyratok_jax.evaluation.rebuilding import (
 )
 
 _QUALITY = ("psnr", "psnr_video", "ssim", "ssim_uniform", "lpips", "lpips_alex")
-_NETWORKS = {"none": (), "vgg": ("vgg",), "alex": ("alex",), "both": ("vgg", "alex")}
+NETWORKS = {"none": (), "vgg": ("vgg",), "alex": ("alex",), "both": ("vgg", "alex")}
 
 
 @dataclasses.dataclass
@@ -59,8 +59,8 @@ class Reconstruction(Task):
 
     def check(self) -> None:
         """Refuse unknown networks, impossible sizes, and clips that were trained on."""
-        if self.lpips not in _NETWORKS:
-            raise UserError(f"--set lpips={self.lpips}: expected one of {', '.join(_NETWORKS)}")
+        if self.lpips not in NETWORKS:
+            raise UserError(f"--set lpips={self.lpips}: expected one of {', '.join(NETWORKS)}")
         if self.frames < 1 or self.side < 0:
             raise UserError(f"--set frames={self.frames}, side={self.side}: too small")
         if self.train:
@@ -85,10 +85,10 @@ class Reconstruction(Task):
         if self._measures_fvd():
             self._features = fvd.load_features()
         self._vocabulary = model.vocabulary
-        if _NETWORKS[self.lpips]:
+        if NETWORKS[self.lpips]:
             from weights_conversion.lpips import load_lpips
 
-            self._networks = {name: load_lpips(name) for name in _NETWORKS[self.lpips]}
+            self._networks = {name: load_lpips(name) for name in NETWORKS[self.lpips]}
 
     def evaluate_item(self, model: Rebuilder, item: Item) -> Partial:
         """Quality and token ids of one clip."""
@@ -133,7 +133,9 @@ class Reconstruction(Task):
             path = folder / f"clip_{number:02d}.png"
             Image.fromarray(np.asarray(part["middle"], np.uint8)).save(path)
             psnr = part["quality"]["psnr"]
-            found.append(Picture(path.name, f"{name}: input, reconstruction ({psnr:.2f} dB)"))
+            found.append(
+                Picture(f"pictures/{path.name}", f"{name}: input, reconstruction ({psnr:.2f} dB)")
+            )
         return found
 
 

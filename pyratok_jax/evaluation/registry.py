@@ -7,6 +7,7 @@ from pyratok_jax.evaluation.framework import Task
 
 TASKS: dict[str, str] = {
     "reconstruction": "pyratok_jax.evaluation.reconstruction:Reconstruction",
+    "compression": "pyratok_jax.evaluation.compression:Compression",
     "segmentation": "pyratok_jax.evaluation.segmentation:Segmentation",
     "localization": "pyratok_jax.evaluation.localization:Localization",
     "classification": "pyratok_jax.evaluation.classification:Classification",

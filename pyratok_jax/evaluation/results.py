@@ -131,14 +131,21 @@ def _number(value: Any, digits: int) -> str:
 
 
 def write_results(output: Path, task: Task, gathered: Gathered, results: Mapping[str, Any]) -> None:
-    """Write results.json, row.md and report.html with its pictures."""
+    """Write results.json, row.md with the task's tables, and report.html with its pictures."""
     from pyratok_jax.evaluation.page import report_page
+    from pyratok_jax.reports.curves import rate_distortion_png
+    from pyratok_jax.reports.tables import markdown_table
 
     row = markdown_row(task, results)
-    peers = peer_table(task.name)
+    tables = task.tables(results["metrics"])
+    texts = [row, *(f"{name}:\n\n{markdown_table(rows)}" for name, rows in tables.items() if rows)]
     folder = output / "pictures"
     folder.mkdir(parents=True, exist_ok=True)
     pictures = task.pictures(gathered.partials, folder) if gathered.partials else []
-    write_atomic(output / "row.md", f"{row}\n{peers}".encode())
-    write_atomic(output / "report.html", report_page(task, results, row, pictures).encode())
+    series = task.rate_distortion(results["metrics"])
+    if series:
+        rate_distortion_png(series, output / "rate_distortion.png")
+    write_atomic(output / "row.md", "\n".join([*texts, peer_table(task.name)]).encode())
+    page = report_page(task, results, row, pictures, output)
+    write_atomic(output / "report.html", page.encode())
     write_atomic(output / "results.json", (json.dumps(results, indent=1) + "\n").encode())

@@ -30,11 +30,16 @@ def render_page(
     """The whole page; sections without content are left out."""
     sections = [
         _summary(table),
-        _section("Clips", _reading() + "".join(_clip(clip) for clip in clips), clips),
-        _section("Rate and distortion", _rate(rate_distortion or {}), rate_distortion),
-        _section("Curves", _curves(curves), curves),
-        _section("Settings and protocol", _settings(settings), True),
+        section("Clips", _reading() + "".join(_clip(clip) for clip in clips), clips),
+        section("Rate and distortion", rate_chart(rate_distortion or {}), rate_distortion),
+        section("Curves", _curves(curves), curves),
+        section("Settings and protocol", _settings(settings), True),
     ]
+    return document(title, sections)
+
+
+def document(title: str, sections: Sequence[str]) -> str:
+    """A whole page of sections, with the stylesheet and the script."""
     return (
         "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
@@ -46,7 +51,8 @@ def render_page(
     )
 
 
-def _section(heading: str, content: str, shown: Any) -> str:
+def section(heading: str, content: str, shown: Any) -> str:
+    """A section under a heading; nothing where `shown` is empty."""
     return f"<section><h2>{heading}</h2>{content}</section>" if shown else ""
 
 
@@ -145,19 +151,24 @@ def _curves(curves: Mapping[str, Points]) -> str:
     )
 
 
-def _rate(series: Mapping[str, Points]) -> str:
+def rate_chart(series: Mapping[str, Points]) -> str:
+    """PSNR over bits per pixel, one line per name."""
     return f"<figure class='chart'>{rate_distortion_svg(series)}</figure>" if series else ""
 
 
 def _settings(settings: Mapping[str, Any]) -> str:
     protocol = "".join(_entry(key, text) for key, text in PROTOCOL.items())
-    entries = "".join(_entry(key, value) for key, value in flatten(settings))
-    given = f"<details><summary>Settings</summary><dl>{entries}</dl></details>" if entries else ""
+    given = f"<details><summary>Settings</summary>{pairs(settings)}</details>" if settings else ""
     note = (
         "<p class='faint small'>All numbers come from the decoded pixels; only what is shown here "
         "went through a video codec.</p>"
     )
     return f"{note}{given}<details><summary>Protocol</summary><dl>{protocol}</dl></details>"
+
+
+def pairs(values: Mapping[str, Any]) -> str:
+    """Nested values as a list of (dotted key, value)."""
+    return f"<dl>{''.join(_entry(key, value) for key, value in flatten(values))}</dl>"
 
 
 def _entry(key: str, value: Any) -> str:
