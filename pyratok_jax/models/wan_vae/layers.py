@@ -13,9 +13,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from pyratok_jax.models.wan_vae.attention import attend
-from pyratok_jax.models.wan_vae.forms import channel_sums, conv3d, current_form, filled, trim
+from pyratok_jax.models.wan_vae.forms import channel_sums, conv3d, current_form, filled
 from pyratok_jax.models.wan_vae.height import cut, join, with_borders
 from pyratok_jax.models.wan_vae.memory import Memory
+from pyratok_jax.models.wan_vae.phases import FEW, conv_in_blocks, upsampled_conv
 
 
 class Conv(nnx.Module):
@@ -81,6 +82,13 @@ class Conv2d(Conv):
         """Convolve each frame."""
         kernel, bias = self.weights(x.shape[-1])
         return conv_frames(x.astype(self.dtype), kernel, padding, stride) + bias
+
+    def over_doubled(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h2 w2 d"]:
+        """Convolve each frame with its pixels doubled to both sides, padded by one."""
+        if current_form() == "tpu":
+            kernel, bias = self.weights(x.shape[-1])
+            return upsampled_conv(x.astype(self.dtype), kernel) + bias
+        return self(jnp.repeat(jnp.repeat(x, 2, axis=2), 2, axis=3), padding=(1, 1))
 
 
 class TimeConv(Conv):
@@ -157,7 +165,10 @@ def causal_conv(
     sides = (rows, (kw // 2, kw // 2))
     if current_form() == "shifts":
         return _shifted_sum(x, kernel, sides, has_past)
-    return conv3d(x, kernel, ((0 if has_past else kt - 1, 0), *sides))
+    padding = ((0 if has_past else kt - 1, 0), *sides)
+    if current_form() == "tpu" and kernel.shape[-1] <= FEW:
+        return conv_in_blocks(x, kernel, padding)
+    return conv3d(x, kernel, padding)
 
 
 def _shifted_sum(

@@ -61,8 +61,7 @@ class Upsample(nnx.Module):
                     memory.keep(later[:, -2:])
                 if x.shape[1] > 1:
                     x = jnp.concatenate([x[:, :1], self.double_time(later)], axis=1)
-        x = jnp.repeat(jnp.repeat(x, 2, axis=2), 2, axis=3)
-        return self.spatial(x, padding=(1, 1))
+        return self.spatial.over_doubled(x)
 
     def double_time(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t2 h w c"]:
         """Frames after the first, doubled; `x` starts with the two frames before them.

@@ -59,7 +59,7 @@ def make(kind, *args, **kwargs):
     return kind(*args, rngs=nnx.Rngs(0), **kwargs)
 
 
-@pytest.mark.parametrize("form", ["shifts", "conv3d"])
+@pytest.mark.parametrize("form", ["shifts", "conv3d", "tpu"])
 @pytest.mark.parametrize("frames", [1, 2, 5])
 def test_causal_convolution(form, frames):
     module = theirs.WanCausalConv3d(4, 6, 3, padding=1)
@@ -67,6 +67,15 @@ def test_causal_convolution(form, frames):
     copy(module, ours)
     with forms.conv_form(form):
         compare(module, ours, noise(2, frames, 4, 6, 4))
+
+
+@pytest.mark.parametrize("size", [(4, 6), (6, 8), (3, 16)])
+def test_convolution_of_few_outputs_in_blocks(size):
+    module = theirs.WanCausalConv3d(4, 3, 3, padding=1)
+    ours = make(layers.CausalConv3d, 4, 3, (3, 3, 3))
+    copy(module, ours)
+    with forms.conv_form("tpu"):
+        compare(module, ours, noise(1, 2, *size, 4))
 
 
 def test_norm():
@@ -151,12 +160,14 @@ def test_downsampling(halves_time):
 
 
 @pytest.mark.parametrize("doubles_time", [False, True])
-def test_upsampling(doubles_time):
+@pytest.mark.parametrize("form", ["shifts", "tpu"])
+def test_upsampling(doubles_time, form):
     mode = "upsample3d" if doubles_time else "upsample2d"
     module = Chunked(theirs.WanResample(4, mode), 1)
     ours = make(resample.Upsample, 4, 2, doubles_time=doubles_time)
     copy(module, ours, NAMES)
-    compare(module, ours, noise(1, 4, 4, 6, 4))
+    with forms.conv_form(form):
+        compare(module, ours, noise(1, 4, 4, 6, 4))
 
 
 @pytest.mark.parametrize(("frames", "time", "space", "out"), [(5, 2, 2, 8), (3, 1, 2, 4)])
