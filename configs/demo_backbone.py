@@ -45,7 +45,7 @@ def get_config(argument: str = "") -> ConfigDict:
         }
     )
     if argument == "smoke":
-        config.steps, config.loss.lpips = 4, 0.0
+        config.steps, config.optimizer.warmup, config.loss.lpips = 4, 1, 0.0
         config.data.phases = ("2*2x1x32", "2*1x5x32")
         config.data.clips = ConfigDict({"film": 0, "demo": 8})
     return config

@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +11,12 @@ from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 from ml_collections import ConfigDict
 
-from pyratok_jax.data.arrays import PhasedClips
 from pyratok_jax.models.wan_vae.config import WanVAEConfig
 from pyratok_jax.models.wan_vae.model import WanVAE
 from pyratok_jax.pretrained import write_weights
 from pyratok_jax.tokenizer import to_model_range
 from pyratok_jax.training.loop import Trained, train
+from pyratok_jax.training.phased import PhasedTask
 from weights_conversion.modules import module_arrays
 
 
@@ -30,7 +29,7 @@ class BackboneSystem(nnx.Module):
         self.lpips = nnx.data(lpips)
 
 
-class BackboneTask:
+class BackboneTask(PhasedTask):
     """What `loop.train` needs to know of the VAE's training."""
 
     def __init__(self, config: ConfigDict):
@@ -45,15 +44,6 @@ class BackboneTask:
     def is_trainable(self, name: str, variable: nnx.Variable) -> bool:
         """The whole VAE."""
         return name.startswith("vae.")
-
-    def make_loader(self, index: int, count: int) -> PhasedClips:
-        """The stream of batches; this task runs on one host."""
-        data = self.config.data
-        return PhasedClips(data.phases, data.clips.to_dict(), self.config.seed)
-
-    def device_batch(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Of a batch, the arrays that the step reads."""
-        return {"video": batch["video"]}
 
     def loss(
         self,

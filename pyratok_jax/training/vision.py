@@ -7,7 +7,6 @@ an ImageNet-trained VGG16 at their place, its class token their mean over the pi
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +15,6 @@ from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 from ml_collections import ConfigDict
 
-from pyratok_jax.data.arrays import PhasedClips
 from pyratok_jax.losses.features import cosine
 from pyratok_jax.models.dino.config import DinoConfig
 from pyratok_jax.models.dino.model import Dino
@@ -24,6 +22,7 @@ from pyratok_jax.models.lpips import LPIPS
 from pyratok_jax.pretrained import write_weights
 from pyratok_jax.tokenizer import to_model_range
 from pyratok_jax.training.loop import Trained, train
+from pyratok_jax.training.phased import PhasedTask
 from weights_conversion.modules import module_arrays
 
 
@@ -40,7 +39,7 @@ class VisionSystem(nnx.Module):
         self.teacher = teacher
 
 
-class VisionTask:
+class VisionTask(PhasedTask):
     """What `loop.train` needs to know of this training."""
 
     def __init__(self, config: ConfigDict):
@@ -52,15 +51,6 @@ class VisionTask:
     def is_trainable(self, name: str, variable: nnx.Variable) -> bool:
         """Student and heads."""
         return not name.startswith("teacher.")
-
-    def make_loader(self, index: int, count: int) -> PhasedClips:
-        """The stream of batches; this task runs on one host."""
-        data = self.config.data
-        return PhasedClips(data.phases, data.clips.to_dict(), self.config.seed)
-
-    def device_batch(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Of a batch, the arrays that the step reads."""
-        return {"video": batch["video"]}
 
     def loss(
         self,

@@ -1,0 +1,23 @@
+"""What trainings on phases of built-in clips share (the demo's own small networks)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from pyratok_jax.data.arrays import PhasedClips
+
+
+class PhasedTask:
+    """The data half of a `loop.Task`; `config.data` has phases and clips, see `PhasedClips`."""
+
+    config: ConfigDict
+
+    def make_loader(self, index: int, count: int) -> PhasedClips:
+        """The stream of batches; such a task runs on one host."""
+        data = self.config.data
+        return PhasedClips(data.phases, data.clips.to_dict(), self.config.seed)
+
+    def device_batch(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Of a batch, the arrays that the step reads."""
+        return {"video": batch["video"]}
