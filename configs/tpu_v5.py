@@ -38,11 +38,13 @@ def get_config(argument: str = "stage1") -> ConfigDict:
         steps=STAGES[stage],
         batch_size=256 if stage == "stage3" else 512,
         dtype="bfloat16",
-        remat="all",
+        # One clip of 17x512x512 for each chip of 64 at a time.
+        accumulate=8,
+        remat="stages",
         ema_decay=0.9999,
         checkpoint={"every": 500, "keep": 3, "keep_every": 10_000},
         log_every=50,
-        mesh={"data": -1, "fsdp": 8, "spatial": 4, "tensor": 1, "slices": 1},
+        mesh={"data": -1, "fsdp": 4, "spatial": 16, "tensor": 1, "slices": 1},
     )
     config.optimizer.update({"learning_rate": 1e-5, "warmup": 500, "schedule": "cosine"})
     config.model.update({"backbone": "weights/wan21_vae", "vae": "wan2.1"})

@@ -5,9 +5,11 @@ working folder holds `tokenizer.json` (sizes, frozen parts by specification and 
 `checkpoints/` (what training changed).
 """
 
+import copy
 import functools
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,10 +19,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, UInt8
 
 from pyratok_jax.data.captions import CaptionTokenizer
 from pyratok_jax.errors import UserError
+from pyratok_jax.models import rows
 from pyratok_jax.models.alignment import Alignment
 from pyratok_jax.models.language.text import TextEncoder, mean_embedding
 from pyratok_jax.models.lapq import TextCondition
@@ -34,6 +38,7 @@ from weights_conversion.core import weights_hash
 
 FORMAT = "pyratok-jax-tokenizer-1"
 DESCRIPTION = "tokenizer.json"
+ROWS = "rows"
 
 
 def to_model_range(video: UInt8[Array, "*n"]) -> Float[Array, "*n"]:
@@ -92,8 +97,8 @@ class Tokenizer:
             vae.encoder = without_adapters(vae.encoder)
             return to_pixels(vae.decode(vae.encode(to_model_range(video)).mean))
 
-        self._tokenize = jax.jit(tokenize_step(graph))
-        self._detokenize = jax.jit(detokenize_step(graph))
+        self._tokenize: Callable[..., Any] = jax.jit(tokenize_step(graph))
+        self._detokenize: Callable[..., Any] = jax.jit(detokenize_step(graph))
         self._ceiling = jax.jit(ceiling)
         self._embed: Any = None
         if text is not None:
@@ -147,6 +152,42 @@ class Tokenizer:
         """What the frozen VAE makes of a padded video without any quantisation: the ceiling."""
         return np.asarray(self._ceiling(self._state, jnp.asarray(video)))
 
+    def split_rows(self, devices: Sequence[Any]) -> "Tokenizer":
+        """This tokenizer with the height of every frame split over devices, for 4K and 8K.
+
+        No device holds a whole frame, and there are no seams (`models.rows`). Values differ from
+        the plain tokenizer's by rounding, so that a rare code may. Padded heights must be multiples
+        of `rows_multiple(len(devices))`.
+
+        Raises:
+            ValueError: in `encode` and `decode`, for other heights.
+        """
+        mesh = Mesh(np.asarray(devices), (ROWS,), axis_types=(AxisType.Auto,))
+        other = copy.copy(self)
+        graph, state = nnx.split(self.model)
+        other._state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
+        rows_sharding = NamedSharding(mesh, PartitionSpec(None, None, ROWS))
+
+        def split(step: Callable[..., Any]) -> Callable[..., Any]:
+            compiled = jax.jit(step)
+
+            def run(state: Any, frames: Any, *more: Any) -> Any:
+                frames = jax.tree.map(lambda x: _rows_or_whole(x, rows_sharding), frames)
+                with jax.set_mesh(mesh), rows.over_devices(rows.Split(height=ROWS)):
+                    return compiled(state, frames, *more)
+
+            return run
+
+        other._tokenize, other._detokenize = (
+            split(tokenize_step(graph)),
+            split(detokenize_step(graph)),
+        )
+        return other
+
+    def rows_multiple(self, devices: int) -> int:
+        """What padded heights must be a multiple of when so many devices share a frame."""
+        return math.lcm(self.config.spatial_multiple, self.config.latent_stride[1] * devices)
+
     def code_embeddings(self, ids: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
         """E(q) of every level, float32 (b, t, h, w, D), in the language model's width.
 
@@ -167,6 +208,25 @@ class Tokenizer:
         if text is None:
             raise UserError("this tokenizer has no language model: there are no text features")
         return np.asarray(mean_embedding(text))
+
+
+def local_devices(count: int) -> list[Any]:
+    """The first devices of this host.
+
+    Raises:
+        UserError: it has fewer.
+    """
+    devices = jax.local_devices()
+    if not 1 <= count <= len(devices):
+        raise UserError(f"--spatial {count}: this host has {len(devices)} devices")
+    return devices[:count]
+
+
+def _rows_or_whole(x: Array, sharding: NamedSharding) -> Array:
+    """An array by rows where they divide; coarse token grids may have too few."""
+    parts = sharding.mesh.size
+    divides = x.shape[2] % parts == 0
+    return jax.device_put(x, sharding if divides else NamedSharding(sharding.mesh, PartitionSpec()))
 
 
 def write_description(

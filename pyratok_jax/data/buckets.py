@@ -1,8 +1,11 @@
 """Buckets: the finite set of clip shapes (frames x height x width) that batches may have.
 
-A bucket is written `17x256x256`, with a weight `17x256x256@0.5`. A clip belongs to the buckets
-whose aspect ratio is nearest to its own and which it fills without being enlarged or repeated;
-one that is too small or short for all of them goes to the smallest of that aspect.
+A bucket is written `17x256x256`, with a weight `17x256x256@0.5`; `97x2048x2048*4` has batches of 4
+clips in place of the config's `batch_size`; both together: `97x2048x2048*4@0.5`.
+
+A clip belongs to the buckets whose aspect ratio is nearest to its own and which it fills without
+being enlarged or repeated; one that is too small or short for all of them goes to the smallest of
+that aspect.
 """
 
 import math
@@ -15,21 +18,28 @@ import numpy as np
 from pyratok_jax.errors import UserError
 
 ASPECTS = (1 / 1, 4 / 3, 3 / 2, 16 / 9, 2 / 1)
-_PATTERN = re.compile(r"(\d+)x(\d+)x(\d+)(?:@([0-9.]+))?")
+_PATTERN = re.compile(r"(\d+)x(\d+)x(\d+)(?:\*([1-9]\d*))?(?:@([0-9.]+))?")
 
 
 @dataclass(frozen=True, order=True)
 class Bucket:
-    """One compiled shape of a batch's clips, and its share of the steps."""
+    """One compiled shape of a batch's clips, and its share of the steps.
+
+    Attributes:
+        frames, height, width: of every clip.
+        weight: share of the steps, before they are made to add up to 1.
+        clips: of a batch over all hosts; 0: as many as the config's `batch_size`.
+    """
 
     frames: int
     height: int
     width: int
     weight: float = 1.0
+    clips: int = 0
 
     @property
     def name(self) -> str:
-        """As written in a config, without the weight."""
+        """As written in a config, without clips and weight."""
         return f"{self.frames}x{self.height}x{self.width}"
 
 
@@ -44,11 +54,13 @@ def parse_buckets(specs: Sequence[str]) -> tuple[Bucket, ...]:
         match = _PATTERN.fullmatch(str(spec).strip())
         if match is None or 0 in map(int, match.groups()[:3]):
             raise UserError(
-                f"bucket {spec!r} in the data config is not of the form FRAMESxHEIGHTxWIDTH or "
-                "FRAMESxHEIGHTxWIDTH@WEIGHT, for example 17x256x256@0.5"
+                f"bucket {spec!r} in the data config is not of the form FRAMESxHEIGHTxWIDTH with "
+                "*CLIPS and @WEIGHT after it where wanted, for example 17x256x256@0.5"
             )
-        frames, height, width, weight = match.groups()
-        buckets.append(Bucket(int(frames), int(height), int(width), float(weight or 1.0)))
+        frames, height, width, clips, weight = match.groups()
+        buckets.append(
+            Bucket(int(frames), int(height), int(width), float(weight or 1.0), int(clips or 0))
+        )
     names = [bucket.name for bucket in buckets]
     if not names or len(set(names)) != len(names):
         raise UserError(f"the data config needs buckets, each once; got {', '.join(names) or '-'}")

@@ -28,12 +28,16 @@ from pyratok_jax.errors import UserError
 # Captions to (ids, mask); and to (embeddings, mask), for embeddings that were stored.
 Tokenize = Callable[[list[str | None]], tuple[np.ndarray, np.ndarray]]
 Embed = Callable[[list[str | None]], tuple[np.ndarray, np.ndarray]]
+# For a batch of so many clips: this host reads part `index` of `count` equal ones.
+ShareOf = Callable[[int], tuple[int, int]]
 _ATTEMPTS = 32
 _ENDLESS = 1 << 48
 
 
 class ClipSource:
     """Random access to the examples of one host: element i is row i % rows of step i // rows.
+
+    `rows` is that of the largest batch; of a step with fewer clips the last elements are absent.
 
     An unreadable clip is replaced by the next of its place's substitutes; what was skipped
     travels with the example, as does, after too many attempts, the failure itself.
@@ -46,11 +50,20 @@ class ClipSource:
         plan: Plan,
         buckets: tuple[Bucket, ...],
         config: Mapping[str, Any],
-        host: tuple[int, int],
+        share_of: ShareOf,
     ) -> None:
         self.records, self.shapes, self.plan, self.buckets = records, shapes, plan, buckets
-        self.rows = plan.batch_size // host[1]
-        self._first_row = host[0] * self.rows
+        # Of each bucket's batch: this host's first row, and how many it has.
+        self._own: list[tuple[int, int]] = []
+        for bucket, clips in zip(buckets, plan.clips, strict=True):
+            index, count = share_of(clips)
+            if clips < 1 or clips % count:
+                raise UserError(
+                    f"a batch of {clips} clips of bucket {bucket.name} cannot be shared out to "
+                    f"{count} hosts; batch_size, and *CLIPS of a bucket, must be multiples of it"
+                )
+            self._own.append((index * (clips // count), clips // count))
+        self.rows = max(rows for _, rows in self._own)
         self._cut = Cut(config["fps"], config["crop"], config["zoom"], config["mirror"])
         self._dropout = config["caption_dropout"]
         self._decoder = _decoder(config)
@@ -64,7 +77,10 @@ class ClipSource:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         step, row = divmod(int(index), self.rows)
-        place = self.plan.place(step, self._first_row + row)
+        first, rows = self._own[self.plan.bucket(step)]
+        if row >= rows:
+            return {"skipped": [], "absent": True}
+        place = self.plan.place(step, first + row)
         skipped: list[tuple[str, str]] = []
         for attempt in range(_ATTEMPTS):
             dataset, number = self.plan.clip(place, attempt)
@@ -94,6 +110,7 @@ def _decoder(config: Mapping[str, Any]) -> Decoder:
 
 def _collate(buckets: tuple[Bucket, ...], examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """A batch of one host; a failed example turns the batch into the report of its failure."""
+    examples = [example for example in examples if not example.get("absent")]
     skipped = [item for example in examples for item in example["skipped"]]
     if any(example.get("failed") for example in examples):
         return {"failed": True, "skipped": skipped}
@@ -255,18 +272,22 @@ def make_loader(
     process_index: int = 0,
     process_count: int = 1,
     split: str = "train",
+    share_of: ShareOf | None = None,
 ) -> ClipLoader:
     """The batches of one host.
 
     Args:
         config: the data part of a config, see `config.data_config`.
         seed: of the whole stream.
-        batch_size: examples of a step over all hosts; a multiple of `process_count`.
+        batch_size: examples of a step over all hosts, where its bucket does not say; a multiple of
+            `process_count`.
         tokenize: captions (None where missing or dropped) to (ids (b, l), mask (b, l)).
         embed: captions to stored embeddings (b, l, d), see `caption_embeddings`.
         process_index: this host.
         process_count: all hosts.
         split: "train" reads config.sources, "heldout" config.heldout without dropout.
+        share_of: what this host reads of a batch of so many clips, where that depends on their
+            number: hosts whose devices hold parts of the same frames read the same clips.
 
     Returns:
         An endless iterator with `get_state` and `set_state` (a `grain.DatasetIterator`). A batch
@@ -299,8 +320,10 @@ def make_loader(
             f"the first is {path}: {reason}"
         )
     plan = Plan(buckets, eligible, tuple(config["weights"]), seed, batch_size)
-    host = (process_index, process_count)
-    source = ClipSource(records, shapes, plan, buckets, dict(config), host)
+    whole = (process_index, process_count)
+    source = ClipSource(
+        records, shapes, plan, buckets, dict(config), share_of or (lambda clips: whole)
+    )
     return ClipLoader(source, broken, config, tokenize, embed)
 
 

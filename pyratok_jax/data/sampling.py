@@ -37,7 +37,7 @@ class Plan:
         eligible: per dataset and bucket, the numbers of the clips that fit (a 1-D array).
         weights: of the datasets (empty: their numbers of clips).
         seed: of everything.
-        batch_size: examples of a step, over all hosts.
+        batch_size: examples of a step, over all hosts, where its bucket does not say.
 
     Raises:
         UserError: no clip fits any bucket, or the weights are not as many as the datasets.
@@ -57,6 +57,7 @@ class Plan:
                 "give one for each, or none"
             )
         self.seed, self.batch_size, self.eligible = seed, batch_size, eligible
+        self.clips = [bucket.clips or batch_size for bucket in buckets]
         self._datasets: list[Schedule | None] = []
         shares: list[float] = []
         for number, bucket in enumerate(buckets):
@@ -77,9 +78,9 @@ class Plan:
         self._buckets = Schedule(shares, (seed, _BUCKETS))
 
     def place(self, step: int, row: int) -> Place:
-        """Where row 0 .. batch_size - 1 of a step lies."""
+        """Where a row of a step lies, of as many rows as its bucket has clips."""
         bucket, rank = self._buckets.pick(step)
-        return Place(bucket, rank * self.batch_size + row)
+        return Place(bucket, rank * self.clips[bucket] + row)
 
     def bucket(self, step: int) -> int:
         """The bucket of a step, the same on all hosts."""

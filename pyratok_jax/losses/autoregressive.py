@@ -51,7 +51,8 @@ def autoregressive_loss(
     """
     codes = crop_levels(codes, token_budget, key)
     sequence = alignment.sequence(codes)
-    hidden = _visual_states(language_model, sequence, text, layers)
+    with jax.named_scope("language_model"):
+        hidden = _visual_states(language_model, sequence, text, layers)
     nats = alignment.cross_entropy(hidden, sequence.targets, sequence.separator)
     return jnp.mean(nats), _metrics(alignment, sequence, hidden, nats)
 

@@ -74,22 +74,24 @@ def mean_distribution(
     bits = logits.shape[-1]
     if bits > MAX_BATCH_BITS:
         raise ValueError(f"batch entropy over 2^{bits} codes is too large: {MAX_BATCH_BITS} bits")
-    logits = logits.reshape(-1, bits)
     half = bits // 2
-    high, low = _log_distribution(logits[:, :half]), _log_distribution(logits[:, half:])
+    # Tokens keep their axes: flattened, those split over devices would have to be gathered.
+    high, low = _log_distribution(logits[..., :half]), _log_distribution(logits[..., half:])
     if vocabulary is None or vocabulary == 2**bits:
         return _mean_outer(jnp.exp(high), jnp.exp(low))
-    ids = np.arange(2**bits).reshape(high.shape[1], low.shape[1])
+    ids = np.arange(2**bits).reshape(high.shape[-1], low.shape[-1])
     some = jnp.asarray((ids < vocabulary).any(axis=1))
     # Fully valid halves have at most probability 1 given a valid code. The one half that is valid
     # in part may exceed it; the exponent is bounded so that the product cannot become inf * 0.
-    high = high - _log_valid(logits, vocabulary)[:, None]
+    high = high - _log_valid(logits, vocabulary)[..., None]
     high = jnp.where(some, jnp.exp(jnp.minimum(high, _LARGEST_EXPONENT)), 0.0)
     return jnp.where(ids < vocabulary, _mean_outer(high, jnp.exp(low)), 0.0)
 
 
-def _mean_outer(high: Float[Array, "n h"], low: Float[Array, "n l"]) -> Float[Array, "h l"]:
-    return jnp.einsum("nh,nl->hl", high, low, precision="highest") / high.shape[0]
+def _mean_outer(high: Float[Array, "*n h"], low: Float[Array, "*n l"]) -> Float[Array, "h l"]:
+    tokens = tuple(range(high.ndim - 1))
+    total = jnp.tensordot(high, low, (tokens, tokens), precision="highest")
+    return total / (high.size // high.shape[-1])
 
 
 def _entropy_of(p: Float[Array, "*n"]) -> Float[Array, ""]:
@@ -97,7 +99,7 @@ def _entropy_of(p: Float[Array, "*n"]) -> Float[Array, ""]:
     return -jnp.sum(p * jnp.log(jnp.maximum(p, jnp.exp(_LOG_TINY))))
 
 
-def _log_distribution(logits: Float[Array, "n bits"]) -> Float[Array, "n codes"]:
+def _log_distribution(logits: Float[Array, "*n bits"]) -> Float[Array, "*n codes"]:
     """Log-probability of all 2^bits codes of a few independent bits, ids ascending."""
     bits = logits.shape[-1]
     ones = (np.arange(2**bits)[None] >> np.arange(bits)[::-1, None]) & 1

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import NamedTuple, TypeVar
 
+import jax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from pyratok_jax.losses import codebook, drift, reconstruction
@@ -155,7 +156,8 @@ def objective(
     """
     terms = Terms(weights.effective())
     _reconstruction_terms(terms, video, rebuilt, settings, lpips, key)
-    extra = _codebook_terms(terms, output, settings, text, embed)
+    with jax.named_scope("codebook"):
+        extra = _codebook_terms(terms, output, settings, text, embed)
     if terms.wants("autoregressive"):
         terms.values["autoregressive"] = _given(autoregressive, "autoregressive", "value")
     _vae_drift(terms, output, settings, frozen)
@@ -207,12 +209,14 @@ def _reconstruction_terms(
     if terms.wants("l1"):
         terms.values["l1"] = reconstruction.l1(video, rebuilt)
     if terms.wants("ssim"):
-        terms.values["ssim"] = reconstruction.ssim_loss(video, rebuilt)
+        with jax.named_scope("ssim"):
+            terms.values["ssim"] = reconstruction.ssim_loss(video, rebuilt)
     if terms.wants("lpips"):
         distance = _given(lpips, "lpips", "LPIPS network")
-        terms.values["lpips"] = reconstruction.lpips_loss(
-            video, rebuilt, distance, frames=settings.lpips_frames, key=key
-        )
+        with jax.named_scope("lpips"):
+            terms.values["lpips"] = reconstruction.lpips_loss(
+                video, rebuilt, distance, frames=settings.lpips_frames, key=key
+            )
 
 
 def _codebook_terms(

@@ -8,6 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from pyratok_jax.models.rows import splits_height, total_over_devices
+from pyratok_jax.models.wan_vae.height import height_axis, with_borders
+
 FILTER_SIZE = 11
 FILTER_SIGMA = 1.5
 C1, C2 = 0.01**2, 0.03**2  # for a data range of 1
@@ -51,6 +54,13 @@ def ssim(a: Float[Array, "n h w c"], b: Float[Array, "n h w c"]) -> Float[Array,
     """
     if min(a.shape[1:3]) < FILTER_SIZE:
         raise ValueError(f"SSIM needs sides of at least {FILTER_SIZE} pixels, not {a.shape[1:3]}")
+    return jnp.mean(similarity_map(a, b), axis=(1, 2, 3))
+
+
+def similarity_map(
+    a: Float[Array, "n h w c"], b: Float[Array, "n h w c"]
+) -> Float[Array, "n i j c"]:
+    """Structural similarity at every place of the window, for images in [0, 1]."""
     a, b = a.astype(jnp.float32), b.astype(jnp.float32)
     moments = _blur(jnp.concatenate([a, b, a * a + b * b, a * b], axis=-1))
     mean_a, mean_b, squares, product = jnp.split(moments, 4, axis=-1)
@@ -58,15 +68,34 @@ def ssim(a: Float[Array, "n h w c"], b: Float[Array, "n h w c"]) -> Float[Array,
     covariance = product - mean_a * mean_b
     luminance = (2 * mean_a * mean_b + C1) / (mean_squares + C1)
     structure = (2 * covariance + C2) / (squares - mean_squares + C2)
-    return jnp.mean(luminance * structure, axis=(1, 2, 3))
+    return luminance * structure
 
 
 def ssim_loss(
     video: Float[Array, "b t h w c"], reconstruction: Float[Array, "b t h w c"]
 ) -> Float[Array, ""]:
     """1 - mean SSIM over all frames of videos in [-1, 1]; the reconstruction is not clamped."""
-    a, b = (x.reshape(-1, *x.shape[2:]) for x in (video, reconstruction))
-    return 1.0 - jnp.mean(ssim(0.5 * (a + 1.0), 0.5 * (b + 1.0)))
+    if not splits_height():
+        a, b = (x.reshape(-1, *x.shape[2:]) for x in (video, reconstruction))
+        return 1.0 - jnp.mean(ssim(0.5 * (a + 1.0), 0.5 * (b + 1.0)))
+    b, t, h, w, c = video.shape
+    total = total_over_devices(functools.partial(_rows_similarity, h), video, reconstruction)
+    return 1.0 - total / (b * t * (h - FILTER_SIZE + 1) * (w - FILTER_SIZE + 1) * c)
+
+
+def _rows_similarity(
+    height: int, video: Float[Array, "b t h w c"], reconstruction: Float[Array, "b t h w c"]
+) -> Float[Array, ""]:
+    """Sum of the similarities at the windows that begin in this device's rows."""
+    pair = jnp.concatenate([video, reconstruction], axis=-1).astype(jnp.float32)
+    reach = FILTER_SIZE - 1
+    b, t, rows, w, c = video.shape
+    pair = with_borders(pair, (0, reach))[0].reshape(b * t, rows + reach, w, 2 * c)
+    a, b = jnp.split(0.5 * (pair + 1.0), 2, axis=-1)
+    # Windows that would reach below the frame's last row do not count.
+    first = jax.lax.axis_index(height_axis()) * rows
+    real = first + jnp.arange(rows) <= height - FILTER_SIZE
+    return jnp.sum(similarity_map(a, b) * real[:, None, None])
 
 
 def choose_frames(t: int, count: int, key: PRNGKeyArray | None) -> Array:

@@ -111,7 +111,8 @@ class TextAttention(nnx.Module):
         """The projected update of `x`, and the pooled text values before that projection."""
         query, key, value = self._heads(x, text)
         mask = text.mask[:, None, None, :]
-        pooled = jax.nn.dot_product_attention(query, key, value, mask=mask).reshape(x.shape)
+        pooled = jax.nn.dot_product_attention(query, key, value, mask=mask)
+        pooled = self._grid(pooled, x)
         return self.out(pooled), pooled
 
     def weights(
@@ -121,15 +122,23 @@ class TextAttention(nnx.Module):
         query, key, _ = self._heads(x, text)
         scores = jnp.einsum("bnhd,blhd->bhnl", query, key) * query.shape[-1] ** -0.5
         scores = jnp.where(text.mask[:, None, None, :], scores.astype(jnp.float32), -jnp.inf)
-        return jnp.mean(jax.nn.softmax(scores, axis=-1), axis=1).reshape(*x.shape[:4], -1)
+        return self._grid(jnp.mean(jax.nn.softmax(scores, axis=-1), axis=1), x)
 
     def _heads(self, x: Array, text: TextCondition) -> tuple[Array, Array, Array]:
         b, t, h, w, d = x.shape
         words = self.text_norm(text.embeddings)
-        query = self.query(self.norm(x)).reshape(b, t * h * w, self.heads, d // self.heads)
+        # Height first: where it is split over devices, so are the flattened tokens.
+        query = self.query(self.norm(x)).swapaxes(1, 2)
+        query = query.reshape(b, h * t * w, self.heads, d // self.heads)
         key = self.key(words).reshape(b, -1, self.heads, d // self.heads)
         value = self.value(words).reshape(b, -1, self.heads, d // self.heads)
         return query, key, value
+
+    @staticmethod
+    def _grid(tokens: Array, x: Float[Array, "b t h w d"]) -> Float[Array, "b t h w e"]:
+        """Flattened tokens, height first, back on the grid of `x`."""
+        b, t, h, w = x.shape[:4]
+        return tokens.reshape(b, h, t, w, -1).swapaxes(1, 2)
 
 
 class LaPQBlock(nnx.Module):

@@ -14,6 +14,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, UInt32
 
+from pyratok_jax.models import rows
 from pyratok_jax.models.grids import PRESETS, Stride, check_grids, grid_shape
 from pyratok_jax.models.lapq import LaPQBlock, Level, TextCondition
 from pyratok_jax.models.lfq import bits_to_ids, ids_to_bits
@@ -228,9 +229,10 @@ class PyraTok(nnx.Module):
             video: values in [-1, 1]; t = 4k+1, sides multiples of `config.spatial_multiple`.
             text: captions; None, or a row whose mask is all False, means "no caption".
         """
-        posterior = self.vae.encode(video)
+        posterior = rows.encode(self.vae, video)
         target = self.vae.normalize(posterior.mean.astype(jnp.float32))
-        levels, latent = self.quantize(posterior.stages, target, text)
+        with jax.named_scope("levels"):
+            levels, latent = self.quantize(posterior.stages, target, text)
         return PyraTokOutput(
             levels, latent, target, posterior.mean, posterior.logvar, tuple(posterior.stages)
         )
@@ -279,7 +281,7 @@ class PyraTok(nnx.Module):
 
     def decode(self, latent: Float[Array, "b t h w z"]) -> Float[Array, "b T H W 3"]:
         """Video of a normalised latent, about [-1, 1], not clamped."""
-        return self.vae.decode(self.vae.denormalize(latent))
+        return rows.decode(self.vae, self.vae.denormalize(latent))
 
     def decode_bits(
         self, codes: tuple[Float[Array, "b _t _h _w bits"], ...]

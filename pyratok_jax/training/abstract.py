@@ -15,6 +15,7 @@ from pyratok_jax.data.buckets import Bucket, parse_buckets
 from pyratok_jax.errors import UserError
 from pyratok_jax.models.dino.model import Dino
 from pyratok_jax.models.language.model import LanguageModel
+from pyratok_jax.models.language.quantization import quantize_model
 from pyratok_jax.models.lpips import LPIPS
 from pyratok_jax.models.sizes import LANGUAGE_MODELS, VAES, VISION_MODELS
 from pyratok_jax.training.optimizer import make_optimizer
@@ -55,6 +56,8 @@ def abstract_training(config: ConfigDict) -> AbstractTraining:
         model = LanguageModel(
             language, rngs=rngs, dtype=dtype, param_dtype=dtype, remat=config.language.remat
         )
+        if config.language.bits:
+            quantize_model(model, config.language.bits)
         lpips = LPIPS("vgg", rngs=rngs, dtype=dtype) if loss.uses("lpips") else None
         dino = None
         if loss.uses_dino:
@@ -86,7 +89,7 @@ def _size(known: dict[str, Any], name: str, key: str) -> Any:
 
 def abstract_batch(config: ConfigDict, bucket: Bucket) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of a global batch of one bucket."""
-    rows, length = config.batch_size, config.language.length
+    rows, length = bucket.clips or config.batch_size, config.language.length
     shape = (rows, bucket.frames, bucket.height, bucket.width, 3)
     return {
         "video": jax.ShapeDtypeStruct(shape, jnp.uint8),

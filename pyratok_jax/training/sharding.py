@@ -2,20 +2,26 @@
 
 | what | rule |
 |---|---|
-| batches | rows over (slice, data, fsdp), frame height over spatial |
-| trainable and frozen parameters, optimizer state | largest divisible axis over fsdp, then tensor |
-| counters, keys, small vectors | one copy per device |
+| batch of enough clips | clips over (slice, data, fsdp, spatial), frames whole |
+| batch of fewer clips | clips over (slice, data, fsdp), height of frames over spatial |
+| activations | as the batch; split frames exchange border rows (`models.rows`) |
+| frozen VAE, language model, LPIPS, DINO | largest divisible axis over fsdp, the next over tensor |
+| LoRA, LaPQ, synthesis, alignment, projections | the same |
+| optimizer state, moving averages | as the parameter that they belong to |
+| arrays below 16,384 values, counters, keys | one copy per device |
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from pyratok_jax.errors import UserError
+from pyratok_jax.models.rows import Split
 
 AXES = ("slice", "data", "fsdp", "spatial", "tensor")
 BATCH_AXES = ("slice", "data", "fsdp")
@@ -78,16 +84,67 @@ def parameter_shardings(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(lambda x: NamedSharding(mesh, parameter_spec(tuple(x.shape), mesh)), tree)
 
 
-def batch_spec(ndim: int) -> PartitionSpec:
-    """Rows over all batch axes; of a video (b, t, h, w, c) also the height over spatial."""
-    if ndim == 5:
+def replicated(arrays: Mapping[str, Any], mesh: Mesh, limit: int) -> list[str]:
+    """Names of parameters of at least `limit` values that every device holds whole."""
+    return [
+        name
+        for name, x in arrays.items()
+        if int(np.prod(x.shape)) >= limit
+        and not any(parameter_spec(tuple(x.shape), mesh))
+        and mesh.size > 1
+    ]
+
+
+def height_axis(rows: int, mesh: Mesh | AbstractMesh | None = None) -> str | None:
+    """The axis over which a batch of so many clips has its heights split: spatial, or None.
+
+    Whole frames are cheaper, since nothing is exchanged; heights are split where the clips do not
+    suffice for all devices. The mesh is that of `jax.set_mesh` when none is given.
+    """
+    mesh = jax.sharding.get_abstract_mesh() if mesh is None else mesh
+    spatial = dict(mesh.shape).get("spatial", 1)
+    if spatial == 1 or rows % (row_groups(mesh) * spatial) == 0:
+        return None
+    return "spatial"
+
+
+def row_groups(mesh: Mesh | AbstractMesh) -> int:
+    """Parts into which clips are shared out where heights are split."""
+    return int(np.prod([dict(mesh.shape).get(axis, 1) for axis in BATCH_AXES]))
+
+
+def split_of(rows: int, mesh: Mesh | AbstractMesh | None = None) -> Split:
+    """How a batch of so many clips lies over the mesh, for the models; see `height_axis`."""
+    mesh = jax.sharding.get_abstract_mesh() if mesh is None else mesh
+    height = height_axis(rows, mesh)
+    sizes = dict(mesh.shape)
+    clips = BATCH_AXES if height else (*BATCH_AXES, "spatial")
+    return Split(tuple(axis for axis in clips if sizes.get(axis, 1) > 1), height)
+
+
+def parts_of(rows: int, most: int) -> int:
+    """Into how many parts, at most `most`, such a batch can be cut with every device having a clip.
+
+    The mesh is that of `jax.set_mesh`.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    whole = height_axis(rows, mesh) is None
+    groups = row_groups(mesh) * (dict(mesh.shape).get("spatial", 1) if whole else 1)
+    return math.gcd(most, max(rows // groups, 1))
+
+
+def batch_spec(shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
+    """Clips over all batch axes and spatial, or with too few of them heights over spatial."""
+    if height_axis(shape[0], mesh) is None:
+        return PartitionSpec((*BATCH_AXES, "spatial"))
+    if len(shape) == 5:
         return PartitionSpec(BATCH_AXES, None, "spatial")
     return PartitionSpec(BATCH_AXES)
 
 
 def batch_shardings(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, NamedSharding]:
-    """Shardings of a batch's arrays."""
-    return {name: NamedSharding(mesh, batch_spec(np.ndim(x))) for name, x in batch.items()}
+    """Shardings of a (global) batch's arrays."""
+    return {name: NamedSharding(mesh, batch_spec(np.shape(x), mesh)) for name, x in batch.items()}
 
 
 def to_mesh(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from pyratok_jax.models.rows import over_devices
 from pyratok_jax.training.partition import Arrays
+from pyratok_jax.training.sharding import parts_of, split_of
 
 Batch = Mapping[str, Array]
 Metrics = dict[str, Array]
@@ -70,30 +72,33 @@ def make_train_step(
         optimizer: of the trainable arrays.
         steps: length of the training, for the progress that schedules see.
         seed: of all randomness.
-        accumulate: parts that a batch is cut into, their gradients averaged; statistics over the
-            batch (entropies) are then taken over each part.
+        accumulate: most parts that a batch is cut into, their gradients averaged; statistics over
+            the batch (entropies) are then taken over each part. A batch of few clips is cut into
+            fewer, so that no device is without one.
         ema_decay: of the moving averages; 0 keeps none.
     """
 
     def gradients(
         params: Arrays, frozen: Arrays, batch: Batch, key: PRNGKeyArray, progress: Array
     ) -> tuple[Arrays, Array, Metrics]:
-        (value, terms), grads = jax.value_and_grad(loss, has_aux=True)(
-            params, frozen, batch, key, progress
-        )
+        with over_devices(split_of(_rows(batch))):
+            (value, terms), grads = jax.value_and_grad(loss, has_aux=True)(
+                params, frozen, batch, key, progress
+            )
         return grads, value, terms
 
     def step(state: TrainState, frozen: Arrays, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         progress = state.step / max(steps, 1)
-        if accumulate == 1:
+        parts = parts_of(_rows(batch), accumulate)
+        if parts == 1:
             grads, value, terms = gradients(state.params, frozen, batch, key, progress)
         else:
             grads, value, terms = _accumulated(
                 lambda part, key: gradients(state.params, frozen, part, key, progress),
                 batch,
                 key,
-                accumulate,
+                parts,
             )
         norm = optax.global_norm(grads)
         good = jnp.isfinite(value) & jnp.isfinite(norm)
@@ -112,6 +117,10 @@ def make_train_step(
         return new, metrics
 
     return step
+
+
+def _rows(batch: Batch) -> int:
+    return next(iter(batch.values())).shape[0]
 
 
 def _accumulated(

@@ -12,6 +12,8 @@ from ml_collections import ConfigDict
 from pyratok_jax.errors import UserError
 from pyratok_jax.losses.autoregressive import autoregressive_loss
 from pyratok_jax.losses.objective import LossSettings, LossWeights, Posterior, objective
+from pyratok_jax.losses.usage import usage_metrics
+from pyratok_jax.models import rows
 from pyratok_jax.models.alignment import Alignment
 from pyratok_jax.models.dino.model import Dino, DinoFeatures, fit_sides
 from pyratok_jax.models.dino.projection import LatentProjection
@@ -185,6 +187,7 @@ class TokenizerLoss:
         )
         error = jnp.mean(jnp.square(jnp.clip(rebuilt, -1.0, 1.0) - video)) / 4
         terms["psnr"] = -10.0 * jnp.log10(jnp.maximum(error, 1e-10))
+        terms |= usage_metrics([level.q for level in output.levels], self.settings.vocabulary)
         return total, terms | {f"autoregressive/{name}": value for name, value in extra.items()}
 
     def _read(
@@ -196,11 +199,13 @@ class TokenizerLoss:
             stored = TextCondition(batch["text_embeddings"], mask)
             # Only the autoregressive pass still needs the model.
             return stored, (ids, mask)
-        text, cache = system.text.read(ids, mask)
+        with jax.named_scope("language_model"):
+            text, cache = system.text.read(ids, mask)
         return text._replace(embeddings=text.embeddings.astype(jnp.float32)), cache
 
     def _frozen_posterior(self, tokenizer: PyraTok, masked: Array) -> Posterior | None:
         if not self.uses("drift_vae"):
             return None
-        encoded = without_adapters(tokenizer.vae).encode(jax.lax.stop_gradient(masked))
+        with jax.named_scope("frozen"):
+            encoded = rows.encode(without_adapters(tokenizer.vae), jax.lax.stop_gradient(masked))
         return Posterior(*jax.lax.stop_gradient((encoded.mean, encoded.logvar)))

@@ -168,3 +168,25 @@ def test_remote_failures_are_retried_with_back_off(monkeypatch):
     with pytest.raises(BrokenVideoError):  # A local file does not come back.
         Decoder(retries=3).probe("/no/such/file.mp4")
     assert waits == []
+
+
+def test_buckets_with_batches_of_their_own_size(clips_folder):
+    c = config(clips_folder, buckets=("5x24x32", "9x24x32*2"), caption_dropout=0.0)
+    batches, _ = take(c, 8)
+    sizes = {(b["bucket"], len(b["video"]), len(b["captions"])) for b in batches}
+    assert sizes == {("5x24x32", 4, 4), ("9x24x32", 2, 2)}
+    # Two readers of the small batch, of which each has a row, and one of the large for both.
+    shares = [lambda clips, i=i: (i, 2) if clips == 2 else (0, 1) for i in (0, 1)]
+    parts = [take(c, 8, share_of=share)[0] for share in shares]
+    for whole, *halves in zip(batches, *parts, strict=True):
+        if whole["bucket"] == "9x24x32":
+            assert whole["ids"] == halves[0]["ids"] + halves[1]["ids"]
+            video = np.concatenate([h["video"] for h in halves])
+            np.testing.assert_array_equal(whole["video"], video)
+        else:
+            assert whole["ids"] == halves[0]["ids"] == halves[1]["ids"]
+
+
+def test_a_bucket_with_too_few_clips_for_the_hosts_is_refused(clips_folder):
+    with pytest.raises(UserError, match="batch of 2 clips of bucket 5x24x32 cannot be shared out"):
+        take(config(clips_folder, buckets=("5x24x32*2",)), 1, process_count=4)

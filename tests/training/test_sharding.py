@@ -8,8 +8,16 @@ from jax.sharding import PartitionSpec as P
 from configs.tpu_v5 import get_config
 from pyratok_jax.data.buckets import Bucket
 from pyratok_jax.errors import UserError
+from pyratok_jax.models.rows import Split
 from pyratok_jax.training.abstract import abstract_batch, abstract_training, count, largest_bucket
-from pyratok_jax.training.sharding import batch_spec, make_mesh, parameter_spec
+from pyratok_jax.training.sharding import (
+    batch_spec,
+    make_mesh,
+    parameter_spec,
+    parts_of,
+    replicated,
+    split_of,
+)
 
 SIZES = {"data": -1, "fsdp": 1, "spatial": 1, "tensor": 1, "slices": 1}
 
@@ -41,9 +49,30 @@ def test_large_parameters_are_split_and_small_ones_are_not():
     assert parameter_spec((), mesh) == P()
 
 
-def test_batches_lie_over_the_batch_axes_and_height_over_spatial():
-    assert batch_spec(5) == P(("slice", "data", "fsdp"), None, "spatial")
-    assert batch_spec(2) == P(("slice", "data", "fsdp"))
+def test_clips_come_before_heights():
+    mesh = mesh_of(data=2, fsdp=2, spatial=4)
+    everything = ("slice", "data", "fsdp", "spatial")
+    assert batch_spec((32, 17, 64, 64, 3), mesh) == P(everything)
+    assert batch_spec((32, 128), mesh) == P(everything)
+    # Eight clips do not suffice for sixteen devices.
+    assert batch_spec((8, 17, 64, 64, 3), mesh) == P(everything[:3], None, "spatial")
+    assert batch_spec((8, 128), mesh) == P(everything[:3])
+    assert split_of(32, mesh) == Split(("data", "fsdp", "spatial"), None)
+    assert split_of(8, mesh) == Split(("data", "fsdp"), "spatial")
+    assert split_of(8, mesh_of()) == Split((), None)
+
+
+@pytest.mark.parametrize(
+    ("rows", "most", "parts"), [(128, 8, 8), (32, 8, 2), (16, 8, 1), (8, 8, 2), (4, 8, 1)]
+)
+def test_a_batch_is_cut_so_that_no_device_is_without_a_clip(rows, most, parts):
+    mesh = mesh_of(data=2, fsdp=2, spatial=4)
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        assert parts_of(rows, most) == parts
+
+
+def test_a_batch_outside_of_any_mesh_is_cut_as_asked():
+    assert parts_of(6, 3) == 3
 
 
 def test_the_full_size_recipe_builds_without_its_weights():
@@ -60,17 +89,21 @@ def test_the_full_size_recipe_builds_without_its_weights():
     assert largest_bucket(config).frames == 97
 
 
-def test_no_large_array_of_the_recipe_is_replicated():
-    config = get_config("stage2")
+@pytest.mark.parametrize("stage", ["stage1", "stage2", "stage3"])
+def test_no_large_array_of_the_recipe_is_on_every_device(stage):
+    config = get_config(stage)
     training = abstract_training(config)
-    mesh = mesh_of(fsdp=8)
-    everything = {**training.frozen, **training.state.params}
-    whole = [
-        name
-        for name, x in everything.items()
-        if x.size >= 2**20 and "fsdp" not in str(parameter_spec(tuple(x.shape), mesh))
-    ]
-    assert whole == []
+    mesh = mesh_of(**{axis: config.mesh[axis] for axis in ("fsdp", "spatial")})
+    flat = jax.tree_util.tree_flatten_with_path(training.state)[0]
+    state = {jax.tree_util.keystr(path): x for path, x in flat}
+    assert replicated({**training.frozen, **state}, mesh, 2**20) == []
+
+
+def test_a_large_array_that_no_axis_divides_is_named():
+    mesh = mesh_of(fsdp=4)
+    shapes = {"odd": (1025, 1023), "even": (1024, 1024), "small": (3, 3)}
+    arrays = {name: jax.ShapeDtypeStruct(shape, "float32") for name, shape in shapes.items()}
+    assert replicated(arrays, mesh, 2**20 - 1) == ["odd"]
 
 
 def test_unknown_published_sizes_are_refused():

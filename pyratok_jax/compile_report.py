@@ -1,0 +1,126 @@
+"""Prove a pod-size run without a pod: `python -m pyratok_jax.compile_report --help`."""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from pyratok_jax.errors import UserError, run_cli
+from pyratok_jax.pods.chips import parse_slice
+from pyratok_jax.pods.topology import describe, prepare
+
+STEPS = ("train", "tokenise", "decode")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(
+        prog="python -m pyratok_jax.compile_report",
+        description="Compile the train, tokenise and decode steps of a config for a TPU slice on a "
+        "machine without a TPU, and report memory, work, traffic and estimated time. Values of the "
+        "config are changed with --config.KEY=VALUE.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    p.add_argument("--config", default="configs/tpu_v5.py:stage1", help="FILE[:ARGUMENT]")
+    p.add_argument("--topology", default="v5p:4x4x4", help="one slice: v5e:AxB, v5p:AxBxC, v6e:AxB")
+    p.add_argument("--slices", type=int, default=0, help="of them; 0: as config.mesh.slices says")
+    p.add_argument("--chips", type=int, default=0, help="use the first N chips only; 0: all")
+    p.add_argument("--step", default="all", choices=[*STEPS, "all"])
+    p.add_argument(
+        "--bucket",
+        help="clip shape, 17x512x512 or with clips 97x2048x2048*4; none: the largest",
+    )
+    p.add_argument("--clips", type=int, default=0, help="tokenised or decoded at once; 0: by mesh")
+    p.add_argument(
+        "--effort",
+        default="full",
+        choices=["full", "medium", "low", "memory"],
+        help="of the compiler; medium and low take less time and give slower programs; memory stops "
+        "when memory is assigned, without estimated cycles",
+    )
+    p.add_argument(
+        "--sweep", action="store_true", help="try batches, remat and meshes (train step)"
+    )
+    p.add_argument(
+        "--output", default="compile_report.json", help="JSON file, or with --sweep JSONL"
+    )
+    p.add_argument("--keep_program", help="folder for the optimised programs' texts")
+    return p
+
+
+def main() -> int:
+    """Compile and report; returns the exit code."""
+    own = [a for a in sys.argv[1:] if not a.startswith("--config.")]
+    changes = [a for a in sys.argv[1:] if a.startswith("--config.")]
+    options = parser().parse_args(own)
+    where = parse_slice(options.topology)
+    prepare(where)
+    # Only now: importing the rest asks for JAX's backend.
+    from pyratok_jax.pods.plan import Options, choose_bucket, compile_all
+    from pyratok_jax.training.config import parse_flags
+
+    config, _ = parse_flags(
+        [sys.argv[0], f"--config={options.config}", *changes], default_config=""
+    )
+    slices = options.slices or config.mesh.slices
+    config.mesh.slices = slices
+    devices = describe(where, slices)[: options.chips or None]
+    bucket = choose_bucket(config, options.bucket)
+    steps = STEPS if options.step == "all" else (options.step,)
+    plan = Options(where, slices, options.chips, steps, bucket, options.clips, options.effort)
+    console = Console(highlight=False)
+    output = Path(options.output)
+    if options.sweep:
+        from pyratok_jax.pods.sweep import sweep
+
+        sweep(config, devices, plan, output, console)
+        console.print(f"candidates: {output}")
+        return 0
+
+    def keep(step: str, text: str) -> None:
+        folder = Path(options.keep_program)
+        folder.mkdir(parents=True, exist_ok=True)
+        write(folder / f"{step}.hlo.txt", text)
+
+    report = compile_all(
+        config,
+        devices,
+        plan,
+        say=lambda text: console.print(text),
+        keep_text=keep if options.keep_program else None,
+    )
+    report["command"] = " ".join(["python -m pyratok_jax.compile_report", *sys.argv[1:]])
+    finish(report, output, console)
+    return 0
+
+
+def finish(report: dict[str, Any], output: Path, console: Console) -> None:
+    """Write and print a report."""
+    from pyratok_jax.pods.report import ASSUMPTIONS
+    from pyratok_jax.pods.table import show
+
+    report["assumptions"] = list(ASSUMPTIONS)
+    write(output, json.dumps(report, indent=1) + "\n")
+    show(report, console)
+    console.print(f"\nreport: {output}")
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        UserError: the folder is missing.
+    """
+    if not path.parent.is_dir():
+        raise UserError(f"--output {path}: the folder {path.parent} does not exist; make it first")
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    scratch.write_text(text)
+    scratch.replace(path)
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,1 @@
+"""Pod-size programs compiled and measured on machines without a TPU."""

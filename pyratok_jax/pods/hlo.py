@@ -1,0 +1,258 @@
+"""What an optimised TPU program says of itself: estimated cycles, collectives, costliest parts.
+
+The compiler notes `estimated_cycles` at every operation. A loop's body is written once; where the
+program states how often it runs (`known_trip_count`) everything inside counts that often, otherwise
+once, and `Program.open_loops` tells how many loops that concerns.
+"""
+
+import dataclasses
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+
+import numpy as np
+
+BYTES = {
+    "pred": 1, "s4": 1, "u4": 1, "s8": 1, "u8": 1, "f8e4m3fn": 1, "f8e5m2": 1,
+    "s16": 2, "u16": 2, "bf16": 2, "f16": 2,
+    "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8, "c64": 8,
+}  # fmt: skip
+COLLECTIVES = (
+    "all-gather",
+    "all-reduce",
+    "reduce-scatter",
+    "all-to-all",
+    "collective-permute",
+    "collective-broadcast",
+)
+_HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$")
+_LINE = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
+_OPCODE = re.compile(r"(?:^|[\s)}])([a-z][\w\-]*)\(")
+_SHAPE = re.compile(r"\b([a-z]+\d*(?:e\d+m\d+(?:fn)?)?)\[([\d,]*)\]")
+_CALLS = re.compile(
+    r"\b(calls|to_apply|body|condition|branch_computations|true_computation|"
+    r"false_computation|called_computations)=(\{[^}]*\}|%?[\w.\-]+)"
+)
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_CYCLES = re.compile(r'"estimated_cycles":"?(\d+)')
+_WHERE = re.compile(r'op_name="([^"]*)"')
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One line of a program."""
+
+    name: str
+    opcode: str
+    shape: str
+    text: str
+    calls: tuple[tuple[str, str], ...]
+    cycles: int
+
+    @property
+    def trips(self) -> int | None:
+        """How often a loop runs, where it is stated."""
+        found = _TRIPS.search(self.text)
+        return int(found[1]) if found else None
+
+    @property
+    def where(self) -> str:
+        """The operation of the model that this was made of."""
+        found = _WHERE.search(self.text)
+        return found[1] if found else self.name
+
+
+@dataclasses.dataclass
+class Collective:
+    """Collectives of one type.
+
+    Attributes:
+        count: how often one runs in a step.
+        bytes: that one chip sends over all of them, in the usual ring forms.
+        across_slices: of these, in groups that reach over slices.
+    """
+
+    count: float = 0
+    bytes: float = 0
+    across_slices: float = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Operations with one place in the model and one shape, summed."""
+
+    where: str
+    shape: str
+    count: float
+    cycles: float
+
+
+class Program:
+    """An optimised program, taken from its text."""
+
+    def __init__(self, text: str):
+        self.computations: dict[str, list[Instruction]] = {}
+        self.entry = ""
+        current: list[Instruction] = []
+        for line in text.splitlines():
+            header = _HEADER.match(line)
+            if header:
+                current = self.computations.setdefault(header[2], [])
+                self.entry = header[2] if header[1] else self.entry
+                continue
+            found = _LINE.match(line)
+            if found:
+                current.append(_instruction(found[1], found[2]))
+        self.open_loops = 0
+        self._runs = list(self._walk(self.entry, 1.0)) if self.entry else []
+
+    def _walk(self, name: str, times: float) -> Iterator[tuple[Instruction, float]]:
+        """Every instruction that runs, with how often."""
+        for one in self.computations.get(name, []):
+            yield one, times
+            inner = times
+            if one.opcode == "while":
+                if one.trips is None:
+                    self.open_loops += 1
+                inner = times * (one.trips or 1)
+            for role, callee in one.calls:
+                # Reducers are counted with what they reduce.
+                if role != "to_apply" or one.opcode == "call":
+                    yield from self._walk(callee, inner)
+
+    @property
+    def cycles(self) -> float:
+        """Estimated cycles of one step on one chip, all operations one after the other."""
+        return sum(one.cycles * times for one, times in self._runs)
+
+    def costliest(self, top: int = 10) -> list[Cost]:
+        """Operations of equal place and shape together, costliest first."""
+        groups: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
+        for one, times in self._runs:
+            if one.cycles:
+                key = (place(one.where), one.shape.split("{")[0].lstrip("("))
+                groups[key].append((times, one.cycles * times))
+        costs = [
+            Cost(where, shape, sum(n for n, _ in runs), sum(c for _, c in runs))
+            for (where, shape), runs in groups.items()
+        ]
+        return sorted(costs, key=lambda cost: -cost.cycles)[:top]
+
+    def by_part(self, parts: tuple[str, ...]) -> dict[str, float]:
+        """Cycles by the first of `parts` that an operation's place contains; the rest: other."""
+        sums = dict.fromkeys((*parts, "other"), 0.0)
+        for one, times in self._runs:
+            if one.cycles:
+                key = next((part for part in parts if part in one.where), "other")
+                sums[key] += one.cycles * times
+        return sums
+
+    def collectives(self, chips_per_slice: int = 0) -> dict[str, Collective]:
+        """Collectives by type; groups reach over slices when their chips lie in several."""
+        found: dict[str, Collective] = {}
+        for one, times in self._runs:
+            kind = one.opcode.removesuffix("-start")
+            if kind not in COLLECTIVES:
+                continue
+            size, groups = result_bytes(one), device_groups(one.text)
+            members = len(groups[0]) if groups else 1
+            entry = found.setdefault(kind, Collective())
+            sent = times * sent_bytes(kind, size, members)
+            entry.count += times
+            entry.bytes += sent
+            if chips_per_slice and any(len({d // chips_per_slice for d in g}) > 1 for g in groups):
+                entry.across_slices += sent
+        return found
+
+    def gathers(self) -> list[tuple[str, str, int]]:
+        """Every all-gather: the model's operation, its result's type and its bytes, largest first.
+
+        For tests that something is never gathered.
+        """
+        rows = [
+            (one.where, _result(one), result_bytes(one))
+            for one, _ in self._runs
+            if one.opcode in ("all-gather", "all-gather-start")
+        ]
+        return sorted(rows, key=lambda row: -row[2])
+
+
+def _instruction(name: str, rest: str) -> Instruction:
+    # The type comes before the opcode, and may hold parentheses of its own (layouts, tuples).
+    clean = re.sub(r"\{[^{}]*\}", "", rest.split(", metadata=")[0].split(", backend_config=")[0])
+    opcode = _OPCODE.search(clean)
+    shape = clean[: opcode.start()].strip() if opcode else clean
+    calls = [
+        (role, callee.strip().lstrip("%"))
+        for role, names in _CALLS.findall(rest)
+        for callee in names.strip("{}").split(",")
+    ]
+    cycles = _CYCLES.search(rest)
+    return Instruction(
+        name,
+        opcode[1] if opcode else "",
+        shape,
+        rest,
+        tuple(calls),
+        int(cycles[1]) if cycles else 0,
+    )
+
+
+def place(op_name: str) -> str:
+    """The last parts of an operation's name, without the wrapping of transformations."""
+    return "/".join(op_name.split("/")[1:])[-70:] or op_name
+
+
+def shape_bytes(shape: str) -> list[int]:
+    """Bytes of every array in a type."""
+    return [
+        BYTES[kind] * int(np.prod([int(n) for n in dims.split(",") if n], dtype=np.int64))
+        for kind, dims in _SHAPE.findall(shape)
+        if kind in BYTES
+    ]
+
+
+def _result(one: Instruction) -> str:
+    """The type of what a collective gives; of a started one, which also names its operand."""
+    arrays = [f"{kind}[{dims}]" for kind, dims in _SHAPE.findall(one.shape)]
+    if one.opcode.endswith("-start") and len(arrays) > 1:
+        wide = [array for array in arrays if not array.startswith(("u32[]", "s32[]"))]
+        half = len(wide) // 2 or 1
+        arrays = wide[half:] or wide
+    return ", ".join(arrays)
+
+
+def result_bytes(one: Instruction) -> int:
+    """Bytes of what a collective gives on one chip."""
+    return sum(shape_bytes(_result(one)))
+
+
+def sent_bytes(kind: str, size: float, members: int) -> float:
+    """What one chip of `members` sends for a collective whose result has `size` bytes."""
+    share = (members - 1) / members if members > 1 else 0.0
+    if kind == "collective-permute":
+        return size
+    if kind == "all-reduce":
+        return 2 * size * share
+    if kind == "reduce-scatter":
+        return size * (members - 1)
+    return size * share
+
+
+def device_groups(text: str) -> list[list[int]]:
+    """Devices of each group of a collective, from either written form; pairs of a permute."""
+    pairs = re.search(r"source_target_pairs=\{(\{.*?\})\}", text)
+    explicit = pairs or re.search(r"replica_groups=\{(\{.*?\})\}", text)
+    if explicit:
+        return [
+            [int(n) for n in group.split(",") if n]
+            for group in re.findall(r"\{([\d,\s]*)\}", explicit[1])
+        ]
+    found = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
+    if not found:
+        return []
+    shape, dims = ([int(n) for n in found[i].split(",")] for i in (1, 2))
+    numbers = np.arange(int(np.prod(dims))).reshape(dims)
+    if found[3]:
+        numbers = numbers.transpose([int(n) for n in found[3].split(",")])
+    return numbers.reshape(shape).tolist()

@@ -1,0 +1,182 @@
+"""From a config, a topology and options to measured programs."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from pyratok_jax.data.buckets import Bucket, parse_buckets
+from pyratok_jax.errors import UserError
+from pyratok_jax.models.wan_vae.forms import conv_form
+from pyratok_jax.pods.chips import Slice
+from pyratok_jax.pods.flops import traced_flops
+from pyratok_jax.pods.programs import (
+    STEPS,
+    Program,
+    decode_program,
+    tokenise_program,
+    train_program,
+)
+from pyratok_jax.pods.report import measure
+from pyratok_jax.training.abstract import (
+    AbstractTraining,
+    abstract_batch,
+    abstract_training,
+    count,
+    largest_bucket,
+)
+from pyratok_jax.training.sharding import make_mesh, replicated, row_groups
+
+# Values from which an array that every chip holds whole is named in the report.
+LARGE = 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What to compile.
+
+    Attributes:
+        where: one slice.
+        slices: how many of them.
+        chips: use so many chips of the slice (0: all).
+        steps: of `programs.STEPS`.
+        bucket: clip shape; None takes the config's largest.
+        clips: of a batch of the tokenise and decode steps; 0: one for each chip, or for each group
+            of chips that share a frame.
+        effort: a key of `compiling.EFFORTS`.
+    """
+
+    where: Slice
+    slices: int = 1
+    chips: int = 0
+    steps: tuple[str, ...] = STEPS
+    bucket: Bucket | None = None
+    clips: int = 0
+    effort: str = "full"
+
+
+def choose_bucket(config: ConfigDict, written: str | None) -> Bucket:
+    """The bucket asked for, with the clips that the config gives it; the largest by default.
+
+    Raises:
+        UserError: malformed.
+    """
+    if written is None:
+        return largest_bucket(config)
+    (bucket,) = parse_buckets([written])
+    known = {b.name: b for b in parse_buckets(config.data.buckets)}
+    return bucket if bucket.clips else known.get(bucket.name, bucket)
+
+
+def compile_all(
+    config: ConfigDict,
+    devices: Sequence[Any],
+    options: Options,
+    *,
+    say: Callable[[str], None] = lambda _: None,
+    keep_text: Callable[[str, str], None] | None = None,
+) -> dict[str, Any]:
+    """Everything that a report holds, see `report.measure` for each step's facts.
+
+    Args:
+        config: of the training.
+        devices: of all slices.
+        options: what to compile.
+        say: is told what is being done.
+        keep_text: is given step and optimised program.
+
+    Raises:
+        UserError: sizes that do not fit together.
+    """
+    mesh = make_mesh(config.mesh, list(devices))
+    bucket = options.bucket or largest_bucket(config)
+    training = abstract_training(config)
+    everything = {**training.frozen, **training.state.params}
+    report: dict[str, Any] = {
+        "topology": options.where.name,
+        "accelerator_type": options.where.accelerator_type,
+        "slices": options.slices,
+        "chips": mesh.size,
+        "chip": dataclasses.asdict(options.where.chip),
+        "mesh": dict(mesh.shape),
+        "bucket": bucket.name,
+        "remat": config.remat,
+        "accumulate": config.accumulate,
+        "parameters": {"trainable": count(training.state.params), "frozen": count(training.frozen)},
+        "large_arrays_on_every_chip": replicated(everything, mesh, LARGE),
+        "versions": {"jax": jax.__version__, "libtpu": _libtpu_version()},
+        "steps": {},
+    }
+    for step in options.steps:
+        say(f"{step}: {bucket.name} for {options.slices} x {options.where.name}")
+        program = make_program(step, training, config, bucket, mesh, options.clips)
+        try:
+            flops = model_flops(step, config, bucket, program)
+            report["steps"][step] = measure(
+                program,
+                mesh,
+                options.where,
+                effort=options.effort,
+                model_flops=flops,
+                keep_text=(lambda text, step=step: keep_text(step, text)) if keep_text else None,
+            )
+        except ValueError as error:
+            raise UserError(f"{step} step of bucket {bucket.name}: {error}") from error
+    return report
+
+
+def make_program(
+    step: str,
+    training: AbstractTraining,
+    config: ConfigDict,
+    bucket: Bucket,
+    mesh: Any,
+    clips: int = 0,
+) -> Program:
+    """One of the three programs."""
+    if step == "train":
+        return train_program(training, config, bucket, mesh)
+    wanted = clips or (mesh.size if not bucket.clips else math.gcd(bucket.clips, row_groups(mesh)))
+    make = tokenise_program if step == "tokenise" else decode_program
+    return make(training, config, bucket, mesh, wanted)
+
+
+def model_flops(step: str, config: ConfigDict, bucket: Bucket, program: Program) -> float:
+    """FLOPs of one step as the mathematics needs them: no recomputation, no padded channels."""
+    plain = ConfigDict(config.to_dict(), convert_dict=True)
+    plain.remat, plain.language.remat, plain.accumulate = "none", "none", 1
+    training = abstract_training(plain)
+    # All clips cost the same: one is traced.
+    with conv_form("conv3d"):
+        if step == "train":
+            plain.batch_size = 1
+            batch = abstract_batch(plain, dataclasses.replace(bucket, clips=1))
+            one = traced_flops(training.step, training.state, training.frozen, batch)
+        else:
+            state, *rest = program.arguments
+            single = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), rest)
+            bare = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
+            one = traced_flops(_unsplit(step, training), bare, *single)
+    return one * program.clips
+
+
+def _unsplit(step: str, training: AbstractTraining) -> Any:
+    from flax import nnx
+
+    from pyratok_jax.tokenizer import detokenize_step, tokenize_step
+
+    system = training.partition.merge(training.state.params, training.frozen)
+    graph, _ = nnx.split(system.tokenizer)
+    return tokenize_step(graph) if step == "tokenise" else detokenize_step(graph)
+
+
+def _libtpu_version() -> str:
+    from importlib import metadata
+
+    try:
+        return metadata.version("libtpu")
+    except metadata.PackageNotFoundError:
+        return ""

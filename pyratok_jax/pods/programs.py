@@ -1,0 +1,148 @@
+"""The three programs of a pod, ready to compile: train step, tokenise step, decode step.
+
+They are what `training.loop` and `tokenizer.Tokenizer` compile, on a mesh of devices that need not
+be there, with shapes in place of arrays.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from pyratok_jax.data.buckets import Bucket
+from pyratok_jax.models.lapq import TextCondition
+from pyratok_jax.models.pyratok import PyraTok
+from pyratok_jax.models.rows import over_devices
+from pyratok_jax.models.wan_vae.forms import conv_form
+from pyratok_jax.tokenizer import detokenize_step, tokenize_step
+from pyratok_jax.training.abstract import AbstractTraining, abstract_batch
+from pyratok_jax.training.sharding import (
+    batch_spec,
+    height_axis,
+    parameter_shardings,
+    split_of,
+)
+
+STEPS = ("train", "tokenise", "decode")
+
+
+class Program(NamedTuple):
+    """A function and the shapes of its arguments.
+
+    Attributes:
+        run: the function.
+        arguments: shapes with shardings.
+        donated: numbers of the arguments whose memory the results may take.
+        out_shardings: of the results; None leaves them to the compiler.
+        clips: of the batch, over all devices.
+    """
+
+    run: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    donated: tuple[int, ...]
+    out_shardings: Any
+    clips: int
+
+
+def train_program(
+    training: AbstractTraining, config: ConfigDict, bucket: Bucket, mesh: Mesh
+) -> Program:
+    """The step of `training.loop`, with the batch that the config gives the bucket."""
+    state = _placed(training.state, parameter_shardings(training.state, mesh))
+    frozen = _placed(training.frozen, parameter_shardings(training.frozen, mesh))
+    batch = _batch(abstract_batch(config, bucket), mesh)
+    shardings = jax.tree.map(lambda x: x.sharding, state)
+    clips = batch["video"].shape[0]
+    return Program(training.step, (state, frozen, batch), (0,), (shardings, None), clips)
+
+
+def tokenise_program(
+    training: AbstractTraining, config: ConfigDict, bucket: Bucket, mesh: Mesh, clips: int
+) -> Program:
+    """What `Tokenizer.encode` compiles: uint8 pixels and text embeddings to ids."""
+    graph, state = _tokenizer(training, mesh)
+    width, length = config_text_width(training), config.language.length
+    batch = _batch(
+        {
+            "video": jax.ShapeDtypeStruct(
+                (clips, bucket.frames, bucket.height, bucket.width, 3), jnp.uint8
+            ),
+            "text": jax.ShapeDtypeStruct((clips, length, width), jnp.float32),
+            "mask": jax.ShapeDtypeStruct((clips, length), jnp.bool_),
+        },
+        mesh,
+    )
+    text = TextCondition(batch["text"], batch["mask"])
+    step = tokenize_step(graph)
+
+    def run(state: Any, video: Any, text: Any) -> Any:
+        with over_devices(split_of(clips, mesh)):
+            return step(state, video, text)
+
+    return Program(run, (state, batch["video"], text), (), None, clips)
+
+
+def decode_program(
+    training: AbstractTraining, config: ConfigDict, bucket: Bucket, mesh: Mesh, clips: int
+) -> Program:
+    """What `Tokenizer.decode` compiles: ids to uint8 pixels."""
+    graph, state = _tokenizer(training, mesh)
+    model: PyraTok = nnx.merge(graph, state)
+    shapes = model.grid_shapes(bucket.frames, bucket.height, bucket.width)
+    ids = tuple(
+        _batch({"ids": jax.ShapeDtypeStruct((clips, *shape), jnp.uint32)}, mesh)["ids"]
+        for shape in shapes
+    )
+    step = detokenize_step(graph)
+
+    def run(state: Any, ids: Any) -> Any:
+        with over_devices(split_of(clips, mesh)):
+            return step(state, ids)
+
+    # The frames lie as they came: without this the compiler may gather them.
+    video = (clips, bucket.frames, bucket.height, bucket.width, 3)
+    return Program(run, (state, ids), (), NamedSharding(mesh, batch_spec(video, mesh)), clips)
+
+
+def config_text_width(training: AbstractTraining) -> int:
+    """Width of the text embeddings that the levels read."""
+    return training.state.params["tokenizer.null_text"].shape[0]
+
+
+def _tokenizer(training: AbstractTraining, mesh: Mesh) -> tuple[Any, Any]:
+    """The tokenizer of a training taken apart, its arrays placed by the rules."""
+    system = training.partition.merge(training.state.params, training.frozen)
+    graph, state = nnx.split(system.tokenizer)
+    return graph, _placed(state, parameter_shardings(state, mesh))
+
+
+def _placed(tree: Any, shardings: Any) -> Any:
+    def place(x: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    return jax.tree.map(place, tree, shardings)
+
+
+def _batch(arrays: dict[str, Any], mesh: Mesh) -> dict[str, Any]:
+    def spec(x: Any) -> PartitionSpec:
+        if height_axis(x.shape[0], mesh) is None or x.ndim == 5:
+            return batch_spec(x.shape, mesh)
+        # Token grids (b, t, h, w) are small: each device takes the rows that it needs.
+        return PartitionSpec(batch_spec(x.shape, mesh)[0])
+
+    return {
+        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec(x)))
+        for name, x in arrays.items()
+    }
+
+
+@contextlib.contextmanager
+def for_tpu(mesh: Mesh) -> Iterator[None]:
+    """Trace within this block as on the devices of `mesh`, which are TPUs."""
+    with jax.set_mesh(mesh), conv_form("tpu"):
+        yield

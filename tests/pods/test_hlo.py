@@ -1,0 +1,55 @@
+from pathlib import Path
+
+import pytest
+
+from pyratok_jax.pods.hlo import Program, device_groups, sent_bytes
+
+# Shortened from what the compiler writes: a loop of 5 turns with a fusion and a gather inside, a
+# fusion and a reduction over pairs of chips outside.
+TEXT = (Path(__file__).parent / "program.hlo.txt").read_text()
+
+
+@pytest.fixture(scope="module")
+def program():
+    return Program(TEXT)
+
+
+def test_a_loop_counts_as_often_as_it_runs(program):
+    assert program.cycles == 5 * 1000 + 700
+    assert program.open_loops == 0
+    untold = Program(TEXT.replace('"known_trip_count":{"n":"5"},', ""))
+    assert (untold.cycles, untold.open_loops) == (1700, 1)
+
+
+def test_costliest_operations_name_shape_and_place(program):
+    first, second = program.costliest(2)
+    assert (first.cycles, first.count, first.shape) == (5000, 5, "bf16[8,128]")
+    assert first.where == "while/body/layer/sin"
+    assert (second.cycles, second.where) == (700, "head/dot")
+    assert program.by_part(("layer", "head")) == {"layer": 5000, "head": 700, "other": 0}
+
+
+def test_collectives_count_what_a_chip_sends(program):
+    found = program.collectives(chips_per_slice=4)
+    gather, reduce = found["all-gather"], found["all-reduce"]
+    # Eight parts, of which a chip passes seven on; five times.
+    assert (gather.count, gather.bytes) == (5, 5 * 64 * 128 * 2 * 7 / 8)
+    assert gather.across_slices == gather.bytes
+    assert (reduce.count, reduce.bytes, reduce.across_slices) == (1, 2 * 32 / 2, 0)
+    assert program.gathers() == [("jit(step)/while/body/layer/gather", "bf16[64,128]", 16384)]
+
+
+def test_device_groups_of_all_forms():
+    assert device_groups("replica_groups=[2,4]<=[8]") == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert device_groups("replica_groups=[4,2]<=[2,4]T(1,0)") == [[0, 4], [1, 5], [2, 6], [3, 7]]
+    assert device_groups("replica_groups={{0,2},{1,3}}, dimensions={0}") == [[0, 2], [1, 3]]
+    assert device_groups("source_target_pairs={{0,1},{1,0}}") == [[0, 1], [1, 0]]
+    assert device_groups("add(%a, %b)") == []
+
+
+def test_what_is_sent_follows_the_ring():
+    assert sent_bytes("all-gather", 80, 4) == 60
+    assert sent_bytes("all-reduce", 80, 4) == 120
+    assert sent_bytes("reduce-scatter", 20, 4) == 60
+    assert sent_bytes("collective-permute", 80, 2) == 80
+    assert sent_bytes("all-reduce", 80, 1) == 0
