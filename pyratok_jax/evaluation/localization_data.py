@@ -35,7 +35,7 @@ def load_annotations(path: Path, subset: str = "") -> Annotations:
         subset: only videos of it (`test`, `validation`); empty: all.
 
     Raises:
-        UserError: missing, malformed, or no video of that subset.
+        UserError: missing, malformed, no video of that subset, or no interval in all of them.
     """
     try:
         database = json.loads(path.read_text())["database"]
@@ -58,6 +58,11 @@ def load_annotations(path: Path, subset: str = "") -> Annotations:
         known = sorted({str(e.get("subset")) for _, e in entries if isinstance(e, dict)})
         raise UserError(f"{path} has no video of subset {subset}; it has {', '.join(known)}")
     labels = sorted({x.label for instances in videos.values() for x in instances})
+    if not labels:
+        raise UserError(
+            f"{path} names no interval in its {len(videos)} videos, so that there is nothing to "
+            "find; expected annotations with a segment [start, end] and a label"
+        )
     return Annotations(videos, tuple(labels), dropped)
 
 
