@@ -1,11 +1,14 @@
 """How the codes of each level are used, at several resolutions of the same clips."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pyratok_jax.errors import UserError
-from pyratok_jax.evaluation.framework import Item, Partial, Task
+from pyratok_jax.evaluation.framework import Item, Partial, Picture, Task
 from pyratok_jax.evaluation.metrics import CodeUsage
 from pyratok_jax.evaluation.rebuilding import (
     Rebuilder,
@@ -15,6 +18,8 @@ from pyratok_jax.evaluation.rebuilding import (
     clip_items,
 )
 
+_SHOWN, _CLIPS = 64, 10  # tokens of a clip and clips in the pictures
+
 
 @dataclasses.dataclass
 class Codebook(Task):
@@ -23,7 +28,7 @@ class Codebook(Task):
     name = "codebook"
     description = (
         "Codebook utilisation, perplexity and dead codes of every level against resolution, on "
-        "one set of clips (the same middle frames, resized)."
+        "one set of clips (the same middle frames, resized); pictures of the codes' embeddings."
     )
     data_help = "folder of videos, manifest, shards, or builtin:demo-heldout"
     columns = (("utilisation", "utilisation %", 2),)
@@ -69,7 +74,29 @@ class Codebook(Task):
             ids = model.rebuild(video, item.content.caption).ids
             partial["levels"] = len(ids)
             partial |= {f"ids_{side}_{level}": x.reshape(-1) for level, x in enumerate(ids)}
+        if isinstance(model, TokenizerRebuilder):
+            partial["caption"] = item.content.caption or item.id
+            for level, values in enumerate(model.embed(ids)):
+                vectors = values.reshape(-1, values.shape[-1])
+                chosen = np.linspace(0, len(vectors) - 1, min(len(vectors), _SHOWN)).round()
+                partial[f"vectors_{level}"] = vectors[chosen.astype(int)]
         return partial
+
+    def pictures(self, partials: Mapping[str, Partial], folder: Path) -> list[Picture]:
+        """Embedded tokens of the first clips on the two main axes of each level."""
+        from pyratok_jax.evaluation.drawing import draw_scatter
+
+        parts = [p for p in partials.values() if "caption" in p][:_CLIPS]
+        if not parts:
+            return []
+        panels = {
+            f"level {level + 1}": main_axes([part[f"vectors_{level}"] for part in parts])
+            for level in range(parts[0]["levels"])
+        }
+        side = self.side_list()[-1]
+        about = f"token embeddings of each level on their first two principal axes, side {side}"
+        names = [part["caption"] for part in parts]
+        return [draw_scatter(folder / "embeddings.png", panels, names, about)]
 
     def aggregate(self, partials: Mapping[str, Partial]) -> dict[str, Any]:
         """Usage per resolution and level; the headline is over all of them together."""
@@ -92,3 +119,13 @@ class Codebook(Task):
             "clips": len(parts),
             "by_side": by_side,
         }
+
+
+def main_axes(groups: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Groups of vectors (n, d) on the first two principal axes of them all: (n, 2) each."""
+    everything = np.concatenate(groups).astype(np.float64)
+    centre = everything.mean(axis=0)
+    _, _, axes = np.linalg.svd(everything - centre, full_matrices=False)
+    plane = np.zeros((everything.shape[1], 2))
+    plane[:, : len(axes[:2])] = axes[:2].T
+    return [(group - centre) @ plane for group in groups]

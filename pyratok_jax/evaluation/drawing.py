@@ -1,6 +1,6 @@
-"""Pictures of zero-shot results: timelines of localization, masks over frames."""
+"""Pictures of results: timelines of localization, masks over frames, clouds of points."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -55,3 +55,22 @@ def draw_masks(path: Path, frames: np.ndarray, masks: np.ndarray, caption: str) 
     row = np.concatenate(list(np.clip(shown, 0, 255).astype(np.uint8)), axis=1)
     Image.fromarray(row).save(path)
     return Picture(f"pictures/{path.name}", caption)
+
+
+def draw_scatter(
+    path: Path, panels: Mapping[str, Sequence[np.ndarray]], names: Sequence[str], about: str
+) -> Picture:
+    """Groups of points (n, 2), a panel per entry, a colour per name."""
+    figure = Figure(figsize=(3.2 * len(panels), 3.6), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, (title, groups) in zip(axes, panels.items(), strict=True):
+        for name, points in zip(names, groups, strict=True):
+            short = name if len(name) <= 40 else name[:39] + "…"
+            axis.scatter(points[:, 0], points[:, 1], s=6, alpha=0.6, label=short)
+        axis.set_title(title, fontsize=9)
+        axis.set_xticks([])
+        axis.set_yticks([])
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", fontsize=7, ncols=2, frameon=False)
+    figure.savefig(path, dpi=110)
+    return Picture(f"pictures/{path.name}", about)

@@ -53,6 +53,11 @@ class TokenizerRebuilder:
         rebuilt = crop_clip(self.tokenizer.decode(ids)[0], padding)
         return Rebuilt(rebuilt, tuple(x[0] for x in ids), config.bits)
 
+    def embed(self, ids: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Code embeddings (t, h, w, d) of the ids of every level."""
+        embedded = self.tokenizer.code_embeddings([x[None] for x in ids])
+        return [np.asarray(level[0], np.float32) for level in embedded]
+
 
 class StandIn:
     """`oracle` gives the clip back and names every pixel's code; `random` gives noise."""

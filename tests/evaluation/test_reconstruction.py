@@ -8,7 +8,7 @@ import pytest
 from pyratok_jax import evaluate
 from pyratok_jax.data.records import ClipRecord
 from pyratok_jax.errors import UserError
-from pyratok_jax.evaluation.codebook import Codebook
+from pyratok_jax.evaluation.codebook import Codebook, main_axes
 from pyratok_jax.evaluation.rebuilding import (
     TokenizerRebuilder,
     central_clip,
@@ -69,6 +69,23 @@ def test_codes_are_counted_over_clips_and_sides(videos):
     assert [level["tokens"] for level in found["by_side"]["32"]] == [
         3 * n for n in (5 * 4, 3 * 4, 2 * 4, 2 * 16)
     ]
+
+
+def test_embeddings_are_drawn_on_their_main_axes(videos, tmp_path, rng):
+    # Two flat clouds in five dimensions: the plane they lie in is found, distances are kept.
+    plane, _ = np.linalg.qr(rng.normal(size=(5, 2)))
+    flat = [rng.normal(size=(9, 2)) * (5, 1), rng.normal(size=(7, 2)) + (3, 0)]
+    found = main_axes([points @ plane.T + 4 for points in flat])
+    for points, shown in zip(flat, found, strict=True):
+        before = np.linalg.norm(points[:, None] - points[None], axis=-1)
+        np.testing.assert_allclose(np.linalg.norm(shown[:, None] - shown[None], axis=-1), before)
+    assert np.concatenate(found)[:, 0].std() > np.concatenate(found)[:, 1].std()
+    assert main_axes([np.ones((3, 1)), np.zeros((2, 1))])[0].shape == (3, 2)
+    task = Codebook(str(videos), frames=5, sides="16,32")
+    model = TokenizerRebuilder(PixelTokenizer())
+    partials = {item.id: task.evaluate_item(model, item) for item in task.items()[:2]}
+    (picture,) = task.pictures(partials, tmp_path)
+    assert (tmp_path / "embeddings.png").stat().st_size > 5000 and "side 32" in picture.caption
 
 
 def test_clips_that_were_trained_on_are_refused(videos, tmp_path):
