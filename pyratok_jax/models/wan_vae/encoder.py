@@ -101,9 +101,12 @@ def rematerialised(policy: str, *, inner: bool = False):
     if policy not in ("none", "stages", "all"):
         raise ValueError(f'remat policy {policy!r}: expected "none", "stages" or "all"')
     plain = policy == "none" or (inner and policy == "stages")
-    recomputed = nnx.remat(lambda module, x: module(x))
 
     def run(module, x, memory=None):
-        return module(x, memory) if plain or memory is not None else recomputed(module, x)
+        if plain or memory is not None:
+            return module(x, memory)
+        # Split by hand: nnx.remat writes the state back, which a frozen module's does not allow.
+        graph, state = nnx.split(module)
+        return jax.checkpoint(lambda state, x: nnx.merge(graph, state)(x))(state, x)
 
     return run

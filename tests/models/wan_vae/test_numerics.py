@@ -41,6 +41,17 @@ def test_remat_policies():
             np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6)
 
 
+def test_remat_of_frozen_weights():
+    """Only the video's gradient is asked for; the weights come from outside of it."""
+    vae = WanVAE(small(False, blocks=1), rngs=nnx.Rngs(0), remat="all")
+    graph, state = nnx.split(vae)
+    gradient = jax.jit(
+        lambda state, video: jax.grad(lambda v: loss(nnx.merge(graph, state), v))(video)
+    )
+    video = noise(1, 5, 16, 24, 3)
+    assert jax.eval_shape(gradient, state, video).shape == video.shape
+
+
 def test_unknown_remat_policy():
     vae = WanVAE(small(False), rngs=nnx.Rngs(0), remat="some")
     with pytest.raises(ValueError, match="remat policy"):
