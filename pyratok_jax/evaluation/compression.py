@@ -210,16 +210,16 @@ class Compression(Task):
         return {
             "At equal rate": _equal_rate(rows),
             "Curves of the codecs": [
-                _row(f"{row['key'][1]}, CRF {row['key'][2]}", row)
+                _row(f"{row['key'][1]}, CRF {row['crf']:g}", row)
                 for row in rows
                 if row["key"][0] == rd.CODEC
             ],
             "BD-rate in percent (negative: fewer bits at equal PSNR)": [
-                {"name": name, **{f"against {codec}": value for codec, value in values.items()}}
+                {"name": name} | _percentages("against", values)
                 for name, values in metrics["bd_rate"].items()
             ],
             "Percent more bits than the codec takes for the tokens' PSNR": [
-                {"name": name, **{f"than {codec}": value for codec, value in values.items()}}
+                {"name": name} | _percentages("than", values)
                 for name, values in metrics["rate_at_equal_psnr"].items()
             ],
         }
@@ -289,6 +289,13 @@ def _equal_rate(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         if row["key"][0] == rd.CONVERSION:
             table.append(_row("4:2:0 without coding (the codecs' ceiling)", row))
     return table
+
+
+def _percentages(word: str, values: Mapping[str, float | None]) -> dict[str, str | None]:
+    """Columns in the order of the codecs, whole percentages."""
+    names = [name for name in codecs.NAMES if name in values]
+    found = {name: values[name] for name in names}
+    return {f"{word} {n}": None if v is None else f"{v:+.0f} %" for n, v in found.items()}
 
 
 def _row(name: str, row: Mapping[str, Any], kind: str = rd.RAW) -> dict[str, Any]:
