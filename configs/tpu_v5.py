@@ -8,43 +8,105 @@ frozen weights first (`weights_conversion.wan_vae`, `weights_conversion.language
 stage 3 `weights_conversion.dino`) and point `--config.model.backbone`, `--config.language.spec` and
 `--config.vision.spec` at them.
 
+`:stage1-v5e` and so on are the same for slices of v5e chips (v5e:16x16), which have a sixth of the
+memory: smaller frames, and split earlier.
+
 | stage | steps | what | sides | frames |
 |---|---|---|---|---|
 | 1 | 30,000 | language-aligned pretraining, no autoregressive loss | 512 .. 2048 | 17 .. 97 |
 | 2 | 60,000 | autoregressive alignment through Qwen2.5-VL-3B | 512 .. 2048 | 17 .. 97 |
-| 3 | 180,000 | all losses, frame retention in DINOv3 too | 128 .. 4096 | 17 .. 97 |
+| 3 | 180,000 | all losses | 128 .. 4096 | 17 .. 97 (4096: 17) |
 
-AdamW, learning rate 1e-5, cosine, global batch 512 (256 in stage 3), bfloat16 compute over float32
-parameters. The paper does not state the weights of stage 3's two DINOv3 terms; these are ours.
+Batches shrink as clips grow, so that a step has about as many pixels whatever its bucket, down to
+one clip for each group of chips that share frames. Clips of up to 17x512x512 (v5e: 17x256x256) lie
+whole on a chip; larger ones have their height split over the mesh axis spatial. Lengths, sides and
+aspects that would not fit are left out. `docs/pods.md` has what compiling them says.
+
+AdamW, learning rate 1e-5, cosine, batch 512 (256 in stage 3) of the smallest clips, bfloat16
+compute over float32 parameters. The paper does not state the weights of stage 3's two DINOv3 terms;
+these are ours.
 """
+
+import math
 
 from ml_collections import ConfigDict
 
-from pyratok_jax.data.buckets import resolution_buckets
+from pyratok_jax.data.buckets import ASPECTS
 from pyratok_jax.data.config import data_config
 from pyratok_jax.training.config import tokenizer_training_config
 
 STAGES = {"stage1": 30_000, "stage2": 60_000, "stage3": 180_000}
-FRAMES = (17, 49, 97)
 SIDES = {"stage1": (512, 1024, 2048), "stage2": (512, 1024, 2048), "stage3": (128, 512, 2048, 4096)}
+FRAMES = (17, 49, 97)
+# Sizes of the mesh, parts of a batch, pixels of the largest clip that lies whole on a chip, and of
+# the largest clip at all.
+CHIPS = {
+    "v5p": {"fsdp": 4, "spatial": 16, "parts": 8, "whole": 17 * 512**2, "largest": 49 * 2048**2},
+    "v5e": {"fsdp": 16, "spatial": 16, "parts": 2, "whole": 17 * 256**2, "largest": 17 * 1024**2},
+}
+# Stage 3 has frames of 4096 pixels.
+LARGE = {"fsdp": 2, "spatial": 32, "largest": 17 * 4096**2}
+
+
+def _buckets(sides: tuple[int, ...], batch: int, chip: dict[str, int]) -> tuple[str, ...]:
+    """Every side, length and aspect that fits, with its clips: FRAMESxHEIGHTxWIDTH*CLIPS."""
+    names: dict[str, None] = {}
+    for frames in FRAMES:
+        for side in sides:
+            if frames * side**2 > chip["largest"]:
+                continue
+            split = frames * side**2 > chip["whole"]
+            # Tokens of the coarsest level have 32 pixels a side; of a split frame each chip has
+            # whole rows of them.
+            rows = 32 * chip["spatial"] if split else 32
+            for aspect in ASPECTS:
+                height = max(round(side / math.sqrt(aspect) / rows), 1) * rows
+                width = max(round(height * aspect / 32), 1) * 32
+                pixels = frames * height * width
+                clips = f"*{_clips(pixels, batch, chip)}" if split else ""
+                if pixels <= chip["largest"]:
+                    names[f"{frames}x{height}x{width}{clips}"] = None
+    return tuple(names)
+
+
+def _clips(pixels: int, batch: int, chip: dict[str, int]) -> int:
+    """Clips of a batch of split frames: a power of two for each group of chips that share them.
+
+    Fewer than there are chips, or the frames would not be split.
+    """
+    share = batch * chip["whole"] / pixels / chip["fsdp"]
+    share = min(max(share, 1), chip["spatial"] / 2)
+    return chip["fsdp"] * 2 ** int(math.log2(share))
 
 
 def get_config(argument: str = "stage1") -> ConfigDict:
-    """One stage of the recipe."""
-    stage = argument or "stage1"
-    if stage not in STAGES:
-        raise ValueError(f"tpu_v5.py:{argument}: expected one of {', '.join(STAGES)}")
+    """One stage of the recipe, for one kind of chip."""
+    stage, _, kind = (argument or "stage1").partition("-")
+    kind = kind or "v5p"
+    if stage not in STAGES or kind not in CHIPS:
+        raise ValueError(
+            f"tpu_v5.py:{argument}: expected one of {', '.join(STAGES)}, with -v5e for v5e chips"
+        )
+    chip, batch = CHIPS[kind], 256 if stage == "stage3" else 512
+    if stage == "stage3" and kind == "v5p":
+        chip = chip | LARGE
+    sides = (*SIDES[stage], *([256] if kind == "v5e" else []))
     config = tokenizer_training_config(
         steps=STAGES[stage],
-        batch_size=256 if stage == "stage3" else 512,
+        batch_size=batch,
         dtype="bfloat16",
-        # One clip of 17x512x512 for each chip of 64 at a time.
-        accumulate=8,
+        accumulate=chip["parts"],
         remat="stages",
         ema_decay=0.9999,
         checkpoint={"every": 500, "keep": 3, "keep_every": 10_000},
         log_every=50,
-        mesh={"data": -1, "fsdp": 4, "spatial": 16, "tensor": 1, "slices": 1},
+        mesh={
+            "data": -1,
+            "fsdp": chip["fsdp"],
+            "spatial": chip["spatial"],
+            "tensor": 1,
+            "slices": 1,
+        },
     )
     config.optimizer.update({"learning_rate": 1e-5, "warmup": 500, "schedule": "cosine"})
     config.model.update({"backbone": "weights/wan21_vae", "vae": "wan2.1"})
@@ -60,8 +122,7 @@ def get_config(argument: str = "stage1") -> ConfigDict:
     config.data = data_config(
         sources=("data/droplet10m_hd", "data/openvid1m_hd", "data/ultravideo"),
         heldout=("data/openvid1m_test",),
-        # Multiples of 32: the coarsest level of the pyramid.
-        buckets=resolution_buckets(FRAMES, SIDES[stage], multiple=32),
+        buckets=_buckets(sides, batch, chip),
         workers=16,
         threads=8,
         prefetch=4,

@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
         "--effort",
         default="full",
         choices=["full", "medium", "low", "memory"],
-        help="of the compiler; medium and low take less time and give slower programs; memory stops "
+        help="of the compiler: medium and low take less time for slower programs, memory stops "
         "when memory is assigned, without estimated cycles",
     )
     p.add_argument(
@@ -68,18 +68,16 @@ def main() -> int:
     )
     slices = options.slices or config.mesh.slices
     config.mesh.slices = slices
-    devices = describe(where, slices)[: options.chips or None]
     bucket = choose_bucket(config, options.bucket)
-    steps = STEPS if options.step == "all" else (options.step,)
-    plan = Options(where, slices, options.chips, steps, bucket, options.clips, options.effort)
     console = Console(highlight=False)
     output = Path(options.output)
     if options.sweep:
-        from pyratok_jax.pods.sweep import sweep
-
-        sweep(config, devices, plan, output, console)
+        _sweep(config, options, changes, where.count, slices, bucket, console)
         console.print(f"candidates: {output}")
         return 0
+    devices = describe(where, slices)[: options.chips or None]
+    steps = STEPS if options.step == "all" else (options.step,)
+    plan = Options(where, slices, options.chips, steps, bucket, options.clips, options.effort)
 
     def keep(step: str, text: str) -> None:
         folder = Path(options.keep_program)
@@ -95,7 +93,39 @@ def main() -> int:
     )
     report["command"] = " ".join(["python -m pyratok_jax.compile_report", *sys.argv[1:]])
     finish(report, output, console)
+    if options.effort == "memory":
+        # The compiler is still at work on code that nobody waits for.
+        sys.stdout.flush()
+        os._exit(0)
     return 0
+
+
+def _sweep(
+    config: Any,
+    options: Any,
+    changes: list[str],
+    chips: int,
+    slices: int,
+    bucket: Any,
+    console: Any,
+) -> None:
+    """Try settings; the file grows by one line each."""
+    from pyratok_jax.pods import sweep
+
+    meshes = sweep.parse_meshes(options.sweep_meshes) if options.sweep_meshes else None
+    given = sweep.candidates(
+        chips,
+        options.sweep_remat.split(","),
+        [int(n) for n in options.sweep_clips.split(",")],
+        meshes or sweep.default_meshes(chips),
+    )
+    shared = [
+        f"--config={options.config}", f"--topology={options.topology}", f"--slices={slices}",
+        f"--bucket={bucket.name}*{bucket.clips or config.batch_size}", f"--effort={options.effort}",
+        *changes,
+    ]  # fmt: skip
+    batch = bucket.clips or config.batch_size
+    sweep.sweep(given, shared, batch, chips * slices, Path(options.output), console)
 
 
 def finish(report: dict[str, Any], output: Path, console: Console) -> None:

@@ -91,7 +91,7 @@ def mean_distribution(
 def _mean_outer(high: Float[Array, "*n h"], low: Float[Array, "*n l"]) -> Float[Array, "h l"]:
     tokens = tuple(range(high.ndim - 1))
     total = jnp.tensordot(high, low, (tokens, tokens), precision="highest")
-    return total / (high.size // high.shape[-1])
+    return total / float(high.size // high.shape[-1])
 
 
 def _entropy_of(p: Float[Array, "*n"]) -> Float[Array, ""]:

@@ -80,7 +80,8 @@ def ssim_loss(
         return 1.0 - jnp.mean(ssim(0.5 * (a + 1.0), 0.5 * (b + 1.0)))
     b, t, h, w, c = video.shape
     total = total_over_devices(functools.partial(_rows_similarity, h), video, reconstruction)
-    return 1.0 - total / (b * t * (h - FILTER_SIZE + 1) * (w - FILTER_SIZE + 1) * c)
+    windows = b * t * (h - FILTER_SIZE + 1) * (w - FILTER_SIZE + 1) * c
+    return 1.0 - total / float(windows)  # may be beyond 32-bit integers
 
 
 def _rows_similarity(

@@ -90,6 +90,12 @@ def _check(h: int, factor: int) -> None:
         )
 
 
+def pinned(x: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
+    """`x` with its clips over the devices, so that weights are gathered and not activations."""
+    clips = _SPLIT.get().clips
+    return jax.lax.with_sharding_constraint(x, P(clips)) if clips else x
+
+
 def total_over_devices(run: Callable[..., Array], *videos: Float[Array, "b t h w c"]) -> Array:
     """Sum over the devices of what `run` makes of each one's part (see `height.height_axis`)."""
     split = _SPLIT.get()

@@ -1,8 +1,9 @@
 """What an optimised TPU program says of itself: estimated cycles, collectives, costliest parts.
 
 The compiler notes `estimated_cycles` at every operation. A loop's body is written once; where the
-program states how often it runs (`known_trip_count`) everything inside counts that often, otherwise
-once, and `Program.open_loops` tells how many loops that concerns.
+program states how often it runs (`known_trip_count`, or a condition that compares a counter with a
+constant, as scans have) everything inside counts that often, otherwise once, and
+`Program.open_loops` tells how many loops that concerns.
 """
 
 import dataclasses
@@ -34,6 +35,8 @@ _CALLS = re.compile(
     r"false_computation|called_computations)=(\{[^}]*\}|%?[\w.\-]+)"
 )
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_LIMIT = re.compile(r"^s32\[\]\S* constant\((\d+)\)")
+_COUNTER = re.compile(r"compare\(%?[\w.\-]+, %?([\w.\-]+)\), direction=LT")
 _CYCLES = re.compile(r'"estimated_cycles":"?(\d+)')
 _WHERE = re.compile(r'op_name="([^"]*)"')
 
@@ -48,12 +51,6 @@ class Instruction:
     text: str
     calls: tuple[tuple[str, str], ...]
     cycles: int
-
-    @property
-    def trips(self) -> int | None:
-        """How often a loop runs, where it is stated."""
-        found = _TRIPS.search(self.text)
-        return int(found[1]) if found else None
 
     @property
     def where(self) -> str:
@@ -112,13 +109,26 @@ class Program:
             yield one, times
             inner = times
             if one.opcode == "while":
-                if one.trips is None:
-                    self.open_loops += 1
-                inner = times * (one.trips or 1)
+                trips = self._trips(one)
+                self.open_loops += trips is None
+                inner = times * (trips or 1)
             for role, callee in one.calls:
                 # Reducers are counted with what they reduce.
                 if role != "to_apply" or one.opcode == "call":
                     yield from self._walk(callee, inner)
+
+    def _trips(self, loop: Instruction) -> int | None:
+        """How often a loop runs, where it is stated."""
+        stated = _TRIPS.search(loop.text)
+        if stated:
+            return int(stated[1])
+        condition = self.computations.get(dict(loop.calls).get("condition", ""), [])
+        constants = {one.name: found[1] for one in condition if (found := _LIMIT.search(one.text))}
+        for one in condition:
+            compared = _COUNTER.search(one.text)
+            if compared and compared[1] in constants:
+                return int(constants[compared[1]])
+        return None
 
     @property
     def cycles(self) -> float:
@@ -248,6 +258,9 @@ def device_groups(text: str) -> list[list[int]]:
             [int(n) for n in group.split(",") if n]
             for group in re.findall(r"\{([\d,\s]*)\}", explicit[1])
         ]
+    axes = re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", text)
+    if axes:
+        return _groups_of_axes(axes[1], axes[2])
     found = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
     if not found:
         return []
@@ -256,3 +269,28 @@ def device_groups(text: str) -> list[list[int]]:
     if found[3]:
         numbers = numbers.transpose([int(n) for n in found[3].split(",")])
     return numbers.reshape(shape).tolist()
+
+
+def _groups_of_axes(mesh: str, members: str) -> list[list[int]]:
+    """Groups along some axes of a mesh: `'a'=4,'b'=16` and `'a'`, or `'b':(4)2` for a part of one.
+
+    A part `(before)size` is the axis cut into before x size x the rest.
+    """
+    sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", mesh)}
+    wanted = re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", members)
+    shape: list[int] = []
+    chosen: list[int] = []
+    for name, size in sizes.items():
+        cuts = {1, size}
+        parts = [(int(before or 1), int(part or size)) for n, before, part in wanted if n == name]
+        for before, part in parts:
+            cuts |= {before, before * part}
+        edges = sorted(cuts)
+        for low, high in zip(edges, edges[1:], strict=False):
+            if any(before <= low and high <= before * part for before, part in parts):
+                chosen.append(len(shape))
+            shape.append(high // low)
+    numbers = np.arange(int(np.prod(shape or [1]))).reshape(shape or [1])
+    others = [i for i in range(numbers.ndim) if i not in chosen]
+    count = int(np.prod([shape[i] for i in chosen])) if chosen else 1
+    return numbers.transpose([*others, *chosen]).reshape(-1, count).tolist()

@@ -111,7 +111,19 @@ def program_facts(
     seconds = program.cycles / chip.clock
     sending = sum(one.bytes - one.across_slices for one in collectives.values()) / chip.links
     ideal = model_flops / (chips * chip.peak)
-    return {
+    traffic = {
+        "collectives": {
+            name: {"count": one.count, "bytes": one.bytes, "across_slices": one.across_slices}
+            for name, one in sorted(collectives.items())
+        },
+        "largest_gathers": [
+            {"where": name, "array": shape, "bytes": size}
+            for name, shape, size in program.gathers()[:5]
+        ],
+    }
+    if not program.cycles:
+        return traffic
+    return traffic | {
         "estimated_cycles": program.cycles,
         "loops_without_count": program.open_loops,
         "step_seconds": seconds,
@@ -119,17 +131,9 @@ def program_facts(
         "model_flops": model_flops,
         "mfu": ideal / seconds if seconds else 0.0,
         "mfu_without_overlap": ideal / (seconds + sending) if seconds else 0.0,
-        "collectives": {
-            name: {"count": one.count, "bytes": one.bytes, "across_slices": one.across_slices}
-            for name, one in sorted(collectives.items())
-        },
         "cycles_by_part": program.by_part(PARTS),
         "costliest": [
             {"where": c.where, "shape": c.shape, "count": c.count, "cycles": c.cycles}
             for c in program.costliest(10)
-        ],
-        "largest_gathers": [
-            {"where": name, "array": shape, "bytes": size}
-            for name, shape, size in program.gathers()[:5]
         ],
     }

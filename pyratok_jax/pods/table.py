@@ -26,6 +26,7 @@ def show(report: dict[str, Any], console: Console) -> None:
         console.print(_step(step, facts))
         if facts.get("costliest"):
             console.print(_costliest(facts))
+        if facts.get("collectives"):
             console.print(_collectives(facts))
 
 

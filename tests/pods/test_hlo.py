@@ -17,8 +17,15 @@ def program():
 def test_a_loop_counts_as_often_as_it_runs(program):
     assert program.cycles == 5 * 1000 + 700
     assert program.open_loops == 0
-    untold = Program(TEXT.replace('"known_trip_count":{"n":"5"},', ""))
-    assert (untold.cycles, untold.open_loops) == (1700, 1)
+    untold = TEXT.replace('"known_trip_count":{"n":"5"},', "")
+    assert (Program(untold).cycles, Program(untold).open_loops) == (1700, 1)
+    scanned = untold.replace(
+        "ROOT %less = pred[]{:T(512)} constant(true)",
+        "%i = s32[]{:T(128)} get-tuple-element(%state.2), index=0\n"
+        "  %limit.1 = s32[]{:T(128)} constant(36)\n"
+        "  ROOT %less = pred[]{:T(512)} compare(%i, %limit.1), direction=LT",
+    )
+    assert (Program(scanned).cycles, Program(scanned).open_loops) == (36_700, 0)
 
 
 def test_costliest_operations_name_shape_and_place(program):
@@ -44,6 +51,12 @@ def test_device_groups_of_all_forms():
     assert device_groups("replica_groups=[4,2]<=[2,4]T(1,0)") == [[0, 4], [1, 5], [2, 6], [3, 7]]
     assert device_groups("replica_groups={{0,2},{1,3}}, dimensions={0}") == [[0, 2], [1, 3]]
     assert device_groups("source_target_pairs={{0,1},{1,0}}") == [[0, 1], [1, 0]]
+    assert device_groups("replica_groups=mesh['a'=2,'b'=2] {'a'}, x={0}") == [[0, 2], [1, 3]]
+    assert device_groups("replica_groups=mesh['a'=2,'b'=2] {'b'}") == [[0, 1], [2, 3]]
+    assert device_groups("replica_groups=mesh['a'=2,'b'=2] {'a','b'}") == [[0, 1, 2, 3]]
+    assert device_groups("replica_groups=mesh['a'=8] {'a':(2)2}") == [
+        [0, 2], [1, 3], [4, 6], [5, 7],
+    ]  # fmt: skip
     assert device_groups("add(%a, %b)") == []
 
 

@@ -6,16 +6,18 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from configs.tpu_v5 import get_config
-from pyratok_jax.data.buckets import Bucket
+from pyratok_jax.data.buckets import Bucket, parse_buckets
 from pyratok_jax.errors import UserError
 from pyratok_jax.models.rows import Split
 from pyratok_jax.training.abstract import abstract_batch, abstract_training, count, largest_bucket
 from pyratok_jax.training.sharding import (
     batch_spec,
+    height_axis,
     make_mesh,
     parameter_spec,
     parts_of,
     replicated,
+    row_groups,
     split_of,
 )
 
@@ -86,7 +88,26 @@ def test_the_full_size_recipe_builds_without_its_weights():
     assert all("adapter" in n or "vae" not in n for n in training.state.params)
     batch = abstract_batch(config, Bucket(17, 512, 512))
     assert batch["video"].shape == (512, 17, 512, 512, 3)
-    assert largest_bucket(config).frames == 97
+    assert largest_bucket(config).name == "49x2048x2048"
+
+
+@pytest.mark.parametrize("kind", ["", "-v5e"])
+@pytest.mark.parametrize("stage", ["stage1", "stage2", "stage3"])
+def test_buckets_of_the_recipe_lie_on_its_mesh(stage, kind):
+    config = get_config(stage + kind)
+    chips = 256 if kind else 64
+    mesh = make_mesh(config.mesh, [jax.devices()[0]] * chips)
+    split = 0
+    for bucket in parse_buckets(config.data.buckets):
+        clips = bucket.clips or config.batch_size
+        if height_axis(clips, mesh) is None:
+            assert clips % chips == 0 and bucket.clips == 0
+        else:
+            split += 1
+            # Whole rows of the coarsest tokens on each chip, clips for every group.
+            assert bucket.height % (32 * config.mesh.spatial) == 0
+            assert clips % row_groups(mesh) == 0
+    assert split
 
 
 @pytest.mark.parametrize("stage", ["stage1", "stage2", "stage3"])

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from pyratok_jax.models.language.config import LanguageConfig
 from pyratok_jax.models.language.layers import DecoderLayer, LayerContext, Linear, RMSNorm
 from pyratok_jax.models.language.rope import frequencies, rotation
+from pyratok_jax.models.rows import pinned
 
 # What the backward pass keeps of a layer: everything, its matrix products, or its input alone.
 _POLICIES: dict[str, Any] = {
@@ -211,7 +212,8 @@ class LanguageModel(nnx.Module):
         def body(x: Array, one: Any) -> tuple[Array, Any]:
             weights, sliding, pair = one
             layer = nnx.merge(graph, weights)
-            y, pair = layer(x, context, sliding, pair)
+            y, pair = layer(pinned(x), context, sliding, pair)
+            y = pinned(y)
             return y, (x if keep_states else None, pair if keep_cache else None)
 
         return _scan(body, self.remat, x, stacked)

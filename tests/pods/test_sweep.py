@@ -1,0 +1,80 @@
+import json
+
+import pytest
+from rich.console import Console
+
+from pyratok_jax.errors import UserError
+from pyratok_jax.pods import sweep
+from pyratok_jax.pods.sweep import Candidate, candidates, default_meshes, parse_meshes, rank
+
+
+def facts(seconds=None, clips=4, exceeded=0.0, error=""):
+    memory = {"fits": not exceeded, "exceeded": exceeded, "verdict": "", "used": 1.0}
+    found = {"clips": clips, "memory": None if error else memory, "error": error}
+    return found | ({"step_seconds": seconds, "mfu": 0.3} if seconds else {})
+
+
+def row(name, *arguments, **changes):
+    return {"name": name, **facts(*arguments, **changes)}
+
+
+def test_fastest_that_fits_comes_first():
+    rows = [
+        row("failed", error="compiler died"),
+        row("far too large", exceeded=50.0),
+        row("fast step of few clips", 1.0, clips=2),
+        row("slow step of many clips", 2.0, clips=8),
+        row("too large", exceeded=5.0),
+    ]
+    assert [r["name"] for r in rank(rows)] == [
+        "slow step of many clips",
+        "fast step of few clips",
+        "too large",
+        "far too large",
+        "failed",
+    ]
+
+
+def test_candidates_divide_the_slice():
+    found = candidates(64, ["stages"], [1, 2], [(4, 16), (3, 1)])
+    assert found == [Candidate("stages", 1, 4, 16), Candidate("stages", 2, 4, 16)]
+    assert found[1].changes(512, 64)[:2] == ["--config.remat=stages", "--config.accumulate=4"]
+    assert Candidate("all", 4, 4, 16).changes(16, 64)[1] == "--config.accumulate=1"
+    with pytest.raises(UserError, match="no mesh divides the 64 chips"):
+        candidates(64, ["all"], [1], [(3, 1)])
+    assert all(64 % (f * s) == 0 for f, s in default_meshes(64))
+    assert parse_meshes("4x16,64x1") == [(4, 16), (64, 1)]
+    with pytest.raises(UserError, match="expected FSDPxSPATIAL"):
+        parse_meshes("4x16x2")
+
+
+def test_a_sweep_goes_on_and_failures_are_rows(tmp_path, monkeypatch):
+    calls = []
+
+    def compiled(arguments):
+        calls.append(arguments[1])
+        if "all" in arguments[1]:
+            return {"error": "exit code -6: killed"}
+        return facts(1.0)
+
+    monkeypatch.setattr(sweep, "compiled_apart", compiled)
+    given = candidates(4, ["stages", "all"], [1], [(4, 1)])
+    output = tmp_path / "rows.jsonl"
+    console = Console(file=(tmp_path / "log").open("w"))
+    sweep.sweep(given[:1], ["--x"], 4, 4, output, console)
+    # A line that was cut off by a crash is made again.
+    output.write_text(output.read_text() + '{"name": "rem')
+    ranked = sweep.sweep(given, ["--x"], 4, 4, output, console)
+    assert calls == ["--config.remat=stages", "--config.remat=all"]
+    assert [r.get("error", "")[:4] for r in ranked] == ["", "exit"]
+    sweep.sweep(given, ["--x"], 4, 4, output, console)
+    assert len(calls) == 2
+
+
+def test_rows_of_another_command_do_not_count(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "compiled_apart", lambda arguments: facts(1.0))
+    output = tmp_path / "rows.jsonl"
+    output.write_text(json.dumps({"name": "x", "command": ["--other"]}) + "\n")
+    given = candidates(4, ["all"], [1], [(4, 1)])
+    ranked = sweep.sweep(given, ["--x"], 4, 4, output, Console(quiet=True))
+    assert len(ranked) == 1
