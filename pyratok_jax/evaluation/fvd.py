@@ -36,15 +36,17 @@ class VideoFeatures:
         graph, state = nnx.split(network)
 
         def run(state: Any, clip: Array) -> Array:
-            return nnx.merge(graph, state)(resized(clip)[None])[0]
+            return nnx.merge(graph, state)(clip[None])[0]
 
-        self._run, self._state = jax.jit(run), state
+        # Apart from resizing, so that clips of many sizes need one compilation of the network.
+        self._run, self._resize, self._state = jax.jit(run), jax.jit(resized), state
 
     def __call__(self, clip: np.ndarray) -> np.ndarray | None:
         """Features (400,) float32 of a clip uint8 (t, h, w, 3); None if it is too short."""
         if len(clip) < FRAMES:
             return None
-        return np.asarray(self._run(self._state, jnp.asarray(clip[:FRAMES])), np.float32)
+        video = self._resize(jnp.asarray(clip[:FRAMES]))
+        return np.asarray(self._run(self._state, video), np.float32)
 
 
 def resized(clip: Float[Array, "t h w 3"]) -> Float[Array, "t 224 224 3"]:

@@ -7,6 +7,7 @@ import pytest
 
 from pyratok_jax.errors import UserError
 from pyratok_jax.evaluate import main
+from pyratok_jax.evaluation.localization import Localization
 from pyratok_jax.evaluation.localization_data import load_annotations, load_splits, spoken
 from pyratok_jax.evaluation.proposals import connected_runs, propose, window_means
 
@@ -103,6 +104,23 @@ def test_oracle_reaches_100_and_random_does_not(constructed, tmp_path):
     blind = run(data, tmp_path / "random", "random")
     assert blind["metrics"]["average_map"] < 60
     assert (tmp_path / "oracle" / "report.html").read_text().count("<img") == 3
+
+
+def test_random_features_are_at_the_chance_of_random_scores(constructed, rng):
+    task = Localization(str(constructed / "localization"))
+    model = task.stand_in("random")
+    task.prepare(model)
+    partials = {item.id: task.evaluate_item(model, item) for item in task.items()}
+    found = task.aggregate(partials)["average_map"]
+    spread = np.std([part["scores"] for part in partials.values()][0])
+    chance = []
+    for _ in range(40):
+        noise = {
+            name: part | {"scores": rng.normal(0, spread, part["scores"].shape)}
+            for name, part in partials.items()
+        }
+        chance.append(task.aggregate(noise)["average_map"])
+    assert min(chance) <= found <= max(chance) and np.mean(chance) < 60
 
 
 def test_thresholds_change_without_a_new_evaluation(constructed, tmp_path, capsys):
