@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from pyratok_jax.errors import UserError, run_cli
-from pyratok_jax.tokenizer import load_tokenizer
+from pyratok_jax.tokenizer import load_tokenizer, local_devices
 from pyratok_jax.tokens.decoding import Outcome, Selection, decode_all, parse_frames
 from pyratok_jax.tokens.reader import TokenDataset, read_all
 
@@ -30,6 +30,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--frames", default=":", help="only frames FIRST:END of every video")
     p.add_argument("--png", action="store_true", help="numbered PNG files instead of mp4")
     p.add_argument("--crf", type=int, default=12, help="quality of the mp4, 0 (best) to 51")
+    p.add_argument(
+        "--spatial", type=int, default=1, help="devices of this host that share a frame's height"
+    )
     p.add_argument(
         "--force", action="store_true", help="decode tokens of another checkpoint or schema"
     )
@@ -73,6 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     selection = Selection(frozenset(arguments.ids), *parse_frames(arguments.frames))
     items = read_all(arguments.input, any_schema=arguments.force)
     tokenizer = load_tokenizer(arguments.checkpoint)
+    if arguments.spatial != 1:
+        tokenizer = tokenizer.split_rows(local_devices(arguments.spatial))
     columns = (
         TextColumn("frames"), BarColumn(), TextColumn("{task.completed}"), TimeElapsedColumn(),
         TextColumn("ETA"), TimeRemainingColumn(),

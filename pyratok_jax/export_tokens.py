@@ -18,7 +18,7 @@ from rich.progress import Progress as Bar
 from pyratok_jax.data.shard_writing import FORMATS
 from pyratok_jax.data.sources import load_source
 from pyratok_jax.errors import UserError, run_cli
-from pyratok_jax.tokenizer import load_tokenizer
+from pyratok_jax.tokenizer import load_tokenizer, local_devices
 from pyratok_jax.tokens.card import CARD_TEXT, REJECTED, write_card
 from pyratok_jax.tokens.exporting import Machine, Progress, export, rates, shards_of
 from pyratok_jax.tokens.locks import export_lock
@@ -31,6 +31,7 @@ _SIZES = {
     "tile": "side of square tiles for frames too large for memory; 0: whole frames",
     "overlap": "pixels shared by tiles",
     "short-side": "shrink the shorter side to; 0: keep the size",
+    "spatial": "devices of this host that share every frame's height, for frames too large for one",
     "round-frames": "pad blocks to a multiple of this, plus 1: fewer shapes to compile",
     "round-sides": "pad sides to a multiple of this; 0: the least possible",
     "batch": "blocks per batch, at most",
@@ -119,7 +120,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"--output {output} is a file; give a folder")
     records = load_source(arguments.input)
     tokenizer = load_tokenizer(arguments.checkpoint)
-    options.check(tokenizer.config.vae.temporal_factor, tokenizer.config.spatial_multiple)
+    options.check(tokenizer.config.vae.temporal_factor, options.side_multiple(tokenizer))
+    if options.spatial > 1:
+        tokenizer = tokenizer.split_rows(local_devices(options.spatial))
     plan = Plan(
         str(output), options, provenance_of(tokenizer), arguments.input,
         source_fingerprint(records), len(records),

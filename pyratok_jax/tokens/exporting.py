@@ -128,7 +128,7 @@ class _Flow:
         self._writing: list[Future] = []
         self._progress = Progress()
         work = iter([(n, clip) for n in self._todo for clip in plan.clips_of(n)])
-        multiple = tokenizer.config.spatial_multiple
+        multiple = plan.options.side_multiple(tokenizer)
         self._readers = Readers(
             records, work, plan.options, multiple, machine.readers, self._budget
         )

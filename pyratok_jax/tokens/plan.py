@@ -21,7 +21,7 @@ DATASET = "tokens"
 _ENCODER_CODE = (
     "tokenizer.py", "data/padding.py", "tokens/blocks.py", "tokens/frames.py",
     "models/grids.py", "models/lapq.py", "models/lfq.py", "models/lora.py", "models/pyratok.py",
-    "models/synthesis.py", "models/wan_vae/*.py", "models/language/*.py",
+    "models/rows.py", "models/synthesis.py", "models/wan_vae/*.py", "models/language/*.py",
 )  # fmt: skip
 
 
@@ -42,6 +42,7 @@ class ExportOptions:
         batch: blocks per batch, at most.
         batch_pixels: pixels per batch, at most (but always one block).
         compress: entropy-code the tokens.
+        spatial: devices that share every frame's height (1: whole frames on one device).
     """
 
     format: str = "array_record"
@@ -56,6 +57,7 @@ class ExportOptions:
     batch: int = 8
     batch_pixels: int = 8 * 17 * 256 * 256
     compress: bool = False
+    spatial: int = 1
 
     def check(self, temporal_factor: int, spatial_multiple: int) -> None:
         """Refuse what the tokenizer cannot do.
@@ -63,9 +65,9 @@ class ExportOptions:
         Raises:
             UserError: naming the option.
         """
-        for name, least in (("shards", 1), ("batch", 1), ("batch_pixels", 1), ("window", 1)):
-            if getattr(self, name) < least:
-                raise UserError(f"--{name.replace('_', '-')} is below {least}; give at least that")
+        for name in ("shards", "batch", "batch_pixels", "window", "spatial"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name.replace('_', '-')} is below 1; give at least that")
         if (self.window - 1) % temporal_factor:
             raise UserError(
                 f"--window {self.window} is not {temporal_factor}k+1; the nearest that are: "
@@ -86,6 +88,12 @@ class ExportOptions:
             raise UserError(
                 f"--overlap {self.overlap} does not suit --tile {self.tile}: at most half a tile"
             )
+
+    def side_multiple(self, tokenizer: Any) -> int:
+        """What sides are padded to a multiple of, unless `round_sides` says more."""
+        if self.spatial > 1:
+            return tokenizer.rows_multiple(self.spatial)
+        return tokenizer.config.spatial_multiple
 
     def batch_size(self, frames: int, height: int, width: int) -> int:
         """Blocks in a batch of that padded shape; it depends on nothing else."""
