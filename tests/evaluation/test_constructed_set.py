@@ -81,6 +81,23 @@ def test_a_damaged_video_costs_its_own_result_only(task, constructed, tmp_path):
     assert victim.name in (tmp_path / "out" / "report.html").read_text()
 
 
+@pytest.mark.parametrize("task", ["vqa", "classification"])
+def test_videos_missing_from_disk_are_named_and_left_out(task, constructed, tmp_path):
+    folder, _, best, _ = CASES[task]
+    data, settings = tmp_path / "data", []
+    shutil.copytree(constructed / folder, data)
+    victim = sorted(data.rglob("*.mp4"))[0]
+    if task == "classification":
+        names = [str(path.relative_to(data)) for path in sorted(data.rglob("*.mp4"))]
+        (tmp_path / "list.txt").write_text("\n".join(names))
+        settings = [f"table={tmp_path / 'list.txt'}"]
+    victim.unlink()
+    found = run(task, data, tmp_path / "out", "oracle", settings)
+    assert found["broken"] and all(victim.name in entry["reason"] for entry in found["broken"])
+    for name, value in best.items():
+        assert found["metrics"][name] == pytest.approx(value), name
+
+
 def test_no_proposal_at_all_scores_zero(constructed, tmp_path):
     settings = ("threshold=1.01",)
     found = run("localization", constructed / "localization", tmp_path, "oracle", settings)
