@@ -54,6 +54,13 @@ def parser() -> argparse.ArgumentParser:
         help="frames encoded together, 4k+1: longer ones need fewer bits and more memory",
     )
     p.add_argument(
+        "--stream-beyond",
+        type=int,
+        metavar="FRAMES",
+        help="videos of more frames are one clip without seams, walked in segments of --window "
+        "frames; None: every window is a clip of its own, as in exported tokens",
+    )
+    p.add_argument(
         "--lpips", choices=sorted(_LPIPS), default="vgg", help="networks; the slowest measure"
     )
     p.add_argument("--crf", type=int, default=12, help="H.264 quality of the files, 0 (best) to 51")
@@ -81,7 +88,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.caption and tokenizer.text is None:
         _say(console, "note: this tokenizer has no language model, the caption is not used")
     reconstructor = Reconstructor(
-        tokenizer, window=arguments.window, lpips=lpips, crf=arguments.crf
+        tokenizer,
+        window=arguments.window,
+        lpips=lpips,
+        crf=arguments.crf,
+        stream_beyond=arguments.stream_beyond,
     )
     todo = [(job, frames) for job, frames in zip(jobs, lengths, strict=True) if frames]
     videos = _run_all(reconstructor, todo, output, arguments, skipped, console)

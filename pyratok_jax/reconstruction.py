@@ -2,9 +2,12 @@
 
 A video is cut into windows of 4k + 1 frames; each is padded, tokenised and decoded on its own, so
 that memory depends on a window's size and not on the video's length. The first frame of every
-window has tokens of its own, which is the price: short windows cost more bits.
+window has tokens of its own, which is the price: short windows cost more bits. Beyond a chosen
+length a video is one clip instead, walked in segments with carried caches: without seams and
+without further first frames, in the same memory.
 """
 
+import collections
 import contextlib
 import dataclasses
 import os
@@ -32,6 +35,7 @@ from pyratok_jax.evaluation.metrics import CodeUsage, Perceptual, Quality, bits_
 from pyratok_jax.reports.pictures import error_map, side_by_side
 from pyratok_jax.tokenizer import Tokenizer
 
+_Part = tuple[np.ndarray, np.ndarray, tuple[np.ndarray, ...]]
 RECONSTRUCTION, SIDE_BY_SIDE = "_reconstruction", "_side_by_side"
 
 
@@ -41,6 +45,12 @@ class Job:
 
     record: ClipRecord
     name: str
+
+    def frames(self, info: VideoInfo) -> int:
+        """How many frames of the file are meant, as far as its header knows."""
+        if self.record.end is None:
+            return info.frames
+        return round((self.record.end - (self.record.start or 0.0)) * info.fps)
 
     @property
     def still(self) -> bool:
@@ -87,9 +97,10 @@ class Reconstructor:
         window: frames encoded at a time, 4k + 1.
         lpips: networks by name, see `evaluation.metrics.Quality`.
         crf: compression of the written videos, 0 (lossless but for colour) to 51.
+        stream_beyond: videos of more frames are one clip, walked in segments; None: never.
 
     Raises:
-        UserError: a window that the backbone does not take.
+        UserError: a window that the backbone does not take, or a quantiser that does not stream.
     """
 
     def __init__(
@@ -99,12 +110,18 @@ class Reconstructor:
         window: int = 17,
         lpips: Mapping[str, Perceptual] | None = None,
         crf: int = 12,
+        stream_beyond: int | None = None,
     ) -> None:
         factor = tokenizer.config.vae.temporal_factor
         if window < 1 or (window - 1) % factor:
             near = 1 + factor * max(round((window - 1) / factor), 0)
             raise UserError(f"--window {window} must be {factor}k+1 frames; {near} would do")
-        self.tokenizer, self.window = tokenizer, window
+        if stream_beyond is not None and not tokenizer.model.streams:
+            raise UserError(
+                f"--stream-beyond: a tokenizer with quantizer {tokenizer.config.quantizer!r} does "
+                "not walk videos in segments; leave the option out"
+            )
+        self.tokenizer, self.window, self.stream_beyond = tokenizer, window, stream_beyond
         self._lpips, self._crf = lpips, crf
         self._usage = self._new_usage()
 
@@ -136,8 +153,9 @@ class Reconstructor:
         frames = windows = 0
         paths = output_paths(job, folder)
         with _Outputs(job, paths, info.fps, self._crf) as outputs:
-            for clip in _windows(_frames(job, info), self.window, job.record.path):
-                reconstruction, ids = self._reconstruct(clip, text)
+            streamed = self.stream_beyond is not None and job.frames(info) > self.stream_beyond
+            walk = self._as_one_clip if streamed else self._in_windows
+            for clip, reconstruction, ids in walk(job, info, text):
                 outputs.write(clip, reconstruction)
                 quality.add(clip, reconstruction)
                 usage.add(ids)
@@ -151,6 +169,7 @@ class Reconstructor:
             **facts,
             "fps": info.fps,
             "windows": windows,
+            "streamed": streamed,
             "video_seconds": frames / info.fps,
             "seconds": round(time.monotonic() - begin, 3),
             "outputs": [str(path) for path in paths],
@@ -180,15 +199,38 @@ class Reconstructor:
         config = self.tokenizer.config
         return CodeUsage(len(config.grids), config.vocabulary or 2**config.bits)
 
-    def _reconstruct(self, clip: np.ndarray, text: Any) -> tuple[np.ndarray, Any]:
+    def _in_windows(self, job: Job, info: VideoInfo, text: Any) -> Iterator[_Part]:
+        """(frames, reconstruction, ids) of each window, a clip of its own."""
         config = self.tokenizer.config
-        padded, padding = pad_clip(
-            clip,
-            temporal_factor=config.vae.temporal_factor,
-            spatial_multiple=config.spatial_multiple,
-        )
-        ids = self.tokenizer.encode(padded[None], text)
-        return crop_clip(self.tokenizer.decode(ids)[0], padding), ids
+        for clip in _windows(_frames(job, info), self.window, job.record.path):
+            padded, padding = pad_clip(
+                clip,
+                temporal_factor=config.vae.temporal_factor,
+                spatial_multiple=config.spatial_multiple,
+            )
+            ids = self.tokenizer.encode(padded[None], text)
+            yield clip, crop_clip(self.tokenizer.decode(ids)[0], padding), ids
+
+    def _as_one_clip(self, job: Job, info: VideoInfo, text: Any) -> Iterator[_Part]:
+        """The same of each segment: the first as long as a window, later ones less its frame 0."""
+        config, held = self.tokenizer.config, collections.deque[np.ndarray]()
+        factor, multiple = config.vae.temporal_factor, config.spatial_multiple
+        later = max(self.window - 1, factor)
+
+        def padded() -> Iterator[np.ndarray]:
+            first = True
+            for clip in _windows(_frames(job, info), self.window, job.record.path, later):
+                t, h, w = clip.shape[:3]
+                start = 1 if first else 0
+                fill = (-(t - start) % factor, -h % multiple, -w % multiple)
+                held.append(clip)
+                first = False
+                yield np.pad(clip, (*((0, n) for n in fill), (0, 0)), mode="edge")
+
+        for video, ids in self.tokenizer.reconstruct_segments(padded(), text):
+            clip = held.popleft()
+            t, h, w = clip.shape[:3]
+            yield clip, video[:t, :h, :w], ids
 
 
 def output_paths(job: Job, folder: Path) -> tuple[Path, Path]:
@@ -205,8 +247,10 @@ def _frames(job: Job, info: VideoInfo) -> Iterator[np.ndarray]:
     return iter_frames(record.media, start, stop)
 
 
-def _windows(frames: Iterable[np.ndarray], length: int, name: str) -> Iterator[np.ndarray]:
-    """Stacks of up to `length` frames.
+def _windows(
+    frames: Iterable[np.ndarray], length: int, name: str, later: int | None = None
+) -> Iterator[np.ndarray]:
+    """Stacks of up to `length` frames, `later` in all but the first.
 
     Raises:
         BrokenVideoError: frames of unequal sizes.
@@ -221,7 +265,7 @@ def _windows(frames: Iterable[np.ndarray], length: int, name: str) -> Iterator[n
         held.append(frame)
         if len(held) == length:
             yield np.stack(held)
-            held = []
+            held, length = [], later or length
     if held:
         yield np.stack(held)
 

@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +100,17 @@ class Tokenizer:
         self._tokenize: Callable[..., Any] = jax.jit(tokenize_step(graph))
         self._detokenize: Callable[..., Any] = jax.jit(detokenize_step(graph))
         self._ceiling = jax.jit(ceiling)
+        self._tokenize_next = jax.jit(
+            lambda state, video, text, caches: nnx.merge(graph, state).tokenize_next(
+                to_model_range(video), text, caches
+            )
+        )
+
+        def detokenize_next(state: Any, ids: tuple[Array, ...], caches: Any) -> tuple[Array, Any]:
+            video, caches = nnx.merge(graph, state).detokenize_next(ids, caches)
+            return to_pixels(video), caches
+
+        self._detokenize_next = jax.jit(detokenize_next)
         self._embed: Any = None
         if text is not None:
             text_graph, text_state = nnx.split(text)
@@ -145,6 +156,30 @@ class Tokenizer:
         """Video of token ids of all levels."""
         levels = tuple(jnp.asarray(level, jnp.uint32) for level in ids)
         return np.asarray(self._detokenize(self._state, levels))
+
+    def reconstruct_segments(
+        self, segments: Iterable[UInt8[np.ndarray, "t h w 3"]], text: TextCondition | None = None
+    ) -> Iterator[tuple[UInt8[np.ndarray, "t h w 3"], tuple[np.ndarray, ...]]]:
+        """Reconstruct one long clip piece by piece: yields each segment's video and ids.
+
+        The clip is one clip: its ids are those of `encode` on the whole (up to rounding), and what
+        comes out is what `decode` makes of them all. Only caches go from segment to segment.
+
+        Args:
+            segments: padded; the first has 4k+1 frames, later ones a multiple of 4.
+            text: embedded caption, one row.
+
+        Raises:
+            ValueError: a quantiser that does not stream (`PyraTok.streams`).
+        """
+        if not self.model.streams:
+            raise ValueError(f"quantizer {self.config.quantizer!r} cannot walk a clip in chunks")
+        seen = shown = None
+        for segment in segments:
+            ids, seen = self._tokenize_next(self._state, jnp.asarray(segment[None]), text, seen)
+            ids = tuple(jnp.asarray(level, jnp.uint32) for level in ids)
+            video, shown = self._detokenize_next(self._state, ids, shown)
+            yield np.asarray(video[0]), tuple(np.asarray(level) for level in ids)
 
     def reconstruct_continuous(
         self, video: UInt8[np.ndarray, "b t h w 3"]

@@ -71,6 +71,28 @@ def test_a_long_odd_sized_video(tmp_path, tokenizer):
     ]
 
 
+def test_a_video_streamed_as_one_clip(tmp_path, tokenizer, frames=14):
+    """Segments of 5, 4, 4 ... frames give what the whole clip gives: no seams, fewer tokens."""
+    source = write_video(tmp_path / "clip.mp4", numbered_frames(frames, 16, 27), fps=12.5)
+    video, _ = read_media(source)
+    assert run(source, tmp_path / "out", "--crf", "0", "--stream-beyond", "13") == 0
+    result = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    wanted, ids = expected(tokenizer, video, window=17)
+    said = result["videos"][0]
+    assert (said["streamed"], said["windows"], said["frames"]) == (True, 4, frames)
+    assert result["tokens"] == sum(level.size for level in ids[0])
+    measured = metrics.quality([video], [wanted])
+    assert {key: result[key] for key in measured} == pytest.approx(measured, rel=1e-3)
+    shown, _ = read_media(tmp_path / "out" / "clip_reconstruction.mp4")
+    assert np.abs(shown.astype(int) - wanted).mean() < 1
+
+
+def test_short_videos_are_not_streamed(tmp_path):
+    source = write_video(tmp_path / "clip.mp4", numbered_frames(9, 16, 16))
+    assert run(source, tmp_path / "out", "--stream-beyond", "9") == 0
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["videos"][0]["windows"] == 2
+
+
 def test_one_frame_video_and_one_pixel_video(tmp_path):
     for name, video in (("one", numbered_frames(1, 16, 32)), ("dot", np.full((3, 1, 1, 3), 9))):
         source = write_video(tmp_path / f"{name}.mp4", video.astype(np.uint8))

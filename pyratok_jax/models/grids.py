@@ -65,14 +65,18 @@ def depth_to_space(x: Float[Array, "b t h w d"], r: int) -> Float[Array, "b t H 
     return x.transpose(0, 1, 2, 4, 3, 5, 6).reshape(b, t, h * r, w * r, c)
 
 
-def group_time(x: Float[Array, "b T h w c"], g: int) -> Float[Array, "b t h w d"]:
+def group_time(
+    x: Float[Array, "b T h w c"], g: int, *, first: bool = True
+) -> Float[Array, "b t h w d"]:
     """Fold groups of g frames into channels, ordered (frame, channel): T = 1 + g n -> 1 + n.
 
     Frame 0 forms a group of its own, filled up with copies of itself, so that one map serves all.
+    `first` says whether `x` starts with frame 0; without it, T = g n -> n.
     """
     if g == 1:
         return x
-    x = jnp.concatenate([jnp.repeat(x[:, :1], g - 1, axis=1), x], axis=1)
+    if first:
+        x = jnp.concatenate([jnp.repeat(x[:, :1], g - 1, axis=1), x], axis=1)
     b, t, h, w, c = x.shape
     return (
         x.reshape(b, t // g, g, h, w, c).transpose(0, 1, 3, 4, 2, 5).reshape(b, t // g, h, w, g * c)
@@ -92,16 +96,17 @@ def ungroup_time(x: Float[Array, "b t h w d"], g: int) -> Float[Array, "b T h w 
 
 
 def resample(
-    x: Float[Array, "b t1 h1 w1 c"], shape: tuple[int, int, int]
+    x: Float[Array, "b t1 h1 w1 c"], shape: tuple[int, int, int], *, first: bool = True
 ) -> Float[Array, "b t2 h2 w2 c"]:
     """Bring a grid to another: averages where the target is coarser, copies where it is finer.
 
-    Time keeps frame 0 apart. Ratios must be whole in one direction or the other, per axis.
+    Time keeps frame 0 apart, which is there if `first`. Ratios must be whole in one direction or
+    the other, per axis.
 
     Raises:
         ValueError: when a ratio is not whole.
     """
-    x = _resample_time(x, shape[0])
+    x = _resample_time(x, shape[0]) if first else _resample_axis(x, 1, shape[0])
     for axis, size in ((2, shape[1]), (3, shape[2])):
         x = _resample_axis(x, axis, size)
     return x

@@ -17,6 +17,7 @@ from pyratok_jax.models.grids import Stride, group_time, resample, space_to_dept
 from pyratok_jax.models.lfq import quantize
 from pyratok_jax.models.synthesis import Analysis
 from pyratok_jax.models.wan_vae.layers import CausalConv3d
+from pyratok_jax.models.wan_vae.memory import Memory
 
 
 class TextCondition(NamedTuple):
@@ -74,11 +75,14 @@ class LateralConnection(nnx.Module):
         )
         self.mix = CausalConv3d(width, width, (3, 3, 3), rngs=rngs, dtype=dtype)
 
-    def __call__(self, feature: Float[Array, "b T H W c"]) -> Float[Array, "b t h w d"]:
-        """The stage feature on the level's grid."""
-        x = group_time(space_to_depth(self.norm(feature), self.patch), self.group)
+    def __call__(
+        self, feature: Float[Array, "b T H W c"], memory: Memory | None = None
+    ) -> Float[Array, "b t h w d"]:
+        """The stage feature on the level's grid; with a memory, of one chunk of a clip."""
+        patches = space_to_depth(self.norm(feature), self.patch)
+        x = group_time(patches, self.group, first=memory is None or memory.first)
         x = self.embed(x)
-        return x + self.mix(jax.nn.silu(x))
+        return x + self.mix(jax.nn.silu(x), memory)
 
 
 class TextAttention(nnx.Module):
@@ -184,6 +188,7 @@ class LaPQBlock(nnx.Module):
         missing: Float[Array, "b T2 H2 W2 z"],
         previous: Float[Array, "b t0 h0 w0 bits"] | None,
         text: TextCondition | None,
+        memory: Memory | None = None,
     ) -> Level:
         """Quantise one level.
 
@@ -192,8 +197,9 @@ class LaPQBlock(nnx.Module):
             missing: the normalised latent less the synthesis of all earlier levels.
             previous: q(l-1) on its own grid; None at the first level.
             text: captions; None switches text guidance off.
+            memory: where the clip is walked in chunks.
         """
-        x, direct = self.visual(feature, missing, previous)
+        x, direct = self.visual(feature, missing, previous, memory)
         text_logits = jnp.zeros_like(direct)
         if text is not None:
             update, pooled = self.attention(x, text)
@@ -204,12 +210,17 @@ class LaPQBlock(nnx.Module):
         return Level(z, quantize(z, self.vocabulary), text_logits)
 
     def visual(
-        self, feature: Array, missing: Array, previous: Array | None
+        self,
+        feature: Array,
+        missing: Array,
+        previous: Array | None,
+        memory: Memory | None = None,
     ) -> tuple[Float[Array, "b t h w d"], Float[Array, "b t h w bits"]]:
         """Features before they attend to the text, and the logits of the missing latent."""
-        direct = self.analysis(missing.astype(jnp.float32))
-        x = self.lateral(feature) + self.missing(direct)
+        first = memory is None or memory.first
+        direct = self.analysis(missing.astype(jnp.float32), first=first)
+        x = self.lateral(feature, memory) + self.missing(direct)
         if self.previous is not None and previous is not None:
             t, h, w = direct.shape[1:4]
-            x = x + self.previous(resample(previous, (t, h, w)))
+            x = x + self.previous(resample(previous, (t, h, w), first=first))
         return x, direct

@@ -22,6 +22,7 @@ from pyratok_jax.models.lora import add_lora
 from pyratok_jax.models.quantizers.build import LatentQuantizer, build_quantizer, check_levels
 from pyratok_jax.models.synthesis import Synthesis
 from pyratok_jax.models.wan_vae.config import WanVAEConfig
+from pyratok_jax.models.wan_vae.memory import Caches, Memory
 from pyratok_jax.models.wan_vae.model import WanVAE
 
 ENCODER_STAGES = 4
@@ -242,8 +243,12 @@ class PyraTok(nnx.Module):
         stages: tuple[Array, ...],
         target: Float[Array, "b t h w z"],
         text: TextCondition | None,
+        memory: Memory | None = None,
     ) -> tuple[tuple[Level, ...], Float[Array, "b t h w z"]]:
-        """Levels of given encoder features, and the latent that their codes synthesise."""
+        """Levels of given encoder features, and the latent that their codes synthesise.
+
+        With a memory, of one chunk of a clip (see `tokenize_next`).
+        """
         text = self.condition(text, target.shape[0])
         if self.quantizer is not None:
             return self.quantizer(target, text)
@@ -254,8 +259,8 @@ class PyraTok(nnx.Module):
         ):
             missing = target - jax.lax.stop_gradient(latent)
             previous = levels[-1].q if levels else None
-            level = block(stages[stage - 1], missing, previous, text)
-            latent = latent + synthesis(level.q).astype(latent.dtype)
+            level = block(stages[stage - 1], missing, previous, text, memory)
+            latent = latent + synthesis(level.q, memory).astype(latent.dtype)
             levels.append(level)
         return tuple(levels), latent
 
@@ -272,11 +277,13 @@ class PyraTok(nnx.Module):
         first = jnp.arange(text.mask.shape[1]) == 0
         return TextCondition(embeddings, text.mask | (missing[:, None] & first))
 
-    def synthesize(self, codes: tuple[Float[Array, "b _t _h _w bits"], ...]) -> Array:
+    def synthesize(
+        self, codes: tuple[Float[Array, "b _t _h _w bits"], ...], memory: Memory | None = None
+    ) -> Array:
         """Normalised latent (b, t', h', w', z) of the codes of all levels."""
         if self.quantizer is not None:
             return self.quantizer.synthesize(codes)
-        parts = [synthesis(q) for synthesis, q in zip(self.synthesis, codes, strict=True)]
+        parts = [synthesis(q, memory) for synthesis, q in zip(self.synthesis, codes, strict=True)]
         return sum(parts[1:], parts[0])
 
     def decode(self, latent: Float[Array, "b t h w z"]) -> Float[Array, "b T H W 3"]:
@@ -302,6 +309,36 @@ class PyraTok(nnx.Module):
         """
         codes = tuple(ids_to_bits(level, self.config.bits) for level in ids)
         return jnp.clip(self.decode_bits(codes), -1.0, 1.0)
+
+    @property
+    def streams(self) -> bool:
+        """Whether clips can be walked in chunks; the quantisers for comparison cannot."""
+        return self.quantizer is None
+
+    def tokenize_next(
+        self,
+        video: Float[Array, "b t h w 3"],
+        text: TextCondition | None = None,
+        caches: Caches | None = None,
+    ) -> tuple[tuple[UInt32[Array, "b _t _h _w"], ...], Caches]:
+        """`tokenize` for the next frames of a clip: 4k+1 at its start, then multiples of 4.
+
+        Every chunk's ids, one after the other, are those of the whole clip.
+        """
+        memory = Memory(caches)
+        posterior = self.vae.posterior(video, memory)
+        target = self.vae.normalize(posterior.mean.astype(jnp.float32))
+        levels, _ = self.quantize(posterior.stages, target, text, memory)
+        return tuple(bits_to_ids(level.q) for level in levels), memory.caches
+
+    def detokenize_next(
+        self, ids: tuple[UInt32[Array, "b _t _h _w"], ...], caches: Caches | None = None
+    ) -> tuple[Float[Array, "b T H W 3"], Caches]:
+        """`detokenize` for the ids of the next chunk of a clip."""
+        memory = Memory(caches)
+        codes = tuple(ids_to_bits(level, self.config.bits) for level in ids)
+        latent = self.vae.denormalize(self.synthesize(codes, memory))
+        return jnp.clip(self.vae.decode(latent, memory), -1.0, 1.0), memory.caches
 
     def grid_shapes(self, t: int, h: int, w: int) -> tuple[tuple[int, int, int], ...]:
         """Token grid (t, h, w) of each level for a (padded) clip.

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from pyratok_jax.models.grids import Stride, depth_to_space, space_to_depth
 from pyratok_jax.models.wan_vae.layers import CausalConv3d
+from pyratok_jax.models.wan_vae.memory import Memory
 
 
 class Synthesis(nnx.Module):
@@ -54,18 +55,25 @@ class Synthesis(nnx.Module):
         self.smooth_out = CausalConv3d(hidden, channels, (3, 3, 3), rngs=rngs, dtype=dtype)
         self.smooth_out.kernel[...] = jnp.zeros_like(self.smooth_out.kernel[...])
 
-    def linear(self, q: Float[Array, "b t h w bits"]) -> Float[Array, "b T H W z"]:
-        """The linear part alone."""
+    def linear(
+        self, q: Float[Array, "b t h w bits"], *, first: bool = True
+    ) -> Float[Array, "b T H W z"]:
+        """The linear part alone; `first` says whether `q` starts with frame 0."""
+        start = int(first)
         b, t, h, w, bits = q.shape
-        first = self.first(q[:, :1])
-        grouped = q[:, 1:].reshape(b, (t - 1) // self.group, self.group, h, w, bits)
+        grouped = q[:, start:].reshape(b, (t - start) // self.group, self.group, h, w, bits)
         grouped = grouped.transpose(0, 1, 3, 4, 2, 5).reshape(b, -1, h, w, self.group * bits)
-        return depth_to_space(jnp.concatenate([first, self.rest(grouped)], axis=1), self.patch)
+        latents = self.rest(grouped)
+        if first:
+            latents = jnp.concatenate([self.first(q[:, :1]), latents], axis=1)
+        return depth_to_space(latents, self.patch)
 
-    def __call__(self, q: Float[Array, "b t h w bits"]) -> Float[Array, "b T H W z"]:
-        """Latent contribution of one level's codes."""
-        x = self.linear(q)
-        return x + self.smooth_out(jax.nn.silu(self.smooth_in(x)))
+    def __call__(
+        self, q: Float[Array, "b t h w bits"], memory: Memory | None = None
+    ) -> Float[Array, "b T H W z"]:
+        """Latent contribution of one level's codes; with a memory, of one chunk of them."""
+        x = self.linear(q, first=memory is None or memory.first)
+        return x + self.smooth_out(jax.nn.silu(self.smooth_in(x, memory)), memory)
 
 
 class Analysis(nnx.Module):
@@ -87,11 +95,14 @@ class Analysis(nnx.Module):
         self.first = nnx.Linear(width, bits, rngs=rngs, dtype=dtype)
         self.rest = nnx.Linear(width, self.group * bits, rngs=rngs, dtype=dtype)
 
-    def __call__(self, residual: Float[Array, "b T H W z"]) -> Float[Array, "b t h w bits"]:
-        """Logits from what is still missing of the latent."""
+    def __call__(
+        self, residual: Float[Array, "b T H W z"], *, first: bool = True
+    ) -> Float[Array, "b t h w bits"]:
+        """Logits from what is still missing of the latent, which starts with frame 0 if `first`."""
         patches = space_to_depth(residual, self.patch)
-        first, rest = self.first(patches[:, :1]), self.rest(patches[:, 1:])
+        rest = self.rest(patches[:, 1:] if first else patches)
         b, n, h, w, width = rest.shape
         bits = width // self.group
         rest = rest.reshape(b, n, h, w, self.group, bits).transpose(0, 1, 4, 2, 3, 5)
-        return jnp.concatenate([first, rest.reshape(b, n * self.group, h, w, bits)], axis=1)
+        rest = rest.reshape(b, n * self.group, h, w, bits)
+        return jnp.concatenate([self.first(patches[:, :1]), rest], axis=1) if first else rest
