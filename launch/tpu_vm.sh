@@ -1,25 +1,50 @@
 #!/usr/bin/env bash
-# Start (or go on with) a training on all workers of a TPU VM slice.
+# Start (or go on with) a training on all workers of a TPU VM slice that exists.
 #
-#   TPU_NAME=my-slice ZONE=us-east5-a WORKDIR=gs://bucket/run launch/tpu_vm.sh [--dry-run] \
+#   TPU_NAME=my-slice ZONE=us-east5-a BUCKET=my-bucket launch/tpu_vm.sh [--dry-run] \
 #       --config configs/tpu_v5.py:stage1 [more flags of pyratok_jax.train]
 #
-# The same command resumes: training goes on from the newest checkpoint in WORKDIR.
+# Variables: RUN (folder inside the bucket), PROJECT, REPOSITORY (on the workers), RESTARTS.
+# The same command resumes: training goes on from the newest checkpoint of RUN.
 set -euo pipefail
 
 TPU_NAME=${TPU_NAME:?set TPU_NAME to the name of the TPU VM}
 ZONE=${ZONE:?set ZONE to its zone}
-WORKDIR=${WORKDIR:?set WORKDIR to a gs:// folder that all workers can write}
+BUCKET=${BUCKET:?set BUCKET to a bucket with hierarchical namespace that all workers can write}
+RUN=${RUN:-pyratok}
 PROJECT=${PROJECT:-}
 REPOSITORY=${REPOSITORY:-\$HOME/pyratok-jax}
+RESTARTS=${RESTARTS:-10}
 
-run=()
+dry_run=""
 if [ "${1:-}" = "--dry-run" ]; then
-  run=(echo)
+  dry_run=1
   shift
 fi
 
-arguments=$(printf '%q ' "$@" --config.multi_host=true "--workdir=$WORKDIR")
-remote="cd $REPOSITORY && .venv/bin/python -m pyratok_jax.train $arguments 2>&1 | tee -a train.log"
-"${run[@]}" gcloud compute tpus tpu-vm ssh "$TPU_NAME" --zone="$ZONE" \
-  ${PROJECT:+--project="$PROJECT"} --worker=all --command="$remote"
+mount=/mnt/$BUCKET
+arguments=$(printf '%q ' "$@" --config.multi_host=true "--workdir=$mount/$RUN")
+remote="set -o pipefail; sudo mkdir -p $mount && sudo chown \$USER $mount &&"
+remote+=" (mountpoint -q $mount || gcsfuse --implicit-dirs $BUCKET $mount) &&"
+remote+=" mkdir -p $mount/$RUN/logs && cd $REPOSITORY &&"
+remote+=" .venv/bin/python -m pyratok_jax.train $arguments 2>&1"
+remote+=" | tee -a /tmp/train.log; code=\$?;"
+remote+=" cp /tmp/train.log $mount/$RUN/logs/\$(hostname).log; exit \$code"
+command=(
+  gcloud compute tpus tpu-vm ssh "$TPU_NAME" "--zone=$ZONE" ${PROJECT:+"--project=$PROJECT"}
+  --worker=all "--command=$remote"
+)
+if [ -n "$dry_run" ]; then
+  printf '%q ' "${command[@]}"
+  echo
+  exit 0
+fi
+for ((round = 0; ; round++)); do
+  code=0
+  "${command[@]}" || code=$?
+  # 0: finished; 2: a mistake of the user; 130: stopped on request.
+  case $code in 0 | 2 | 130) exit "$code" ;; esac
+  if [ "$round" -ge "$RESTARTS" ]; then exit "$code"; fi
+  echo "exit code $code; going on from the last checkpoint in 30 s ($((round + 1)) of $RESTARTS)" >&2
+  sleep 30
+done

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from typing import NoReturn
 
 EXIT_USER_ERROR = 2
+# Another process of a run on many hosts was lost or failed.
+EXIT_HOST_LOST = 3
 EXIT_INTERRUPTED = 130
 
 

@@ -2,23 +2,45 @@
 
     python -m pyratok_jax.train --config configs/demo.py [--config.key=value ...] [--workdir DIR]
 
-An interrupted training goes on when the same command is given again.
+An interrupted training goes on when the same command is given again. Exit codes: 0 finished, 2 a
+mistake of the user, 130 stopped by Ctrl-C or SIGTERM with a checkpoint saved, 3 another process of
+a run on many hosts was lost or failed, 1 a defect. After 1, 3, 130 and a kill the same command goes
+on from the newest checkpoint.
 """
 
 import sys
+from pathlib import Path
+from typing import Any
 
 from pyratok_jax.errors import EXIT_INTERRUPTED, UserError, run_cli
 
 
 def main() -> int:
     """Run one training; returns the exit code."""
-    from pyratok_jax.training.config import parse_flags
+    from pyratok_jax.training.config import parse_command
     from pyratok_jax.training.hosts import join_hosts
+    from pyratok_jax.training.profiling import dump_programs, profiled_steps
+    from pyratok_jax.training.watch import watched
 
-    config, workdir = parse_flags(sys.argv, default_config="configs/demo.py")
+    config, workdir, dump_to = parse_command(sys.argv, default_config="configs/demo.py")
     if workdir.is_file():
         raise UserError(f"--workdir {workdir} is a file; name a folder")
-    join_hosts(config.multi_host)
+    profiled_steps(config.profile_steps)
+    dumped = dump_programs(dump_to)
+    join_hosts(config.multi_host, config.host_timeout)
+    with watched(config.host_timeout, config.step_timeout):
+        outputs = _run(config, workdir)
+    if outputs is None:
+        return EXIT_INTERRUPTED
+    if dumped is not None:
+        outputs["XLA programs"] = dumped
+    width = max(map(len, outputs), default=0)
+    for name, path in outputs.items():
+        print(f"{name:<{width}}  {path}")
+    return 0
+
+
+def _run(config: Any, workdir: Path) -> dict[str, Path] | None:
     if config.task == "backbone":
         from pyratok_jax.training.backbone import run
     elif config.task == "tokenizer":
@@ -31,13 +53,7 @@ def main() -> int:
         raise UserError(
             f"config.task is {config.task!r}, expected tokenizer, backbone, vision or projector"
         )
-    outputs = run(config, workdir)
-    if outputs is None:
-        return EXIT_INTERRUPTED
-    width = max(map(len, outputs))
-    for name, path in outputs.items():
-        print(f"{name:<{width}}  {path}")
-    return 0
+    return run(config, workdir)
 
 
 if __name__ == "__main__":

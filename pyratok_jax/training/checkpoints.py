@@ -20,7 +20,7 @@ from pyratok_jax.training.step import TrainState
 # What may differ between the run that wrote a checkpoint and the one that goes on with it: how
 # long and how watched a training is, and how its work is laid over machines, not what it computes.
 _FREE = ("steps", "checkpoint", "log_every", "max_bad_steps", "report", "mesh", "multi_host",
-         "init_from", "remat", "loss", "optimizer", "data.workers", "data.threads",
+         "host_timeout", "step_timeout", "profile_steps", "init_from", "remat", "loss", "optimizer", "data.workers", "data.threads",
          "data.prefetch", "data.phases")  # fmt: skip
 
 
@@ -44,11 +44,17 @@ class Checkpoints:
             max_to_keep=config.checkpoint.keep or None,
             keep_period=config.checkpoint.keep_every or None,
             enable_async_checkpointing=True,
+            # What a killed run had begun to write.
+            cleanup_tmp_directories=True,
         )
         self._manager = ocp.CheckpointManager(
             (self.workdir / "checkpoints").resolve(), options=options
         )
         self._every = config.checkpoint.every
+
+    def newest(self) -> int | None:
+        """Step of the newest complete checkpoint."""
+        return self._manager.latest_step()
 
     def due(self, step: int) -> bool:
         """Whether this step is one to save at."""
@@ -133,7 +139,7 @@ def read_parameters(workdir: Path, step: int, prefer_ema: bool = True) -> dict[s
     """
     path = (workdir / "checkpoints" / str(step) / "state").absolute()
     try:
-        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+        with _reader() as checkpointer:
             meta = checkpointer.metadata(path).item_metadata
             tree = jax.tree.map(_abstract_on_host, dict(meta))
             state = checkpointer.restore(path, args=ocp.args.StandardRestore(tree))
@@ -141,6 +147,16 @@ def read_parameters(workdir: Path, step: int, prefer_ema: bool = True) -> dict[s
         reason = str(error).strip().splitlines()[0][:200]
         raise UserError(f"{path.parent}: not a readable checkpoint ({reason})") from error
     return state["ema"] if prefer_ema and state.get("ema") else state["params"]
+
+
+def _reader() -> ocp.Checkpointer:
+    """Reads in this process alone, whatever the others of a run do."""
+    me = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
+    if jax.process_count() == 1:
+        alone = ocp.options.MultiprocessingOptions()
+    handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
 def _abstract_on_host(meta: Any) -> jax.ShapeDtypeStruct:

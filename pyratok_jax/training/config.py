@@ -8,7 +8,7 @@ that do not exist are refused.
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import flags
 from ml_collections import ConfigDict, config_dict, config_flags
@@ -30,6 +30,9 @@ def training_config(**changes: Any) -> ConfigDict:
     - dtype: of activations; parameters are float32. remat: "none", "stages" or "all".
     - mesh: sizes of the axes, see `sharding.make_mesh`; -1 takes what is left.
     - multi_host: connect the hosts of a pod before anything else (`hosts.join_hosts`).
+    - host_timeout, step_timeout: seconds after which a host that is not heard of, or a step that does
+      not end (0: any time), ends a run on many hosts (`watch`).
+    - profile_steps: steps to trace, such as "10:15" (`--profile_steps`).
     - checkpoint: every how many steps, how many to keep, and which to keep for ever (0: none).
     - log_every: steps between logged losses.
     - max_bad_steps: steps in a row with a loss that is not finite after which training stops.
@@ -62,6 +65,9 @@ def training_config(**changes: Any) -> ConfigDict:
             "dtype": "float32",
             "remat": "none",
             "multi_host": False,
+            "host_timeout": 60.0,
+            "step_timeout": 1800.0,
+            "profile_steps": "",
             "mesh": {"data": -1, "fsdp": 1, "spatial": 1, "tensor": 1, "slices": 1},
             "checkpoint": {"every": 500, "keep": 2, "keep_every": 0},
             "log_every": 10,
@@ -147,8 +153,22 @@ def _without(values: dict[str, Any], key: str) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name != key}
 
 
+class Command(NamedTuple):
+    """What a command line of `train` asks for: `--xla_dump_to` may be empty."""
+
+    config: ConfigDict
+    workdir: Path
+    xla_dump_to: str
+
+
 def parse_flags(arguments: list[str], *, default_config: str) -> tuple[ConfigDict, Path]:
-    """The config and the working folder that a command line asks for.
+    """The config and the working folder that a command line asks for; see `parse_command`."""
+    command = parse_command(arguments, default_config=default_config)
+    return command.config, command.workdir
+
+
+def parse_command(arguments: list[str], *, default_config: str) -> Command:
+    """All that a command line asks for; `--profile_steps` is put into the config.
 
     Raises:
         UserError: an unreadable config file, an unknown key or flag, a value of the wrong type.
@@ -173,7 +193,14 @@ def parse_flags(arguments: list[str], *, default_config: str) -> tuple[ConfigDic
     if rest[1:]:
         raise UserError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
     workdir = values["workdir"].value or f"runs/{Path(named.partition(':')[0]).stem}"
-    return config, Path(workdir)
+    if "://" in workdir:
+        raise UserError(
+            f"--workdir {workdir}: buckets are written to through the file system; mount it on every "
+            "host (gcsfuse; docs/pods.md) and name the folder it is mounted at"
+        )
+    if values["profile_steps"].value:
+        config.profile_steps = values["profile_steps"].value
+    return Command(config, Path(workdir), values["xla_dump_to"].value)
 
 
 def _define(values: flags.FlagValues, arguments: list[str], default_config: str) -> None:
@@ -189,6 +216,18 @@ def _define(values: flags.FlagValues, arguments: list[str], default_config: str)
         "",
         "Folder of checkpoints and results; continued when it holds a checkpoint. Default: "
         "runs/NAME_OF_THE_CONFIG.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "profile_steps",
+        "",
+        "FIRST:LAST, steps to write a profiler trace of (into WORKDIR/profile), such as 10:15.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "xla_dump_to",
+        "",
+        "Folder into which XLA writes every program that it compiles.",
         flag_values=values,
     )
     flags.DEFINE_bool("help", False, "Show this help and exit.", short_name="h", flag_values=values)

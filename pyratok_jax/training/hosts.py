@@ -1,4 +1,4 @@
-"""Many hosts: joining them, and saying which one failed."""
+"""Many hosts: joining them."""
 
 import os
 
@@ -10,12 +10,14 @@ from pyratok_jax.errors import UserError
 COORDINATOR, COUNT, INDEX = "PYRATOK_COORDINATOR", "PYRATOK_PROCESSES", "PYRATOK_PROCESS_ID"
 
 
-def join_hosts(wanted: bool) -> None:
+def join_hosts(wanted: bool, silence: float = 60.0) -> None:
     """Connect this process to the others of its run; nothing for a single process.
 
     Args:
         wanted: let JAX find the hosts of a pod (`config.multi_host`). The environment variables of
             a local run take precedence.
+        silence: seconds after which a process that is not heard of counts as lost
+            (`config.host_timeout`). JAX's own limit lies above it, since it cannot name a host.
 
     Raises:
         UserError: the others cannot be reached, or the variables are incomplete.
@@ -26,15 +28,17 @@ def join_hosts(wanted: bool) -> None:
     missing = [name for name, value in given.items() if not value]
     if missing and len(missing) < len(given):
         raise UserError(f"{', '.join(missing)} not set; set all of {', '.join(given)}, or none")
+    limit = {"heartbeat_timeout_seconds": int(2 * silence) + 10}
     try:
         if missing:
-            jax.distributed.initialize()
+            jax.distributed.initialize(**limit)
         else:
             jax.distributed.initialize(
                 given[COORDINATOR],
                 int(given[COUNT] or 1),
                 int(given[INDEX] or 0),
                 initialization_timeout=120,
+                **limit,
             )
     except (RuntimeError, ValueError) as error:
         raise UserError(

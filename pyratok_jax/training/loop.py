@@ -1,11 +1,8 @@
 """The training loop: data, step, numbers, checkpoints; interrupted anywhere, resumed exactly."""
 
-import signal
-import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import FrameType
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -15,13 +12,19 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray
 from ml_collections import ConfigDict
 
+from pyratok_jax.data.buckets import parse_buckets
 from pyratok_jax.errors import UserError
 from pyratok_jax.training.checkpoints import Checkpoints
+from pyratok_jax.training.feeding import Exchange, common_share, spread, to_mesh
 from pyratok_jax.training.metrics import MetricsLog, StepBar
 from pyratok_jax.training.optimizer import make_optimizer
 from pyratok_jax.training.partition import Arrays, Partition
-from pyratok_jax.training.sharding import make_mesh, parameter_shardings, to_mesh
+from pyratok_jax.training.profiling import Profiler, profiled_steps
+from pyratok_jax.training.sharding import make_mesh, parameter_shardings
 from pyratok_jax.training.step import Metrics, TrainState, initial_state, make_train_step
+from pyratok_jax.training.stopping import StopSignal, StopVote
+from pyratok_jax.training.timing import Times, over_processes
+from pyratok_jax.training.watch import doing
 
 
 class Task(Protocol):
@@ -68,34 +71,11 @@ class Trained(NamedTuple):
     waited: float
 
 
-class StopSignal:
-    """Turns the first Ctrl-C or SIGTERM into a request to stop after the step in progress."""
-
-    def __init__(self) -> None:
-        self.received: str | None = None
-        self._old: dict[int, Any] = {}
-
-    def __enter__(self) -> "StopSignal":
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._old[number] = signal.signal(number, self._receive)
-        return self
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.received = signal.Signals(number).name
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
-
-
 def place(partition: Partition, config: ConfigDict, mesh: Mesh) -> tuple[TrainState, Arrays, Any]:
     """State at step 0, frozen arrays and optimizer, laid out on the mesh by its rules."""
     optimizer = make_optimizer(config.optimizer, config.steps)
-    params = jax.device_put(partition.trainable, parameter_shardings(partition.trainable, mesh))
-    frozen = jax.device_put(partition.frozen, parameter_shardings(partition.frozen, mesh))
+    params = spread(partition.trainable, parameter_shardings(partition.trainable, mesh))
+    frozen = spread(partition.frozen, parameter_shardings(partition.frozen, mesh))
 
     def build(params: Arrays) -> TrainState:
         return initial_state(params, optimizer, config.ema_decay)
@@ -130,63 +110,66 @@ def train(config: ConfigDict, workdir: Path, task: Task, *, on_start: Any = None
     """Train to `config.steps`, going on from the newest checkpoint in `workdir`.
 
     `on_start(partition)` is called once before a training that begins at step 0 and may change
-    the partition's trainable arrays (a data-dependent start).
+    the partition's trainable arrays (a data-dependent start); in each process, alike.
 
     Raises:
         UserError: an impossible setting, unreadable data, a loss that stays not finite.
     """
+    profiled = profiled_steps(config.profile_steps)
     checkpoints = Checkpoints(workdir, config)
     mesh = make_mesh(config.mesh)
+    share = common_share(mesh, _batch_sizes(config))
     partition = Partition(task.system, task.is_trainable)
-    loader = task.make_loader(jax.process_index(), jax.process_count())
-    primary = jax.process_index() == 0
-    with jax.set_mesh(mesh), StopSignal() as stop:
-        state, frozen, optimizer = place(partition, config, mesh)
-        restored = checkpoints.restore(state)
-        if restored is not None:
-            state, position = restored
-            loader.set_state(position)
-        elif on_start is not None and on_start(partition):
+    loader = task.make_loader(*share)
+    with StopSignal() as stop:
+        if on_start is not None and checkpoints.newest() is None:
+            on_start(partition)
+        with jax.set_mesh(mesh):
             state, frozen, optimizer = place(partition, config, mesh)
-        start = int(state.step)
-        step = jit_step(task, partition, config, optimizer, state)
-        log = MetricsLog(workdir, start=start, primary=primary)
-        times = Times()
-        try:
-            with StepBar(start, config.steps, enabled=primary) as bar:
-                if start:
-                    bar.say(f"going on from step {start} in {workdir}")
-                run = _Run(
-                    config, task, mesh, step, frozen, loader, checkpoints, log, bar, stop, times
-                )
-                state = run.steps(state)
-            _save(checkpoints, state, loader)
-        finally:
-            checkpoints.close()
-            log.close()
-            loader.close()
+            state, pending = _restored(checkpoints, state, loader)
+            start = int(state.step)
+            primary = jax.process_index() == 0
+            log = MetricsLog(workdir, start=start, primary=primary)
+            step = jit_step(task, partition, config, optimizer, state)
+            times, vote = Times(), StopVote(stop, mesh)
+            exchange, profiler = Exchange(mesh), Profiler(profiled, workdir)
+            try:
+                with StepBar(start, config.steps, enabled=primary) as bar:
+                    if start:
+                        bar.say(f"going on from step {start} in {workdir}")
+                    run = _Run(config, task, mesh, share.count, step, frozen, loader, checkpoints,
+                               log, bar, vote, times, exchange, profiler)  # fmt: skip
+                    state = run.steps(state, pending)
+            finally:
+                profiler.close()
+                checkpoints.close()
+                log.close()
+                loader.close()
     done = int(state.step)
     finished = done >= config.steps
     return Trained(state, frozen, partition, finished, done - start, times.total, times.waiting)
 
 
-class Times:
-    """How long steps took, and how long of that the loop stood waiting for data."""
+def _batch_sizes(config: ConfigDict) -> list[int]:
+    """Clips of the batches that the data config can give, over all processes."""
+    buckets = parse_buckets(config.data.get("buckets", ()) or ())
+    return sorted({bucket.clips or config.batch_size for bucket in buckets} or {config.batch_size})
 
-    def __init__(self) -> None:
-        self.total = self.waiting = 0.0
-        self._begin: float | None = None
 
-    def waited_since(self, moment: float) -> None:
-        """A batch has arrived that was asked for at `moment`."""
-        if self._begin is not None:
-            self.waiting += time.perf_counter() - moment
-
-    def step_done(self) -> None:
-        """A step is over; counting starts after the first."""
-        now = time.perf_counter()
-        self._begin = self._begin or now
-        self.total = now - self._begin
+def _restored(
+    checkpoints: Checkpoints, state: TrainState, loader: Any
+) -> tuple[TrainState, list[Metrics]]:
+    """State, data and unlogged metrics as the newest checkpoint has them, if there is one."""
+    found = checkpoints.restore(state)
+    if found is None:
+        return state, []
+    state, rest = found
+    loader.set_state(rest.get("loader", rest))
+    loader.broken.update(rest.get("broken", {}))
+    return state, [
+        {name: np.float32(float.fromhex(value)) for name, value in values.items()}
+        for values in rest.get("pending", [])
+    ]
 
 
 class _Run(NamedTuple):
@@ -195,37 +178,54 @@ class _Run(NamedTuple):
     config: ConfigDict
     task: Task
     mesh: Mesh
+    parts: int
     step: Any
     frozen: Arrays
     loader: Any
     checkpoints: Checkpoints
     log: MetricsLog
     bar: StepBar
-    stop: StopSignal
+    vote: StopVote
     times: Times
+    exchange: Exchange
+    profiler: Profiler
 
-    def steps(self, state: TrainState) -> TrainState:
-        """Step until the end or a signal."""
-        pending: list[Metrics] = []
-        number = int(state.step)
-        while number < self.config.steps and self.stop.received is None:
-            asked = time.perf_counter()
-            batch = self.task.device_batch(next(self.loader))
-            self.times.waited_since(asked)
-            state, metrics = self.step(state, self.frozen, to_mesh(batch, self.mesh))
+    def steps(self, state: TrainState, pending: list[Metrics]) -> TrainState:
+        """Step until the end or a signal; `pending` are metrics of steps not logged yet."""
+        number, what = int(state.step), "first step"
+        if number >= self.config.steps:
+            self._save(state, pending)
+        while number < self.config.steps:
             number += 1
+            self.profiler.before(number)
+            asked = time.perf_counter()
+            doing(number, what if what == "first step" else "waiting for data")
+            batch = self.task.device_batch(next(self.loader))
+            data_wait = time.perf_counter() - asked
+            doing(number, what)
+            state, metrics = self.step(state, self.frozen, to_mesh(batch, self.mesh, self.parts))
+            self.vote.step_started()
             pending.append(metrics)
             # One step may run ahead, no more: Ctrl-C and progress must not wait for a long queue.
+            asked = time.perf_counter()
             jax.block_until_ready(pending[-2:][0])
+            self.times.waited(data_wait, time.perf_counter() - asked)
             self.times.step_done()
+            what = "in the step"
             self.bar.advance(number)
+            last = self.vote.must_stop() or number == self.config.steps
+            if self.profiler.after(number, last, metrics):
+                self.bar.say(f"profile of the steps: {self.profiler.folder}")
             if number % self.config.log_every == 0 or number == self.config.steps:
                 self._log(number, pending, state)
-            if self.checkpoints.due(number):
-                _save(self.checkpoints, state, self.loader)
-        if self.stop.received is not None:
+            if last or self.checkpoints.due(number):
+                doing(number, "saving a checkpoint")
+                self._save(state, pending)
+            if last:
+                break
+        if self.vote.reason is not None:
             self.bar.say(
-                f"{self.stop.received}: stopped after step {number}, checkpoint saved; the same "
+                f"{self.vote.reason}: stopped after step {number}, checkpoint saved; the same "
                 "command goes on from here"
             )
         return state
@@ -233,11 +233,12 @@ class _Run(NamedTuple):
     def _log(self, number: int, pending: list[Metrics], state: TrainState) -> None:
         """Write the means since the last time; stop when nothing good has come for long."""
         values = jax.device_get(pending)
-        means = {name: float(np.mean([v[name] for v in values])) for name in values[-1]}
+        means = {name: float(np.mean([np.float32(v[name]) for v in values])) for name in values[-1]}
         means["skipped_steps"] = float(values[-1]["skipped_steps"])
         means["skipped_clips"] = float(len(self.loader.broken))
         pending.clear()
         self.log.write(number, means)
+        self._log_timing(number)
         self.bar.show(number, means)
         bad = int(state.skipped_in_a_row)
         if bad >= self.config.max_bad_steps:
@@ -248,6 +249,17 @@ class _Run(NamedTuple):
                 "checkpoints hold the last good parameters"
             )
 
+    def _log_timing(self, number: int) -> None:
+        window = self.times.window()
+        if window is not None:
+            waits = self.exchange.receive(self.exchange.send(window[1]))
+            self.log.write_timing(number, {"seconds_per_step": window[0], **over_processes(waits)})
 
-def _save(checkpoints: Checkpoints, state: TrainState, loader: Any) -> None:
-    checkpoints.save(state, loader.get_state())
+    def _save(self, state: TrainState, pending: list[Metrics]) -> None:
+        # As text of all bits: the row that these become must be the one of an unbroken run.
+        unlogged = [
+            {name: float(value).hex() for name, value in values.items()}
+            for values in jax.device_get(pending)
+        ]
+        rest = {"loader": self.loader.get_state(), "pending": unlogged}
+        self.checkpoints.save(state, rest | {"broken": dict(self.loader.broken)})

@@ -16,22 +16,19 @@ SHOWN = ("loss", "l1", "lpips", "codebook", "autoregressive", "drift", "psnr")
 
 
 class MetricsLog:
-    """`metrics.jsonl` (one line per logged step) and TensorBoard events in a working folder.
+    """`metrics.jsonl` and `timing.jsonl` (a line per logged step), and TensorBoard events.
 
-    Only process 0 writes. Lines of steps at or after `start`, from a run that was cut off, are
-    dropped.
+    Only process 0 writes. Lines of steps after `start`, from a run that was cut off, are dropped.
+    What depends on the clock has a file of its own, so that a training that was interrupted leaves
+    the same metrics as one that was not.
     """
 
     def __init__(self, workdir: Path, *, start: int, primary: bool = True):
-        self.path = workdir / "metrics.jsonl"
         self._writer: Any = None
         if not primary:
             return
-        lines = [line for line in read_metrics(self.path) if line["step"] <= start]
-        scratch = self.path.with_suffix(".tmp")
-        scratch.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        os.replace(scratch, self.path)
-        self._file = self.path.open("a")
+        self._metrics = _continued(workdir / "metrics.jsonl", start)
+        self._timing = _continued(workdir / "timing.jsonl", start)
         # Imported here: it loads TensorFlow.
         from clu.metric_writers import SummaryWriter
 
@@ -39,17 +36,35 @@ class MetricsLog:
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Record one step's numbers."""
+        self._write(step, values, "_metrics", "")
+
+    def write_timing(self, step: int, values: Mapping[str, float]) -> None:
+        """Record how long steps took and waited."""
+        self._write(step, values, "_timing", "timing/")
+
+    def _write(self, step: int, values: Mapping[str, float], file: str, prefix: str) -> None:
         if self._writer is None:
             return
-        self._file.write(json.dumps({"step": step} | dict(values)) + "\n")
-        self._file.flush()
-        self._writer.write_scalars(step, dict(values))
+        stream = getattr(self, file)
+        stream.write(json.dumps({"step": step} | dict(values)) + "\n")
+        stream.flush()
+        self._writer.write_scalars(step, {prefix + name: x for name, x in values.items()})
 
     def close(self) -> None:
         """Flush and close."""
         if self._writer is not None:
-            self._file.close()
+            self._metrics.close()
+            self._timing.close()
             self._writer.close()
+
+
+def _continued(path: Path, start: int) -> Any:
+    """The file, open for appending, with no line of a step after `start`."""
+    lines = [line for line in read_metrics(path) if line["step"] <= start]
+    scratch = path.with_suffix(".tmp")
+    scratch.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    os.replace(scratch, path)
+    return path.open("a")
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:

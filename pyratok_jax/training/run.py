@@ -1,5 +1,6 @@
 """One tokenizer training from config to report."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from rich.console import Console
 from pyratok_jax.data.heldout import HeldoutClip, heldout_clips
 from pyratok_jax.errors import UserError
 from pyratok_jax.reports.training import CALIBRATED, START, rebuild_all, report_training
-from pyratok_jax.tokenizer import load_tokenizer
+from pyratok_jax.tokenizer import DESCRIPTION, load_tokenizer
 from pyratok_jax.training.checkpoints import newest_step, read_parameters
 from pyratok_jax.training.loop import Trained, train
 from pyratok_jax.training.metrics import curves
@@ -28,30 +29,55 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Path] | None:
         UserError: whatever the user can mend.
     """
     task = TokenizerTask(config)
+    if jax.process_index():
+        # Every process fits the levels, from the same clips; the first one shows and writes.
+        trained = train(config, workdir, task, on_start=lambda p: _first_weights(task, p))
+        return {} if trained.finished else None
     clips = heldout_clips(config.data, tuple(config.report.buckets), config.report.clips)
+    check_frozen(workdir, task.backbone.sha256, task.language.sha256)
     console = Console(highlight=False)
 
-    def start(partition: Partition) -> bool:
+    def start(partition: Partition) -> None:
         """Measure the fresh model, then fit its levels to real latents."""
         task.describe(workdir)
         before = {START: _rebuilt(task, partition, clips)}
-        if config.init_from:
-            _write_before(workdir, before)
-            return start_from(config.init_from, partition)
-        left = task.calibrate(partition)
+        left = _first_weights(task, partition)
         if left:
             shares = ", ".join(f"{share:.2f}" for share in left)
             console.print(f"levels calibrated: variance of the latent left after each: {shares}")
             before[CALIBRATED] = _rebuilt(task, partition, clips)
         _write_before(workdir, before)
-        return bool(left)
 
     trained = train(config, workdir, task, on_start=start)
-    if not trained.finished:
-        return None
-    if jax.process_index():
-        return {}
-    return _report(task, trained, clips, workdir)
+    return _report(task, trained, clips, workdir) if trained.finished else None
+
+
+def _first_weights(task: TokenizerTask, partition: Partition) -> list[float]:
+    """Those of a previous stage, or levels fitted to latents (see `TokenizerTask.calibrate`)."""
+    if task.config.init_from:
+        start_from(task.config.init_from, partition)
+        return []
+    return task.calibrate(partition)
+
+
+def check_frozen(workdir: Path, backbone: str, language: str) -> None:
+    """Refuse to go on with other frozen weights than the run in `workdir` began with.
+
+    Raises:
+        UserError: a hash differs from the one in `tokenizer.json`.
+    """
+    path = workdir / DESCRIPTION
+    if newest_step(workdir) is None or not path.exists():
+        return
+    description = json.loads(path.read_text())
+    for key, found in (("backbone", backbone), ("language_model", language)):
+        said = description[key]
+        if said["sha256"] != found:
+            raise UserError(
+                f"{workdir} was trained with other weights of the {key} ({said['spec']}, SHA-256 "
+                f"{said['sha256'][:16]}, now {found[:16]}); give it those, or name another "
+                "--workdir"
+            )
 
 
 def start_from(folder: str, partition: Partition) -> bool:

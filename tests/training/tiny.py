@@ -51,9 +51,9 @@ def write_tokenizer_files(folder: Path) -> list[Path]:
     return [folder / "tokenizer.json", folder / "tokenizer_config.json"]
 
 
-def random_vae() -> WanVAE:
+def random_vae(sizes: WanVAEConfig = VAE) -> WanVAE:
     """Random weights, biases too: a hidden patch must not give the zero vector to a norm."""
-    vae = WanVAE(VAE, rngs=nnx.Rngs(1))
+    vae = WanVAE(sizes, rngs=nnx.Rngs(1))
     for number, (path, variable) in enumerate(nnx.to_flat_state(nnx.state(vae, nnx.Param))):
         if path[-1] == "bias":
             noise = jax.random.normal(jax.random.key(number), variable.shape)
@@ -61,9 +61,9 @@ def random_vae() -> WanVAE:
     return vae
 
 
-def make_world(folder: Path) -> Path:
+def make_world(folder: Path, vae: WanVAEConfig = VAE) -> Path:
     """Write `vae`, `dino`, `language`, `videos` (six captioned clips), `heldout` (one)."""
-    write_module(folder / "vae", "wan_vae", VAE.to_dict(), random_vae())
+    write_module(folder / "vae", "wan_vae", vae.to_dict(), random_vae(vae))
     write_module(folder / "dino", "dino", DINO.to_dict(), Dino(DINO, rngs=nnx.Rngs(3)))
     scratch = folder / "tokenizer"
     scratch.mkdir()

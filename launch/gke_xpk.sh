@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+# Train on TPU slices of a GKE cluster, by XPK (pip install xpk); restarts go on where they were.
+#
+#   CLUSTER=my-cluster ZONE=us-east5-a TPU_TYPE=v5p-128 BUCKET=my-bucket IMAGE=... \
+#       launch/gke_xpk.sh [--dry-run] --config configs/tpu_v5.py:stage1 [more flags]
+#
+# Variables: WORKLOAD (name; the same name is the same run), SLICES, PROJECT, RUN (folder inside the
+# bucket), RESTARTS. IMAGE holds this repository at /app and its packages (docs/pods.md).
+set -euo pipefail
+
+CLUSTER=${CLUSTER:?set CLUSTER to the name of the GKE cluster}
+ZONE=${ZONE:?set ZONE to its zone}
+TPU_TYPE=${TPU_TYPE:?set TPU_TYPE to the type of its slices, such as v5p-128}
+BUCKET=${BUCKET:?set BUCKET to a bucket with hierarchical namespace}
+IMAGE=${IMAGE:?set IMAGE to a container image with this repository at /app}
+WORKLOAD=${WORKLOAD:-pyratok}
+SLICES=${SLICES:-1}
+PROJECT=${PROJECT:-}
+RUN=${RUN:-$WORKLOAD}
+RESTARTS=${RESTARTS:-10}
+
+dry_run=""
+if [ "${1:-}" = "--dry-run" ]; then
+  dry_run=1
+  shift
+fi
+
+run() {
+  if [ -n "$dry_run" ]; then
+    printf '%q ' "$@"
+    echo
+  else
+    "$@"
+  fi
+}
+
+place=("--cluster=$CLUSTER" "--zone=$ZONE" ${PROJECT:+"--project=$PROJECT"})
+mount=/mnt/$BUCKET
+arguments=$(printf '%q ' "$@" --config.multi_host=true "--config.mesh.slices=$SLICES" \
+  "--workdir=$mount/$RUN")
+inside="mkdir -p $mount/$RUN/logs && cd /app && set -o pipefail;"
+inside+=" python -m pyratok_jax.train $arguments 2>&1 | tee /tmp/train.log; code=\$?;"
+inside+=" cp /tmp/train.log $mount/$RUN/logs/\$(hostname).log; exit \$code"
+
+run xpk storage attach "$BUCKET" "${place[@]}" --type=gcsfuse --auto-mount=true \
+  "--mount-point=$mount" --readonly=false "--bucket=$BUCKET" --size=100000
+run xpk workload create "--workload=$WORKLOAD" "${place[@]}" "--tpu-type=$TPU_TYPE" \
+  "--num-slices=$SLICES" "--docker-image=$IMAGE" "--max-restarts=$RESTARTS" \
+  "--command=$inside"

@@ -1,0 +1,192 @@
+"""Trainings in processes that a test starts: `python -m tests.training.worker SETTINGS`.
+
+SETTINGS is a JSON list of trainings, done one after the other, each with
+
+- world, workdir; `task`: "tokenizer" (default; the whole method, smaller still than in
+  `tiny.tiny_config`) or "line" (a weight and a bias, nothing to compile);
+- config, mesh, optimizer: changes; output: a .npz of parameters and optimizer state;
+- accident: [process, step, what]: the process meets it when it takes the batch of that step; what
+  is the name of a signal, "error" (raises) or "sleep" (for a minute).
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+import types
+from pathlib import Path
+
+if __name__ == "__main__":
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    flags = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_backend_optimization_level=0"
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from pyratok_jax.errors import EXIT_INTERRUPTED, run_cli
+from pyratok_jax.models.wan_vae.config import WanVAEConfig
+from pyratok_jax.training import sharding
+from pyratok_jax.training.config import training_config
+from pyratok_jax.training.hosts import join_hosts
+from pyratok_jax.training.loop import train
+from pyratok_jax.training.watch import watched
+
+SMALL_VAE = WanVAEConfig(
+    base_dim=4,
+    z_dim=4,
+    dim_mult=(1, 1, 1),
+    num_res_blocks=1,
+    temporal_downsample=(False, True),
+    latents_mean=(0.0,) * 4,
+    latents_std=(1.0,) * 4,
+)
+
+
+def small_config(world: Path, **changes):
+    """The method with every loss but LPIPS, two levels, clips of 3x16x16."""
+    from tests.training.tiny import tiny_config
+
+    config = tiny_config(world, **changes)
+    config.optimizer.learning_rate = 1e-3
+    with config.ignore_type():
+        config.model.tokenizer.grids, config.model.tokenizer.stages = ((1, 8), (2, 4)), (1, 2)
+    config.data.buckets = ("3x16x16",)
+    config.report.buckets = ("3x16x16",)
+    config.calibration.batches = 0
+    return config
+
+
+class Line(nnx.Module):
+    def __init__(self):
+        self.weight, self.bias = nnx.Param(jnp.ones((4, 4))), nnx.Param(jnp.zeros(4))
+
+
+class LineTask:
+    """Regression on numbers that follow from step and row."""
+
+    def __init__(self, rows):
+        self.system, self.rows, self.step, self.broken = Line(), rows, 0, {}
+
+    def is_trainable(self, name, variable):
+        return True
+
+    def make_loader(self, index, count):
+        self.first, self.count = index * self.rows // count, self.rows // count
+        return self
+
+    def __next__(self):
+        rows = np.arange(self.first, self.first + self.count)
+        self.step += 1
+        x = np.sin(self.step * 7.0 + rows[:, None] + np.arange(4.0)).astype(np.float32)
+        return {"x": x, "y": np.cos(x).astype(np.float32)}
+
+    def device_batch(self, batch):
+        return batch
+
+    def get_state(self):
+        return {"step": self.step}
+
+    def set_state(self, state):
+        self.step = state["step"]
+
+    def close(self):
+        pass
+
+    def loss(self, system, batch, key, progress):
+        found = batch["x"] @ system.weight[...] + system.bias[...]
+        value = jnp.mean((found - batch["y"]) ** 2)
+        return value, {"square": value, "noise": jax.random.normal(key)}
+
+
+def make(settings):
+    """Config and task."""
+    changes = settings.get("config", {})
+    if settings.get("task") == "line":
+        config = training_config(**changes)
+        task = LineTask(config.batch_size)
+    else:
+        from pyratok_jax.training.task import TokenizerTask
+
+        config = small_config(Path(settings["world"]), **changes)
+        task = TokenizerTask(config)
+    config.optimizer.update(settings.get("optimizer", {}))
+    config.mesh.update(settings.get("mesh", {}))
+    return config, task
+
+
+def run(settings):
+    """One training, with its accident."""
+    config, task = make(settings)
+    if settings.get("accident"):
+        _prepare(task, *settings["accident"])
+    trained = train(config, Path(settings["workdir"]), task)
+    _save(trained, settings.get("output"))
+    return trained
+
+
+def _prepare(task, process, step, what):
+    take, count = task.device_batch, 0
+
+    def counting(batch):
+        nonlocal count
+        count += 1
+        if count == step and process in (-1, jax.process_index()):
+            _happen(what)
+        return take(batch)
+
+    task.device_batch = counting
+
+
+def _happen(what):
+    if what == "error":
+        raise RuntimeError("the disk is on fire")
+    if what == "sleep":
+        time.sleep(60)
+    else:
+        os.kill(os.getpid(), signal.Signals[what])
+
+
+def _save(trained, output):
+    """Parameters and optimizer state, whole, from process 0."""
+    if not output:
+        return
+    leaves = {f"opt/{i}": x for i, x in enumerate(jax.tree.leaves(trained.state.opt_state))}
+    leaves |= trained.state.params
+    mesh = next(iter(trained.state.params.values())).sharding.mesh
+    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    gathered = jax.jit(lambda tree: tree, out_shardings=whole)(leaves)
+    if jax.process_index() == 0:
+        np.savez(output, **{name: np.asarray(value) for name, value in gathered.items()})
+
+
+def without_tensorboard():
+    """Its writer loads TensorFlow, which takes longer than these trainings."""
+    stub = types.ModuleType("clu.metric_writers")
+    stub.SummaryWriter = lambda folder: types.SimpleNamespace(
+        write_scalars=lambda *values: None, close=lambda: None
+    )
+    sys.modules["clu.metric_writers"] = stub
+
+
+def main():
+    without_tensorboard()
+    # Everything is tiny here, and must be split all the same.
+    sharding.MIN_SHARDED_SIZE = 16
+    cache = os.environ.get("PYRATOK_TEST_CACHE")
+    if cache:
+        jax.config.update("jax_compilation_cache_dir", cache)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    trainings = json.loads(sys.argv[1])
+    limits = (trainings[0].get("host_timeout", 60.0), trainings[0].get("step_timeout", 1800.0))
+    join_hosts(False, limits[0])
+    with watched(*limits):
+        done = [run(settings).finished for settings in trainings]
+    return 0 if all(done) else EXIT_INTERRUPTED
+
+
+if __name__ == "__main__":
+    run_cli(main)
