@@ -1,7 +1,7 @@
 """Wan VAE compiled ahead of time for one TPU chip: estimated cycles and memory. No TPU is needed.
 
     python benchmarks/vae_tpu_cycles.py encode|decode|gradient [--form tpu|conv3d] [--frames 17]
-        [--side 256] [--chip v5p] [--remat none|stages|all] [--top 12]
+        [--side 256] [--chip v5p] [--remat none|stages|all] [--of video|parameters] [--top 12]
 
 Needs the `libtpu` package. Prints JSON: the compiler's sum of estimated cycles over all
 operations, its costliest operations, its memory analysis, and flops.
@@ -57,14 +57,12 @@ def program(options: argparse.Namespace):
     def decode(state, z):
         return nnx.merge(graph, state).decode(z)
 
-    def gradient(state, x):
-        def loss(x):
-            model = nnx.merge(graph, state)
-            y = model.decode(model.encode(x).mean)
-            return jnp.mean((y.astype(jnp.float32) - x.astype(jnp.float32)) ** 2)
+    def loss(state, x):
+        model = nnx.merge(graph, state)
+        y = model.decode(model.encode(x).mean)
+        return jnp.mean((y.astype(jnp.float32) - x.astype(jnp.float32)) ** 2)
 
-        return jax.grad(loss)(x)
-
+    gradient = jax.grad(loss, argnums=0 if options.of == "parameters" else 1)
     run = {"encode": encode, "decode": decode, "gradient": gradient}[options.what]
     return run, state, latent if options.what == "decode" else video
 
@@ -97,6 +95,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=256)
     parser.add_argument("--chip", default="v5p", choices=list(CHIPS))
     parser.add_argument("--remat", default="none", choices=["none", "stages", "all"])
+    parser.add_argument("--of", default="video", choices=["video", "parameters"])
     parser.add_argument("--top", type=int, default=12)
     options = parser.parse_args()
     os.environ["TPU_ACCELERATOR_TYPE"], topology = CHIPS[options.chip]

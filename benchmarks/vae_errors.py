@@ -1,0 +1,97 @@
+"""Wan 2.1 VAE: errors of half precision and of tiles, for encode and decode, random weights.
+
+    python benchmarks/vae_errors.py [--frames 5] [--height 96] [--width 128] [--base-dim 96]
+
+Prints JSON with relative errors ||y - y0|| / ||y0|| against the whole frame in float32:
+`bfloat16` activations over the same float32 weights, in the form of the CPU and in that of TPUs,
+and tiles of several sizes, which overlap by half. How far tiles are off depends on the weights and
+the picture; random ones see further than trained ones.
+"""
+
+import argparse
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from pyratok_jax.models.wan_vae.config import WAN21, WanVAEConfig
+from pyratok_jax.models.wan_vae.forms import conv_form
+from pyratok_jax.models.wan_vae.model import WanVAE
+from pyratok_jax.models.wan_vae.tiling import tiled_decode, tiled_encode
+
+
+def make(config: WanVAEConfig, dtype) -> WanVAE:
+    """The same weights for every dtype; biases are not zero."""
+    vae = WanVAE(config, rngs=nnx.Rngs(0), dtype=dtype)
+    graph, state = nnx.split(vae)
+    random = np.random.default_rng(1)
+
+    def biased(path, value):
+        if "bias" not in jax.tree_util.keystr(path):
+            return value
+        return jnp.asarray(0.1 * random.standard_normal(value.shape), value.dtype)
+
+    return nnx.merge(graph, jax.tree_util.tree_map_with_path(biased, state))
+
+
+def clip(frames: int, height: int, width: int) -> jax.Array:
+    """Moving waves and some noise in [-1, 1]."""
+    t, y, x = np.mgrid[:frames, :height, :width]
+    waves = [np.sin(x / a + y / b + t / c) for a, b, c in ((9, 7, 5), (23, 31, 3), (5, 40, 9))]
+    noise = np.random.default_rng(0).uniform(-0.2, 0.2, (frames, height, width, 3))
+    return jnp.asarray(0.8 * np.stack(waves, axis=-1) + noise, jnp.float32)[None]
+
+
+def error(found: jax.Array, whole: jax.Array) -> float:
+    value, expected = np.asarray(found, np.float32), np.asarray(whole, np.float32)
+    return float(f"{np.linalg.norm(value - expected) / np.linalg.norm(expected):.2e}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--frames", type=int, default=5)
+    parser.add_argument("--height", type=int, default=96)
+    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--base-dim", type=int, default=96)
+    parser.add_argument("--tiles", type=int, nargs="+", default=[64, 32], help="sides in pixels")
+    options = parser.parse_args()
+    config = dataclasses.replace(WAN21, base_dim=options.base_dim)
+    video = clip(options.frames, options.height, options.width)
+
+    def run(dtype, form: str, z: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+        graph, state = nnx.split(make(config, dtype))
+        with conv_form(form):
+            mean = jax.jit(lambda s, v: nnx.merge(graph, s).encode(v).mean)(state, video)
+            latent = mean if z is None else z
+            decoded = jax.jit(lambda s, z: nnx.merge(graph, s).decode(z))(state, latent)
+        return mean, decoded
+
+    mean, decoded = run(jnp.float32, "shifts", None)
+    report: dict = {
+        "clip": list(video.shape),
+        "base_dim": options.base_dim,
+        "half": {},
+        "tiles": [],
+    }
+    for form in ("shifts", "tpu"):
+        half_mean, half_decoded = run(jnp.bfloat16, form, mean)
+        report["half"][form] = {
+            "encode": error(half_mean, mean), "decode": error(half_decoded, decoded)
+        }  # fmt: skip
+    vae = make(config, jnp.float32)
+    for tile in options.tiles:
+        overlap = max(tile // 16 * 8, 8)
+        encoded = tiled_encode(vae, video, tile=tile, overlap=overlap)
+        again = tiled_decode(vae, mean, tile=tile // 8, overlap=overlap // 8)
+        report["tiles"].append({
+            "side": tile, "overlap": overlap,
+            "encode": error(encoded, mean), "decode": error(again, decoded),
+        })  # fmt: skip
+    print(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    main()
