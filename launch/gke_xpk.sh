@@ -38,8 +38,10 @@ place=("--cluster=$CLUSTER" "--zone=$ZONE" ${PROJECT:+"--project=$PROJECT"})
 mount=/mnt/$BUCKET
 arguments=$(printf '%q ' "$@" --config.multi_host=true "--config.mesh.slices=$SLICES" \
   "--workdir=$mount/$RUN")
-inside="mkdir -p $mount/$RUN/logs && cd /app && set -o pipefail;"
-inside+=" python -m pyratok_jax.train $arguments 2>&1 | tee /tmp/train.log; code=\$?;"
+# A container that must go gets SIGTERM: the training saves and ends with code 130.
+inside="mkdir -p $mount/$RUN/logs && cd /app || exit 1; trap 'kill -TERM \$pid' TERM;"
+inside+=" python -m pyratok_jax.train $arguments > >(tee /tmp/train.log) 2>&1 & pid=\$!;"
+inside+=" wait \$pid; code=\$?; while kill -0 \$pid 2>/dev/null; do wait \$pid; code=\$?; done;"
 inside+=" cp /tmp/train.log $mount/$RUN/logs/\$(hostname).log; exit \$code"
 
 run xpk storage attach "$BUCKET" "${place[@]}" --type=gcsfuse --auto-mount=true \

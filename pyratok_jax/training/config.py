@@ -30,8 +30,8 @@ def training_config(**changes: Any) -> ConfigDict:
     - dtype: of activations; parameters are float32. remat: "none", "stages" or "all".
     - mesh: sizes of the axes, see `sharding.make_mesh`; -1 takes what is left.
     - multi_host: connect the hosts of a pod before anything else (`hosts.join_hosts`).
-    - host_timeout, step_timeout: seconds after which a host that is not heard of, or a step that does
-      not end (0: any time), ends a run on many hosts (`watch`).
+    - host_timeout, step_timeout: seconds after which a host that is not heard of, or a step that
+      does not end (0: any time), ends a run on many hosts (`watch`).
     - profile_steps: steps to trace, such as "10:15" (`--profile_steps`).
     - checkpoint: every how many steps, how many to keep, and which to keep for ever (0: none).
     - log_every: steps between logged losses.
@@ -195,8 +195,8 @@ def parse_command(arguments: list[str], *, default_config: str) -> Command:
     workdir = values["workdir"].value or f"runs/{Path(named.partition(':')[0]).stem}"
     if "://" in workdir:
         raise UserError(
-            f"--workdir {workdir}: buckets are written to through the file system; mount it on every "
-            "host (gcsfuse; docs/pods.md) and name the folder it is mounted at"
+            f"--workdir {workdir}: buckets are written to through the file system; mount it on "
+            "every host (gcsfuse; docs/pods.md) and name the folder it is mounted at"
         )
     if values["profile_steps"].value:
         config.profile_steps = values["profile_steps"].value

@@ -1,4 +1,4 @@
-"""Where the time of a training goes: steps, waiting for data, waiting for the devices, by process."""
+"""Where the time of a training goes: steps, waiting for data and for devices, by process."""
 
 import time
 

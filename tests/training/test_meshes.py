@@ -1,0 +1,89 @@
+"""Ten steps of the method give the same numbers on every mesh and number of processes.
+
+Every loss but LPIPS is on (its network is large and sees frames one by one). Arrays are split from
+16 values on, so that fsdp and tensor divide nearly all of them.
+"""
+
+import numpy as np
+import pytest
+
+from tests.training.processes import arrays, execute, finish, launch, rows, same_bits
+from tests.training.tiny import make_world
+from tests.training.worker import SMALL_VAE
+
+MESHES = {
+    "data8": {"data": 8},
+    "data2_fsdp4": {"data": 2, "fsdp": 4},
+    "data2_spatial2_tensor2": {"data": 2, "spatial": 2, "tensor": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def small_world(tmp_path_factory):
+    return make_world(tmp_path_factory.mktemp("world"), SMALL_VAE)
+
+
+def settings(world, folder, steps=10, **changes):
+    config = {"steps": steps, "batch_size": 8, "log_every": 1}
+    output = str(folder.with_suffix(".npz"))
+    return {"world": str(world), "workdir": str(folder), "output": output, "config": config,
+            **changes}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def one(small_world, tmp_path_factory):
+    """On one device."""
+    folder = tmp_path_factory.mktemp("one") / "run"
+    execute([settings(small_world, folder)])
+    return folder
+
+
+def assert_same(folder, one):
+    found, wanted = rows(folder), rows(one)
+    assert [row["step"] for row in found] == list(range(1, 11))
+    for a, b in zip(found, wanted, strict=True):
+        assert a.keys() == b.keys() and {"autoregressive", "entropy", "retention"} <= a.keys()
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+        # The drift begins at exactly 0 and leaves it by rounding alone.
+        assert a == pytest.approx(b, rel=1e-5, abs=1e-6)
+    first, second = arrays(folder.with_suffix(".npz")), arrays(one.with_suffix(".npz"))
+    assert first.keys() == second.keys()
+    for name, value in second.items():
+        if not name.startswith("opt/"):
+            np.testing.assert_allclose(first[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_eight_devices_in_three_meshes_give_the_numbers_of_one(small_world, one, tmp_path):
+    execute(
+        [settings(small_world, tmp_path / name, mesh=mesh) for name, mesh in MESHES.items()],
+        devices=8,
+    )
+    for name in MESHES:
+        assert_same(tmp_path / name, one)
+
+
+@pytest.mark.parametrize(("count", "mesh"), [(2, {"data": 2}), (4, {"data": 2, "tensor": 2})])
+def test_processes_give_the_numbers_of_one(small_world, one, tmp_path, count, mesh):
+    """Of four, two and two read the same clips and hold different parts of the weights."""
+    execute([settings(small_world, tmp_path / "run", mesh=mesh)], count=count)
+    assert_same(tmp_path / "run", one)
+
+
+@pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_killed_and_resumed_is_the_unbroken_run_bit_for_bit(small_world, tmp_path, count):
+    """20 steps = 9 steps, SIGKILL, and the rest from the newest checkpoint."""
+
+    def training(name, **changes):
+        made = settings(small_world, tmp_path / name, steps=20, **changes)
+        made["config"] |= {"log_every": 5, "checkpoint": {"every": 3, "keep": 2, "keep_every": 0}}
+        return [made]
+
+    execute(training("whole"), count=count)
+    ended = finish(launch(training("run", accident=[-1, 10, "SIGKILL"]), count=count))
+    assert [code for code, _ in ended] == [-9] * count, ended
+    # A save that the kill cut short leaves no checkpoint and harms none.
+    kept = [int(p.name) for p in (tmp_path / "run/checkpoints").iterdir() if p.name.isdigit()]
+    assert set(kept) <= {3, 6, 9} and kept
+    execute(training("run"), count=count)
+    assert same_bits(tmp_path / "run.npz", tmp_path / "whole.npz")
+    assert rows(tmp_path / "run") == rows(tmp_path / "whole")
