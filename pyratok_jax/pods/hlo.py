@@ -38,6 +38,8 @@ _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _LIMIT = re.compile(r"^s32\[\]\S* constant\((\d+)\)")
 _COUNTER = re.compile(r"compare\(%?[\w.\-]+, %?([\w.\-]+)\), direction=LT")
 _CYCLES = re.compile(r'"estimated_cycles":"?(\d+)')
+# The compiler writes the largest number for what it cannot estimate (scatters, for example).
+_UNKNOWN = 2**48
 _WHERE = re.compile(r'op_name="([^"]*)"')
 
 
@@ -51,6 +53,7 @@ class Instruction:
     text: str
     calls: tuple[tuple[str, str], ...]
     cycles: int
+    unknown: bool
 
     @property
     def where(self) -> str:
@@ -135,6 +138,11 @@ class Program:
         """Estimated cycles of one step on one chip, all operations one after the other."""
         return sum(one.cycles * times for one, times in self._runs)
 
+    @property
+    def unknown(self) -> list[str]:
+        """Operations whose cycles the compiler does not know; they count 0."""
+        return sorted({place(one.where) for one, _ in self._runs if one.unknown})
+
     def costliest(self, top: int = 10) -> list[Cost]:
         """Operations of equal place and shape together, costliest first."""
         groups: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
@@ -197,14 +205,16 @@ def _instruction(name: str, rest: str) -> Instruction:
         for role, names in _CALLS.findall(rest)
         for callee in names.strip("{}").split(",")
     ]
-    cycles = _CYCLES.search(rest)
+    found = _CYCLES.search(rest)
+    cycles = int(found[1]) if found else 0
     return Instruction(
         name,
         opcode[1] if opcode else "",
         shape,
         rest,
         tuple(calls),
-        int(cycles[1]) if cycles else 0,
+        0 if cycles > _UNKNOWN else cycles,
+        cycles > _UNKNOWN,
     )
 
 

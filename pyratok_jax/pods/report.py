@@ -21,7 +21,7 @@ PARTS = (
 )  # fmt: skip
 ASSUMPTIONS = (
     "cycles are the compiler's estimates, all operations one after the other, loops with a stated "
-    "count that often, loops without one once",
+    "count that often, loops without one once; operations without an estimate count 0",
     "seconds are cycles over the published clock",
     "collectives that the compiler gives no cycles are hidden behind the rest in 'step seconds'; "
     "'without overlap' adds the bytes that a chip sends over the rate of its links",
@@ -126,6 +126,7 @@ def program_facts(
     return traffic | {
         "estimated_cycles": program.cycles,
         "loops_without_count": program.open_loops,
+        "operations_without_estimate": program.unknown,
         "step_seconds": seconds,
         "step_seconds_without_overlap": seconds + sending,
         "model_flops": model_flops,

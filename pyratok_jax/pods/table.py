@@ -69,6 +69,8 @@ def rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
                 f"MFU {facts['mfu_without_overlap']:.1%}",
             ),
         ]
+        if facts["operations_without_estimate"]:
+            found.append(("without an estimate", ", ".join(facts["operations_without_estimate"])))
         parts = {name: cycles for name, cycles in facts["cycles_by_part"].items() if cycles}
         cycles = facts["estimated_cycles"] or 1
         found.append(

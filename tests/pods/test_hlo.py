@@ -28,6 +28,12 @@ def test_a_loop_counts_as_often_as_it_runs(program):
     assert (Program(scanned).cycles, Program(scanned).open_loops) == (36_700, 0)
 
 
+def test_what_the_compiler_cannot_estimate_is_named():
+    unknown = Program(TEXT.replace('"estimated_cycles":"700"', f'"estimated_cycles":"{2**64 - 1}"'))
+    assert unknown.cycles == 5000
+    assert unknown.unknown == ["head/dot"]
+
+
 def test_costliest_operations_name_shape_and_place(program):
     first, second = program.costliest(2)
     assert (first.cycles, first.count, first.shape) == (5000, 5, "bf16[8,128]")

@@ -1,0 +1,62 @@
+"""Small programs through the real TPU compiler, where it is installed."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import json, sys
+from pyratok_jax.pods.chips import parse_slice
+from pyratok_jax.pods.topology import describe, prepare
+where = parse_slice(sys.argv[1])
+prepare(where)
+import jax, jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec as P
+from pyratok_jax.pods.programs import Program
+from pyratok_jax.pods.report import measure
+from pyratok_jax.training.sharding import make_mesh
+mesh = make_mesh({"data": -1, "fsdp": 1, "spatial": 1, "tensor": 1, "slices": 1}, describe(where))
+def shape(*sizes):
+    rows = NamedSharding(mesh, P("data"))
+    return jax.ShapeDtypeStruct(sizes, jnp.bfloat16, sharding=rows)
+def run(x, w):
+    x = jax.lax.scan(lambda x, _: (jnp.tanh(x @ w), None), x, None, length=7)[0]
+    return jnp.sum(x.astype(jnp.float32))
+small = Program(run, (shape(512, 1024), shape(1024, 1024)), (), None, 4)
+huge = Program(lambda x: jnp.outer(x, x), (shape(1 << 19),), (), None, 4)
+print(json.dumps([measure(small, mesh, where, model_flops=7 * 2 * 512 * 1024**2),
+                  measure(small, mesh, where, effort="memory"),
+                  measure(huge, mesh, where)]))
+sys.stdout.flush()
+import os
+os._exit(0)
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
+@pytest.mark.parametrize("topology", ["v5p:2x2x1", "v5e:2x2"])
+def test_programs_are_measured_and_want_of_memory_is_an_answer(topology):
+    ended = subprocess.run(
+        [sys.executable, "-c", SCRIPT, topology],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    )
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    small, early, huge = json.loads(ended.stdout.splitlines()[-1])
+    assert small["memory"]["fits"] and small["error"] == ""
+    # A quarter of the rows of x and w, and the code.
+    arguments = small["memory"]["by_kind"]["arguments"]
+    assert arguments == early["memory"]["by_kind"]["arguments"] == (512 + 1024) * 1024 * 2 / 4
+    assert small["loops_without_count"] == 0
+    assert 0 < small["mfu"] < 1
+    # The weights are gathered from four chips.
+    assert small["collectives"]["all-gather"]["bytes"] >= 1024 * 1024 * 2 * 3 / 4
+    assert "step_seconds" not in early
+    assert huge["memory"]["verdict"].startswith("does not fit by")
+    assert huge["error"] == ""
