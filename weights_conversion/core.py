@@ -412,7 +412,13 @@ def load_checkpoint(
         name: jax.ShapeDtypeStruct(shape, value_type, sharding=_sharding(sharding, name, shape))
         for name, shape in wanted.items()
     }
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    alone = ocp.options.MultiprocessingOptions()
+    if jax.process_count() > 1:
+        # Each process reads its own part without waiting for the others, which may not read at all.
+        me = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+    with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
         return checkpointer.restore(
             (Path(folder) / "weights").absolute(),
             args=ocp.args.PyTreeRestore(
@@ -440,7 +446,7 @@ def _sharding(sharding: Any, name: str, shape: Sequence[int]) -> Any:
     import jax
 
     if sharding is None:
-        return jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     if isinstance(sharding, jax.sharding.Sharding):
         return sharding
     return sharding(name, tuple(shape))

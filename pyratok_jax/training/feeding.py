@@ -22,23 +22,7 @@ class Share(NamedTuple):
     count: int
 
 
-def common_share(mesh: Mesh, sizes: Sequence[int]) -> Share:
-    """`data_share` of this process for batches of all these sizes.
-
-    Raises:
-        UserError: it is not the same for all, or there is none.
-    """
-    shares = {size: data_share(mesh, size) for size in sizes}
-    if len(set(shares.values())) > 1:
-        counts = ", ".join(f"{size} clips: {share.count}" for size, share in shares.items())
-        raise UserError(
-            f"batches of these buckets would be read in unlike parts by the processes ({counts} "
-            "parts); give the buckets batches that split alike over config.mesh"
-        )
-    return next(iter(shares.values()))
-
-
-def data_share(mesh: Mesh, rows: int, process: int | None = None) -> Share:
+def data_share(mesh: Mesh, rows: int, *, process: int | None = None) -> Share:
     """The rows of a batch of `rows` clips (over all processes) that a process reads.
 
     Where each process's rows lie side by side on the mesh the global batch is, row for row, that of

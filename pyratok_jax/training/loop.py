@@ -1,5 +1,6 @@
 """The training loop: data, step, numbers, checkpoints; interrupted anywhere, resumed exactly."""
 
+import functools
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ from ml_collections import ConfigDict
 from pyratok_jax.data.buckets import parse_buckets
 from pyratok_jax.errors import UserError
 from pyratok_jax.training.checkpoints import Checkpoints
-from pyratok_jax.training.feeding import Exchange, common_share, spread, to_mesh
+from pyratok_jax.training.feeding import Exchange, Share, data_share, spread, to_mesh
 from pyratok_jax.training.metrics import MetricsLog, StepBar
 from pyratok_jax.training.optimizer import make_optimizer
 from pyratok_jax.training.partition import Arrays, Partition
@@ -118,9 +119,9 @@ def train(config: ConfigDict, workdir: Path, task: Task, *, on_start: Any = None
     profiled = profiled_steps(config.profile_steps)
     checkpoints = Checkpoints(workdir, config)
     mesh = make_mesh(config.mesh)
-    share = common_share(mesh, _batch_sizes(config))
+    shares = _shares(config, mesh)
     partition = Partition(task.system, task.is_trainable)
-    loader = task.make_loader(*share)
+    loader = _loader(task, shares, mesh)
     with StopSignal() as stop:
         if on_start is not None and checkpoints.newest() is None:
             on_start(partition)
@@ -137,7 +138,7 @@ def train(config: ConfigDict, workdir: Path, task: Task, *, on_start: Any = None
                 with StepBar(start, config.steps, enabled=primary) as bar:
                     if start:
                         bar.say(f"going on from step {start} in {workdir}")
-                    run = _Run(config, task, mesh, share.count, step, frozen, loader, checkpoints,
+                    run = _Run(config, task, mesh, shares, step, frozen, loader, checkpoints,
                                log, bar, vote, times, exchange, profiler)  # fmt: skip
                     state = run.steps(state, pending)
             finally:
@@ -150,10 +151,28 @@ def train(config: ConfigDict, workdir: Path, task: Task, *, on_start: Any = None
     return Trained(state, frozen, partition, finished, done - start, times.total, times.waiting)
 
 
-def _batch_sizes(config: ConfigDict) -> list[int]:
-    """Clips of the batches that the data config can give, over all processes."""
-    buckets = parse_buckets(config.data.get("buckets", ()) or ())
-    return sorted({bucket.clips or config.batch_size for bucket in buckets} or {config.batch_size})
+def _shares(config: ConfigDict, mesh: Mesh) -> dict[str, Share]:
+    """What this process reads of the batches of each bucket; of all batches where none is named."""
+    buckets = parse_buckets(config.data.get("buckets", ()) or ("1x8x8",))
+    return {bucket.name: data_share(mesh, bucket.clips or config.batch_size) for bucket in buckets}
+
+
+def _loader(task: Task, shares: dict[str, Share], mesh: Mesh) -> Any:
+    """The task's batches. A task with an attribute `share_of` reads each bucket in its own parts.
+
+    Raises:
+        UserError: the buckets differ in that, and the task has no such attribute.
+    """
+    share = next(iter(shares.values()))
+    if hasattr(task, "share_of"):
+        task.share_of = functools.partial(data_share, mesh)
+    elif len(set(shares.values())) > 1:
+        counts = ", ".join(f"{name}: {share.count}" for name, share in shares.items())
+        raise UserError(
+            f"the processes would read these buckets in unlike parts ({counts}); give them batches "
+            "that split alike over config.mesh"
+        )
+    return task.make_loader(*share)
 
 
 def _restored(
@@ -178,7 +197,7 @@ class _Run(NamedTuple):
     config: ConfigDict
     task: Task
     mesh: Mesh
-    parts: int
+    shares: dict[str, Share]
     step: Any
     frozen: Arrays
     loader: Any
@@ -200,10 +219,12 @@ class _Run(NamedTuple):
             self.profiler.before(number)
             asked = time.perf_counter()
             doing(number, what if what == "first step" else "waiting for data")
-            batch = self.task.device_batch(next(self.loader))
+            read = next(self.loader)
+            batch = self.task.device_batch(read)
             data_wait = time.perf_counter() - asked
             doing(number, what)
-            state, metrics = self.step(state, self.frozen, to_mesh(batch, self.mesh, self.parts))
+            share = self.shares.get(read.get("bucket")) or next(iter(self.shares.values()))
+            state, metrics = self.step(state, self.frozen, to_mesh(batch, self.mesh, share.count))
             self.vote.step_started()
             pending.append(metrics)
             # One step may run ahead, no more: Ctrl-C and progress must not wait for a long queue.
