@@ -16,10 +16,10 @@ from pyratok_jax.training.sharding import batch_shardings, batch_spec
 
 
 class Share(NamedTuple):
-    """A process reads part `index` of `count` equal parts of every batch's rows."""
+    """A process reads this part of so many equal parts of every batch's rows."""
 
-    index: int
-    count: int
+    part: int
+    parts: int
 
 
 def data_share(mesh: Mesh, rows: int, *, process: int | None = None) -> Share:
@@ -36,7 +36,7 @@ def data_share(mesh: Mesh, rows: int, *, process: int | None = None) -> Share:
         return Share(0, 1)
     sharding = NamedSharding(mesh, batch_spec((rows,), mesh))
     try:
-        places = sharding.devices_indices_map((rows,))
+        places: Any = sharding.devices_indices_map((rows,))
     except ValueError as error:
         raise UserError(
             f"config.batch_size {rows} does not split over config.mesh ({dict(mesh.shape)}); take "

@@ -167,7 +167,7 @@ def _loader(task: Task, shares: dict[str, Share], mesh: Mesh) -> Any:
     if hasattr(task, "share_of"):
         task.share_of = functools.partial(data_share, mesh)
     elif len(set(shares.values())) > 1:
-        counts = ", ".join(f"{name}: {share.count}" for name, share in shares.items())
+        counts = ", ".join(f"{name}: {share.parts}" for name, share in shares.items())
         raise UserError(
             f"the processes would read these buckets in unlike parts ({counts}); give them batches "
             "that split alike over config.mesh"
@@ -224,7 +224,7 @@ class _Run(NamedTuple):
             data_wait = time.perf_counter() - asked
             doing(number, what)
             share = self.shares.get(read.get("bucket")) or next(iter(self.shares.values()))
-            state, metrics = self.step(state, self.frozen, to_mesh(batch, self.mesh, share.count))
+            state, metrics = self.step(state, self.frozen, to_mesh(batch, self.mesh, share.parts))
             self.vote.step_started()
             pending.append(metrics)
             # One step may run ahead, no more: Ctrl-C and progress must not wait for a long queue.
