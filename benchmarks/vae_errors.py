@@ -5,7 +5,7 @@
 Prints JSON with relative errors ||y - y0|| / ||y0|| against the whole frame in float32:
 `bfloat16` activations over the same float32 weights, in the form of the CPU and in that of TPUs,
 and tiles of several sizes, which overlap by half. How far tiles are off depends on the weights and
-the picture; random ones see further than trained ones.
+the picture.
 """
 
 import argparse
