@@ -145,12 +145,3 @@ def batch_spec(shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSp
 def batch_shardings(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, NamedSharding]:
     """Shardings of a (global) batch's arrays."""
     return {name: NamedSharding(mesh, batch_spec(np.shape(x), mesh)) for name, x in batch.items()}
-
-
-def to_mesh(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """This process's rows of a batch as parts of global arrays."""
-    shardings = batch_shardings(batch, mesh)
-    return {
-        name: jax.make_array_from_process_local_data(shardings[name], np.asarray(value))
-        for name, value in batch.items()
-    }
