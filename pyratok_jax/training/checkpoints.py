@@ -19,9 +19,10 @@ from pyratok_jax.training.step import TrainState
 
 # What may differ between the run that wrote a checkpoint and the one that goes on with it: how
 # long and how watched a training is, and how its work is laid over machines, not what it computes.
-_FREE = ("steps", "checkpoint", "log_every", "max_bad_steps", "report", "mesh", "multi_host",
-         "host_timeout", "step_timeout", "profile_steps", "init_from", "remat", "loss", "optimizer",
-         "data.workers", "data.threads", "data.prefetch", "data.phases")  # fmt: skip
+_FREE = ("steps", "checkpoint", "log_every", "max_bad_steps", "collapse", "report", "mesh",
+         "multi_host", "host_timeout", "step_timeout", "profile_steps", "init_from", "remat",
+         "loss", "optimizer", "data.workers", "data.threads", "data.prefetch",
+         "data.phases")  # fmt: skip
 
 
 class Checkpoints:

@@ -36,6 +36,8 @@ def training_config(**changes: Any) -> ConfigDict:
     - checkpoint: every how many steps, how many to keep, and which to keep for ever (0: none).
     - log_every: steps between logged losses.
     - max_bad_steps: steps in a row with a loss that is not finite after which training stops.
+    - collapse: share of different codes (of the tokens of a step, or of the vocabulary) under which
+      a level is reported after so many logged values in a row; patience 0: never.
     - init_from: a checkpoint folder whose trainable arrays are the start (a previous stage).
 
     Raises:
@@ -72,6 +74,7 @@ def training_config(**changes: Any) -> ConfigDict:
             "checkpoint": {"every": 500, "keep": 2, "keep_every": 0},
             "log_every": 10,
             "max_bad_steps": 10,
+            "collapse": {"threshold": 0.02, "patience": 5},
             "init_from": "",
             "data": data_config(),
         }

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from pyratok_jax.data.buckets import parse_buckets
 from pyratok_jax.errors import UserError
 from pyratok_jax.training.checkpoints import Checkpoints
+from pyratok_jax.training.collapse import CollapseGuard
 from pyratok_jax.training.feeding import Exchange, Share, data_share, spread, to_mesh
 from pyratok_jax.training.metrics import MetricsLog, StepBar
 from pyratok_jax.training.optimizer import make_optimizer
@@ -139,7 +140,8 @@ def train(config: ConfigDict, workdir: Path, task: Task, *, on_start: Any = None
                     if start:
                         bar.say(f"going on from step {start} in {workdir}")
                     run = _Run(config, task, mesh, shares, step, frozen, loader, checkpoints,
-                               log, bar, vote, times, exchange, profiler)  # fmt: skip
+                               log, bar, vote, times, exchange, profiler,
+                               CollapseGuard(**config.collapse))  # fmt: skip
                     state = run.steps(state, pending)
             finally:
                 profiler.close()
@@ -208,6 +210,7 @@ class _Run(NamedTuple):
     times: Times
     exchange: Exchange
     profiler: Profiler
+    guard: CollapseGuard
 
     def steps(self, state: TrainState, pending: list[Metrics]) -> TrainState:
         """Step until the end or a signal; `pending` are metrics of steps not logged yet."""
@@ -261,6 +264,9 @@ class _Run(NamedTuple):
         self.log.write(number, means)
         self._log_timing(number)
         self.bar.show(number, means)
+        warning = self.guard.check(means)
+        if warning is not None:
+            self.bar.say(warning)
         bad = int(state.skipped_in_a_row)
         if bad >= self.config.max_bad_steps:
             terms = ", ".join(f"{k} {v:.3g}" for k, v in values[-1].items())

@@ -1,6 +1,9 @@
 """The guard speaks once when a level stays low, and again only after it had recovered."""
 
 from pyratok_jax.training.collapse import CollapseGuard
+from pyratok_jax.training.loop import train
+from pyratok_jax.training.task import TokenizerTask
+from tests.training.tiny import tiny_config
 
 
 def _values(first, second):
@@ -21,3 +24,13 @@ def test_a_level_that_stays_low_is_named_once():
 def test_no_patience_never_warns():
     guard = CollapseGuard(0.1, patience=0)
     assert all(guard.check(_values(0.0, 0.0)) is None for _ in range(4))
+
+
+def test_a_training_says_so(world, tmp_path, capsys):
+    config = tiny_config(world, log_every=1)
+    config.collapse.update({"threshold": 2.0, "patience": 3})
+    task = TokenizerTask(config)
+    config.steps = 3
+    train(config, tmp_path / "work", task)
+    said = capsys.readouterr().out
+    assert "codebook collapse" in said and said.count("level 4 (") == 1

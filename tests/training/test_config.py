@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from pyratok_jax.data.buckets import parse_buckets
 from pyratok_jax.errors import UserError
 from pyratok_jax.training.config import parse_flags, tokenizer_training_config, training_config
 
@@ -54,10 +55,11 @@ def test_the_recipe_for_pods_has_the_published_values(stage):
     assert config.batch_size == (256 if stage == "stage3" else 512)
     assert config.optimizer.learning_rate == 1e-5
     assert bool(config.loss.weights.autoregressive) == (stage != "stage1")
-    sides = [tuple(map(int, name.split("x")[1:])) for name in config.data.buckets]
+    buckets = parse_buckets(config.data.buckets)
+    sides = [(bucket.height, bucket.width) for bucket in buckets]
     assert all(h % 32 == 0 and w % 32 == 0 for h, w in sides)
     assert (128, 128) in sides if stage == "stage3" else (512, 512) in sides
-    assert {name.split("x")[0] for name in config.data.buckets} == {"17", "49", "97"}
+    assert {bucket.frames for bucket in buckets} == {17, 49, 97}
 
 
 def test_a_mistake_on_the_command_line_is_one_line_and_code_2(tmp_path):
