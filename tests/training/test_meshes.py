@@ -44,8 +44,8 @@ def assert_same(folder, one):
     for a, b in zip(found, wanted, strict=True):
         assert a.keys() == b.keys() and {"autoregressive", "entropy", "retention"} <= a.keys()
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
-        # The drift begins at exactly 0 and leaves it by rounding alone.
-        assert a == pytest.approx(b, rel=1e-5, abs=1e-6)
+        # Drift begins at exactly 0; the entropy term is a small difference of two entropies.
+        assert a == pytest.approx(b, rel=1e-5, abs=1e-5)
     first, second = arrays(folder.with_suffix(".npz")), arrays(one.with_suffix(".npz"))
     assert first.keys() == second.keys()
     for name, value in second.items():
