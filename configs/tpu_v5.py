@@ -1,9 +1,9 @@
 """The paper's recipe at full size, for TPU v5 pods: stages 1, 2 and 3.
 
     python -m pyratok_jax.train --config configs/tpu_v5.py:stage1 \
-        --workdir gs://BUCKET/stage1 --config.multi_host=true
+        --workdir /mnt/BUCKET/stage1 --config.multi_host=true
 
-Each stage starts from the one before: `:stage2 --config.init_from=gs://BUCKET/stage1`. Convert the
+Each stage starts from the one before: `:stage2 --config.init_from=/mnt/BUCKET/stage1`. Convert the
 frozen weights first (`weights_conversion.wan_vae`, `weights_conversion.language_model`, and for
 stage 3 `weights_conversion.dino`) and point `--config.model.backbone`, `--config.language.spec` and
 `--config.vision.spec` at them.

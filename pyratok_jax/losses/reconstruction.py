@@ -76,8 +76,8 @@ def ssim_loss(
 ) -> Float[Array, ""]:
     """1 - mean SSIM over all frames of videos in [-1, 1]; the reconstruction is not clamped."""
     if not splits_height():
-        a, b = (x.reshape(-1, *x.shape[2:]) for x in (video, reconstruction))
-        return 1.0 - jnp.mean(ssim(0.5 * (a + 1.0), 0.5 * (b + 1.0)))
+        x, y = (v.reshape(-1, *v.shape[2:]) for v in (video, reconstruction))
+        return 1.0 - jnp.mean(ssim(0.5 * (x + 1.0), 0.5 * (y + 1.0)))
     b, t, h, w, c = video.shape
     total = total_over_devices(functools.partial(_rows_similarity, h), video, reconstruction)
     windows = b * t * (h - FILTER_SIZE + 1) * (w - FILTER_SIZE + 1) * c
@@ -92,11 +92,11 @@ def _rows_similarity(
     reach = FILTER_SIZE - 1
     b, t, rows, w, c = video.shape
     pair = with_borders(pair, (0, reach))[0].reshape(b * t, rows + reach, w, 2 * c)
-    a, b = jnp.split(0.5 * (pair + 1.0), 2, axis=-1)
+    x, y = jnp.split(0.5 * (pair + 1.0), 2, axis=-1)
     # Windows that would reach below the frame's last row do not count.
     first = jax.lax.axis_index(height_axis()) * rows
     real = first + jnp.arange(rows) <= height - FILTER_SIZE
-    return jnp.sum(similarity_map(a, b) * real[:, None, None])
+    return jnp.sum(similarity_map(x, y) * real[:, None, None])
 
 
 def choose_frames(t: int, count: int, key: PRNGKeyArray | None) -> Array:

@@ -201,9 +201,10 @@ def parse_command(arguments: list[str], *, default_config: str) -> Command:
             f"--workdir {workdir}: buckets are written to through the file system; mount it on "
             "every host (gcsfuse; docs/pods.md) and name the folder it is mounted at"
         )
+    assert config is not None
     if values["profile_steps"].value:
         config.profile_steps = values["profile_steps"].value
-    return Command(config, Path(workdir), values["xla_dump_to"].value)
+    return Command(config, Path(workdir), values["xla_dump_to"].value or "")
 
 
 def _define(values: flags.FlagValues, arguments: list[str], default_config: str) -> None:

@@ -1,6 +1,7 @@
 """Many hosts: joining them."""
 
 import os
+from typing import Any
 
 import jax
 
@@ -28,7 +29,7 @@ def join_hosts(wanted: bool, silence: float = 60.0) -> None:
     missing = [name for name, value in given.items() if not value]
     if missing and len(missing) < len(given):
         raise UserError(f"{', '.join(missing)} not set; set all of {', '.join(given)}, or none")
-    limit = {"heartbeat_timeout_seconds": int(2 * silence) + 10}
+    limit: dict[str, Any] = {"heartbeat_timeout_seconds": int(2 * silence) + 10}
     try:
         if missing:
             jax.distributed.initialize(**limit)

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from pyratok_jax.data.caption_embeddings import StoredCaptions
 from pyratok_jax.data.captions import CaptionTokenizer
-from pyratok_jax.data.pipeline import ClipLoader, make_loader
+from pyratok_jax.data.pipeline import ClipLoader, ShareOf, make_loader
 from pyratok_jax.errors import UserError
 from pyratok_jax.models.quantizers.fitting import fit_quantizer
 from pyratok_jax.models.wan_vae.model import WanVAE
@@ -36,6 +36,8 @@ class TokenizerTask:
 
     def __init__(self, config: ConfigDict):
         self.config = config
+        # How a batch of so many clips is shared out over the hosts; the loop says.
+        self.share_of: ShareOf | None = None
         self.backbone = load_backbone(config.model.backbone)
         self.language = load_language(
             config.language.spec, remat=config.language.remat, bits=config.language.bits
@@ -75,9 +77,11 @@ class TokenizerTask:
 
     def make_loader(self, index: int, count: int) -> ClipLoader:
         """The training stream of one host."""
-        return self._loader(index, count, self.config.data.buckets)
+        return self._loader(index, count, self.config.data.buckets, self.share_of)
 
-    def _loader(self, index: int, count: int, buckets: Sequence[str]) -> ClipLoader:
+    def _loader(
+        self, index: int, count: int, buckets: Sequence[str], share_of: ShareOf | None = None
+    ) -> ClipLoader:
         return make_loader(
             self.config.data.to_dict() | {"buckets": tuple(buckets)},
             seed=self.config.seed,
@@ -86,6 +90,7 @@ class TokenizerTask:
             embed=self.stored,
             process_index=index,
             process_count=count,
+            share_of=share_of,
         )
 
     def device_batch(self, batch: Mapping[str, Any]) -> dict[str, Any]:
