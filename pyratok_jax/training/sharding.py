@@ -49,10 +49,16 @@ def make_mesh(config: Mapping[str, int], devices: Any = None) -> Mesh:
         raise UserError(_refusal(config, len(devices)))
     if sizes[0] > 1 and hasattr(devices[0], "slice_index"):
         grid = mesh_utils.create_hybrid_device_mesh(
-            [1, *sizes[1:]], [sizes[0], *([1] * (len(AXES) - 1))], devices.tolist()
+            [1, *sizes[1:]],
+            [sizes[0], *([1] * (len(AXES) - 1))],
+            devices.tolist(),
+            allow_split_physical_axes=True,
         )
     elif devices[0].platform == "tpu":
-        grid = mesh_utils.create_device_mesh(sizes, devices.tolist())
+        # An axis of 32 over a torus of 4x4x4 takes half of one of its axes.
+        grid = mesh_utils.create_device_mesh(
+            sizes, devices.tolist(), allow_split_physical_axes=True
+        )
     else:
         grid = devices.reshape(sizes)
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
