@@ -66,7 +66,7 @@ def distinct_share(q: Float[Array, "*n bits"], vocabulary: int | None = None) ->
 
 
 def usage_metrics(
-    codes: Sequence[Float[Array, "_b _t _h _w bits"]], vocabulary: int | None = None
+    codes: Sequence[Float[Array, "_b _t _h _w _bits"]], vocabulary: int | None = None
 ) -> dict[str, Float[Array, ""]]:
     """What a training logs of each level's use of the codebook, over the global batch.
 

@@ -112,6 +112,8 @@ def make(settings):
         from pyratok_jax.training.task import TokenizerTask
 
         config = small_config(Path(settings["world"]), **changes)
+        # The tiny world has an interval of its own.
+        config.checkpoint.update(changes.get("checkpoint", {}))
         task = TokenizerTask(config)
     config.optimizer.update(settings.get("optimizer", {}))
     config.mesh.update(settings.get("mesh", {}))
