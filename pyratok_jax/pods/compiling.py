@@ -90,7 +90,8 @@ def _without_code(lowered: Any, options: dict[str, Any], folder: Path) -> Answer
         size = now
     if refusals:
         return _refusal(refusals[0])
-    return Answer(memory_of_files(folder), _newest(folder, _PROGRAM))
+    # It was done before it was looked at: the answer is that of larger programs all the same.
+    return Answer(memory_of_files(folder), _newest(folder, _EARLY_PROGRAM))
 
 
 def memory_of_files(folder: Path) -> Memory:
