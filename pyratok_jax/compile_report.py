@@ -45,6 +45,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--sweep", action="store_true", help="try batches, remat and meshes (train step)"
     )
+    p.add_argument("--sweep_remat", default="none,stages,all", help="policies to try")
+    p.add_argument("--sweep_clips", default="1,2", help="clips of a chip at a time to try")
+    p.add_argument("--sweep_meshes", default="", help="FSDPxSPATIAL to try, 4x16,64x1; none: some")
     p.add_argument(
         "--output", default="compile_report.json", help="JSON file, or with --sweep JSONL"
     )
@@ -116,7 +119,7 @@ def _sweep(
     given = sweep.candidates(
         chips,
         options.sweep_remat.split(","),
-        [int(n) for n in options.sweep_clips.split(",")],
+        sweep.parse_counts(options.sweep_clips),
         meshes or sweep.default_meshes(chips),
     )
     shared = [

@@ -195,7 +195,7 @@ class Tokenizer:
         of `rows_multiple(len(devices))`.
 
         Raises:
-            ValueError: in `encode` and `decode`, for other heights.
+            UserError: in `encode` and `decode`, for other heights.
         """
         mesh = Mesh(np.asarray(devices), (ROWS,), axis_types=(AxisType.Auto,))
         other = copy.copy(self)
@@ -207,6 +207,7 @@ class Tokenizer:
             compiled = jax.jit(step)
 
             def run(state: Any, frames: Any, *more: Any) -> Any:
+                self._check_rows(frames, mesh.size)
                 frames = jax.tree.map(lambda x: _rows_or_whole(x, rows_sharding), frames)
                 with jax.set_mesh(mesh), rows.over_devices(rows.Split(height=ROWS)):
                     return compiled(state, frames, *more)
@@ -218,6 +219,17 @@ class Tokenizer:
             split(detokenize_step(graph)),
         )
         return other
+
+    def _check_rows(self, frames: Any, devices: int) -> None:
+        """Refuse a video, or ids of one, whose height does not split over so many devices."""
+        levels = frames if isinstance(frames, tuple) else None
+        height = levels[0].shape[2] * self.config.grids[0][1] if levels else frames.shape[2]
+        if height % self.rows_multiple(devices):
+            raise UserError(
+                f"a padded height of {height} does not split over {devices} devices, it must be a "
+                f"multiple of {self.rows_multiple(devices)}; take fewer devices (--spatial), or "
+                "tokens that were made for as many"
+            )
 
     def rows_multiple(self, devices: int) -> int:
         """What padded heights must be a multiple of when so many devices share a frame."""

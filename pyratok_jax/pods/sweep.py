@@ -105,6 +105,18 @@ def parse_meshes(written: str) -> list[tuple[int, int]]:
     return [(pair[0], pair[1]) for pair in pairs]
 
 
+def parse_counts(written: str) -> list[int]:
+    """`1,2`: numbers of clips.
+
+    Raises:
+        UserError: another form.
+    """
+    parts = written.split(",")
+    if not all(part.isdigit() and int(part) for part in parts):
+        raise UserError(f"--sweep_clips {written!r}: expected numbers with commas, such as 1,2")
+    return [int(part) for part in parts]
+
+
 def rank(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows that fit, fastest first by seconds per clip; then those that do not, nearest first."""
 

@@ -62,7 +62,8 @@ def run_one(config: ConfigDict, folder: Path, *, facts: dict[str, Any]) -> dict[
     trained = train(config, folder, task, on_start=on_start)
     if not trained.finished:
         return None
-    trained.partition.trainable.update(trained.state.params)
+    # Moving averages where there are any, as every reader of a checkpoint takes them.
+    trained.partition.trainable.update(trained.state.ema or trained.state.params)
     networks = _lpips(config)
     figures = measure(task, trained.partition, clips, networks)
     result = {

@@ -6,6 +6,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from pyratok_jax.data.arrays import PhasedClips
+from pyratok_jax.errors import UserError
 
 
 class PhasedTask:
@@ -14,7 +15,13 @@ class PhasedTask:
     config: ConfigDict
 
     def make_loader(self, index: int, count: int) -> PhasedClips:
-        """The stream of batches; such a task runs on one host."""
+        """The stream of batches.
+
+        Raises:
+            UserError: for a part of several; the clips are not shared out over hosts.
+        """
+        if count > 1:
+            raise UserError(f"config.task {self.config.task} trains in one process, not in {count}")
         data = self.config.data
         return PhasedClips(data.phases, data.clips.to_dict(), self.config.seed)
 

@@ -1,8 +1,10 @@
 import json
+import sys
 
 import pytest
 from rich.console import Console
 
+from pyratok_jax import compile_report
 from pyratok_jax.errors import UserError
 from pyratok_jax.pods import sweep
 from pyratok_jax.pods.sweep import Candidate, candidates, default_meshes, parse_meshes, rank
@@ -69,6 +71,28 @@ def test_a_sweep_goes_on_and_failures_are_rows(tmp_path, monkeypatch):
     assert [r.get("error", "")[:4] for r in ranked] == ["", "exit"]
     sweep.sweep(given, ["--x"], 4, 4, output, console)
     assert len(calls) == 2
+
+
+def test_the_command_hands_its_settings_to_the_sweep(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        sweep, "compiled_apart", lambda arguments: asked.append(arguments) or facts(1.0)
+    )
+    monkeypatch.setattr(compile_report, "prepare", lambda where: None)
+    output = tmp_path / "rows.jsonl"
+    arguments = ["--sweep", "--sweep_remat=stages,all", "--sweep_clips=2", "--sweep_meshes=4x16"]
+    arguments += ["--bucket=17x512x512", "--config.log_every=7", f"--output={output}"]
+    monkeypatch.setattr(sys, "argv", ["compile_report", *arguments])
+    assert compile_report.main() == 0
+    assert len(asked) == len(output.read_text().splitlines()) == 2
+    for remat, given in zip(("stages", "all"), asked, strict=True):
+        assert f"--config.remat={remat}" in given and "--config.log_every=7" in given
+        assert "--config.mesh.spatial=16" in given and "--config.accumulate=4" in given
+        assert "--bucket=17x512x512*512" in given
+    for wrong in ("--sweep_clips=0", "--sweep_meshes=4"):
+        monkeypatch.setattr(sys, "argv", ["compile_report", *arguments, wrong])
+        with pytest.raises(UserError, match="expected"):
+            compile_report.main()
 
 
 def test_rows_of_another_command_do_not_count(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import optax
 import pytest
 from flax import nnx
 
+from pyratok_jax.errors import UserError
 from pyratok_jax.models.lpips import LPIPS
 from pyratok_jax.pretrained import load_vision
 from pyratok_jax.training.partition import Partition
@@ -52,6 +53,11 @@ def test_student_and_heads_learn_from_a_frozen_teacher(task):
         params, state, last, _ = step(params, state)
     assert float(last["patches"]) < 0.6 * float(first["patches"])
     assert float(last["summary"]) < 0.6 * float(first["summary"])
+
+
+def test_several_processes_are_refused(task):
+    with pytest.raises(UserError, match="trains in one process, not in 2"):
+        task.make_loader(0, 2)
 
 
 def test_shipped_sizes_are_the_config():
