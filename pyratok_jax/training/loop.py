@@ -26,6 +26,7 @@ from pyratok_jax.training.sharding import make_mesh, parameter_shardings
 from pyratok_jax.training.step import Metrics, TrainState, initial_state, make_train_step
 from pyratok_jax.training.stopping import StopSignal, StopVote
 from pyratok_jax.training.timing import Times, over_processes
+from pyratok_jax.training.together import CompiledTogether, meet
 from pyratok_jax.training.watch import doing
 
 
@@ -132,7 +133,7 @@ def train(config: ConfigDict, workdir: Path, task: Task, *, on_start: Any = None
             start = int(state.step)
             primary = jax.process_index() == 0
             log = MetricsLog(workdir, start=start, primary=primary)
-            step = jit_step(task, partition, config, optimizer, state)
+            step = CompiledTogether(jit_step(task, partition, config, optimizer, state))
             times, vote = Times(), StopVote(stop, mesh)
             exchange, profiler = Exchange(mesh), Profiler(profiled, workdir)
             try:
@@ -200,7 +201,7 @@ class _Run(NamedTuple):
     task: Task
     mesh: Mesh
     shares: dict[str, Share]
-    step: Any
+    step: CompiledTogether
     frozen: Arrays
     loader: Any
     checkpoints: Checkpoints
@@ -215,6 +216,7 @@ class _Run(NamedTuple):
     def steps(self, state: TrainState, pending: list[Metrics]) -> TrainState:
         """Step until the end or a signal; `pending` are metrics of steps not logged yet."""
         number, what = int(state.step), "first step"
+        meet()
         if number >= self.config.steps:
             self._save(state, pending)
         while number < self.config.steps:
@@ -225,9 +227,12 @@ class _Run(NamedTuple):
             read = next(self.loader)
             batch = self.task.device_batch(read)
             data_wait = time.perf_counter() - asked
-            doing(number, what)
             share = self.shares.get(read.get("bucket")) or next(iter(self.shares.values()))
-            state, metrics = self.step(state, self.frozen, to_mesh(batch, self.mesh, share.parts))
+            inputs = (state, self.frozen, to_mesh(batch, self.mesh, share.parts))
+            # The time limit of a step is not one of compilation.
+            doing(number, what if self.step.knows(*inputs) else "first step")
+            state, metrics = self.step(*inputs)
+            del inputs
             self.vote.step_started()
             pending.append(metrics)
             # One step may run ahead, no more: Ctrl-C and progress must not wait for a long queue.
