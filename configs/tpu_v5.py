@@ -116,6 +116,8 @@ def get_config(argument: str = "stage1") -> ConfigDict:
     if stage == "stage3":
         config.loss.weights.update({"drift_dinov3": 1.0, "retention": 1.0})
     config.vision.update({"spec": "weights/dinov3_vitb16", "size": "dinov3-vitb16"})
+    # Attention over the 65,536 patches of a whole 4K frame fits no chip.
+    config.vision.largest_side = 768
     config.loss.settings.dino_frames = 4
     config.loss.token_budget = 4096
     config.loss.settings.lpips_frames = 8

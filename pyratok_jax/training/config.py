@@ -98,7 +98,8 @@ def tokenizer_training_config(**changes: Any) -> ConfigDict:
       the autoregressive loss (0: all), what its backward pass keeps (remat), and bits of its
       kernels in memory (0: as stored, 8, 4).
     - vision: specification and size (as above) of the frozen DINO network, loaded when one of its
-      terms has a weight, and the hidden width of the trained projection from latents to it.
+      terms has a weight, the hidden width of the trained projection from latents to it, and the
+      largest side of the images that it sees (larger ones are made smaller; 0: any).
     - loss: weights and settings (`losses.objective`), token_budget of the autoregressive loss (0:
       all tokens).
     - masking: `models.masking.MaskingConfig`.
@@ -133,7 +134,7 @@ def tokenizer_training_config(**changes: Any) -> ConfigDict:
             "remat": "layers",
             "bits": 0,
         },
-        "vision": {"spec": "builtin:demo-vision", "size": "", "projection": 256},
+        "vision": {"spec": "builtin:demo-vision", "size": "", "projection": 256, "largest_side": 0},
         "loss": {
             "weights": dataclasses.asdict(LossWeights()),
             "settings": _without(dataclasses.asdict(LossSettings()), "vocabulary"),

@@ -43,6 +43,7 @@ class TokenizerSystem(nnx.Module):
         lpips: nnx.Module | None,
         dino: Dino | None = None,
         drift: LatentProjection | None = None,
+        largest_side: int = 0,
     ):
         self.tokenizer = tokenizer
         self.alignment = alignment
@@ -50,11 +51,12 @@ class TokenizerSystem(nnx.Module):
         self.lpips = nnx.data(lpips)
         self.dino = nnx.data(dino)
         self.drift = nnx.data(drift)
+        self.largest_side = largest_side
 
     def look(self, images: Float[Array, "n h w 3"]) -> DinoFeatures:
         """DINO features of images in [-1, 1] of any size."""
         assert self.dino is not None
-        return self.dino(fit_sides(images, self.dino.config.patch))
+        return self.dino(fit_sides(images, self.dino.config.patch, self.largest_side))
 
 
 def is_trainable(name: str, variable: nnx.Variable) -> bool:
@@ -106,7 +108,15 @@ def build_system(
         drift = LatentProjection(
             sizes.z_dim, dino.config.width, rngs=rngs, hidden=config.vision.projection
         )
-    return TokenizerSystem(tokenizer, alignment, TextEncoder(language_model), lpips, dino, drift)
+    return TokenizerSystem(
+        tokenizer,
+        alignment,
+        TextEncoder(language_model),
+        lpips,
+        dino,
+        drift,
+        largest_side=config.vision.largest_side,
+    )
 
 
 def alignment_arguments(config: ConfigDict, language_width: int) -> dict[str, Any]:

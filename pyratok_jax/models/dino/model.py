@@ -146,10 +146,17 @@ class Dino(nnx.Module):
         return jnp.concatenate([first, patches.reshape(n, rows * columns, width)], axis=1)
 
 
-def fit_sides(images: Float[Array, "n h w 3"], patch: int) -> Float[Array, "n i j 3"]:
-    """Images resized so that both sides are multiples of the patch: the nearest, at least one."""
+def fit_sides(
+    images: Float[Array, "n h w 3"], patch: int, largest: int = 0
+) -> Float[Array, "n i j 3"]:
+    """Images resized so that both sides are multiples of the patch: the nearest, at least one.
+
+    Larger ones are first made smaller, in proportion, until no side is over `largest` (0: as they
+    are): the attention over an image's patches grows with the fourth power of its side.
+    """
     n, h, w, c = images.shape
-    sides = tuple(max(1, round(side / patch)) * patch for side in (h, w))
+    scale = min(1.0, largest / max(h, w)) if largest else 1.0
+    sides = tuple(max(1, round(side * scale / patch)) * patch for side in (h, w))
     if sides == (h, w):
         return images
     return jax.image.resize(images, (n, *sides, c), "bilinear")

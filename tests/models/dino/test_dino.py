@@ -88,3 +88,6 @@ def test_sides_that_do_not_divide_are_refused_and_can_be_fitted():
         model(jnp.zeros((1, 30, 32, 3)))
     assert fit_sides(jnp.zeros((1, 30, 41, 3)), 16).shape == (1, 32, 48, 3)
     assert fit_sides(jnp.zeros((1, 4, 16, 3)), 16).shape == (1, 16, 16, 3)
+    assert fit_sides(jnp.zeros((1, 64, 128, 3)), 16, 64).shape == (1, 32, 64, 3)
+    assert fit_sides(jnp.zeros((1, 32, 48, 3)), 16, 64).shape == (1, 32, 48, 3)
+    assert fit_sides(jnp.ones((1, 64, 128, 3)), 16, 64).mean() == pytest.approx(1.0)
