@@ -20,8 +20,8 @@ memory: smaller frames, and split earlier.
 Batches shrink as clips grow, so that a step has about as many pixels whatever its bucket, down to
 one clip for each group of chips that share frames. Clips of up to 17x512x512 (v5e: 17x256x256) lie
 whole on a chip; larger ones have their height split over the mesh axis spatial. Lengths, sides and
-aspects above a number of pixels are left out. `docs/pods.md` has what compiling them says: on
-v5p:4x4x4 the largest bucket of stages 1 and 2 fits, that of stage 3 (17x4096x4096) does not.
+aspects above a number of pixels are left out. `docs/pods.md` has what compiling them says: the
+largest bucket of every stage fits v5p:4x4x4, and with -v5e v5e:16x16.
 
 AdamW, learning rate 1e-5, cosine, batch 512 (256 in stage 3) of the smallest clips, bfloat16
 compute over float32 parameters. The paper does not state the weights of stage 3's two DINOv3 terms;
