@@ -151,8 +151,9 @@ def fit_sides(
 ) -> Float[Array, "n i j 3"]:
     """Images resized so that both sides are multiples of the patch: the nearest, at least one.
 
-    Larger ones are first made smaller, in proportion, until no side is over `largest` (0: as they
-    are): the attention over an image's patches grows with the fourth power of its side.
+    Those with a side over `largest` (0: none) are made smaller, in proportion, until that side is
+    it, to the nearest patch: attention over an image's patches grows with the fourth power of its
+    side.
     """
     n, h, w, c = images.shape
     scale = min(1.0, largest / max(h, w)) if largest else 1.0
