@@ -4,6 +4,10 @@ The compiler notes `estimated_cycles` at every operation. A loop's body is writt
 program states how often it runs (`known_trip_count`, or a condition that compares a counter with a
 constant, as scans have) everything inside counts that often, otherwise once, and
 `Program.open_loops` tells how many loops that concerns.
+
+What crosses slices is not written as a collective: every chip sends to its host and receives the
+result from it (`send` and `recv` with an attribute that names the collective and its slices), after
+a collective within the slice where more chips take part.
 """
 
 import dataclasses
@@ -41,6 +45,10 @@ _CYCLES = re.compile(r'"estimated_cycles":"?(\d+)')
 # The compiler writes the largest number for what it cannot estimate (scatters, for example).
 _UNKNOWN = 2**48
 _WHERE = re.compile(r'op_name="([^"]*)"')
+_ACROSS = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
+_ACROSS_KINDS = {"ONE_TO_ONE": "collective-permute"}
+# Slices of one group: the first of "{1,2}x{0:3}" (slices x chips), or of {{100000,200000},...}.
+_SLICES = re.compile(r'_xla_megascale_target=(?:"|\{)\{([\d,:]+)')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +111,9 @@ class Program:
             found = _LINE.match(line)
             if found:
                 current.append(_instruction(found[1], found[2]))
+        for name, body in self.computations.items():
+            if name.startswith("all-reduce-scatter"):
+                body[:] = _as_scatter(body)
         self.open_loops = 0
         self._runs = list(self._walk(self.entry, 1.0)) if self.entry else []
 
@@ -169,6 +180,13 @@ class Program:
         """Collectives by type; groups reach over slices when their chips lie in several."""
         found: dict[str, Collective] = {}
         for one, times in self._runs:
+            crossing = across_slices(one)
+            if crossing:
+                entry = found.setdefault(crossing[0], Collective())
+                entry.count += times
+                entry.bytes += times * crossing[1]
+                entry.across_slices += times * crossing[1]
+                continue
             kind = one.opcode.removesuffix("-start")
             if kind not in COLLECTIVES:
                 continue
@@ -218,6 +236,16 @@ def _instruction(name: str, rest: str) -> Instruction:
     )
 
 
+def _as_scatter(body: list[Instruction]) -> list[Instruction]:
+    """A reduction of which each chip keeps its own part: sent as a reduce-scatter."""
+    return [
+        dataclasses.replace(one, opcode="reduce-scatter", shape=body[-1].shape)
+        if one.opcode == "all-reduce"
+        else one
+        for one in body
+    ]
+
+
 def place(op_name: str) -> str:
     """The last parts of an operation's name, without the wrapping of transformations."""
     return "/".join(op_name.split("/")[1:])[-70:] or op_name
@@ -257,6 +285,26 @@ def sent_bytes(kind: str, size: float, members: int) -> float:
     if kind == "reduce-scatter":
         return size * (members - 1)
     return size * share
+
+
+def across_slices(one: Instruction) -> tuple[str, float] | None:
+    """Kind of a collective between slices, and the bytes that a chip sends; None for others.
+
+    Of its two operations the one that receives the result counts.
+    """
+    found = _ACROSS.search(one.text) if one.opcode == "recv" else None
+    if found is None:
+        return None
+    kind = _ACROSS_KINDS.get(found[1], found[1].lower().replace("_", "-"))
+    size = shape_bytes(one.shape)[0]
+    slices = _SLICES.search(one.text)
+    return kind, sent_bytes(kind, size, _members(slices[1]) if slices else 1)
+
+
+def _members(written: str) -> int:
+    """How many numbers `1,2,5:7` names."""
+    ends = ([int(n) for n in part.split(":")] for part in written.split(","))
+    return sum(pair[-1] - pair[0] + 1 for pair in ends)
 
 
 def device_groups(text: str) -> list[list[int]]:

@@ -36,19 +36,60 @@ import os
 os._exit(0)
 """
 
+# A gradient step with the batch over two slices and the weights over the chips of each.
+SLICES = """
+import json, os, sys
+from pyratok_jax.pods.chips import parse_slice
+from pyratok_jax.pods.topology import describe, prepare
+where = parse_slice(sys.argv[1])
+prepare(where)
+import jax, jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec as P
+from pyratok_jax.pods.programs import Program
+from pyratok_jax.pods.report import measure
+from pyratok_jax.training.sharding import make_mesh
+sizes = {"data": 1, "fsdp": -1, "spatial": 1, "tensor": 1, "slices": 2}
+mesh = make_mesh(sizes, describe(where, 2))
+def shape(spec, *sizes):
+    return jax.ShapeDtypeStruct(sizes, jnp.float32, sharding=NamedSharding(mesh, spec))
+def step(w, x):
+    return w - jax.grad(lambda w: jnp.sum(jnp.tanh(x @ w)))(w)
+w, x = shape(P("fsdp"), 512, 1024), shape(P(("slice", "fsdp")), 128, 512)
+program = Program(step, (w, x), (), w.sharding, 128)
+print(json.dumps([measure(program, mesh, where, effort=e) for e in ("full", "memory")]))
+sys.stdout.flush()
+os._exit(0)
+"""
+needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
 
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
-@pytest.mark.parametrize("topology", ["v5p:2x2x1", "v5e:2x2"])
-def test_programs_are_measured_and_want_of_memory_is_an_answer(topology):
+
+def answers(script, topology):
     ended = subprocess.run(
-        [sys.executable, "-c", SCRIPT, topology],
+        [sys.executable, "-c", script, topology],
         capture_output=True,
         text=True,
         timeout=300,
         env=os.environ | {"JAX_PLATFORMS": "cpu"},
     )
     assert ended.returncode == 0, ended.stderr[-2000:]
-    small, early, huge = json.loads(ended.stdout.splitlines()[-1])
+    return json.loads(ended.stdout.splitlines()[-1])
+
+
+@needs_libtpu
+def test_gradients_cross_slices_in_parts():
+    """Each of four chips holds the sum of its quarter and exchanges it with the other slice."""
+    for facts in answers(SLICES, "v5p:2x2x1"):
+        across = {name: one["across_slices"] for name, one in facts["collectives"].items()}
+        assert across.pop("all-reduce") == 512 * 1024 * 4 / 4
+        assert set(across.values()) == {0}
+        # Within a slice: the sum is scattered over four chips.
+        assert facts["collectives"]["reduce-scatter"]["bytes"] == 512 * 1024 * 4 * 3 / 4
+
+
+@needs_libtpu
+@pytest.mark.parametrize("topology", ["v5p:2x2x1", "v5e:2x2"])
+def test_programs_are_measured_and_want_of_memory_is_an_answer(topology):
+    small, early, huge = answers(SCRIPT, topology)
     assert small["memory"]["fits"] and small["error"] == ""
     # A quarter of the rows of x and w, and the code.
     arguments = small["memory"]["by_kind"]["arguments"]

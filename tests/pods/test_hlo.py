@@ -52,6 +52,69 @@ def test_collectives_count_what_a_chip_sends(program):
     assert program.gathers() == [("jit(step)/while/body/layer/gather", "bf16[64,128]", 16384)]
 
 
+def across(kind, shape, target):
+    """A transfer between slices as the compiler writes it: sent, and the result received."""
+    attributes = (
+        "channel_id=2, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="
+        f'"xla_megascale_runtime",_xla_host_transfer_rendezvous="x_0",_xla_megascale_target={target}'
+        f',_xla_megascale_transfer_type="{kind}",is_spmd_generated="true"}}'
+    )
+    return (
+        "ENTRY %main (p: f32[64,512]) -> f32[] {\n"
+        "  %send = (f32[64,512]{1,0:T(8,128)}, u32[]{:S(2)}, token[]) send(%p, %after-all), "
+        f"{attributes}\n"
+        f"  %recv = ({shape}{{1,0:T(8,128)}}, u32[]{{:S(2)}}, token[]) recv(%after-all), "
+        f'{attributes}, backend_config={{"flag_configs":[]}}\n'
+        "  %recv-done = (f32[64,512], token[]) recv-done(%recv), channel_id=2, "
+        "is_host_transfer=true\n}\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "target", "name", "sent"),
+    [
+        # Two slices each send half of the sum and half of the parts; four, three quarters of both.
+        ("ALL_REDUCE", "f32[64,512]", '"{1,2}x{0:3}"', "all-reduce", 64 * 512 * 4),
+        ("ALL_REDUCE", "f32[64,512]", '"{1:4}x{0:3}"', "all-reduce", 64 * 512 * 4 * 1.5),
+        ("ALL_GATHER", "f32[256,512]", '"{1,2,3,4}x{0:3}"', "all-gather", 3 * 64 * 512 * 4),
+        ("REDUCE_SCATTER", "f32[16,512]", '"{1,2,3,4}x{0:3}"', "reduce-scatter", 3 * 16 * 512 * 4),
+        (
+            "ALL_TO_ALL", "f32[64,512]", "{{100000,200000},{100001,200001}}", "all-to-all",
+            64 * 512 * 2,
+        ),
+        (
+            "ONE_TO_ONE", "f32[64,512]", "{{100000->200000},{200000->100000}}",
+            "collective-permute", 64 * 512 * 4,
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_sent_to_other_slices_is_counted_once(kind, shape, target, name, sent):
+    (found,) = Program(across(kind, shape, target)).collectives(chips_per_slice=4).items()
+    assert found[0] == name
+    assert (found[1].count, found[1].bytes, found[1].across_slices) == (1, sent, sent)
+
+
+def test_a_transfer_to_the_host_for_another_reason_is_no_collective():
+    text = across("ALL_REDUCE", "f32[64,512]", '"{1,2}x{0:3}"')
+    text = text.replace('_xla_megascale_transfer_type="ALL_REDUCE",', "")
+    assert Program(text).collectives(chips_per_slice=4) == {}
+
+
+def test_a_fused_reduction_that_keeps_a_part_is_a_reduce_scatter():
+    text = """
+%all-reduce-scatter.2 (input: f32[512,1024]) -> f32[128,1024] {
+  %all-reduce.3 = f32[512,1024]{1,0:T(8,128)} all-reduce(%input), replica_groups={{0,1,2,3}}, to_apply=%add
+  ROOT %slice.5 = f32[128,1024]{1,0:T(8,128)} dynamic-slice(%all-reduce.3, %i, %j), dynamic_slice_sizes={128,1024}
+}
+
+ENTRY %main (p: f32[512,1024]) -> f32[128,1024] {
+  ROOT %fusion = f32[128,1024]{1,0:T(8,128)} fusion(%p), kind=kCustom, calls=%all-reduce-scatter.2
+}
+"""  # noqa: E501
+    (found,) = Program(text).collectives().items()
+    assert (found[0], found[1].bytes) == ("reduce-scatter", 3 * 128 * 1024 * 4)
+
+
 def test_device_groups_of_all_forms():
     assert device_groups("replica_groups=[2,4]<=[8]") == [[0, 1, 2, 3], [4, 5, 6, 7]]
     assert device_groups("replica_groups=[4,2]<=[2,4]T(1,0)") == [[0, 4], [1, 5], [2, 6], [3, 7]]
