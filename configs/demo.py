@@ -57,10 +57,11 @@ def get_config(argument: str = "") -> ConfigDict:
         cache_decoded=True,
     )
     # The levels are fitted to, and judged on, whole pictures; steps see smaller crops.
+    config.calibration.update({"batches": 64, "refine_steps": 500})
     config.calibration.buckets = config.report.buckets = ("17x96x96",)
     if smoke:
         config.data.buckets = ("5x64x64",)
         config.calibration.buckets = config.report.buckets = ("5x64x64",)
-        config.calibration.update({"batches": 2, "steps": 5})
+        config.calibration.update({"batches": 2, "steps": 5, "refine_steps": 3})
         config.optimizer.warmup = 1
     return config

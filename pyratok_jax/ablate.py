@@ -78,6 +78,7 @@ def _run_all(
     workdir = Path(options.workdir)
     if workdir.is_file():
         raise UserError(f"--workdir {workdir} is a file; name a folder")
+    _keep_programs(workdir / "programs")
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     failed: dict[str, str] = {}
     total = options.seeds * len(names)
@@ -87,7 +88,8 @@ def _run_all(
             console.print(f"[{seed * len(names) + number + 1}/{total}] {name}, seed {seed}")
             try:
                 config = _config(options, name, seed)
-                result = run_one(config, folder, facts=_facts(options, config, name, seed))
+                facts = _facts(options, config, name, seed)
+                result = run_one(config, folder, starts=workdir / "starts", facts=facts)
             except UserError as error:
                 failed[str(folder)] = str(error)
                 console.print(f"failed: {error}", soft_wrap=True)
@@ -97,6 +99,15 @@ def _run_all(
             console.print(f"  PSNR {result['psnr']:.2f} dB, {result['seconds']:.0f} s")
             results[name].append(result)
     return results, failed
+
+
+def _keep_programs(folder: Path) -> None:
+    """Compiled programs, small ones too, go to disk: runs with another seed need the same ones."""
+    import jax
+
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def _config(options: argparse.Namespace, name: str, seed: int) -> Any:

@@ -1,13 +1,16 @@
 """Runs of ablations: one training per name and seed, measured alike, kept as small JSON files."""
 
 import gc
+import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
@@ -25,14 +28,18 @@ from pyratok_jax.training.run import start_from
 from pyratok_jax.training.task import TokenizerTask
 
 RESULT = "result.json"
+_CALIBRATED = "tokenizer."
 
 
-def run_one(config: ConfigDict, folder: Path, *, facts: dict[str, Any]) -> dict[str, Any] | None:
+def run_one(
+    config: ConfigDict, folder: Path, *, starts: Path, facts: dict[str, Any]
+) -> dict[str, Any] | None:
     """Train once and measure on the held-out clips; a finished run is read, not repeated.
 
     Args:
         config: with the ablation's changes and the seed.
         folder: of this run alone; an interrupted run goes on from its checkpoint.
+        starts: where calibrated levels are kept: runs of the same model and seed begin alike.
         facts: kept beside the figures; a result with other facts is of another experiment.
 
     Returns:
@@ -55,8 +62,13 @@ def run_one(config: ConfigDict, folder: Path, *, facts: dict[str, Any]) -> dict[
     def on_start(partition: Partition) -> bool:
         if config.init_from:
             return start_from(config.init_from, partition)
+        kept = starts / f"{start_key(config)}.npz"
+        if kept.exists():
+            start["psnr_before_step_1"] = _take_start(partition, kept)
+            return True
         left = task.calibrate(partition)
         start["psnr_before_step_1"] = measure(task, partition, clips, None)["psnr"]
+        _keep_start(partition, start["psnr_before_step_1"], kept)
         return bool(left)
 
     trained = train(config, folder, task, on_start=on_start)
@@ -79,6 +91,35 @@ def run_one(config: ConfigDict, folder: Path, *, facts: dict[str, Any]) -> dict[
     gc.collect()
     jax.clear_caches()
     return result
+
+
+def start_key(config: ConfigDict) -> str:
+    """Names all that the calibrated levels follow from."""
+    parts = ("model", "language", "data", "calibration", "report", "seed", "dtype", "batch_size")
+    told = json.dumps({part: config.to_dict()[part] for part in parts}, sort_keys=True, default=str)
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+
+def _keep_start(partition: Partition, psnr: float, path: Path) -> None:
+    """The tokenizer's trainable arrays; what belongs to losses is not calibrated."""
+    arrays: dict[str, Any] = {
+        name: np.asarray(value)
+        for name, value in partition.trainable.items()
+        if name.startswith(_CALIBRATED)
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.stem}.{os.getpid()}.npz")
+    np.savez(scratch, **arrays, psnr=np.float64(psnr))
+    scratch.replace(path)
+
+
+def _take_start(partition: Partition, path: Path) -> float:
+    """Put kept arrays into the partition; gives the PSNR measured when they were made."""
+    with np.load(path, allow_pickle=False) as kept:
+        for name in partition.trainable:
+            if name.startswith(_CALIBRATED):
+                partition.trainable[name] = jnp.asarray(kept[name])
+        return float(kept["psnr"])
 
 
 def _lpips(config: ConfigDict) -> dict[str, Any] | None:

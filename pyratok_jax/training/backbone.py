@@ -60,9 +60,10 @@ class BackboneTask(PhasedTask):
         weights = self.config.loss
         noise_key, pick_key = jax.random.split(key)
         video = to_model_range(batch["video"])
-        posterior = system.vae.encode(video)
+        posterior = rows.encode(system.vae, video)
         noise = jax.random.normal(noise_key, posterior.mean.shape)
-        output = system.vae.decode(posterior.mean + jnp.exp(0.5 * posterior.logvar) * noise)
+        z = posterior.mean + jnp.exp(0.5 * posterior.logvar) * noise
+        output = rows.decode(system.vae, z)
         variance = jnp.exp(posterior.logvar)
         kl = 0.5 * jnp.mean(posterior.mean**2 + variance - 1.0 - posterior.logvar)
         terms = {
@@ -76,7 +77,7 @@ class BackboneTask(PhasedTask):
         if weights.lpips and video.shape[1] > 1 and frames:
             pick = jax.random.permutation(pick_key, video.shape[0] * video.shape[1])[:frames]
             a, b = (x.reshape(-1, *x.shape[2:])[pick] for x in (output, video))
-            terms["lpips"] = jnp.mean(system.lpips(a, b))
+            terms["lpips"] = jnp.mean(rows.with_whole_kernels(system.lpips)(a, b))
             total = total + weights.lpips * terms["lpips"]
         return total, terms
 

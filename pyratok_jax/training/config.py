@@ -103,8 +103,9 @@ def tokenizer_training_config(**changes: Any) -> ConfigDict:
     - loss: weights and settings (`losses.objective`), token_budget of the autoregressive loss (0:
       all tokens).
     - masking: `models.masking.MaskingConfig`.
-    - calibration: batches of latents that the levels are fitted to before the first step (0: a
-      random start), refinement steps, and the clips' shapes (empty: the training's).
+    - calibration: batches of features that the levels are fitted to before the first step (0: a
+      random start), steps of each linear map (steps), then of all levels together (refine_steps),
+      the learning rate of these, and the clips' shapes (empty: the training's).
     - report: held-out clips that are shown and measured, their shape, LPIPS on or off.
 
     Raises:
@@ -141,7 +142,13 @@ def tokenizer_training_config(**changes: Any) -> ConfigDict:
             "token_budget": 0,
         },
         "masking": dataclasses.asdict(MaskingConfig()),
-        "calibration": {"batches": 24, "steps": 300, "buckets": ()},
+        "calibration": {
+            "batches": 24,
+            "steps": 300,
+            "refine_steps": 0,
+            "learning_rate": 5e-4,
+            "buckets": (),
+        },
         "report": {"clips": 8, "buckets": ("17x96x96",), "lpips": True},
     }
     for name, values in parts.items():

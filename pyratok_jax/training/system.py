@@ -56,7 +56,8 @@ class TokenizerSystem(nnx.Module):
     def look(self, images: Float[Array, "n h w 3"]) -> DinoFeatures:
         """DINO features of images in [-1, 1] of any size."""
         assert self.dino is not None
-        return self.dino(fit_sides(images, self.dino.config.patch, self.largest_side))
+        dino = rows.with_whole_kernels(self.dino)
+        return dino(fit_sides(images, dino.config.patch, self.largest_side))
 
 
 def is_trainable(name: str, variable: nnx.Variable) -> bool:
@@ -188,7 +189,7 @@ class TokenizerLoss:
             settings=self.settings,
             text=text,
             embed=system.alignment.embed,
-            lpips=system.lpips,
+            lpips=rows.with_whole_kernels(system.lpips) if system.lpips else None,
             autoregressive=predicted,
             frozen=self._frozen_posterior(tokenizer, masked),
             dino=system.look if self.uses_dino else None,

@@ -1,6 +1,6 @@
 """Training a tokenizer: frozen parts, data, and levels calibrated before the first step."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +9,22 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
+from rich.progress import track
 
 from pyratok_jax.data.caption_embeddings import StoredCaptions
 from pyratok_jax.data.captions import CaptionTokenizer
 from pyratok_jax.data.pipeline import ClipLoader, ShareOf, make_loader
 from pyratok_jax.errors import UserError
+from pyratok_jax.models.metric import square_root
+from pyratok_jax.models.pyratok import PyraTok
 from pyratok_jax.models.quantizers.fitting import fit_quantizer
 from pyratok_jax.models.wan_vae.model import WanVAE
 from pyratok_jax.pretrained import Language, load_backbone, load_language, load_vision
 from pyratok_jax.tokenizer import Tokenizer, to_model_range, write_description
 from pyratok_jax.training.calibration import calibrate
 from pyratok_jax.training.partition import Partition
+from pyratok_jax.training.refinement import Encoded, refine
+from pyratok_jax.training.sensitivity import decoder_metric
 from pyratok_jax.training.system import (
     TokenizerLoss,
     TokenizerSystem,
@@ -108,37 +113,57 @@ class TokenizerTask:
         )
 
     def calibrate(self, partition: Partition) -> list[float]:
-        """Fit the levels' linear paths to latents of real clips, in the partition's arrays.
+        """Fit the levels to real clips before the first step, in the partition's arrays.
 
-        Quantisers of the final latent are fitted as a whole.
+        First their linear paths in turn (quantisers of the final latent: as a whole), then
+        everything together (`refinement`), both by what the frozen decoder makes of an error.
 
         Returns:
-            share of the latent's variance left after each level (after all, for those).
+            share of the latent's energy left after each level's linear path (after all, for those).
         """
-        settings = self.config.calibration
+        settings, seed = self.config.calibration, self.config.seed
         if not settings.batches:
             return []
         system = partition.merge(partition.trainable, partition.frozen)
-        graph, state = nnx.split(system.tokenizer)
-
-        @jax.jit
-        def latents(state: Any, video: Any) -> Any:
-            vae = nnx.merge(graph, state).vae
-            return vae.normalize(vae.encode(to_model_range(video)).mean.astype(jnp.float32))
-
-        loader = self._loader(0, 1, settings.buckets or self.config.data.buckets)
-        found = [
-            np.asarray(latents(state, jnp.asarray(next(loader)["video"])))
-            for _ in range(settings.batches)
-        ]
-        loader.close()
-        tokenizer, seed = system.tokenizer, self.config.seed
+        tokenizer = system.tokenizer
+        encoded = self._encode(tokenizer, settings)
+        latents = [batch.latent for batch in encoded]
+        root = square_root(_metric(tokenizer, latents[0], seed))
         if tokenizer.quantizer is None:
-            left = calibrate(tokenizer, found, seed=seed, steps=settings.steps)
+            left = calibrate(tokenizer, latents, root=root, seed=seed, steps=settings.steps)
         else:
-            left = [fit_quantizer(tokenizer.quantizer, found, seed=seed)]
+            left = [fit_quantizer(tokenizer.quantizer, latents, root=root, seed=seed)]
+        if any(left):
+            refine(
+                tokenizer,
+                encoded,
+                root,
+                steps=settings.refine_steps,
+                learning_rate=settings.learning_rate,
+                seed=seed,
+                progress=lambda steps: _shown(steps, settings.refine_steps, "levels, together"),
+            )
         partition.trainable.update(Partition(system, is_trainable).trainable)
         return left
+
+    def _encode(self, tokenizer: PyraTok, settings: ConfigDict) -> list[Encoded]:
+        """What the encoder, its adapters still at zero, makes of training clips."""
+        graph, state = nnx.split(tokenizer)
+
+        @jax.jit
+        def encode(state: Any, video: Any) -> Any:
+            vae = nnx.merge(graph, state).vae
+            posterior = vae.posterior(to_model_range(video))
+            return vae.normalize(posterior.mean.astype(jnp.float32)), tuple(posterior.stages)
+
+        loader = self._loader(0, 1, settings.buckets or self.config.data.buckets)
+        numbers = _shown(iter(range(settings.batches)), settings.batches, "features of clips")
+        batches = [encode(state, jnp.asarray(next(loader)["video"])) for _ in numbers]
+        loader.close()
+        return [
+            Encoded(np.asarray(latent), tuple(np.asarray(stage) for stage in stages))
+            for latent, stages in batches
+        ]
 
     def describe(self, workdir: Path) -> None:
         """Write what `load_tokenizer` must know beside the checkpoints."""
@@ -155,6 +180,22 @@ class TokenizerTask:
             },
             alignment=alignment_arguments(self.config, width),
         )
+
+
+def _metric(tokenizer: PyraTok, latents: np.ndarray, seed: int) -> np.ndarray:
+    """The decoder's, at the first frames of two clips, cut to at most 8 x 8 positions."""
+    graph, state = nnx.split(tokenizer)
+
+    def decode(latents: Any) -> Any:
+        return nnx.merge(graph, state).decode(latents)
+
+    return decoder_metric(decode, jnp.asarray(latents[:2, :3, :8, :8]), jax.random.key(seed))
+
+
+def _shown(numbers: Iterator[int], total: int, what: str) -> Iterator[int]:
+    """With a progress bar on the first process."""
+    hidden = jax.process_index() > 0
+    return iter(track(numbers, f"calibrating: {what}", total, transient=True, disable=hidden))
 
 
 def _stored_captions(config: ConfigDict, language: Language) -> StoredCaptions:

@@ -16,6 +16,7 @@ from pyratok_jax.models.grids import grid_shape
 from pyratok_jax.models.language.model import LanguageModel
 from pyratok_jax.models.wan_vae.config import tiny
 from pyratok_jax.reports.ablation import markdown, summarise
+from pyratok_jax.training.ablation_runs import start_key
 from pyratok_jax.training.ablations import ABLATIONS, apply
 from pyratok_jax.training.abstract import abstract_batch
 from pyratok_jax.training.config import parse_flags, tokenizer_training_config
@@ -100,6 +101,25 @@ def test_a_set_is_run_once_and_tabulated(config_file, tmp_path, capsys):
     with pytest.raises(UserError, match="no run succeeded"):
         ablate.main([*arguments, "--set", "steps=3"])
     assert "other settings" in capsys.readouterr().out.replace("\n", " ")
+
+
+def test_runs_of_the_same_model_and_seed_begin_alike(config_file, tmp_path):
+    """Another loss, the same start, made once; another seed or model, another start."""
+    workdir = tmp_path / "runs"
+    arguments = ["--config", str(config_file), "--workdir", str(workdir), "--seeds", "1"]
+    assert ablate.main([*arguments, "--names", "full,no_ssim"]) == 0
+    assert len(list((workdir / "starts").glob("*.npz"))) == 1
+    full, less = (
+        json.loads((workdir / name / "seed_0/result.json").read_text())
+        for name in ("full", "no_ssim")
+    )
+    assert full["psnr_before_step_1"] == less["psnr_before_step_1"]
+    keys = set()
+    for name, seed in (("full", 0), ("no_ssim", 0), ("full", 1), ("no_text", 0)):
+        config = _config(name)
+        config.seed = seed
+        keys.add(start_key(config))
+    assert len(keys) == 3
 
 
 def test_unknown_names_and_scales_are_refused():

@@ -105,7 +105,7 @@ def tiny_config(world: Path, **changes) -> ConfigDict:
     config.vision.update({"spec": str(world / "dino"), "projection": 8})
     config.loss.weights.update({"lpips": 0.0, "drift_dinov3": 1.0, "retention": 1.0})
     config.loss.token_budget = 24
-    config.calibration.update({"batches": 1, "steps": 2})
+    config.calibration.update({"batches": 1, "steps": 2, "refine_steps": 2})
     config.report.update({"buckets": ("5x32x32",), "lpips": False})
     config.data = data_config(
         sources=(str(world / "videos"),),

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from pyratok_jax.models.grids import space_to_depth
+from pyratok_jax.models.metric import each_position, energy
 from pyratok_jax.models.quantizers.build import LatentQuantizer
 from pyratok_jax.models.quantizers.continuous import ContinuousLatent
 from pyratok_jax.models.quantizers.lookup_free import LookupFreeLatent
@@ -25,6 +26,7 @@ def fit_quantizer(
     quantizer: LatentQuantizer,
     latents: Sequence[Float[Array | np.ndarray, "b t h w z"]],
     *,
+    root: Float[np.ndarray, "z z"] | None = None,
     seed: int = 0,
     rounds: int = 10,
 ) -> float:
@@ -33,26 +35,30 @@ def fit_quantizer(
     Args:
         quantizer: with fresh weights.
         latents: normalised latents of real clips.
+        root: R, where an error e of a latent position counts |e R|^2 (`models.metric`); None counts
+            all channels alike. Lookup-free stages, whose steps 2^-i suit even channels, are fitted
+            without it.
         seed: of rotations, samples and first centres.
         rounds: of k-means.
 
     Returns:
-        share of the latents' variance that is left over.
+        share of the latents' energy, by the root's metric, that is left over.
     """
     if isinstance(quantizer, ContinuousLatent):
         return 0.0
     rng = np.random.default_rng(seed)
+    root = np.eye(latents[0].shape[-1]) if root is None else root
     if quantizer.projection is not None:
         patches = [space_to_depth(jnp.asarray(x), quantizer.projection.patch) for x in latents]
         vectors = np.concatenate([np.asarray(p).reshape(-1, p.shape[-1]) for p in patches])
         if len(vectors) > MAX_SAMPLES:
             vectors = vectors[rng.choice(len(vectors), MAX_SAMPLES, replace=False)]
         if isinstance(quantizer, VectorLatent):
-            _fit_vectors(quantizer, vectors, rng, rounds)
+            _fit_vectors(quantizer, vectors, root, rng, rounds)
         else:
             _fit_signs(quantizer, vectors, rng)
-    errors = [float(jnp.mean((quantizer(jnp.asarray(x), None)[1] - x) ** 2)) for x in latents]
-    return float(np.mean(errors) / np.mean([float(jnp.mean(jnp.square(x))) for x in latents]))
+    missed = [np.asarray(quantizer(jnp.asarray(x), None)[1]) - x for x in latents]
+    return energy(missed, root) / energy(latents, root)
 
 
 def _principal(x: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -78,13 +84,20 @@ def _set_projection(
 
 
 def _fit_vectors(
-    quantizer: VectorLatent, x: np.ndarray, rng: np.random.Generator, rounds: int
+    quantizer: VectorLatent,
+    patches: np.ndarray,
+    root: np.ndarray,
+    rng: np.random.Generator,
+    rounds: int,
 ) -> None:
     """Principal components, then k-means on each group, or on what earlier levels left over."""
     assert quantizer.projection is not None
     width = quantizer.projection.enter.kernel.shape[-1]
+    x = each_position(patches, root)
     mean, basis = _principal(x, width)
-    _set_projection(quantizer.projection, basis, mean, basis.T)
+    enter = each_position(basis.T, root).T
+    leave = each_position(basis.T, np.linalg.inv(root))
+    _set_projection(quantizer.projection, enter, patches.mean(axis=0), leave)
     left = (x - mean) @ basis
     parts = np.split(left, quantizer.depth, axis=-1) if quantizer.grouped else []
     for level, book in enumerate(quantizer.codebooks):
