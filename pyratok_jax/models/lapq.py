@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float
 
 from pyratok_jax.models.grids import Stride, group_time, resample, space_to_depth
 from pyratok_jax.models.lfq import quantize
+from pyratok_jax.models.rows import convolve
 from pyratok_jax.models.synthesis import Analysis
 from pyratok_jax.models.wan_vae.layers import CausalConv3d
 from pyratok_jax.models.wan_vae.memory import Memory
@@ -82,7 +83,7 @@ class LateralConnection(nnx.Module):
         patches = space_to_depth(self.norm(feature), self.patch)
         x = group_time(patches, self.group, first=memory is None or memory.first)
         x = self.embed(x)
-        return x + self.mix(jax.nn.silu(x), memory)
+        return x + convolve(self.mix, jax.nn.silu(x), memory)
 
 
 class TextAttention(nnx.Module):

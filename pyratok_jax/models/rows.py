@@ -4,12 +4,17 @@ Inside `over_devices` the VAE runs with every device computing its own clips, an
 too few clips for all devices, its own rows of each frame (`wan_vae.height`): borders are fetched
 from neighbours, attention passes keys and values round, no frame is ever gathered. The mesh is that
 of `jax.set_mesh`.
+
+Convolutions of split frames are never left to the compiler's partitioner. On a mesh with an axis
+over which neither clips nor heights lie (tensor) it adds the parts of some up once for each of that
+axis' devices: gradients of kernels come out twice as large, and with kernels that lie over that
+axis the values too.
 """
 
 import contextlib
 import contextvars
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 from flax import nnx
@@ -17,7 +22,10 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from pyratok_jax.models.wan_vae.height import split_height
+from pyratok_jax.models.wan_vae.memory import Memory
 from pyratok_jax.models.wan_vae.model import Encoded, WanVAE
+
+M = TypeVar("M", bound=nnx.Module)
 
 
 class Split(NamedTuple):
@@ -94,6 +102,40 @@ def pinned(x: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
     """`x` with its clips over the devices, so that weights are gathered and not activations."""
     clips = _SPLIT.get().clips
     return jax.lax.with_sharding_constraint(x, P(clips)) if clips else x
+
+
+def convolve(
+    layer: Callable[..., Array], x: Float[Array, "b t h w c"], memory: Memory | None = None
+) -> Float[Array, "b t h w d"]:
+    """`layer(x, memory)` for a convolution that keeps the size; of split frames each device's rows.
+
+    Grids whose rows do not split are computed whole by every device of a group.
+    """
+    split = _SPLIT.get()
+    if split.height is None or memory is not None:
+        return layer(x, memory)
+    if x.shape[2] % jax.sharding.get_abstract_mesh().shape[split.height]:
+        return layer(jax.lax.with_sharding_constraint(x, P(split.clips or None)), memory)
+    graph, state = nnx.split(layer)
+
+    def local(state: Any, x: Array) -> Array:
+        with _rows(split):
+            return nnx.merge(graph, state)(x)
+
+    return _shard(local, (P(), split.spec), split.spec, split)(state, x)
+
+
+def with_whole_kernels(network: M) -> M:
+    """A frozen network of images for split frames: every device has the kernels of convolutions."""
+    if not splits_height():
+        return network
+    graph, state = nnx.split(network)
+    return nnx.merge(
+        graph,
+        jax.tree.map(
+            lambda x: jax.lax.with_sharding_constraint(x, P()) if x.ndim == 4 else x, state
+        ),
+    )
 
 
 def total_over_devices(run: Callable[..., Array], *videos: Float[Array, "b t h w c"]) -> Array:

@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from pyratok_jax.models.grids import Stride, depth_to_space, space_to_depth
+from pyratok_jax.models.rows import convolve
 from pyratok_jax.models.wan_vae.layers import CausalConv3d
 from pyratok_jax.models.wan_vae.memory import Memory
 
@@ -73,7 +74,8 @@ class Synthesis(nnx.Module):
     ) -> Float[Array, "b T H W z"]:
         """Latent contribution of one level's codes; with a memory, of one chunk of them."""
         x = self.linear(q, first=memory is None or memory.first)
-        return x + self.smooth_out(jax.nn.silu(self.smooth_in(x, memory)), memory)
+        hidden = jax.nn.silu(convolve(self.smooth_in, x, memory))
+        return x + convolve(self.smooth_out, hidden, memory)
 
 
 class Analysis(nnx.Module):

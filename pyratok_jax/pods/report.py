@@ -71,8 +71,10 @@ def measure(
         if answer.text:
             if keep_text is not None:
                 keep_text(answer.text)
-            facts |= work_facts(answer.costs)
-            facts |= program_facts(Compiled(answer.text), where, mesh.size, model_flops)
+            timed = effort != "memory"
+            if timed:
+                facts |= work_facts(answer.costs)
+            facts |= program_facts(Compiled(answer.text), where, mesh.size, model_flops, timed)
     return facts
 
 
@@ -103,9 +105,12 @@ def work_facts(costs: dict[str, float]) -> dict[str, float]:
 
 
 def program_facts(
-    program: Compiled, where: Slice, chips: int, model_flops: float
+    program: Compiled, where: Slice, chips: int, model_flops: float, timed: bool = True
 ) -> dict[str, Any]:
-    """Cycles, seconds, MFU, collectives and costliest operations of an optimised program."""
+    """Cycles, seconds, MFU, collectives and costliest operations of an optimised program.
+
+    Not `timed`: collectives alone. Before code is made few operations have an estimate.
+    """
     chip = where.chip
     collectives = program.collectives(where.count if chips > where.count else 0)
     seconds = program.cycles / chip.clock
@@ -121,7 +126,7 @@ def program_facts(
             for name, shape, size in program.gathers()[:5]
         ],
     }
-    if not program.cycles:
+    if not timed or not program.cycles:
         return traffic
     return traffic | {
         "estimated_cycles": program.cycles,

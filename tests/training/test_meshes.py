@@ -1,8 +1,12 @@
 """Ten steps of the method give the same numbers on every mesh and number of processes.
 
+Batches of 8 lie over the spatial axis clip by clip; batches of 2 have their frames split.
+
 Every loss but LPIPS is on (its network is large and sees frames one by one). Arrays are split from
 16 values on, so that fsdp and tensor divide nearly all of them.
 """
+
+import json
 
 import numpy as np
 import pytest
@@ -23,8 +27,8 @@ def small_world(tmp_path_factory):
     return make_world(tmp_path_factory.mktemp("world"), SMALL_VAE)
 
 
-def settings(world, folder, steps=10, **changes):
-    config = {"steps": steps, "batch_size": 8, "log_every": 1}
+def settings(world, folder, steps=10, batch=8, **changes):
+    config = {"steps": steps, "batch_size": batch, "log_every": 1}
     output = str(folder.with_suffix(".npz"))
     return {"world": str(world), "workdir": str(folder), "output": output, "config": config,
             **changes}  # fmt: skip
@@ -60,6 +64,17 @@ def test_eight_devices_in_three_meshes_give_the_numbers_of_one(small_world, one,
     )
     for name in MESHES:
         assert_same(tmp_path / name, one)
+
+
+def test_split_frames_give_the_numbers_of_whole_ones(small_world, tmp_path):
+    """Two clips over 2 x 2 x 2 devices: each has the upper or the lower 16 rows of one clip."""
+    changes = {"batch": 2, "buckets": ["3x32x32"]}
+    execute([settings(small_world, tmp_path / "whole", **changes)])
+    changes |= {"mesh": {"data": 2, "spatial": 2, "tensor": 2}}
+    shards = tmp_path / "shards.json"
+    execute([settings(small_world, tmp_path / "split", shards=str(shards), **changes)], devices=8)
+    assert json.loads(shards.read_text()) == {"shapes": [[1, 3, 16, 32, 3]], "places": 4}
+    assert_same(tmp_path / "split", tmp_path / "whole")
 
 
 @pytest.mark.parametrize(("count", "mesh"), [(2, {"data": 2}), (4, {"data": 2, "tensor": 2})])

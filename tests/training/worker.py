@@ -5,6 +5,8 @@ SETTINGS is a JSON list of trainings, done one after the other, each with
 - world, workdir; `task`: "tokenizer" (default; the whole method, smaller still than in
   `tiny.tiny_config`) or "line" (a weight and a bias, nothing to compile);
 - config, mesh, optimizer: changes; output: a .npz of parameters and optimizer state;
+- buckets: in place of its own; shards: a JSON file for the shape of every device's part of the
+  first batch's video, and how many unlike parts there are;
 - accident: [process, step, what]: the process meets it when it takes the batch of that step; what
   is the name of a signal, "error" (raises) or "sleep" (for a minute).
 """
@@ -29,7 +31,7 @@ from flax import nnx
 
 from pyratok_jax.errors import EXIT_INTERRUPTED, run_cli
 from pyratok_jax.models.wan_vae.config import WanVAEConfig
-from pyratok_jax.training import sharding
+from pyratok_jax.training import loop, sharding
 from pyratok_jax.training.config import training_config
 from pyratok_jax.training.hosts import join_hosts
 from pyratok_jax.training.loop import train
@@ -114,6 +116,7 @@ def make(settings):
         config = small_config(Path(settings["world"]), **changes)
         # The tiny world has an interval of its own.
         config.checkpoint.update(changes.get("checkpoint", {}))
+        config.data.buckets = tuple(settings.get("buckets", config.data.buckets))
         task = TokenizerTask(config)
     config.optimizer.update(settings.get("optimizer", {}))
     config.mesh.update(settings.get("mesh", {}))
@@ -125,6 +128,8 @@ def run(settings):
     config, task = make(settings)
     if settings.get("accident"):
         _prepare(task, *settings["accident"])
+    if settings.get("shards"):
+        _note_shards(Path(settings["shards"]))
     trained = train(config, Path(settings["workdir"]), task)
     _save(trained, settings.get("output"))
     return trained
@@ -141,6 +146,21 @@ def _prepare(task, process, step, what):
         return take(batch)
 
     task.device_batch = counting
+
+
+def _note_shards(path):
+    put = loop.to_mesh
+
+    def noting(batch, mesh, parts=1):
+        arrays = put(batch, mesh, parts)
+        shards = arrays["video"].addressable_shards
+        places = {str(shard.index) for shard in shards}
+        shapes = sorted({shard.data.shape for shard in shards})
+        path.write_text(json.dumps({"shapes": shapes, "places": len(places)}))
+        loop.to_mesh = put
+        return arrays
+
+    loop.to_mesh = noting
 
 
 def _happen(what):

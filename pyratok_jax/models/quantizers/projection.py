@@ -7,6 +7,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from pyratok_jax.models.grids import depth_to_space, space_to_depth
+from pyratok_jax.models.rows import convolve
 from pyratok_jax.models.wan_vae.layers import CausalConv3d
 
 
@@ -42,4 +43,4 @@ class LatentProjection(nnx.Module):
     def latent(self, features: Float[Array, "b t h w d"]) -> Float[Array, "b t H W z"]:
         """Latent of (quantised) features."""
         x = depth_to_space(self.leave(features), self.patch)
-        return x + self.smooth_out(jax.nn.silu(self.smooth_in(x)))
+        return x + convolve(self.smooth_out, jax.nn.silu(convolve(self.smooth_in, x)))
