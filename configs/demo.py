@@ -56,9 +56,11 @@ def get_config(argument: str = "") -> ConfigDict:
         mirror=True,
         cache_decoded=True,
     )
-    # The levels are fitted to, and judged on, whole pictures; steps see smaller crops.
+    # The levels are fitted to, and judged on, whole pictures; steps see smaller crops. The coarsest
+    # tokens of `compact` have 64 pixels a side.
+    side = 128 if preset == "compact" else 96
     config.calibration.update({"batches": 64, "refine_steps": 500})
-    config.calibration.buckets = config.report.buckets = ("17x96x96",)
+    config.calibration.buckets = config.report.buckets = (f"17x{side}x{side}",)
     if smoke:
         config.data.buckets = ("5x64x64",)
         config.calibration.buckets = config.report.buckets = ("5x64x64",)

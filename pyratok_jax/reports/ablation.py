@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 
 COLUMNS = ("psnr", "ssim", "lpips")
+START = "psnr_before_step_1"
 
 
 def summarise(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
     """One row per ablation: its label, bpp, and mean and standard deviation of each figure.
 
     The spread is the sample's (n - 1); with one seed there is none. `versus_full` is the mean
-    difference in PSNR to the runs of `full` with the same seeds.
+    difference in PSNR to the runs of `full` with the same seeds, `start` the mean PSNR of the
+    fitted levels before the first step.
     """
     full = {run["seed"]: run["psnr"] for run in results.get("full", ())}
     rows = []
@@ -30,6 +32,8 @@ def summarise(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[s
             values = [run[column] for run in runs if run.get(column) is not None]
             row[column] = float(np.mean(values)) if values else None
             row[f"{column}_std"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
+        starts = [run[START] for run in runs if run.get(START) is not None]
+        row["start"] = float(np.mean(starts)) if starts else None
         paired = [run["psnr"] - full[run["seed"]] for run in runs if run["seed"] in full]
         row["versus_full"] = float(np.mean(paired)) if paired else None
         rows.append(row)
@@ -64,26 +68,27 @@ def _figure(row: Mapping[str, Any], column: str, digits: int) -> str:
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """The table as markdown."""
     lines = [
-        "| group | what | bpp | PSNR, dB | to full | SSIM | LPIPS (VGG) | seeds | "
-        "published PSNR, COCO / WebVid (full scale) |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| group | what | bpp | PSNR before step 1 | PSNR, dB | to full | SSIM | LPIPS (VGG) | "
+        "seeds | published PSNR, COCO / WebVid (full scale) |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         bpp = "-" if row["bpp"] is None else f"{row['bpp']:.3f}"
+        start = "-" if row["start"] is None else f"{row['start']:.2f}"
         versus = "-" if row["versus_full"] is None else f"{row['versus_full']:+.2f}"
         published = " / ".join("-" if x is None else f"{x:.2f}" for x in row["published"])
         figures = " | ".join(
             (_figure(row, "psnr", 2), versus, _figure(row, "ssim", 4), _figure(row, "lpips", 4))
         )
         lines.append(
-            f"| {row['group']} | {row['label']} | {bpp} | {figures} | {row['seeds']} | "
+            f"| {row['group']} | {row['label']} | {bpp} | {start} | {figures} | {row['seeds']} | "
             f"{published} |"
         )
     return "\n".join(lines) + "\n"
 
 
 def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    names = ["group", "name", "label", "bpp", "seeds", "versus_full"]
+    names = ["group", "name", "label", "bpp", "seeds", "start", "versus_full"]
     names += [key for column in COLUMNS for key in (column, f"{column}_std")]
     text = io.StringIO()
     writer = csv.DictWriter(text, names, extrasaction="ignore", lineterminator="\n")

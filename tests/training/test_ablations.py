@@ -135,10 +135,16 @@ def _run(seed, psnr, **more):
 
 
 def test_summary_of_known_figures():
-    results = {"full": [_run(0, 20.0), _run(1, 22.0)], "less": [_run(1, 21.5), _run(2, 23.5)]}
+    results = {
+        "full": [_run(0, 20.0), _run(1, 22.0)],
+        "less": [_run(1, 21.5, psnr_before_step_1=20.0), _run(2, 23.5, psnr_before_step_1=21.0)],
+    }
     full, less = summarise(results)
     assert (full["psnr"], full["seeds"], full["versus_full"]) == (21.0, 2, 0.0)
     assert full["psnr_std"] == pytest.approx(2**0.5)
     # Only seed 1 has a partner: 21.5 - 22.
     assert less["versus_full"] == pytest.approx(-0.5)
-    assert "| 22.50 ± 1.41 | -0.50 |" in markdown([less]) and "- / 33.50" in markdown([less])
+    assert (less["start"], full["start"]) == (20.5, None)
+    assert "| 20.50 | 22.50 ± 1.41 | -0.50 |" in markdown([less]) and "- / 33.50" in markdown(
+        [less]
+    )
