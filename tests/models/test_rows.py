@@ -58,6 +58,7 @@ from pyratok_jax.models import rows
 from pyratok_jax.models.lapq import LateralConnection
 from pyratok_jax.models.lpips import LPIPS
 from pyratok_jax.models.synthesis import Synthesis
+from pyratok_jax.models.wan_vae.forms import conv_form
 from pyratok_jax.training import sharding
 from pyratok_jax.training.sharding import batch_spec, make_mesh, parameter_shardings, split_of
 sharding.MIN_SHARDED_SIZE = 16
@@ -68,10 +69,15 @@ video, target = jax.random.uniform(jax.random.key(0), (2, 2, 1, 64, 32, 3), minv
 images = lambda x: x.reshape(-1, *x.shape[2:])
 def distance(network, x):
     return jnp.mean(rows.with_whole_kernels(network)(images(x), images(target)))
+def in_tpu_form(layer, x):
+    with conv_form("tpu"):
+        return jnp.sum(jnp.sin(rows.convolve(layer, x)))
 cases = {
     "synthesis": (synthesis, (2, 1, 4, 4, 4), lambda net, x: jnp.sum(jnp.sin(net(x)))),
     # A grid with three rows, which do not split.
     "odd": (synthesis, (2, 1, 3, 4, 4), lambda net, x: jnp.sum(jnp.sin(net(x)))),
+    # With its derivative written out, as on TPUs.
+    "tpu": (synthesis.smooth_in, (2, 2, 8, 4, 4), in_tpu_form),
     "lateral": (lateral, (2, 2, 8, 8, 4), lambda net, x: jnp.sum(jnp.sin(net(x)))),
     "lpips": (LPIPS("alex", rngs=nnx.Rngs(2)), (2, 1, 64, 32, 3), distance),
 }

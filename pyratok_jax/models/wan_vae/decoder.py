@@ -1,6 +1,5 @@
 """Decoder of the Wan VAE: latents to video, not clamped."""
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
@@ -67,16 +66,19 @@ class Decoder(nnx.Module):
         self.norm_out = ChannelNorm(dims[-1], param_dtype=settings.get("param_dtype", jnp.float32))
         self.conv_out = CausalConv3d(dims[-1], config.out_channels, (3, 3, 3), **settings)
         self.remat = remat
+        self.spatial_factor = 2 ** (len(config.dim_mult) - 1)
+        self.temporal_factor = 2 ** sum(config.temporal_downsample)
         self.may_fill = not config.is_residual
 
     def __call__(
         self, z: Float[Array, "b t h w z"], memory: Memory | None = None
     ) -> Float[Array, "b T H W c"]:
         """Decode latents to patchified video; with a memory, one chunk of it."""
-        run = rematerialised(self.remat)
+        scale = self.temporal_factor * self.spatial_factor**2
+        run = rematerialised(self.remat, z.size // z.shape[-1] * scale)
         with in_strips(strips_of(z.shape[2])):
             x = run(self.mid_block, self.conv_in(cut(z), memory), memory)
             with filled_lanes(self.may_fill):
                 for stage in self.stages:
                     x = run(stage, x, memory)
-                return join(self.conv_out(jax.nn.silu(self.norm_out(x)), memory))
+                return join(self.conv_out(self.norm_out(x, activate=True), memory))

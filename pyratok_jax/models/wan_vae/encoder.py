@@ -10,7 +10,13 @@ from jaxtyping import Array, Float
 from pyratok_jax.models.wan_vae.config import WanVAEConfig
 from pyratok_jax.models.wan_vae.forms import filled_lanes, trim
 from pyratok_jax.models.wan_vae.height import cut, in_strips, join, strips_of
-from pyratok_jax.models.wan_vae.layers import CausalConv3d, ChannelNorm, MidBlock, ResidualBlock
+from pyratok_jax.models.wan_vae.layers import (
+    KEPT,
+    CausalConv3d,
+    ChannelNorm,
+    MidBlock,
+    ResidualBlock,
+)
 from pyratok_jax.models.wan_vae.memory import Memory
 from pyratok_jax.models.wan_vae.resample import Downsample, average_down
 
@@ -72,7 +78,7 @@ class Encoder(nnx.Module):
 
     def __call__(self, x: Float[Array, "b t h w c"], memory: Memory | None = None) -> EncoderOutput:
         """Encode patchified video; with a memory, one chunk of it."""
-        run = rematerialised(self.remat)
+        run = rematerialised(self.remat, x.size // x.shape[-1])
         features = []
         with in_strips(strips_of(x.shape[2], 2 ** (len(self.stages) - 1))):
             x = cut(x)
@@ -83,30 +89,41 @@ class Encoder(nnx.Module):
                     features.append(join(trim(x, stage.features)))
                 x = trim(x, self.stages[-1].features)
             x = run(self.mid_block, x, memory)
-            x = join(self.conv_out(jax.nn.silu(self.norm_out(x)), memory))
+            x = join(self.conv_out(self.norm_out(x, activate=True), memory))
         return EncoderOutput(x, tuple(features))
 
 
-def rematerialised(policy: str, *, inner: bool = False):
+POLICIES = ("none", "convs", "stages", "all", "auto")
+# Pixels of a device's clips up to which "auto" keeps the outputs of convolutions.
+LARGE = 2**23
+
+
+def rematerialised(policy: str, pixels: int = 0, *, inner: bool = False):
     """How a part of the network is run: plainly, or recomputing its activations going backward.
 
     Args:
-        policy: "none" keeps all activations; "stages" keeps each stage's input; "all" also, while a
-            stage is recomputed, keeps only the input of each of its residual blocks.
+        policy: "none" keeps all activations; "convs" what convolutions give, so that going
+            backward only norms are computed again; "stages" keeps each stage's input; "all" also,
+            while a stage is recomputed, keeps only the input of each of its residual blocks;
+            "auto" is "convs" for clips of up to 2^23 pixels on a device and "stages" beyond.
+        pixels: of the device's clips.
         inner: for the residual blocks inside a stage, not a stage.
 
     Returns:
         a function (module, x, memory) -> output. With a memory (inference) all is run plainly.
     """
-    if policy not in ("none", "stages", "all"):
-        raise ValueError(f'remat policy {policy!r}: expected "none", "stages" or "all"')
-    plain = policy == "none" or (inner and policy == "stages")
+    if policy not in POLICIES:
+        raise ValueError(f"remat policy {policy!r}: expected one of {', '.join(POLICIES)}")
+    if policy == "auto":
+        policy = "convs" if pixels <= LARGE else "stages"
+    plain = policy == "none" or (inner and policy != "all")
+    keep = jax.checkpoint_policies.save_only_these_names(KEPT) if policy == "convs" else None
 
     def run(module, x, memory=None):
         if plain or memory is not None:
             return module(x, memory)
         # Split by hand: nnx.remat writes the state back, which a frozen module's does not allow.
         graph, state = nnx.split(module)
-        return jax.checkpoint(lambda state, x: nnx.merge(graph, state)(x))(state, x)
+        return jax.checkpoint(lambda state, x: nnx.merge(graph, state)(x), policy=keep)(state, x)
 
     return run

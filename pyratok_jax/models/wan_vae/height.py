@@ -38,6 +38,22 @@ def height_axis() -> str | None:
     return _AXIS.get()
 
 
+def here() -> tuple[str | None, int]:
+    """Axis and strips in force, for `within`: derivatives are traced when both have ended."""
+    return _AXIS.get(), _STRIPS.get()
+
+
+@contextlib.contextmanager
+def within(axis: str | None, strips: int) -> Iterator[None]:
+    """Trace as where `here` said so."""
+    tokens = _AXIS.set(axis), _STRIPS.set(strips)
+    try:
+        yield
+    finally:
+        _AXIS.reset(tokens[0])
+        _STRIPS.reset(tokens[1])
+
+
 def strips_of(h: int, stride: int = 1) -> int:
     """Strips for frames of `h` rows that a network reduces by `stride`: 8, 4, 2 or 1."""
     if current_form() != "tpu":

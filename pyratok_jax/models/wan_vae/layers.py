@@ -9,14 +9,19 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from pyratok_jax.models.wan_vae.attention import attend
-from pyratok_jax.models.wan_vae.forms import channel_sums, conv3d, current_form, filled
-from pyratok_jax.models.wan_vae.height import cut, join, with_borders
+from pyratok_jax.models.wan_vae.derivatives import TINY, causal, normalise
+from pyratok_jax.models.wan_vae.forms import conv3d, current_form, filled
+from pyratok_jax.models.wan_vae.height import cut, here, join, with_borders
 from pyratok_jax.models.wan_vae.memory import Memory
 from pyratok_jax.models.wan_vae.phases import FEW, conv_in_blocks, upsampled_conv
+
+# Name of what the remat policy "convs" keeps.
+KEPT = "kept"
 
 
 class Conv(nnx.Module):
@@ -161,6 +166,8 @@ def causal_conv(
     kt, kh, kw = kernel.shape[:3]
     if (kt, kh, kw) == (1, 1, 1):
         return pointwise(x, kernel[0, 0, 0])
+    if current_form() == "tpu" and not has_past and kh % 2 and kw % 2:
+        return causal(x, kernel, here())
     x, rows = with_borders(x, (kh // 2, kh // 2))
     sides = (rows, (kw // 2, kw // 2))
     if current_form() == "shifts":
@@ -205,19 +212,17 @@ class ChannelNorm(nnx.Module):
     def __init__(self, features: int, *, param_dtype: DTypeLike = jnp.float32):
         self.gamma = nnx.Param(jnp.ones((features,), param_dtype))
 
-    def __call__(self, x: Float[Array, "*n c"]) -> Float[Array, "*n c"]:
-        """Normalised `x`, same dtype."""
-        y = x.astype(jnp.float32)
-        squares = y * y
-        if current_form() == "tpu" and x.dtype == jnp.bfloat16 and x.ndim == 5:
-            total = channel_sums(squares)
-        else:
-            total = jnp.sum(squares, axis=-1, keepdims=True)
-        scale = lax.rsqrt(jnp.maximum(total, 1e-24))
+    def __call__(self, x: Float[Array, "*n c"], *, activate: bool = False) -> Float[Array, "*n c"]:
+        """Normalised `x`, same dtype; SiLU of that where `activate`."""
         gamma = self.gamma[...].astype(jnp.float32)
         features = gamma.shape[0]
         gamma = jnp.pad(gamma, (0, x.shape[-1] - features))
-        return (y * scale * (features**0.5) * gamma).astype(x.dtype)
+        if current_form() == "tpu" and x.ndim == 5:
+            return normalise(x, gamma, features, activate)
+        y = x.astype(jnp.float32)
+        scale = lax.rsqrt(jnp.maximum(jnp.sum(y * y, axis=-1, keepdims=True), TINY))
+        y = (y * scale * (features**0.5) * gamma).astype(x.dtype)
+        return jax.nn.silu(y) if activate else y
 
 
 class ResidualBlock(nnx.Module):
@@ -240,13 +245,13 @@ class ResidualBlock(nnx.Module):
     ) -> Float[Array, "b t h w d"]:
         """The block's output; the shortcut reads the un-normalised input."""
         shortcut = x if self.conv_shortcut is None else self.conv_shortcut(x)
-        x = self.conv1(jax.nn.silu(self.norm1(x)), memory)
-        x = self.conv2(jax.nn.silu(self.norm2(x)), memory)
+        x = checkpoint_name(self.conv1(self.norm1(x, activate=True), memory), KEPT)
+        x = self.conv2(self.norm2(x, activate=True), memory)
         # An input from outside may be narrower than an output filled up with zeros.
         missing = x.shape[-1] - shortcut.shape[-1]
         if missing:
             shortcut = jnp.pad(shortcut, ((0, 0),) * 4 + ((0, missing),))
-        return x + shortcut
+        return checkpoint_name(x + shortcut, KEPT)
 
 
 class AttentionBlock(nnx.Module):

@@ -50,7 +50,7 @@ class WanVAE(nnx.Module):
             rngs: for the parameters.
             dtype: of activations; norms are always computed in float32.
             param_dtype: of the stored weights.
-            remat: "none", "stages" or "all", see `encoder.rematerialised`.
+            remat: of `encoder.POLICIES`, see `encoder.rematerialised`.
         """
         settings: dict[str, Any] = {"rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
         self.config = config

@@ -7,7 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax._src.ad_checkpoint import saved_residuals
 
+from pyratok_jax.models.wan_vae.encoder import LARGE, rematerialised
+from pyratok_jax.models.wan_vae.layers import ResidualBlock
 from pyratok_jax.models.wan_vae.model import WanVAE
 from pyratok_jax.models.wan_vae.tiling import tiled_decode, tiled_encode
 from tests.models.wan_vae.reference import noise, quick, relative, small
@@ -25,7 +28,7 @@ def test_remat_policies():
     """Same gradients; each policy leaves less in memory and computes more than the one before."""
     video = noise(1, 5, 16, 24, 3)
     results = {}
-    for policy in ("none", "stages", "all"):
+    for policy in ("none", "convs", "stages", "all"):
         vae = WanVAE(small(False, blocks=1), rngs=nnx.Rngs(0), remat=policy)
         graph, state = nnx.split(vae)
         gradient = jax.grad(lambda s, v, g=graph: loss(nnx.merge(g, s), v))
@@ -33,12 +36,24 @@ def test_remat_policies():
         regions = str(jax.make_jaxpr(gradient)(state, video)).count("prevent_cse")
         results[policy] = (quick(nnx.grad(loss), vae, video), regions)
     regions = {policy: count for policy, (_, count) in results.items()}
-    assert regions["none"] == 0 < regions["stages"] < regions["all"]
-    for policy in ("stages", "all"):
+    assert regions["none"] == 0 < regions["convs"] == regions["stages"] < regions["all"]
+    for policy in ("convs", "stages", "all"):
         for a, b in zip(
             jax.tree.leaves(results[policy][0]), jax.tree.leaves(results["none"][0]), strict=True
         ):
             np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6)
+
+
+def test_remat_by_the_size_of_a_clip():
+    """What a backward pass is given: with "convs" (small clips) more arrays than with "stages"."""
+    block = ResidualBlock(4, 4, rngs=nnx.Rngs(0))
+    x = noise(1, 1, 4, 4, 4)
+
+    def kept(policy, pixels):
+        run = rematerialised(policy, pixels)
+        return len(saved_residuals(lambda x: jnp.sum(run(block, x)), x))
+
+    assert kept("auto", LARGE) == kept("convs", 0) > kept("stages", 0) == kept("auto", LARGE + 1)
 
 
 def test_remat_of_frozen_weights():
