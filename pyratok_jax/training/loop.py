@@ -119,6 +119,9 @@ def train(config: ConfigDict, workdir: Path, task: Task, *, on_start: Any = None
         UserError: an impossible setting, unreadable data, a loss that stays not finite.
     """
     profiled = profiled_steps(config.profile_steps)
+    # Processes may have been long apart while they read weights; the checkpoints' manager begins
+    # with a collective operation.
+    meet()
     checkpoints = Checkpoints(workdir, config)
     mesh = make_mesh(config.mesh)
     shares = _shares(config, mesh)
