@@ -60,15 +60,17 @@ def run_one(
     start: dict[str, Any] = {}
 
     def on_start(partition: Partition) -> bool:
+        # So that other commands can open the run.
+        task.describe(folder)
         if config.init_from:
             return start_from(config.init_from, partition)
         kept = starts / f"{start_key(config)}.npz"
         if kept.exists():
-            start["psnr_before_step_1"] = _take_start(partition, kept)
+            start["psnr_before_step_1"] = take_start(partition, kept)
             return True
         left = task.calibrate(partition)
         start["psnr_before_step_1"] = measure(task, partition, clips, None)["psnr"]
-        _keep_start(partition, start["psnr_before_step_1"], kept)
+        keep_start(partition, start["psnr_before_step_1"], kept)
         return bool(left)
 
     trained = train(config, folder, task, on_start=on_start)
@@ -100,7 +102,7 @@ def start_key(config: ConfigDict) -> str:
     return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
-def _keep_start(partition: Partition, psnr: float, path: Path) -> None:
+def keep_start(partition: Partition, psnr: float, path: Path) -> None:
     """The tokenizer's trainable arrays; what belongs to losses is not calibrated."""
     arrays: dict[str, Any] = {
         name: np.asarray(value)
@@ -113,7 +115,7 @@ def _keep_start(partition: Partition, psnr: float, path: Path) -> None:
     scratch.replace(path)
 
 
-def _take_start(partition: Partition, path: Path) -> float:
+def take_start(partition: Partition, path: Path) -> float:
     """Put kept arrays into the partition; gives the PSNR measured when they were made."""
     with np.load(path, allow_pickle=False) as kept:
         for name in partition.trainable:
