@@ -27,7 +27,8 @@ def training_config(**changes: Any) -> ConfigDict:
     - steps, batch_size, accumulate, seed: batch_size is over all hosts and is cut into
       `accumulate` parts.
     - optimizer: see `optimizer.make_optimizer`; ema_decay: 0 keeps no averages.
-    - dtype: of activations; parameters are float32. remat: "none", "stages" or "all".
+    - dtype: of activations; parameters are float32. remat: "none",
+      "stages", "all", "convs" or "auto" (`wan_vae.encoder.rematerialised`).
     - mesh: sizes of the axes, see `sharding.make_mesh`; -1 takes what is left.
     - multi_host: connect the hosts of a pod before anything else (`hosts.join_hosts`).
     - host_timeout, step_timeout: seconds after which a host that is not heard of, or a step that

@@ -9,9 +9,31 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from pyratok_jax.models.pyratok import PyraTok
+from pyratok_jax.models.wan_vae.forms import conv_form, current_form
+
+_POSITIONS = (2, 3, 8, 8)  # clips, frames, rows and columns that are looked at, at most
 _FLOOR = 0.02  # of the mean, for directions that the decoder does not see at all
+
+
+def metric_of(
+    tokenizer: PyraTok, latents: Float[np.ndarray, "b t h w z"], seed: int
+) -> Float[np.ndarray, "z z"]:
+    """The metric of a tokenizer's decoder at the beginning of some normalised latents."""
+    graph, state = nnx.split(tokenizer)
+    # Derivatives that are written out for the form on TPUs know only the backward direction.
+    form = "conv3d" if current_form() == "tpu" else current_form()
+
+    def decode(latents: Array) -> Array:
+        with conv_form(form):
+            return nnx.merge(graph, state).decode(latents)
+
+    clips, frames, rows, columns = _POSITIONS
+    few = jnp.asarray(latents[:clips, :frames, :rows, :columns])
+    return decoder_metric(decode, few, jax.random.key(seed))
 
 
 def decoder_metric(

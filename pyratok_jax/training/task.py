@@ -24,7 +24,7 @@ from pyratok_jax.tokenizer import Tokenizer, to_model_range, write_description
 from pyratok_jax.training.calibration import calibrate
 from pyratok_jax.training.partition import Partition
 from pyratok_jax.training.refinement import Encoded, refine
-from pyratok_jax.training.sensitivity import decoder_metric
+from pyratok_jax.training.sensitivity import metric_of
 from pyratok_jax.training.system import (
     TokenizerLoss,
     TokenizerSystem,
@@ -128,7 +128,7 @@ class TokenizerTask:
         tokenizer = system.tokenizer
         encoded = self._encode(tokenizer, settings)
         latents = [batch.latent for batch in encoded]
-        root = square_root(_metric(tokenizer, latents[0], seed))
+        root = square_root(metric_of(tokenizer, latents[0], seed))
         if tokenizer.quantizer is None:
             left = calibrate(tokenizer, latents, root=root, seed=seed, steps=settings.steps)
         else:
@@ -180,16 +180,6 @@ class TokenizerTask:
             },
             alignment=alignment_arguments(self.config, width),
         )
-
-
-def _metric(tokenizer: PyraTok, latents: np.ndarray, seed: int) -> np.ndarray:
-    """The decoder's, at the first frames of two clips, cut to at most 8 x 8 positions."""
-    graph, state = nnx.split(tokenizer)
-
-    def decode(latents: Any) -> Any:
-        return nnx.merge(graph, state).decode(latents)
-
-    return decoder_metric(decode, jnp.asarray(latents[:2, :3, :8, :8]), jax.random.key(seed))
 
 
 def _shown(numbers: Iterator[int], total: int, what: str) -> Iterator[int]:
