@@ -102,7 +102,7 @@ def _run_all(
 
 
 def _keep_programs(folder: Path) -> None:
-    """Compiled programs, small ones too, go to disk: runs with another seed need the same ones."""
+    """Compiled programs, small ones too, go to disk, where later runs and restarts find them."""
     import jax
 
     jax.config.update("jax_compilation_cache_dir", str(folder))

@@ -53,7 +53,7 @@ def refine(
     Args:
         model: a tokenizer whose levels, or quantiser of the latent, have been fitted.
         encoded: batches of equal shapes.
-        root: R, see `calibration.square_root`.
+        root: R, see `models.metric.square_root`.
         steps: of the descent; 0 changes nothing.
         learning_rate: after a warm-up of 20 steps; falls to 2 % along a cosine.
         seed: of the order of batches.
