@@ -7,11 +7,13 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # Tests compile far longer than they compute.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
 
+import gc  # noqa: E402
 import tempfile  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import jax  # noqa: E402
 import jaxtyping  # noqa: E402
+import pytest  # noqa: E402
 
 # Whole training steps are compiled by several tests; a program compiled once is kept.
 _CACHE = Path(tempfile.gettempdir()) / f"pyratok-test-programs-{os.getuid()}"
@@ -20,3 +22,11 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 # Every jaxtyping annotation in these packages is checked at run time in all tests.
 jaxtyping.install_import_hook(["pyratok_jax.models", "pyratok_jax.losses"], "beartype.beartype")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _programs_of_one_module():
+    """Compiled programs are let go after each module: kept, they fill a worker's memory by GBs."""
+    yield
+    jax.clear_caches()
+    gc.collect()
