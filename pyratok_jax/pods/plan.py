@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from pyratok_jax.data.buckets import Bucket, parse_buckets
@@ -155,7 +156,8 @@ def model_flops(step: str, config: ConfigDict, bucket: Bucket, program: Program)
         if step == "train":
             plain.batch_size = 1
             batch = abstract_batch(plain, dataclasses.replace(bucket, clips=1))
-            one = traced_flops(training.step, training.state, training.frozen, batch)
+            seed = jax.ShapeDtypeStruct((), jnp.uint32)
+            one = traced_flops(training.step, training.state, training.frozen, batch, seed)
         else:
             state, *rest = program.arguments
             single = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), rest)

@@ -58,7 +58,9 @@ def train_program(
     batch = _batch(abstract_batch(config, bucket), mesh)
     shardings = jax.tree.map(lambda x: x.sharding, state)
     clips = batch["video"].shape[0]
-    return Program(training.step, (state, frozen, batch), (0,), (shardings, None), clips)
+    seed = jax.ShapeDtypeStruct((), jnp.uint32, sharding=NamedSharding(mesh, PartitionSpec()))
+    arguments = (state, frozen, batch, seed)
+    return Program(training.step, arguments, (0,), (shardings, None), clips)
 
 
 def tokenise_program(

@@ -30,7 +30,7 @@ class AbstractTraining(NamedTuple):
     Attributes:
         state: parameters, optimizer and counters.
         frozen: arrays that training does not change, by name.
-        step: `(state, frozen, batch) -> (state, metrics)`, to be traced or compiled.
+        step: `(state, frozen, batch, seed) -> (state, metrics)`, to be traced or compiled.
         partition: of the abstract system.
     """
 
@@ -74,7 +74,6 @@ def abstract_training(config: ConfigDict) -> AbstractTraining:
         lambda params, frozen, *rest: loss(partition.merge(params, frozen), *rest),
         optimizer,
         steps=config.steps,
-        seed=config.seed,
         accumulate=config.accumulate,
         ema_decay=config.ema_decay,
     )

@@ -92,7 +92,7 @@ def place(partition: Partition, config: ConfigDict, mesh: Mesh) -> tuple[TrainSt
 def jit_step(
     task: Task, partition: Partition, config: ConfigDict, optimizer: Any, state: Any
 ) -> Any:
-    """The compiled-on-first-use step `(state, frozen, batch) -> (state, metrics)`."""
+    """The compiled-on-first-use step `(state, frozen, batch, seed) -> (state, metrics)`."""
 
     def loss(params: Arrays, frozen: Arrays, batch: Any, key: Any, progress: Any) -> Any:
         return task.loss(partition.merge(params, frozen), batch, key, progress)
@@ -101,7 +101,6 @@ def jit_step(
         loss,
         optimizer,
         steps=config.steps,
-        seed=config.seed,
         accumulate=config.accumulate,
         ema_decay=config.ema_decay,
     )
@@ -231,11 +230,12 @@ class _Run(NamedTuple):
             batch = self.task.device_batch(read)
             data_wait = time.perf_counter() - asked
             share = self.shares.get(read.get("bucket")) or next(iter(self.shares.values()))
-            inputs = (state, self.frozen, to_mesh(batch, self.mesh, share.parts))
+            placed = to_mesh(batch, self.mesh, share.parts)
+            inputs = (state, self.frozen, placed, np.uint32(self.config.seed % 2**32))
             # The time limit of a step is not one of compilation.
             doing(number, what if self.step.knows(*inputs) else "first step")
             state, metrics = self.step(*inputs)
-            del inputs
+            del inputs, placed
             self.vote.step_started()
             pending.append(metrics)
             # One step may run ahead, no more: Ctrl-C and progress must not wait for a long queue.

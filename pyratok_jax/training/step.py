@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt32
 
 from pyratok_jax.models.rows import over_devices
 from pyratok_jax.training.partition import Arrays
@@ -14,6 +14,7 @@ from pyratok_jax.training.sharding import parts_of, split_of
 
 Batch = Mapping[str, Array]
 Metrics = dict[str, Array]
+Seed = UInt32[Array, ""]
 # (trainable, frozen, batch, key, progress in [0, 1]) -> (loss, terms)
 Loss = Callable[
     [Arrays, Arrays, Batch, PRNGKeyArray, Float[Array, ""]], tuple[Float[Array, ""], Metrics]
@@ -58,20 +59,19 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     *,
     steps: int,
-    seed: int,
     accumulate: int = 1,
     ema_decay: float = 0.0,
-) -> Callable[[TrainState, Arrays, Batch], tuple[TrainState, Metrics]]:
-    """The step; jit it with the state donated.
+) -> Callable[[TrainState, Arrays, Batch, Seed], tuple[TrainState, Metrics]]:
+    """The step `(state, frozen, batch, seed)`; jit it with the state donated.
 
-    All randomness is a function of (seed, step). A step whose loss or gradient is not finite
+    All randomness is a function of (seed, step); the seed is an argument, so that trainings which
+    differ in nothing else share one compiled program. A step whose loss or gradient is not finite
     leaves parameters, optimizer and averages as they were and is counted.
 
     Args:
         loss: see `Loss`.
         optimizer: of the trainable arrays.
         steps: length of the training, for the progress that schedules see.
-        seed: of all randomness.
         accumulate: most parts that a batch is cut into, their gradients averaged; statistics over
             the batch (entropies) are then taken over each part. A batch of few clips is cut into
             fewer, so that no device is without one.
@@ -87,7 +87,9 @@ def make_train_step(
             )
         return grads, value, terms
 
-    def step(state: TrainState, frozen: Arrays, batch: Batch) -> tuple[TrainState, Metrics]:
+    def step(
+        state: TrainState, frozen: Arrays, batch: Batch, seed: Seed
+    ) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         progress = state.step / max(steps, 1)
         parts = parts_of(_rows(batch), accumulate)

@@ -23,14 +23,15 @@ def loss(params, frozen, batch, key, progress):
     return value, {"progress": progress, "noise": jax.random.normal(key)}
 
 
-def run(batches, **settings):
+def run(batches, seed=3, **settings):
     optimizer = optax.sgd(RATE)
-    step = jax.jit(make_train_step(loss, optimizer, steps=len(batches), seed=3, **settings))
+    step = jax.jit(make_train_step(loss, optimizer, steps=len(batches), **settings))
     decay = settings.get("ema_decay", 0.0)
     state = initial_state({"w": jnp.array([1.0, 2.0])}, optimizer, decay)
     metrics = []
     for x in batches:
-        state, values = step(state, {"target": jnp.zeros(2)}, {"x": jnp.asarray(x)})
+        batch = {"x": jnp.asarray(x)}
+        state, values = step(state, {"target": jnp.zeros(2)}, batch, np.uint32(seed))
         metrics.append(jax.device_get(values))
     return state, metrics
 
@@ -72,6 +73,8 @@ def test_randomness_is_a_function_of_seed_and_step():
     first, second = (run([x] * 3)[1] for _ in range(2))
     assert [m["noise"] for m in first] == [m["noise"] for m in second]
     assert len({float(m["noise"]) for m in first}) == 3
+    other = run([x] * 3, seed=4)[1]
+    assert not {float(m["noise"]) for m in first} & {float(m["noise"]) for m in other}
     assert [float(m["progress"]) for m in first] == pytest.approx([0, 1 / 3, 2 / 3])
 
 

@@ -11,6 +11,8 @@ SETTINGS is a JSON list of trainings, done one after the other, each with
   is the name of a signal, "error" (raises) or "sleep" (for a minute).
 """
 
+import ctypes
+import fcntl
 import json
 import os
 import signal
@@ -194,12 +196,29 @@ def without_tensorboard():
     sys.modules["clu.metric_writers"] = stub
 
 
+def compile_in_turn(lock):
+    """One process after the other: a step takes up to 4 GB while it is compiled."""
+    compile_now = jax.stages.Lowered.compile
+
+    def waiting(lowered, *arguments, **options):
+        with lock.open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            program = compile_now(lowered, *arguments, **options)
+            if sys.platform == "linux":
+                ctypes.CDLL(None).malloc_trim(0)
+            return program
+
+    jax.stages.Lowered.compile = waiting
+
+
 def main():
     without_tensorboard()
     # Everything is tiny here, and must be split all the same.
     sharding.MIN_SHARDED_SIZE = 16
     cache = os.environ.get("PYRATOK_TEST_CACHE")
     if cache:
+        Path(cache).mkdir(parents=True, exist_ok=True)
+        compile_in_turn(Path(cache) / "compiling.lock")
         jax.config.update("jax_compilation_cache_dir", cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     trainings = json.loads(sys.argv[1])
