@@ -118,8 +118,8 @@ def _chart(rows: Sequence[Mapping[str, Any]]) -> bytes:
     )
     labels = []
     for row in shown:
-        rate = "no tokens" if row["bpp"] is None else f"{row['bpp']:.3f} bpp"
-        labels.append(f"{row['label']}, {rate}")
+        rate = "" if row["bpp"] is None else f", {row['bpp']:.3f} bpp"
+        labels.append(f"{row['label']}{rate}")
     axis.set_yticks(places, labels, fontsize=8)
     lowest = min((row["psnr"] for row in shown), default=0.0)
     axis.set_xlim(left=max(lowest - 1.5, 0.0))
