@@ -31,8 +31,9 @@ def get_config(argument: str = "") -> ConfigDict:
         log_every=5,
         dtype="float32",
     )
+    # At 1e-4 the hundred steps cost 0.2 dB of what the fitted levels start with.
     config.optimizer.update(
-        {"learning_rate": 1e-4, "warmup": 10, "schedule": "cosine", "final_share": 0.1}
+        {"learning_rate": 3e-5, "warmup": 10, "schedule": "cosine", "final_share": 0.1}
     )
     config.model.tokenizer.update(
         {"grids": preset, "width": 64, "heads": 4, "synthesis_width": 32, "lora_rank": 8,
