@@ -7,6 +7,7 @@ import pytest
 
 from pyratok_jax.data.buckets import parse_buckets
 from pyratok_jax.errors import UserError
+from pyratok_jax.models.grids import PRESETS, grid_shape
 from pyratok_jax.training.config import parse_flags, tokenizer_training_config, training_config
 
 DEMO = "configs/demo.py"
@@ -46,6 +47,16 @@ def test_unknown_defaults_are_refused():
         training_config(stepz=3)
     with pytest.raises(AttributeError):
         tokenizer_training_config().loss.weights.colour = 1.0
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_demo_has_clips_that_each_preset_divides(preset):
+    config, _ = parse(f"--config={DEMO}:{preset}")
+    assert config.model.tokenizer.grids == preset
+    for part in (config.data, config.calibration, config.report):
+        for bucket in parse_buckets(part.buckets):
+            for stride in PRESETS[preset]:
+                assert all(grid_shape(stride, bucket.frames, bucket.height, bucket.width))
 
 
 @pytest.mark.parametrize("stage", ["stage1", "stage2", "stage3"])
