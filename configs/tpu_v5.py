@@ -42,7 +42,7 @@ FRAMES = (17, 49, 97)
 # Sizes of the mesh, parts of a batch, pixels of the largest clip that lies whole on a chip, and of
 # the largest clip at all.
 CHIPS = {
-    "v5p": {"fsdp": 4, "spatial": 16, "parts": 8, "whole": 17 * 512**2, "largest": 49 * 2048**2},
+    "v5p": {"fsdp": 4, "spatial": 16, "parts": 4, "whole": 17 * 512**2, "largest": 49 * 2048**2},
     "v5e": {"fsdp": 16, "spatial": 16, "parts": 2, "whole": 17 * 256**2, "largest": 17 * 1024**2},
 }
 # Stage 3 has frames of 4096 pixels.

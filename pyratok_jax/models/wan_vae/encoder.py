@@ -95,7 +95,7 @@ class Encoder(nnx.Module):
 
 POLICIES = ("none", "convs", "stages", "all", "auto")
 # Pixels of a device's clips up to which "auto" keeps the outputs of convolutions.
-LARGE = 2**23
+LARGE = 2 * 17 * 512**2
 
 
 def rematerialised(policy: str, pixels: int = 0, *, inner: bool = False):
@@ -105,7 +105,7 @@ def rematerialised(policy: str, pixels: int = 0, *, inner: bool = False):
         policy: "none" keeps all activations; "convs" what convolutions give, so that going
             backward only norms are computed again; "stages" keeps each stage's input; "all" also,
             while a stage is recomputed, keeps only the input of each of its residual blocks;
-            "auto" is "convs" for clips of up to 2^23 pixels on a device and "stages" beyond.
+            "auto" is "convs" for up to two clips of 17x512x512 on a device and "stages" beyond.
         pixels: of the device's clips.
         inner: for the residual blocks inside a stage, not a stage.
 
