@@ -74,8 +74,9 @@ class Decoder(nnx.Module):
         self, z: Float[Array, "b t h w z"], memory: Memory | None = None
     ) -> Float[Array, "b T H W c"]:
         """Decode latents to patchified video; with a memory, one chunk of it."""
-        scale = self.temporal_factor * self.spatial_factor**2
-        run = rematerialised(self.remat, z.size // z.shape[-1] * scale)
+        b, t, h, w, _ = z.shape
+        pixels = b * (1 + (t - 1) * self.temporal_factor) * h * w * self.spatial_factor**2
+        run = rematerialised(self.remat, pixels)
         with in_strips(strips_of(z.shape[2])):
             x = run(self.mid_block, self.conv_in(cut(z), memory), memory)
             with filled_lanes(self.may_fill):
