@@ -194,8 +194,9 @@ ABLATIONS: dict[str, Ablation] = {
 # What the comparison of components needs; the order of the table.
 DEFAULT_NAMES = (
     "full", "continuous", "single_lfq", "residual", "rvq", "no_text", "no_pyramid", "blocks_2",
-    "blocks_3", "no_drift", "no_autoregressive", "no_ssim", "no_lpips", "no_commitment",
-    "no_entropy", "no_hierarchy", "no_text_alignment", "no_text_codebook", "no_retention",
+    "blocks_3", "no_drift", "no_dino_drift", "no_autoregressive", "no_ssim", "no_lpips",
+    "no_retention", "no_commitment", "no_entropy", "no_hierarchy", "no_text_alignment",
+    "no_text_codebook",
 )  # fmt: skip
 
 
