@@ -45,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--sweep", action="store_true", help="try batches, remat and meshes (train step)"
     )
-    p.add_argument("--sweep_remat", default="none,stages,all", help="policies to try")
+    p.add_argument("--sweep_remat", default="auto,none,stages", help="policies to try")
     p.add_argument("--sweep_clips", default="1,2", help="clips of a chip at a time to try")
     p.add_argument("--sweep_meshes", default="", help="FSDPxSPATIAL to try, 4x16,64x1; none: some")
     p.add_argument(

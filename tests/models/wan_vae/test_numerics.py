@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 from jax._src.ad_checkpoint import saved_residuals
 
+from pyratok_jax.models.wan_vae import encoder
 from pyratok_jax.models.wan_vae.encoder import LARGE, rematerialised
 from pyratok_jax.models.wan_vae.layers import KEPT, ResidualBlock
 from pyratok_jax.models.wan_vae.model import WanVAE
@@ -56,6 +57,26 @@ def test_remat_by_the_size_of_a_clip():
 
     assert kept("auto", LARGE) == kept("convs", 0) > 0
     assert kept("stages", 0) == kept("auto", LARGE + 1) == 0
+
+
+@pytest.mark.parametrize("frames", [1, 5])
+def test_remat_counts_the_pixels_of_the_video_on_both_ways(monkeypatch, frames):
+    """The decoder too, which sees latents alone: "auto" changes at the same size of the video."""
+    video = noise(2, frames, 16, 24, 3)
+
+    def kept(policy):
+        vae = WanVAE(small(False, blocks=1), rngs=nnx.Rngs(0), remat=policy)
+        latent = jax.eval_shape(lambda v: vae.encode(v).mean, video)
+        ways = [(lambda v: vae.encode(v).mean, video), (vae.decode, jnp.zeros(latent.shape))]
+        found = [saved_residuals(lambda x, way=way: jnp.sum(way(x)), x) for way, x in ways]
+        return [sum(f"named '{KEPT}'" in why for _, why in way) for way in found]
+
+    many, few = kept("convs"), kept("stages")
+    assert all(a > b for a, b in zip(many, few, strict=True))
+    monkeypatch.setattr(encoder, "LARGE", video.size // 3)
+    assert kept("auto") == many
+    monkeypatch.setattr(encoder, "LARGE", video.size // 3 - 1)
+    assert kept("auto") == few
 
 
 def test_remat_of_frozen_weights():
