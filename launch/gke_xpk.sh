@@ -4,8 +4,9 @@
 #   CLUSTER=my-cluster ZONE=us-east5-a TPU_TYPE=v5p-128 BUCKET=my-bucket IMAGE=... \
 #       launch/gke_xpk.sh [--dry-run] --config configs/tpu_v5.py:stage1 [more flags]
 #
-# Variables: WORKLOAD (name; the same name is the same run), SLICES, PROJECT, RUN (folder inside the
-# bucket), RESTARTS. IMAGE holds this repository at /app and its packages (docs/pods.md).
+# Variables: WORKLOAD (name), SLICES, PROJECT, RUN (folder inside the bucket; the same folder is the
+# same run), RESTARTS. IMAGE holds this repository at /app and its packages (docs/pods.md). A workload
+# that has ended keeps its name until `xpk workload delete`.
 set -euo pipefail
 
 CLUSTER=${CLUSTER:?set CLUSTER to the name of the GKE cluster}
@@ -39,13 +40,18 @@ mount=/mnt/$BUCKET
 arguments=$(printf '%q ' "$@" --config.multi_host=true "--config.mesh.slices=$SLICES" \
   "--workdir=$mount/$RUN")
 # A container that must go gets SIGTERM: the training saves and ends with code 130.
-inside="mkdir -p $mount/$RUN/logs && cd /app || exit 1; trap 'kill -TERM \$pid' TERM;"
-inside+=" python -m pyratok_jax.train $arguments > >(tee /tmp/train.log) 2>&1 & pid=\$!;"
-inside+=" wait \$pid; code=\$?; while kill -0 \$pid 2>/dev/null; do wait \$pid; code=\$?; done;"
-inside+=" cp /tmp/train.log $mount/$RUN/logs/\$(hostname).log; exit \$code"
+inside="mkdir -p $mount/$RUN/logs && cd /app && : > /tmp/train.log || exit 1;"
+inside+=" trap 'kill -TERM \$pid' TERM;"
+inside+=" python -m pyratok_jax.train $arguments > /tmp/train.log 2>&1 & pid=\$!;"
+inside+=" tail -n +1 -f --pid=\$pid /tmp/train.log & wait \$pid; code=\$?;"
+inside+=" while kill -0 \$pid 2>/dev/null; do wait \$pid; code=\$?; done;"
+inside+=" cat /tmp/train.log >> $mount/$RUN/logs/\$(hostname).log; wait; exit \$code"
 
 run xpk storage attach "$BUCKET" "${place[@]}" --type=gcsfuse --auto-mount=true \
   "--mount-point=$mount" --readonly=false "--bucket=$BUCKET" --size=100000
+# Left to itself XPK restarts what ended by a signal (so also code 130, saved on request) but neither
+# a lost process (3) nor a defect (1), and gives 30 seconds for saving.
 run xpk workload create "--workload=$WORKLOAD" "${place[@]}" "--tpu-type=$TPU_TYPE" \
   "--num-slices=$SLICES" "--docker-image=$IMAGE" "--max-restarts=$RESTARTS" \
+  --restart-on-exit-codes=1,3 --termination-grace-period-seconds=300 \
   "--command=$inside"

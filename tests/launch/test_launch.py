@@ -1,8 +1,11 @@
 """Launch scripts say what they would do without the cloud's tools; the local one does it."""
 
 import os
+import shlex
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -75,7 +78,42 @@ def test_a_cluster_gets_a_workload_that_restarts():
     assert storage.startswith("xpk storage attach films --cluster=c")
     assert workload.startswith("xpk workload create --workload=pyratok --cluster=c")
     assert "--tpu-type=v5p-128 --num-slices=2" in workload and "--max-restarts=10" in workload
+    # XPK's own list begins at 127: lost processes and defects must be named, mistakes must not.
+    assert "--restart-on-exit-codes=1,3" in workload.replace("\\", "")
     assert "--workdir=/mnt/films/pyratok" in workload
+
+
+@pytest.mark.parametrize(("stop", "code"), [(False, 3), (True, 130)])
+def test_a_container_hands_on_signals_and_codes_and_keeps_its_log(tmp_path, stop, code):
+    """Its command, run as XPK runs it: in a subshell that gets SIGTERM."""
+    written = run("gke_xpk.sh", "--dry-run", *CONFIG, **CLUSTER).stdout.splitlines()[1]
+    (inside,) = [part for part in shlex.split(written) if part.startswith("--command=")]
+    inside = inside.removeprefix("--command=").replace("/mnt/films", str(tmp_path / "bucket"))
+    inside = inside.replace("/app", str(tmp_path)).replace("/tmp/train.log", str(tmp_path / "log"))
+    program = tmp_path / "python"
+    program.write_text(
+        "#!/bin/bash\n"
+        "trap 'echo saving; sleep 1; exit 130' TERM\n"
+        'echo "$@"; touch "$STARTED"\n'
+        + ("while true; do sleep 0.1; done\n" if stop else "exit 3\n")
+    )
+    program.chmod(0o755)
+    started = tmp_path / "started"
+    process = subprocess.Popen(
+        ["bash", "-c", inside],
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin", "STARTED": str(started)},
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    if stop:
+        while not started.exists() and process.poll() is None:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == code
+    (kept,) = (tmp_path / "bucket/pyratok/logs").iterdir()
+    assert kept.read_text() == printed
+    assert "-m pyratok_jax.train --config configs/tpu_v5.py:stage1" in printed
+    assert ("saving" in printed) == stop
 
 
 @pytest.mark.parametrize("script", ["tpu_vm.sh", "queued_resource.sh", "gke_xpk.sh"])
