@@ -39,7 +39,9 @@ def get_config(argument: str = "") -> ConfigDict:
         {"grids": preset, "width": 64, "heads": 4, "synthesis_width": 32, "lora_rank": 8,
          "lora_alpha": 16.0}
     )  # fmt: skip
-    config.language.update({"length": 32, "remat": "none"})
+    # Sizes, for reports made without the weights.
+    config.model.vae, config.vision.size = "demo", "demo"
+    config.language.update({"length": 32, "remat": "none", "size": "smollm2-135m"})
     config.loss.token_budget = 48
     # In a hundred steps from fitted levels, terms that move the codes for their own sake cost more
     # quality than they can pay back; all stay on.

@@ -1,10 +1,10 @@
-"""Published sizes by name, for configs that are built before their weights are at hand."""
+"""Sizes by name, published and the demo's, for configs built before their weights are at hand."""
 
 from pyratok_jax.models.dino.config import DinoConfig
 from pyratok_jax.models.language.config import LanguageConfig, RopeConfig
-from pyratok_jax.models.wan_vae.config import WAN21, WAN22, WanVAEConfig
+from pyratok_jax.models.wan_vae.config import WAN21, WAN22, WanVAEConfig, tiny
 
-VAES: dict[str, WanVAEConfig] = {"wan2.1": WAN21, "wan2.2-ti2v": WAN22}
+VAES: dict[str, WanVAEConfig] = {"wan2.1": WAN21, "wan2.2-ti2v": WAN22, "demo": tiny()}
 LANGUAGE_MODELS: dict[str, LanguageConfig] = {
     "qwen2.5-vl-3b": LanguageConfig(
         vocabulary=151936,
@@ -40,4 +40,5 @@ VISION_MODELS: dict[str, DinoConfig] = {
     "dinov3-vits16": DinoConfig(width=384, heads=6, hidden=1536),
     "dinov3-vitb16": DinoConfig(),
     "dinov3-vitl16": DinoConfig(width=1024, layers=24, heads=16, hidden=4096),
+    "demo": DinoConfig(width=128, layers=6, heads=4, hidden=512),
 }

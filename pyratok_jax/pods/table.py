@@ -1,5 +1,7 @@
 """A report as tables for people."""
 
+import re
+from collections import Counter
 from typing import Any
 
 from rich.console import Console
@@ -88,17 +90,25 @@ def _seconds(facts: dict[str, Any]) -> str:
 
 
 def _costliest(facts: dict[str, Any]) -> Table:
-    table = Table("M cycles", "share", "times", "array", "operation", title_justify="left")
+    table = Table("M cycles", "share", "times", "array", title_justify="left")
+    # Its end says most.
+    table.add_column("operation", overflow="fold")
     for one in facts["costliest"]:
         share = one["cycles"] / (facts["estimated_cycles"] or 1)
         table.add_row(
             f"{one['cycles'] / 1e6:,.1f}",
             f"{share:.1%}",
             f"{one['count']:.0f}",
-            one["shape"],
+            arrays(one["shape"]),
             one["where"],
         )
     return table
+
+
+def arrays(shape: str) -> str:
+    """A type with equal arrays of a tuple counted: `9 x f32[3,16], bf16[4]`."""
+    counts = Counter(re.findall(r"\w+\[[\d,]*\]", shape))
+    return ", ".join(f"{n} x {name}" if n > 1 else name for name, n in counts.items()) or shape
 
 
 def _collectives(facts: dict[str, Any]) -> Table:

@@ -118,6 +118,8 @@ def train(config: ConfigDict, workdir: Path, task: Task, *, on_start: Any = None
         UserError: an impossible setting, unreadable data, a loss that stays not finite.
     """
     profiled = profiled_steps(config.profile_steps)
+    # An impossible setting shows before the levels are fitted, not after.
+    make_optimizer(config.optimizer, config.steps)
     # Processes may have been long apart while they read weights; the checkpoints' manager begins
     # with a collective operation.
     meet()

@@ -5,8 +5,11 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).parents[2]
 
 SCRIPT = """
 import json, sys
@@ -101,3 +104,32 @@ def test_programs_are_measured_and_want_of_memory_is_an_answer(topology):
     assert "step_seconds" not in early
     assert huge["memory"]["verdict"].startswith("does not fit by")
     assert huge["error"] == ""
+
+
+@needs_libtpu
+def test_the_steps_of_a_config_compile_by_one_command(tmp_path):
+    """The demo's, whole: clips over two chips, frames over two, parameters over all four."""
+    report = tmp_path / "report.json"
+    command = [
+        sys.executable, "-m", "pyratok_jax.compile_report", "--config=configs/demo.py:smoke",
+        "--topology=v6e:2x2", "--bucket=5x64x64*2", "--effort=memory", f"--output={report}",
+        "--config.mesh.fsdp=2", "--config.mesh.spatial=2",
+    ]  # fmt: skip
+    ended = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=600,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    assert f"report: {report}" in ended.stdout.replace("\n", "")
+    found = json.loads(report.read_text())
+    assert found["mesh"]["fsdp"] == found["mesh"]["spatial"] == 2 and found["chips"] == 4
+    assert found["large_arrays_on_every_chip"] == []
+    # SmolLM2-135M and the small networks beside it; adapters, levels and synthesis.
+    assert 134e6 < found["parameters"]["frozen"] < 160e6
+    assert 0 < found["parameters"]["trainable"] < 5e6
+    assert list(found["steps"]) == ["train", "tokenise", "decode"]
+    for step in found["steps"].values():
+        assert step["error"] == "" and step["memory"]["fits"] and step["collectives"]
+    # Half of the float32 weights of the language model alone.
+    train, decode = (found["steps"][name]["memory"]["by_kind"] for name in ("train", "decode"))
+    assert train["arguments"] > 134e6 * 4 / 4 > decode["arguments"] > 0

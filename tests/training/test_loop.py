@@ -104,3 +104,12 @@ def test_a_run_cut_off_between_two_logged_rows_leaves_the_rows_of_an_unbroken_on
     )
     assert rest.steps_run == 4
     assert rows(tmp_path / "b") == rows(tmp_path / "a")
+
+
+def test_an_impossible_setting_is_refused_before_the_levels_are_fitted(tmp_path):
+    wrong = config(steps=3)
+    wrong.optimizer.warmup = 4
+    started = []
+    with pytest.raises(UserError, match="optimizer.warmup 4"):
+        train(wrong, tmp_path, LineTask(8), on_start=started.append)
+    assert not started
