@@ -34,7 +34,7 @@ class Answer:
     """What the compiler says of a program.
 
     Attributes:
-        memory: None when it refuses for another reason than memory.
+        memory: None when it refuses before memory is assigned, for another reason than memory.
         text: the optimised program; empty when there is none.
         costs: its own counts.
         error: a refusal for another reason than memory, else empty.
@@ -55,16 +55,21 @@ def compile_into(lowered: Any, effort: str, folder: Path) -> Answer:
     try:
         compiled = lowered.compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
-        return _refusal(error)
+        return _refusal(error, folder)
     found = memory_of_files(folder)
     code = compiled.memory_analysis().generated_code_size_in_bytes
     memory = dataclasses.replace(found, code=code, used=found.used + code)
     return Answer(memory, _newest(folder, _PROGRAM), compiled.cost_analysis() or {})
 
 
-def _refusal(error: Exception) -> Answer:
+def _refusal(error: Exception, folder: Path) -> Answer:
     memory = parse_exhausted(str(error))
-    return Answer(memory, error="" if memory else " ".join(str(error).split())[:500])
+    if memory is not None:
+        return Answer(memory)
+    # Before it made code, it may have assigned more memory than there is: some versions then fail
+    # on the size of a single array.
+    assigned = memory_of_files(folder) if any(folder.glob(_ASSIGNMENT)) else None
+    return Answer(assigned, error=" ".join(str(error).split())[:500])
 
 
 def _without_code(lowered: Any, options: dict[str, Any], folder: Path) -> Answer:
@@ -89,7 +94,7 @@ def _without_code(lowered: Any, options: dict[str, Any], folder: Path) -> Answer
             return Answer(memory_of_files(folder), _newest(folder, _EARLY_PROGRAM))
         size = now
     if refusals:
-        return _refusal(refusals[0])
+        return _refusal(refusals[0], folder)
     # It was done before it was looked at: the answer is that of larger programs all the same.
     return Answer(memory_of_files(folder), _newest(folder, _EARLY_PROGRAM))
 

@@ -68,6 +68,8 @@ def measure(
         if answer.memory is not None:
             memory = dataclasses.replace(answer.memory, capacity=where.chip.memory)
             facts["memory"] = memory_facts(memory)
+            if not memory.fits:
+                facts["error"] = ""
         if answer.text:
             if keep_text is not None:
                 keep_text(answer.text)

@@ -1,6 +1,10 @@
+from pathlib import Path
+
+import jax
 import pytest
 
 from pyratok_jax.pods.chips import GIBIBYTE
+from pyratok_jax.pods.compiling import compile_into
 from pyratok_jax.pods.memory import Memory, parse_assignment, parse_exhausted
 
 LONG = """RESOURCE_EXHAUSTED: XLA:TPU compile permanent error.
@@ -40,6 +44,28 @@ def test_refusals_are_read():
 
 def test_other_refusals_are_not_about_memory():
     assert parse_exhausted("INTERNAL: RET_CHECK failure") is None
+
+
+class Refused:
+    """A lowered program whose compilation ends with an error, with or without an assignment."""
+
+    def __init__(self, assignment: str):
+        self.assignment = assignment
+
+    def compile(self, compiler_options):
+        if self.assignment:
+            folder = Path(compiler_options["xla_dump_to"])
+            (folder / "a.after_optimizations-buffer-assignment.txt").write_text(self.assignment)
+        raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure")
+
+
+@pytest.mark.parametrize("effort", ["full", "memory"])
+def test_memory_assigned_before_another_refusal_is_told(tmp_path, effort):
+    answer = compile_into(Refused(ASSIGNMENT), effort, tmp_path)
+    assert (answer.memory.used, answer.error) == (6340, "INTERNAL: RET_CHECK failure")
+    (tmp_path / "other").mkdir()
+    answer = compile_into(Refused(""), effort, tmp_path / "other")
+    assert (answer.memory, answer.error) == (None, "INTERNAL: RET_CHECK failure")
 
 
 def test_assigned_buffers_are_summed_by_kind():
