@@ -97,7 +97,7 @@ def get_config(argument: str = "stage1") -> ConfigDict:
         batch_size=batch,
         dtype="bfloat16",
         accumulate=chip["parts"],
-        remat="auto" if kind == "v5p" else "stages",
+        remat="auto",
         ema_decay=0.9999,
         checkpoint={"every": 500, "keep": 3, "keep_every": 10_000},
         log_every=50,

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from pyratok_jax.models.language.rope import mixed_positions
 from pyratok_jax.models.lfq import bits_to_ids, hard_sign
+from pyratok_jax.models.rows import pinned
 
 HEADS = ("lookup_free", "softmax")
 
@@ -86,9 +87,11 @@ class Alignment(nnx.Module):
         outputs = bits + 1 if head == "lookup_free" else 2**bits + 1
         self.head = nnx.Linear(language_width, outputs, kernel_init=small, rngs=rngs)
 
-    def embed(self, q: Float[Array, "*n bits"], level: int) -> Float[Array, "*n d"]:
+    def embed(self, q: Float[Array, "b *n bits"], level: int) -> Float[Array, "b *n d"]:
         """E(q) of codes (or of soft codes) of one level, float32."""
-        return q.astype(jnp.float32) @ self.embedding[...] + self.level[...][level]
+        # Left alone the compiler lets the result lie as the embedding does, by its width, and then
+        # puts gigabytes together for a softmax over it.
+        return pinned(q.astype(jnp.float32) @ self.embedding[...] + self.level[...][level])
 
     def sequence(self, codes: tuple[Float[Array, "b _t _h _w bits"], ...]) -> VisualSequence:
         """The visual part of the sequence, for codes of all levels."""

@@ -44,6 +44,8 @@ _COUNTER = re.compile(r"compare\(%?[\w.\-]+, %?([\w.\-]+)\), direction=LT")
 _CYCLES = re.compile(r'"estimated_cycles":"?(\d+)')
 # The compiler writes the largest number for what it cannot estimate (scatters, for example).
 _UNKNOWN = 2**48
+_CHANNEL = re.compile(r"\bchannel_id=(\d+)")
+_ASYNC, _ASYNC_START = "async_collective_fusion_config", "async-collective-start"
 _WHERE = re.compile(r'op_name="([^"]*)"')
 _ACROSS = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 _ACROSS_KINDS = {"ONE_TO_ONE": "collective-permute"}
@@ -114,6 +116,7 @@ class Program:
         for name, body in self.computations.items():
             if name.startswith("all-reduce-scatter"):
                 body[:] = _as_scatter(body)
+        _drop_continuations(self.computations)
         self.open_loops = 0
         self._runs = list(self._walk(self.entry, 1.0)) if self.entry else []
 
@@ -234,6 +237,33 @@ def _instruction(name: str, rest: str) -> Instruction:
         0 if cycles > _UNKNOWN else cycles,
         cycles > _UNKNOWN,
     )
+
+
+def _drop_continuations(computations: dict[str, list[Instruction]]) -> None:
+    """Of a collective that goes on beside other work, only its start stays one.
+
+    The compiler writes it again into every fusion that it is hidden behind, and into its end.
+    """
+    calls = [
+        (one, callee) for body in computations.values() for one in body for _, callee in one.calls
+    ]
+    starts = {callee for one, callee in calls if one.name.startswith(_ASYNC_START)}
+    begun = {
+        _channel(one) for name in starts for one in computations.get(name, []) if _channel(one)
+    }
+    for name, body in computations.items():
+        if name not in starts:
+            body[:] = [
+                dataclasses.replace(one, opcode=f"{one.opcode}-continued")
+                if _channel(one) in begun and _ASYNC in one.text
+                else one
+                for one in body
+            ]
+
+
+def _channel(one: Instruction) -> str:
+    found = _CHANNEL.search(one.text)
+    return found[1] if found else ""
 
 
 def _as_scatter(body: list[Instruction]) -> list[Instruction]:

@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import PartitionSpec as P
 
 from pyratok_jax.models.alignment import Alignment
+from pyratok_jax.models.rows import Split, over_devices
 
 
 def _codes(grids, bits, batch=2, seed=0):
@@ -96,3 +98,14 @@ def test_fresh_embeddings_have_the_scale_asked_for():
 def test_an_unknown_head_is_refused():
     with pytest.raises(ValueError, match="lookup_free, softmax"):
         Alignment(4, 1, 8, rngs=nnx.Rngs(0), head="table")
+
+
+def test_features_of_codes_stay_with_their_clips():
+    """Not the compiler's choice: it let them lie by width and gathered 2 GB for a softmax."""
+    alignment = Alignment(4, 1, 8, rngs=nnx.Rngs(0))
+    program = jax.make_jaxpr(lambda q: alignment.embed(q, 0))
+    mesh = jax.sharding.AbstractMesh((2, 2), ("fsdp", "spatial"))
+    with jax.sharding.use_abstract_mesh(mesh), over_devices(Split(("fsdp", "spatial"))):
+        last = program(jnp.ones((4, 3, 4))).eqns[-1]
+    assert last.primitive.name == "sharding_constraint"
+    assert last.params["sharding"].spec == P(("fsdp", "spatial"))

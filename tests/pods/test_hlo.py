@@ -135,3 +135,28 @@ def test_what_is_sent_follows_the_ring():
     assert sent_bytes("reduce-scatter", 20, 4) == 60
     assert sent_bytes("collective-permute", 80, 2) == 80
     assert sent_bytes("all-reduce", 80, 1) == 0
+
+
+def test_a_gather_hidden_behind_other_work_counts_once():
+    gather = (
+        "bf16[64,128] all-gather(%p), channel_id=7, replica_groups={{0,1,2,3}}, dimensions={0}, "
+        'backend_config={"async_collective_fusion_config":{"flag_end":"8"}}'
+    )
+    plain = gather.replace("channel_id=7", "channel_id=8").split(", backend_config")[0]
+    parts = ("start", "between", "end")
+    bodies = "".join(
+        f"%{name} (p: bf16[16,128]) -> bf16[64,128] {{\n  ROOT %{name}.1 = {gather}\n}}\n"
+        for name in parts
+    )
+    calls = "".join(
+        f"  %{name} = bf16[64,128] fusion(%x), kind=kCustom, calls=%{called}\n"
+        for name, called in [
+            ("async-collective-start.3", "start"), ("fusion.1", "between"), ("fusion.2", "between"),
+            ("async-collective-done.3", "end"),
+        ]
+    )  # fmt: skip
+    text = f"{bodies}ENTRY %main (x: bf16[16,128]) -> bf16[64,128] {{\n{calls}  %g = {plain}\n}}\n"
+    program = Program(text)
+    assert program.collectives()["all-gather"].count == 2
+    assert program.collectives()["all-gather"].bytes == 2 * 64 * 128 * 2 * 3 / 4
+    assert len(program.gathers()) == 2

@@ -84,7 +84,7 @@ def test_processes_give_the_numbers_of_one(small_world, one, tmp_path, count, me
     assert_same(tmp_path / "run", one)
 
 
-@pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [1, 2])
 def test_killed_and_resumed_is_the_unbroken_run_bit_for_bit(small_world, tmp_path, count):
     """20 steps = 9 steps, SIGKILL, and the rest from the newest checkpoint."""
 
