@@ -22,7 +22,7 @@ from pyratok_jax.training.step import TrainState
 _FREE = ("steps", "checkpoint", "log_every", "max_bad_steps", "collapse", "report", "mesh",
          "multi_host", "host_timeout", "step_timeout", "profile_steps", "init_from", "remat",
          "loss", "optimizer", "data.workers", "data.threads", "data.prefetch",
-         "data.phases")  # fmt: skip
+         "data.phases", "model.vae", "language.size", "vision.size")  # fmt: skip
 
 
 class Checkpoints:
