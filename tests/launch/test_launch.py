@@ -85,7 +85,7 @@ def test_a_cluster_gets_a_workload_that_restarts():
 
 @pytest.mark.parametrize(("stop", "code"), [(False, 3), (True, 130)])
 def test_a_container_hands_on_signals_and_codes_and_keeps_its_log(tmp_path, stop, code):
-    """Its command, run as XPK runs it: in a subshell that gets SIGTERM."""
+    """XPK runs its command in a shell of its own, to which it hands SIGTERM."""
     written = run("gke_xpk.sh", "--dry-run", *CONFIG, **CLUSTER).stdout.splitlines()[1]
     (inside,) = [part for part in shlex.split(written) if part.startswith("--command=")]
     inside = inside.removeprefix("--command=").replace("/mnt/films", str(tmp_path / "bucket"))
