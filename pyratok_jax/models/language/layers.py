@@ -8,6 +8,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
+from pyratok_jax.models.language.attention import attend
 from pyratok_jax.models.language.config import LanguageConfig
 from pyratok_jax.models.language.kernels import QuantizedKernel, dequantize_kernel
 from pyratok_jax.models.language.rope import Rotation, rotate
@@ -128,9 +129,7 @@ class Attention(nnx.Module):
             place = (0, offset, 0, 0)
             key = jax.lax.dynamic_update_slice(cache[0], key.astype(cache[0].dtype), place)
             value = jax.lax.dynamic_update_slice(cache[1], value.astype(cache[1].dtype), place)
-        pooled = jax.nn.dot_product_attention(
-            query, key.astype(x.dtype), value.astype(x.dtype), mask=mask, scale=self.scale
-        )
+        pooled = attend(query, key.astype(x.dtype), value.astype(x.dtype), mask, self.scale)
         return self.out(pooled.reshape(b, t, -1)), (key, value)
 
 

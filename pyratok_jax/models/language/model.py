@@ -9,16 +9,18 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from pyratok_jax.models.language.attention import KEPT
 from pyratok_jax.models.language.config import LanguageConfig
 from pyratok_jax.models.language.layers import DecoderLayer, LayerContext, Linear, RMSNorm
 from pyratok_jax.models.language.rope import frequencies, rotation
 from pyratok_jax.models.rows import pinned
 
-# What the backward pass keeps of a layer: everything, its matrix products, or its input alone.
+# What the backward pass keeps of a layer: everything, its matrix products, or its input and what
+# attention gives.
 _POLICIES: dict[str, Any] = {
     "none": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "layers": jax.checkpoint_policies.nothing_saveable,
+    "layers": jax.checkpoint_policies.save_only_these_names(*KEPT),
 }
 
 
@@ -83,7 +85,8 @@ class LanguageModel(nnx.Module):
             rngs: for the parameters.
             dtype: of activations; norms, rotations and softmax are always computed in float32.
             param_dtype: of the stored weights.
-            remat: "none", "dots" (keep matrix products) or "layers" (keep layer inputs alone).
+            remat: "none", "dots" (keep matrix products) or "layers" (keep the inputs of layers and
+                the outputs of their attention).
         """
         if remat not in _POLICIES:
             raise ValueError(f"remat {remat!r}: expected one of {', '.join(_POLICIES)}")
