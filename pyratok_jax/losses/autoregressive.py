@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from pyratok_jax.models.alignment import Alignment, VisualSequence
 from pyratok_jax.models.language.model import Cache, LanguageModel
 from pyratok_jax.models.regions import crop_levels
+from pyratok_jax.models.rows import token_multiple
 
 Text = (
     Cache
@@ -50,11 +51,11 @@ def autoregressive_loss(
         the bits), `tokens`, and `level_<l>`: nats per code of each level.
     """
     codes = crop_levels(codes, token_budget, key)
-    sequence = alignment.sequence(codes)
+    sequence = alignment.sequence(codes).filled(token_multiple())
     with jax.named_scope("language_model"):
         hidden = _visual_states(language_model, sequence, text, layers)
     nats = alignment.cross_entropy(hidden, sequence.targets, sequence.separator)
-    return jnp.mean(nats), _metrics(alignment, sequence, hidden, nats)
+    return jnp.mean(nats, where=sequence.predicts), _metrics(alignment, sequence, hidden, nats)
 
 
 def _visual_states(
@@ -82,15 +83,17 @@ def _metrics(
     nats: Float[Array, "b n"],
 ) -> dict[str, Array]:
     hidden, nats = jax.lax.stop_gradient((hidden, nats))
-    is_code = ~sequence.separator
+    is_code = ~sequence.separator & sequence.predicts
     right = alignment.predicted_bits(hidden) == sequence.targets
     metrics = {
-        "bit_accuracy": jnp.mean(right.astype(jnp.float32)[:, is_code]),
-        "chance": jnp.float32(alignment.bits * jnp.log(2.0) * is_code.mean()),
+        "bit_accuracy": jnp.mean(right.astype(jnp.float32), where=is_code[:, None]),
+        "chance": jnp.float32(
+            alignment.bits * jnp.log(2.0) * is_code.sum() / sequence.predicts.sum()
+        ),
         "tokens": jnp.float32(is_code.sum()),
     }
     for level in range(alignment.levels):
         chosen = is_code & (sequence.level == level)
         if chosen.any():
-            metrics[f"level_{level + 1}"] = jnp.mean(nats[:, chosen])
+            metrics[f"level_{level + 1}"] = jnp.mean(nats, where=chosen)
     return metrics

@@ -28,7 +28,7 @@ class VisualSequence(NamedTuple):
         targets: the codes that come next, +-1 without gradient; 0 where a separator comes next.
         separator: True where a separator comes next.
         level: index of the level that the next item belongs to (of the one that it closes, for a
-            separator).
+            separator); -1 where nothing comes next.
         positions: M-RoPE positions from 0 on: grids for tokens, running numbers for the rest.
     """
 
@@ -37,6 +37,27 @@ class VisualSequence(NamedTuple):
     separator: Bool[np.ndarray, "n"]
     level: Int[np.ndarray, "n"]
     positions: Int[np.ndarray, "3 n"]
+
+    @property
+    def predicts(self) -> Bool[np.ndarray, "n"]:
+        """False at what only fills the sequence up."""
+        return self.level >= 0
+
+    def filled(self, multiple: int) -> "VisualSequence":
+        """Filled up at its end, which nothing before it sees, to a multiple of so many items."""
+        more = -self.level.size % multiple
+        if not more:
+            return self
+        inputs, targets = (
+            jnp.pad(x, ((0, 0), (0, more), (0, 0))) for x in (self.inputs, self.targets)
+        )
+        return VisualSequence(
+            inputs,
+            targets,
+            np.pad(self.separator, (0, more)),
+            np.pad(self.level, (0, more), constant_values=-1),
+            np.pad(self.positions, ((0, 0), (0, more)), mode="edge"),
+        )
 
 
 class Alignment(nnx.Module):

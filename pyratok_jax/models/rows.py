@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 from flax import nnx
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from pyratok_jax.models.wan_vae.height import split_height
 from pyratok_jax.models.wan_vae.memory import Memory
@@ -89,8 +89,7 @@ def decode(vae: WanVAE, z: Float[Array, "b t h w z"]) -> Float[Array, "b T H W 3
 
 
 def _check(h: int, factor: int) -> None:
-    axis = _SPLIT.get().height
-    parts = 1 if axis is None else jax.sharding.get_abstract_mesh().shape[axis]
+    parts = _parts()
     if h % (factor * parts):
         raise ValueError(
             f"height {h} does not split over {parts} devices into multiples of {factor} rows; take "
@@ -98,10 +97,37 @@ def _check(h: int, factor: int) -> None:
         )
 
 
-def pinned(x: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
+def _parts() -> int:
+    """Devices that share each frame."""
+    axis = _SPLIT.get().height
+    return 1 if axis is None else jax.sharding.get_abstract_mesh().shape[axis]
+
+
+def pinned(x: Shaped[Array, "b ..."]) -> Shaped[Array, "b ..."]:
     """`x` with its clips over the devices, so that weights are gathered and not activations."""
     clips = _SPLIT.get().clips
     return jax.lax.with_sharding_constraint(x, P(clips)) if clips else x
+
+
+def shares_tokens(n: int) -> bool:
+    """Whether devices that share frames also share sequences of so many tokens."""
+    return splits_height() and n % _parts() == 0
+
+
+def shared_tokens(x: Shaped[Array, "b n ..."]) -> Shaped[Array, "b n ..."]:
+    """`pinned`, with the tokens of each clip over the devices that share its frames."""
+    split = _SPLIT.get()
+    if not shares_tokens(x.shape[1]):
+        return pinned(x)
+    return jax.lax.with_sharding_constraint(x, P(split.clips or None, split.height))
+
+
+def token_multiple() -> int:
+    """Lengths of sequences that devices share well are multiples of this; 1 where none is shared.
+
+    Each then has whole rows of a TPU's tiles.
+    """
+    return 8 * _parts() if splits_height() else 1
 
 
 def convolve(

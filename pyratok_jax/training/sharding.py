@@ -5,6 +5,7 @@
 | batch of enough clips | clips over (slice, data, fsdp, spatial), frames whole |
 | batch of fewer clips | clips over (slice, data, fsdp), height of frames over spatial |
 | activations | as the batch; split frames exchange border rows (`models.rows`) |
+| tokens of the language model | clips as the batch; of split frames tokens over spatial |
 | frozen VAE, language model, LPIPS, DINO | largest divisible axis over fsdp, the next over tensor |
 | LoRA, LaPQ, synthesis, alignment, projections | the same |
 | optimizer state, moving averages | as the parameter that they belong to |

@@ -7,6 +7,7 @@ import optax
 import pytest
 from flax import nnx
 
+from pyratok_jax.losses import autoregressive
 from pyratok_jax.losses.autoregressive import autoregressive_loss
 from pyratok_jax.models.alignment import Alignment
 from pyratok_jax.models.language.config import tiny
@@ -74,6 +75,28 @@ def test_text_changes_the_loss_and_padding_does_not():
     assert _loss(alignment, model, codes, jnp.where(mask, ids, 7), mask)[0] == base
     other = _loss(alignment, model, codes, jnp.where(mask, ids + 1, ids) % 96, mask)[0]
     assert abs(other - base) > 1e-4
+
+
+@pytest.mark.parametrize("head", ["lookup_free", "softmax"])
+@pytest.mark.parametrize("mrope", [(), (1, 1, 2)])
+def test_filling_the_sequence_up_changes_neither_loss_nor_gradient(mrope, head, monkeypatch):
+    model, _, logits, ids, mask = _parts(mrope_section=mrope)
+    alignment = Alignment(BITS, len(GRIDS), model.config.width, rngs=nnx.Rngs(1), head=head)
+    alignment.head.kernel[...] = jax.random.normal(jax.random.key(4), alignment.head.kernel.shape)
+
+    def measure(multiple):
+        monkeypatch.setattr(autoregressive, "token_multiple", lambda: multiple)
+
+        def loss(alignment, logits):
+            return autoregressive_loss(alignment, model, _codes(logits), (ids, mask))
+
+        run = nnx.jit(nnx.value_and_grad(loss, argnums=(0, 1), has_aux=True))
+        return nnx.pure(run(alignment, logits))
+
+    want, got = jax.tree.leaves(measure(1)), jax.tree.leaves(measure(16))
+    assert len(want) == len(got)
+    for a, b in zip(want, got, strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-6 * float(jnp.abs(a).max()))
 
 
 def test_text_can_come_as_ids_embeddings_or_cache():

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
+from pyratok_jax.models.rows import shares_tokens
+
 # Queries of a block: long sequences waste less with small ones, and compile longer.
 BLOCK = 512
 # Names under which a checkpoint policy finds what the gradient needs beside queries and keys.
@@ -38,9 +40,11 @@ def attend(
     b, t, heads, size = query.shape
     s, shared = key.shape[1:3]
     query = query.reshape(b, t, shared, heads // shared, size)
+    # Devices that share the queries run one program, whichever of them each has.
+    length = t if shares_tokens(t) else BLOCK
     blocks = []
-    for start in range(0, t, BLOCK):
-        stop = min(start + BLOCK, t)
+    for start in range(0, t, length):
+        stop = min(start + length, t)
         seen = s - t + stop
         part = (query[:, start:stop], key[:, :seen], value[:, :seen], mask[:, :, start:stop, :seen])
         blocks.append(_block(*part, scale))

@@ -12,6 +12,7 @@ from pyratok_jax.models.language.attention import attend
 from pyratok_jax.models.language.config import LanguageConfig
 from pyratok_jax.models.language.kernels import QuantizedKernel, dequantize_kernel
 from pyratok_jax.models.language.rope import Rotation, rotate
+from pyratok_jax.models.rows import pinned, shared_tokens
 
 
 class LayerContext(NamedTuple):
@@ -125,6 +126,8 @@ class Attention(nnx.Module):
         if self.query_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
         query, key = rotate(query, turn), rotate(key, turn)
+        # Of a sequence that devices share each has its own queries, and all keys and values.
+        query, key, value = shared_tokens(query), pinned(key), pinned(value)
         if cache is not None:
             place = (0, offset, 0, 0)
             key = jax.lax.dynamic_update_slice(cache[0], key.astype(cache[0].dtype), place)
