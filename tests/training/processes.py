@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -55,8 +56,14 @@ def launch(trainings: list[dict], count: int = 1, devices: int = 1) -> list[subp
 
 def finish(processes: list[subprocess.Popen], timeout: float = 900) -> list[tuple[int, str]]:
     """Exit codes and what was printed."""
+
+    def read(process: subprocess.Popen) -> str:
+        return process.communicate(timeout=timeout)[0]
+
     try:
-        outputs = [process.communicate(timeout=timeout)[0] for process in processes]
+        # All at once: a pipe that nobody reads would stop a process that says much.
+        with ThreadPoolExecutor(len(processes)) as readers:
+            outputs = list(readers.map(read, processes))
     finally:
         for process in processes:
             process.kill()
