@@ -29,6 +29,9 @@ def join_hosts(wanted: bool, silence: float = 60.0) -> None:
     missing = [name for name, value in given.items() if not value]
     if missing and len(missing) < len(given):
         raise UserError(f"{', '.join(missing)} not set; set all of {', '.join(given)}, or none")
+    # On CPUs, a process with one device would run the step beside the small programs of `Exchange`,
+    # and their collective operations would meet those of the other processes in another order.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
     limit: dict[str, Any] = {"heartbeat_timeout_seconds": int(2 * silence) + 10}
     try:
         if missing:
