@@ -16,6 +16,14 @@ from pyratok_jax.pods.topology import describe, prepare
 STEPS = ("train", "tokenise", "decode")
 
 
+def _steps(text: str) -> tuple[str, ...]:
+    names = STEPS if text == "all" else tuple(text.split(","))
+    unknown = ", ".join(set(names) - set(STEPS))
+    if unknown:
+        raise argparse.ArgumentTypeError(f"unknown: {unknown}; give all, or {','.join(STEPS)}")
+    return names
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = argparse.ArgumentParser(
@@ -29,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--topology", default="v5p:4x4x4", help="one slice: v5e:AxB, v5p:AxBxC, v6e:AxB")
     p.add_argument("--slices", type=int, default=0, help="of them; 0: as config.mesh.slices says")
     p.add_argument("--chips", type=int, default=0, help="use the first N chips only; 0: all")
-    p.add_argument("--step", default="all", choices=[*STEPS, "all"])
+    p.add_argument("--step", default="all", type=_steps, help=f"all, or some of {','.join(STEPS)}")
     p.add_argument(
         "--bucket",
         help="clip shape, 17x512x512 or with clips 97x2048x2048*4; none: the largest",
@@ -79,8 +87,9 @@ def main() -> int:
         console.print(f"candidates: {output}")
         return 0
     devices = describe(where, slices)[: options.chips or None]
-    steps = STEPS if options.step == "all" else (options.step,)
-    plan = Options(where, slices, options.chips, steps, bucket, options.clips, options.effort)
+    plan = Options(
+        where, slices, options.chips, options.step, bucket, options.clips, options.effort
+    )
 
     def keep(step: str, text: str) -> None:
         folder = Path(options.keep_program)

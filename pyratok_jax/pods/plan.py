@@ -111,7 +111,8 @@ def compile_all(
         "versions": {"jax": jax.__version__, "libtpu": _libtpu_version()},
         "steps": {},
     }
-    for step in options.steps:
+    # The largest last: where only memory is asked for, the compiler stays at work on each program.
+    for step in reversed(options.steps):
         say(f"{step}: {bucket.name} for {options.slices} x {options.where.name}")
         program = make_program(step, training, config, bucket, mesh, options.clips)
         try:
@@ -127,6 +128,7 @@ def compile_all(
             )
         except ValueError as error:
             raise UserError(f"{step} step of bucket {bucket.name}: {error}") from error
+    report["steps"] = {step: report["steps"][step] for step in options.steps}
     return report
 
 

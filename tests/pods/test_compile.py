@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from pyratok_jax.compile_report import STEPS, parser
+
 ROOT = Path(__file__).parents[2]
 
 SCRIPT = """
@@ -66,13 +68,18 @@ os._exit(0)
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
 
 
+def plain_environment():
+    """Without the tests' flags for XLA: the TPUs' compiler has others."""
+    return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+
+
 def answers(script, topology):
     ended = subprocess.run(
         [sys.executable, "-c", script, topology],
         capture_output=True,
         text=True,
         timeout=300,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        env=plain_environment(),
     )
     assert ended.returncode == 0, ended.stderr[-2000:]
     return json.loads(ended.stdout.splitlines()[-1])
@@ -106,19 +113,17 @@ def test_programs_are_measured_and_want_of_memory_is_an_answer(topology):
     assert huge["error"] == ""
 
 
-@needs_libtpu
-def test_the_steps_of_a_config_compile_by_one_command(tmp_path):
-    """The demo's, whole: clips and parameters over two chips, frames over two."""
+def reported(tmp_path, *flags):
+    """What the command writes of the demo: clips and parameters over two chips, frames over two."""
     report = tmp_path / "report.json"
     command = [
         sys.executable, "-m", "pyratok_jax.compile_report", "--config=configs/demo.py:smoke",
-        "--topology=v6e:2x2", "--bucket=5x64x64*2", "--effort=memory", f"--output={report}",
-        "--config.mesh.fsdp=2", "--config.mesh.spatial=2",
+        "--topology=v6e:2x2", "--bucket=5x64x64*2", f"--output={report}",
+        "--config.mesh.fsdp=2", "--config.mesh.spatial=2", *flags,
     ]  # fmt: skip
     ended = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=600,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
-    )  # fmt: skip
+        command, cwd=ROOT, capture_output=True, text=True, timeout=600, env=plain_environment()
+    )
     assert ended.returncode == 0, ended.stderr[-2000:]
     assert f"report: {report}" in ended.stdout.replace("\n", "")
     found = json.loads(report.read_text())
@@ -127,11 +132,30 @@ def test_the_steps_of_a_config_compile_by_one_command(tmp_path):
     # SmolLM2-135M and the small networks beside it; adapters, levels and synthesis.
     assert 134e6 < found["parameters"]["frozen"] < 160e6
     assert 0 < found["parameters"]["trainable"] < 5e6
-    assert list(found["steps"]) == ["train", "tokenise", "decode"]
     for step in found["steps"].values():
         assert step["error"] == "" and step["memory"]["fits"] and step["collectives"]
-    # Half of the float32 weights, most of which are the language model's; decoding has none of it.
-    train, decode = (found["steps"][name]["memory"]["by_kind"] for name in ("train", "decode"))
     half = found["parameters"]["frozen"] * 4 / 2
-    assert half <= train["arguments"] < 1.3 * half
-    assert 0 < decode["arguments"] < 0.1 * half
+    return found["steps"], half
+
+
+@needs_libtpu
+def test_the_train_step_of_a_config_is_compiled_until_its_memory_is_known(tmp_path):
+    steps, half = reported(tmp_path, "--step=train", "--effort=memory")
+    # Half of the float32 weights, most of which are the language model's.
+    assert half <= steps["train"]["memory"]["by_kind"]["arguments"] < 1.3 * half
+    assert "step_seconds" not in steps["train"]
+
+
+@needs_libtpu
+def test_tokenising_and_decoding_by_a_config_are_compiled_to_code(tmp_path):
+    steps, half = reported(tmp_path, "--step=tokenise,decode", "--effort=low")
+    assert list(steps) == ["tokenise", "decode"]
+    assert all(0 < step["mfu"] < 1 and step["step_seconds"] > 0 for step in steps.values())
+    # Decoding has none of the language model.
+    assert 0 < steps["decode"]["memory"]["by_kind"]["arguments"] < 0.1 * half
+
+
+def test_steps_that_do_not_exist_are_refused():
+    assert parser().parse_args(["--config=x", "--topology=v5e:2x2"]).step == STEPS
+    with pytest.raises(SystemExit):
+        parser().parse_args(["--config=x", "--topology=v5e:2x2", "--step=train,sing"])
