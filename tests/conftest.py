@@ -4,8 +4,10 @@ import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-# Tests compile far longer than they compute.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
+
+from tests.compiler_flags import quick_flags  # noqa: E402
+
+os.environ["XLA_FLAGS"] = quick_flags()
 
 import ctypes  # noqa: E402
 import gc  # noqa: E402
@@ -24,6 +26,15 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 # Every jaxtyping annotation in these packages is checked at run time in all tests.
 jaxtyping.install_import_hook(["pyratok_jax.models", "pyratok_jax.losses"], "beartype.beartype")
+
+
+# Minutes each. A worker that took one of them last would end alone.
+_LONG = ("test_meshes.py", "test_run.py", "test_compile.py", "test_ablations.py")
+
+
+def pytest_collection_modifyitems(items):
+    """The longest modules first."""
+    items.sort(key=lambda item: item.path.name not in _LONG)
 
 
 @pytest.fixture(scope="module", autouse=True)

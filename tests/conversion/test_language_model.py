@@ -1,7 +1,6 @@
 """Language models in every container and naming, down to the same logits."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +19,7 @@ from pyratok_jax.errors import UserError
 from pyratok_jax.models.language.config import RopeConfig
 from pyratok_jax.models.language.model import LanguageModel
 from pyratok_jax.models.language.rope import frequencies
+from tests.compiler_flags import quick_environment
 from tests.models.language.families import ours, reference, state_arrays
 from weights_conversion import language_model
 from weights_conversion.core import load_arrays, open_tensors, sources_from_arrays
@@ -108,11 +108,10 @@ print("sharded")
 def test_loading_onto_a_mesh(qwen, tmp_path, monkeypatch):
     """Four virtual devices each hold a quarter of whatever can be cut in four."""
     assert _run(monkeypatch, "--input", qwen[0], "--output", tmp_path / "out") == 0
-    flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
     done = subprocess.run(
         [sys.executable, "-c", SHARDED, str(tmp_path / "out")],
         cwd=Path(__file__).parents[2],
-        env=os.environ | flags,
+        env=quick_environment(devices=4),
         capture_output=True,
         text=True,
     )

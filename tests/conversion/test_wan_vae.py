@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from pyratok_jax.errors import UserError
 from pyratok_jax.models.wan_vae.config import WAN21, WAN22
+from tests.compiler_flags import quick_environment
 from tests.models.wan_vae.reference import small, torch_vae
 from weights_conversion.core import read_config, sources_from_arrays
 from weights_conversion.modules import module_arrays
@@ -254,13 +255,10 @@ def test_loading_onto_a_mesh(tmp_path):
     config = small(False, blocks=1)
     given = write(tmp_path / "in", "diffusers", config, arrays_of(config))
     output = run(given, tmp_path / "out")
-    environment = dict(
-        os.environ, JAX_PLATFORMS="cpu", XLA_FLAGS="--xla_force_host_platform_device_count=4"
-    )
     done = subprocess.run(
         [sys.executable, "-c", SHARDED, str(output), str(given)],
         cwd=Path(__file__).parents[2],
-        env=environment,
+        env=quick_environment(devices=4),
         capture_output=True,
         text=True,
     )

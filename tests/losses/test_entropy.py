@@ -1,6 +1,5 @@
 """Entropies against sums over all codes in float64, gradients at large logits, many devices."""
 
-import os
 import subprocess
 import sys
 
@@ -12,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyratok_jax.losses.entropy import batch_entropy, bit_logits, mean_distribution, token_entropy
+from tests.compiler_flags import quick_environment
 
 
 def all_codes(bits: int, vocabulary: int) -> np.ndarray:
@@ -147,8 +147,7 @@ print(devices, float(value), float(batch), int(used), float(jnp.sum(jnp.abs(grad
 
 def test_the_loss_is_the_same_on_1_and_on_8_devices():
     def run(devices: int) -> list[float]:
-        flags = f"--xla_force_host_platform_device_count={devices}"
-        environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+        environment = quick_environment(devices)
         command = [sys.executable, "-c", _SHARDED]
         result = subprocess.run(command, env=environment, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr

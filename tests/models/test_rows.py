@@ -1,8 +1,9 @@
 """Frames split by height over devices, under jit: the same values, and no frame is gathered."""
 
-import os
 import subprocess
 import sys
+
+from tests.compiler_flags import quick_environment
 
 SCRIPT = """
 import jax, jax.numpy as jnp
@@ -105,13 +106,12 @@ print("same")
 
 
 def run(script, devices):
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
     ended = subprocess.run(
         [sys.executable, "-c", script],
         capture_output=True,
         text=True,
         timeout=600,
-        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
+        env=quick_environment(devices),
     )
     assert ended.returncode == 0, ended.stderr[-3000:]
     assert ended.stdout.split()[-1] == "same"

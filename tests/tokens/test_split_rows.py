@@ -1,6 +1,5 @@
 """Frames shared by devices give the tokens and pixels of whole frames, up to rounding."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +8,7 @@ import pytest
 
 from pyratok_jax.errors import UserError
 from pyratok_jax.tokenizer import local_devices
+from tests.compiler_flags import quick_environment
 
 SCRIPT = """
 import jax, numpy as np
@@ -42,11 +42,10 @@ print("split")
 
 
 def test_four_devices_agree_with_one():
-    flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT],
         cwd=Path(__file__).parents[2],
-        env=os.environ | flags,
+        env=quick_environment(devices=4),
         capture_output=True,
         text=True,
     )

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from tests.compiler_flags import quick_environment
+
 ROOT = Path(__file__).parents[2]
 CACHE = Path(tempfile.gettempdir()) / f"pyratok-test-processes-{os.getuid()}"
 # Devices of one process wait for one another, and here they share two cores.
@@ -26,10 +28,10 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
-def environment(devices: int = 1) -> dict[str, str]:
-    flags = f"{PATIENT} --xla_force_host_platform_device_count={devices}"
-    quiet = {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    return os.environ | quiet | {"XLA_FLAGS": flags, "PYRATOK_TEST_CACHE": str(CACHE)}
+def environment(devices: int, large: bool) -> dict[str, str]:
+    variables = quick_environment(devices, large)
+    variables["XLA_FLAGS"] += f" {PATIENT}"
+    return variables | {"TF_CPP_MIN_LOG_LEVEL": "3", "PYRATOK_TEST_CACHE": str(CACHE)}
 
 
 def launch(trainings: list[dict], count: int = 1, devices: int = 1) -> list[subprocess.Popen]:
@@ -38,7 +40,7 @@ def launch(trainings: list[dict], count: int = 1, devices: int = 1) -> list[subp
     port = free_port()
     processes = []
     for i in range(count):
-        variables = environment(devices)
+        variables = environment(devices, trainings[0].get("task") == "demo")
         if count > 1:
             variables |= {
                 "PYRATOK_COORDINATOR": f"127.0.0.1:{port}",

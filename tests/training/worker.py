@@ -3,8 +3,10 @@
 SETTINGS is a JSON list of trainings, done one after the other, each with
 
 - world, workdir; `task`: "tokenizer" (default; the whole method, smaller still than in
-  `tiny.tiny_config`) or "line" (a weight and a bias, nothing to compile);
-- config, mesh, optimizer: changes; output: a .npz of parameters and optimizer state;
+  `tiny.tiny_config`), "demo" (`configs/demo.py` on small clips) or "line" (a weight and a bias,
+  nothing to compile);
+- config, mesh, optimizer: changes; output: a .npz of parameters, before (start/) and after, and
+  the optimizer's state (opt/);
 - buckets: in place of its own; shards: a JSON file for the shape of every device's part of the
   first batch's video, and how many unlike parts there are;
 - accident: [process, step, what]: the process meets it when it takes the batch of that step; what
@@ -15,16 +17,12 @@ import ctypes
 import fcntl
 import json
 import os
+import runpy
 import signal
 import sys
 import time
 import types
 from pathlib import Path
-
-if __name__ == "__main__":
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    flags = os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = f"{flags} --xla_backend_optimization_level=0"
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +37,7 @@ from pyratok_jax.training.hosts import join_hosts
 from pyratok_jax.training.loop import train
 from pyratok_jax.training.watch import watched
 
+ROOT = Path(__file__).parents[2]
 SMALL_VAE = WanVAEConfig(
     base_dim=4,
     z_dim=4,
@@ -60,6 +59,15 @@ def small_config(world: Path, **changes):
         config.model.tokenizer.grids, config.model.tokenizer.stages = ((1, 8), (2, 4)), (1, 2)
     config.data.buckets = ("3x16x16",)
     config.report.buckets = ("3x16x16",)
+    config.calibration.batches = 0
+    return config
+
+
+def demo_config(**changes):
+    """`configs/demo.py`, every loss and all shipped weights, on clips of 5x32x32, levels drawn."""
+    config = runpy.run_path(str(ROOT / "configs/demo.py"))["get_config"]()
+    config.update(changes)
+    config.data.buckets = ("5x32x32",)
     config.calibration.batches = 0
     return config
 
@@ -115,7 +123,10 @@ def make(settings):
     else:
         from pyratok_jax.training.task import TokenizerTask
 
-        config = small_config(Path(settings["world"]), **changes)
+        if settings.get("task") == "demo":
+            config = demo_config(**changes)
+        else:
+            config = small_config(Path(settings["world"]), **changes)
         # The tiny world has an interval of its own.
         config.checkpoint.update(changes.get("checkpoint", {}))
         config.data.buckets = tuple(settings.get("buckets", config.data.buckets))
@@ -175,16 +186,18 @@ def _happen(what):
 
 
 def _save(trained, output):
-    """Parameters and optimizer state, whole, from process 0."""
+    """Parameters, first and last, and optimizer state, whole, from process 0."""
     if not output:
         return
+    begun = {f"start/{k}": np.asarray(x) for k, x in trained.partition.trainable.items()}
     leaves = {f"opt/{i}": x for i, x in enumerate(jax.tree.leaves(trained.state.opt_state))}
     leaves |= trained.state.params
     mesh = next(iter(trained.state.params.values())).sharding.mesh
     whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     gathered = jax.jit(lambda tree: tree, out_shardings=whole)(leaves)
     if jax.process_index() == 0:
-        np.savez(output, **{name: np.asarray(value) for name, value in gathered.items()})
+        done = {name: np.asarray(value) for name, value in gathered.items()}
+        np.savez(output, **done, **begun)
 
 
 def without_tensorboard():

@@ -1,8 +1,9 @@
 """Devices that share frames share the language model's tokens: same numbers, a part of the work."""
 
-import os
 import subprocess
 import sys
+
+from tests.compiler_flags import quick_environment
 
 # Clips over data; frames, and so tokens, over spatial.
 SCRIPT = """
@@ -56,10 +57,11 @@ print("same")
 
 
 def _run(head):
-    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, head], env=environment, capture_output=True, text=True
+        [sys.executable, "-c", SCRIPT, head],
+        env=quick_environment(devices=8),
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0 and "same" in done.stdout, done.stderr[-3000:]
 

@@ -1,26 +1,21 @@
 """Frames split by height over 4 and 8 virtual devices, in processes that have so many."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.compiler_flags import quick_environment
+
 
 @pytest.mark.parametrize("devices", [4, 8])
 def test_split_frames_equal_whole_frames(devices):
-    environment = dict(
-        os.environ,
-        JAX_PLATFORMS="cpu",
-        XLA_FLAGS=f"--xla_force_host_platform_device_count={devices} "
-        "--xla_backend_optimization_level=0",
-    )
     root = Path(__file__).parents[3]
     run = subprocess.run(
         [sys.executable, "-m", "tests.models.wan_vae.split_process", str(devices)],
         cwd=root,
-        env=environment,
+        env=quick_environment(devices),
         capture_output=True,
         text=True,
     )
