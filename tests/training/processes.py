@@ -28,7 +28,7 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
-def environment(devices: int, large: bool) -> dict[str, str]:
+def environment(devices: int = 1, large: bool = False) -> dict[str, str]:
     variables = quick_environment(devices, large)
     variables["XLA_FLAGS"] += f" {PATIENT}"
     return variables | {"TF_CPP_MIN_LOG_LEVEL": "3", "PYRATOK_TEST_CACHE": str(CACHE)}
