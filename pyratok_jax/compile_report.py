@@ -17,11 +17,11 @@ STEPS = ("train", "tokenise", "decode")
 
 
 def _steps(text: str) -> tuple[str, ...]:
-    names = STEPS if text == "all" else tuple(text.split(","))
-    unknown = ", ".join(set(names) - set(STEPS))
+    names = set(STEPS if text == "all" else text.split(","))
+    unknown = ", ".join(sorted(names - set(STEPS)))
     if unknown:
         raise argparse.ArgumentTypeError(f"unknown: {unknown}; give all, or {','.join(STEPS)}")
-    return names
+    return tuple(step for step in STEPS if step in names)
 
 
 def parser() -> argparse.ArgumentParser:

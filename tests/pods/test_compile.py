@@ -159,3 +159,8 @@ def test_steps_that_do_not_exist_are_refused():
     assert parser().parse_args(["--config=x", "--topology=v5e:2x2"]).step == STEPS
     with pytest.raises(SystemExit):
         parser().parse_args(["--config=x", "--topology=v5e:2x2", "--step=train,sing"])
+
+
+def test_steps_come_in_one_order_and_once():
+    given = ["--config=x", "--topology=v5e:2x2", "--step=decode,train,decode"]
+    assert parser().parse_args(given).step == ("train", "decode")

@@ -130,7 +130,7 @@ def test_the_loaded_tokenizer_decodes_what_it_encoded(finished):
 
 
 def test_captions_change_tokens_after_training_and_none_is_fine(uncalibrated):
-    """Few tokens: after so short a training at so high a rate codes are few."""
+    """Some token, with a caption or without: after so short a training there are few codes."""
     tokenizer = load_tokenizer(uncalibrated[1])
     video = clip(3, batch=16)
     without = tokenizer.encode(video, [None] * 16)
