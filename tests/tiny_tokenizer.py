@@ -11,19 +11,17 @@ from pyratok_jax.tokenizer import Tokenizer
 GRIDS = ((1, 16), (2, 16), (4, 16), (4, 8))
 
 
+def tiny_config(**changes) -> PyraTokConfig:
+    """Four levels of 6 bits over a 4x8x8 VAE; sides must be multiples of 16."""
+    vae = WanVAEConfig(
+        base_dim=4, z_dim=4, num_res_blocks=1, latents_mean=(0.1,) * 4, latents_std=(1.5,) * 4
+    )
+    values = dict(vae=vae, grids=GRIDS, bits=6, width=16, heads=2, text_width=12)
+    return PyraTokConfig(**(values | {"synthesis_width": 8, "lora_rank": 2} | changes))
+
+
 @functools.cache
 def tiny_tokenizer(vocabulary: int | None = None) -> Tokenizer:
-    """Four levels of 6 bits over a 4x8x8 VAE; sides must be multiples of 16."""
-    vae = WanVAEConfig(base_dim=4, z_dim=4, latents_mean=(0.1,) * 4, latents_std=(1.5,) * 4)
-    config = PyraTokConfig(
-        vae=vae,
-        grids=GRIDS,
-        bits=6,
-        vocabulary=vocabulary,
-        width=16,
-        heads=2,
-        text_width=12,
-        synthesis_width=8,
-        lora_rank=2,
-    )
+    """One for all modules, which build it for seconds: change a clone alone."""
+    config = tiny_config(vocabulary=vocabulary)
     return Tokenizer(PyraTok(config, rngs=nnx.Rngs(0)), checkpoint_hash="0" * 64)

@@ -1,5 +1,6 @@
 """Published VAE files of every kind into our checkpoint, and back."""
 
+import functools
 import json
 import os
 import subprocess
@@ -16,11 +17,22 @@ from pyratok_jax.errors import UserError
 from pyratok_jax.models.wan_vae.config import WAN21, WAN22
 from tests.compiler_flags import quick_environment
 from tests.models.wan_vae.reference import small, torch_vae
+from weights_conversion import wan_vae
 from weights_conversion.core import read_config, sources_from_arrays
 from weights_conversion.modules import module_arrays
 from weights_conversion.wan_vae import load_wan_vae, main, make_plan, vae_shapes
 from weights_conversion.wan_vae_export import WEIGHTS, diffusers_config
 from weights_conversion.wan_vae_keys import detect, published_name, to_published
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shapes_found_once():
+    """A model's shapes take a second to trace, and every command asks for them several times."""
+    once = functools.cache(vae_shapes)
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (wan_vae, sys.modules[__name__]):
+            patch.setattr(module, "vae_shapes", once)
+        yield
 
 
 def arrays_of(config, seed=0):

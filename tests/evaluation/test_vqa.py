@@ -152,6 +152,9 @@ def test_scores_depend_on_the_clip_only_through_the_projector(tokenizer, rng):
     assert a != b and c == d
 
 
+logits_of = nnx.jit(lambda model, x: model.logits(model(x).hidden))
+
+
 def test_option_likelihood_is_the_mean_over_the_options_own_tokens(tokenizer):
     answers = LanguageAnswers(tokenizer, None, mode="likelihood")
     question = Question("action_count", 0, "v", "?", ("one", "seventeen"), 1)
@@ -161,7 +164,7 @@ def test_option_likelihood_is_the_mean_over_the_options_own_tokens(tokenizer):
         head = words(prompt(question))["input_ids"]
         tail = words(ending, add_special_tokens=False)["input_ids"]
         ids = jnp.asarray([head + tail])
-        logs = jax.nn.log_softmax(model.logits(model(ids).hidden), axis=-1)[0]
+        logs = jax.nn.log_softmax(logits_of(model, ids), axis=-1)[0]
         own = [logs[len(head) - 1 + i, token] for i, token in enumerate(tail)]
         assert score == pytest.approx(float(np.mean(own)), abs=1e-4)
 
@@ -231,7 +234,6 @@ def test_only_the_projector_trains_and_the_loss_is_that_of_the_caption(tokenizer
     model = tokenizer.text.language_model
     black = jnp.full((1, 5, 16, 16, 3), -1.0)
     visual = nnx.jit(lambda system, x: system.visual(x))(task.system, black)
-    logits_of = nnx.jit(lambda model, x: model.logits(model(x).hidden))
     total = []
     for row, count in ((0, 4), (1, 2)):
         x = jnp.concatenate(

@@ -39,6 +39,11 @@ def _loss(alignment, model, codes, ids, mask):
     return autoregressive_loss(alignment, model, codes, (ids, mask))
 
 
+@nnx.jit
+def _read(model, ids, mask):
+    return TextEncoder(model).read(ids, mask)
+
+
 @pytest.mark.parametrize("mrope", [(), (1, 1, 2)])
 def test_equals_one_pass_over_the_whole_sequence(mrope):
     """Text and codes in one uncached pass per row, without padding; only codes are counted."""
@@ -46,9 +51,9 @@ def test_equals_one_pass_over_the_whole_sequence(mrope):
     alignment.head.kernel[...] = jax.random.normal(jax.random.key(4), alignment.head.kernel.shape)
     codes = _codes(logits)
     loss, metrics = _loss(alignment, model, codes, ids, mask)
-    rows = []
-    for row in range(3):
-        length = int(mask[row].sum())
+
+    @nnx.jit(static_argnames=("row", "length"))
+    def one_pass(alignment, model, row, length):
         sequence = alignment.sequence(tuple(q[row : row + 1] for q in codes))
         text = model.embed(ids[row : row + 1, :length])
         inputs = jnp.concatenate([text, sequence.inputs], axis=1)
@@ -58,7 +63,10 @@ def test_equals_one_pass_over_the_whole_sequence(mrope):
             positions = np.concatenate([words, length + sequence.positions], axis=1)[:, None]
             positions = jnp.asarray(positions)
         hidden = model(inputs, None, positions).hidden[:, length:]
-        rows.append(alignment.cross_entropy(hidden, sequence.targets, sequence.separator))
+        return alignment.cross_entropy(hidden, sequence.targets, sequence.separator)
+
+    lengths = [int(count) for count in mask.sum(axis=1)]
+    rows = [one_pass(alignment, model, row, length) for row, length in enumerate(lengths)]
     np.testing.assert_allclose(loss, np.mean(np.concatenate(rows)), rtol=1e-5)
     assert rows[0].shape == (1, 5 + 12 + 8 + 2)
     per_level = [metrics[f"level_{n}"] for n in (1, 2, 3)]
@@ -102,19 +110,19 @@ def test_filling_the_sequence_up_changes_neither_loss_nor_gradient(mrope, head, 
 def test_text_can_come_as_ids_embeddings_or_cache():
     model, alignment, logits, ids, mask = _parts()
     codes = _codes(logits)
-    condition, cache = nnx.jit(lambda m, i, k: TextEncoder(m).read(i, k))(model, ids, mask)
+    condition, cache = _read(model, ids, mask)
     losses = [
         nnx.jit(autoregressive_loss)(alignment, model, codes, text)[0]
         for text in ((ids, mask), (model.embed(ids), mask), cache)
     ]
     np.testing.assert_allclose(losses[1:], [losses[0]] * 2, rtol=1e-6)
-    plain = model(ids, mask).hidden
+    plain = nnx.jit(lambda model, *text: model(*text).hidden)(model, ids, mask)
     np.testing.assert_allclose(condition.embeddings, plain, atol=1e-5)
 
 
 def test_the_cache_of_a_full_pass_serves_the_first_layers():
     model, alignment, logits, ids, mask = _parts(layers=3)
-    cache = TextEncoder(model).read(ids, mask)[1]
+    cache = _read(model, ids, mask)[1]
 
     @nnx.jit
     def loss(alignment, model, text):

@@ -1,5 +1,6 @@
 """Entropies against sums over all codes in float64, gradients at large logits, many devices."""
 
+import functools
 import subprocess
 import sys
 
@@ -39,24 +40,32 @@ def logits(n, bits, scale=1.0, seed=0):
     return (np.random.default_rng(seed).normal(size=(n, bits)) * scale).astype(np.float32)
 
 
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def entropies(z, temperature=0.25, vocabulary=None):
+    """Ours: token entropies, batch entropy and mean distribution, compiled as one."""
+    a = bit_logits(z, temperature)
+    shared = token_entropy(a, vocabulary), batch_entropy(a, vocabulary)
+    return *shared, mean_distribution(a, vocabulary)
+
+
 @pytest.mark.parametrize("temperature", [0.25, 1.0])
 @pytest.mark.parametrize("scale", [0.01, 1.0, 8.0])
 def test_entropies_equal_the_sum_over_all_codes_at_8_bits(scale, temperature):
     z = logits(40, 8, scale)
     token, batch, mean = brute_force(z, temperature)
-    a = bit_logits(jnp.asarray(z), temperature)
-    np.testing.assert_allclose(token_entropy(a), token, rtol=2e-5, atol=1e-6)
-    np.testing.assert_allclose(batch_entropy(a), batch, rtol=1e-5)
-    np.testing.assert_allclose(mean_distribution(a).reshape(-1), mean, atol=1e-6)
+    found = entropies(z, temperature)
+    np.testing.assert_allclose(found[0], token, rtol=2e-5, atol=1e-6)
+    np.testing.assert_allclose(found[1], batch, rtol=1e-5)
+    np.testing.assert_allclose(found[2].reshape(-1), mean, atol=1e-6)
 
 
 @pytest.mark.parametrize("vocabulary", [None, 48000])
 def test_entropies_equal_a_float64_reference_at_16_bits(vocabulary):
     z = logits(60, 16, 2.0)
     token, batch, _ = brute_force(z, 0.25, vocabulary)
-    a = bit_logits(jnp.asarray(z), 0.25)
-    np.testing.assert_allclose(token_entropy(a, vocabulary), token, rtol=2e-5)
-    np.testing.assert_allclose(batch_entropy(a, vocabulary), batch, rtol=2e-5)
+    found = entropies(z, 0.25, vocabulary)
+    np.testing.assert_allclose(found[0], token, rtol=2e-5)
+    np.testing.assert_allclose(found[1], batch, rtol=2e-5)
 
 
 @settings(max_examples=25, deadline=None)
@@ -65,10 +74,10 @@ def test_a_restricted_vocabulary_equals_the_sum_over_its_valid_codes(bits, data,
     vocabulary = data.draw(st.integers(1, 2**bits))
     z = logits(7, bits, 3.0, seed)
     token, batch, mean = brute_force(z, 0.25, vocabulary)
-    a = bit_logits(jnp.asarray(z), 0.25)
-    np.testing.assert_allclose(token_entropy(a, vocabulary), token, rtol=1e-4, atol=2e-6)
-    np.testing.assert_allclose(batch_entropy(a, vocabulary), batch, rtol=1e-4, atol=2e-6)
-    found = np.asarray(mean_distribution(a, vocabulary)).reshape(-1)
+    of_tokens, of_batch, distribution = entropies(z, 0.25, vocabulary)
+    np.testing.assert_allclose(of_tokens, token, rtol=1e-4, atol=2e-6)
+    np.testing.assert_allclose(of_batch, batch, rtol=1e-4, atol=2e-6)
+    found = np.asarray(distribution).reshape(-1)
     np.testing.assert_allclose(found[:vocabulary], mean, atol=1e-5)
     assert not found[vocabulary:].any()
 
@@ -79,9 +88,13 @@ def test_logits_far_outside_the_valid_codes_stay_finite():
     token, batch, _ = brute_force(np.asarray(z), 0.25, 48000)
     np.testing.assert_allclose(token_entropy(a, 48000), token, atol=1e-5)
     for entropy in (token_entropy, batch_entropy):
-        gradient = jax.grad(lambda a, f=entropy: jnp.sum(f(a, 48000)))(a)
+        gradient = jax.jit(jax.grad(lambda a, f=entropy: jnp.sum(f(a, 48000))))(a)
         assert np.isfinite(gradient).all()
     assert np.isfinite(batch_entropy(a, 48000))
+
+
+token_gradient = jax.jit(jax.grad(lambda z: jnp.sum(token_entropy(bit_logits(z, 0.25)))))
+batch_gradient = jax.jit(jax.grad(lambda z: batch_entropy(bit_logits(z, 0.25))))
 
 
 @pytest.mark.parametrize("size", [0.07, 1.0, 10.0, 30.0, 50.0])
@@ -89,7 +102,7 @@ def test_logits_far_outside_the_valid_codes_stay_finite():
 def test_token_entropy_has_a_true_gradient_up_to_50(size, sign):
     """-4 tau a p (1 - p) per bit, in float64."""
     z = np.full((1, 16), sign * size, np.float32)
-    gradient = jax.grad(lambda z: jnp.sum(token_entropy(bit_logits(z, 0.25))))(jnp.asarray(z))
+    gradient = token_gradient(z)
     a = z.astype(np.float64)
     expected = -a * np.exp(-np.abs(a)) / (1 + np.exp(-np.abs(a))) ** 2
     assert np.all(np.asarray(gradient) != 0)
@@ -100,13 +113,13 @@ def test_token_entropy_has_a_true_gradient_up_to_50(size, sign):
 def test_batch_entropy_has_a_finite_gradient_towards_unused_codes(size):
     """All tokens on one code: lowering any logit raises the entropy of the batch."""
     z = jnp.full((4, 16), size).at[0, 0].add(0.01)
-    gradient = jax.grad(lambda z: batch_entropy(bit_logits(z, 0.25)))(z)
+    gradient = batch_gradient(z)
     assert np.isfinite(gradient).all() and np.all(np.asarray(gradient) < 0)
 
 
 def test_batch_entropy_gradient_equals_finite_differences_in_float64():
     z = logits(5, 6, 1.5)
-    gradient = jax.grad(lambda z: batch_entropy(bit_logits(z, 0.25)))(jnp.asarray(z))
+    gradient = batch_gradient(z)
     for i, j in ((0, 0), (2, 3), (4, 5)):
         step = np.zeros_like(z, np.float64)
         step[i, j] = 1e-5

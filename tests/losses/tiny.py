@@ -7,24 +7,17 @@ import jax.numpy as jnp
 from flax import nnx
 
 from pyratok_jax.models.lapq import TextCondition
-from pyratok_jax.models.pyratok import PyraTok, PyraTokConfig
-from pyratok_jax.models.wan_vae.config import WanVAEConfig
+from pyratok_jax.models.pyratok import PyraTok
+from tests.tiny_tokenizer import tiny_config, tiny_tokenizer
 
-GRIDS = ((1, 16), (2, 16), (4, 16), (4, 8))
-TEXT_WIDTH = 12
-BITS = 6
-
-
-def tiny_config(**changes) -> PyraTokConfig:
-    vae = WanVAEConfig(base_dim=4, z_dim=4, latents_mean=(0.1,) * 4, latents_std=(1.5,) * 4)
-    values = dict(vae=vae, grids=GRIDS, bits=BITS, width=16, heads=2, text_width=TEXT_WIDTH)
-    return PyraTokConfig(**(values | {"synthesis_width": 8, "lora_rank": 2} | changes))
+TEXT_WIDTH = tiny_config().text_width
+BITS = tiny_config().bits
 
 
 @functools.cache
 def tiny_model() -> PyraTok:
     """A tokenizer whose text path is open: no zero-initialised layer hides a gradient."""
-    model = PyraTok(tiny_config(), rngs=nnx.Rngs(0))
+    model = nnx.clone(tiny_tokenizer().model)
     for i, block in enumerate(model.blocks):
         for layer in (block.attention.out, block.head, block.text_prior):
             layer.kernel[...] = jax.random.normal(jax.random.key(i), layer.kernel.shape)

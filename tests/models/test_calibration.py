@@ -14,6 +14,8 @@ from pyratok_jax.training.refinement import Encoded, refine
 from pyratok_jax.training.sensitivity import decoder_metric, metric_of
 from tests.models.test_pyratok import tiny_config
 
+quantize = nnx.jit(PyraTok.quantize)
+
 
 def latents(seed: int) -> jax.Array:
     """Smooth latents of two clips: coarse structure, some detail, like those of real video."""
@@ -35,7 +37,7 @@ def test_each_level_lowers_what_is_left_and_held_out_latents_profit():
     assert len(left) == 4 and all(a > b for a, b in zip(left, left[1:], strict=False))
     assert left[-1] < 0.25
     target = latents(1)
-    _, synthesised = model.quantize(features(model), target, None)
+    _, synthesised = quantize(model, features(model), target, None)
     assert float(jnp.mean((synthesised - target) ** 2) / jnp.mean(target**2)) < 0.4
 
 
@@ -55,7 +57,7 @@ def test_the_levels_follow_the_metric():
     for root in (np.eye(4), square_root(metric)):
         model = PyraTok(tiny_config(bits=4), rngs=nnx.Rngs(0))
         calibrate(model, [latents(0)], root=root, steps=50)
-        error = model.quantize(features(model), latents(0), None)[1] - latents(0)
+        error = quantize(model, features(model), latents(0), None)[1] - latents(0)
         left.append(np.mean(np.square(error), axis=(0, 1, 2, 3)))
     assert left[1][[1, 3]].max() < 0.7 * left[0][[1, 3]].min()
     assert left[1][[0, 2]].min() > left[0][[0, 2]].max()
@@ -120,7 +122,7 @@ def test_descent_of_all_levels_lowers_the_error_and_leaves_the_text_path_alone()
     batch = Encoded(np.asarray(latents(0)), tuple(np.asarray(x) for x in features(model)))
 
     def error():
-        found = model.quantize(features(model), latents(0), None)[1]
+        found = quantize(model, features(model), latents(0), None)[1]
         return float(jnp.mean((found - latents(0)) ** 2))
 
     before, start = jax.tree.map(jnp.copy, nnx.state(model)), error()

@@ -10,6 +10,10 @@ from flax import nnx
 from pyratok_jax.models.lpips import LPIPS, TRUNKS
 from tests.models.lpips_reference import distance
 
+# Compiled as a whole: one by one, operations take long to compile.
+distances = nnx.jit(lambda model, a, b: model(a, b))
+differentiate = nnx.jit(nnx.value_and_grad(lambda model, x, y: model(x, y).sum(), argnums=1))
+
 
 def reference(model: LPIPS, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Distances by the torch network of `lpips_reference` with the weights of ours."""
@@ -35,14 +39,15 @@ def test_distances_equal_the_reference(net, sides):
         conv.bias[...] = 0.1 * jax.random.normal(jax.random.key(i), conv.bias.shape)
     a, b = pair(*sides)
     expected = reference(model, a, b)
-    np.testing.assert_allclose(model(jnp.asarray(a), jnp.asarray(b)), expected, rtol=1e-4)
+    np.testing.assert_allclose(distances(model, a, b), expected, rtol=1e-4)
 
 
 def test_vgg_compares_the_published_layers():
     specs = TRUNKS["vgg"]
     assert len(specs) == 13 and [s.channels for s in specs if s.tap] == [64, 128, 256, 512, 512]
     model = LPIPS("alex", rngs=nnx.Rngs(0))
-    shapes = [f.shape[1:] for f in model.features(jnp.zeros((1, 64, 64, 3)))]
+    features = jax.eval_shape(model.features, jnp.zeros((1, 64, 64, 3)))
+    shapes = [f.shape[1:] for f in features]
     assert shapes == [(15, 15, 64), (7, 7, 192), (3, 3, 384), (3, 3, 256), (3, 3, 256)]
 
 
@@ -54,9 +59,9 @@ def test_equal_images_have_distance_0_and_finite_gradients_everywhere():
         conv.bias[...] = jnp.full_like(conv.bias[...], -1e6)
     a = jnp.asarray(pair(40, 40)[0])
     for network in (model, dead):
-        value, gradient = jax.value_and_grad(lambda x, n=network: n(x, a).sum())(a)
+        value, gradient = differentiate(network, a, a)
         assert float(value) == 0.0 and np.isfinite(gradient).all()
-    gradient = jax.grad(lambda x: model(x, a).sum())(a + 0.1)
+    gradient = differentiate(model, a + 0.1, a)[1]
     assert np.isfinite(gradient).all() and np.any(np.asarray(gradient) != 0)
 
 

@@ -1,7 +1,5 @@
 """The tokenizer on a tiny VAE: shapes, the one rule, gradients, text and the null caption."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,20 +10,17 @@ from pyratok_jax.models import lfq
 from pyratok_jax.models.lapq import TextCondition
 from pyratok_jax.models.lora import LoRAParam, add_lora, without_adapters
 from pyratok_jax.models.pyratok import PyraTok, PyraTokConfig
-from pyratok_jax.models.wan_vae.config import WanVAEConfig
+from tests.tiny_tokenizer import GRIDS, tiny_config, tiny_tokenizer
 
-GRIDS = ((1, 16), (2, 16), (4, 16), (4, 8))
-
-
-def tiny_config(**changes) -> PyraTokConfig:
-    vae = WanVAEConfig(base_dim=4, z_dim=4, latents_mean=(0.1,) * 4, latents_std=(1.5,) * 4)
-    values = dict(vae=vae, grids=GRIDS, bits=6, width=16, heads=2, text_width=12)
-    return PyraTokConfig(**(values | {"synthesis_width": 8, "lora_rank": 2} | changes))
+# Compiled as a whole: one by one, a model's operations take minutes to compile.
+encode = nnx.jit(PyraTok.encode)
+tokenize = nnx.jit(PyraTok.tokenize)
+decode_bits = nnx.jit(PyraTok.decode_bits)
+run = nnx.jit(lambda module, *given: module(*given))
 
 
-@functools.cache
 def tiny_model() -> PyraTok:
-    return PyraTok(tiny_config(), rngs=nnx.Rngs(0))
+    return tiny_tokenizer().model
 
 
 def clip(batch=2, t=5, h=32, w=48):
@@ -49,7 +44,7 @@ def open_text_path(model: PyraTok) -> PyraTok:
 
 
 def test_tokens_lie_on_the_stated_grids():
-    ids = tiny_model().tokenize(clip(), captions())
+    ids = tokenize(tiny_model(), clip(), captions())
     shapes = tiny_model().grid_shapes(5, 32, 48)
     assert shapes == ((5, 2, 3), (3, 2, 3), (2, 2, 3), (2, 4, 6))
     assert [level.shape for level in ids] == [(2, *shape) for shape in shapes]
@@ -57,36 +52,34 @@ def test_tokens_lie_on_the_stated_grids():
 
 
 def test_decoding_tokens_is_exactly_the_forward_reconstruction():
-    graphdef, state = nnx.split(tiny_model())
-    encode = jax.jit(lambda s, x: nnx.merge(graphdef, s).encode(x))
-    decode = jax.jit(lambda s, q: nnx.merge(graphdef, s).decode_bits(q))
-    codes = tuple(level.q for level in encode(state, clip()).levels)
+    model = tiny_model()
+    codes = tuple(level.q for level in encode(model, clip()).levels)
     stored = tuple(np.asarray(lfq.bits_to_ids(q), np.uint16) for q in codes)
     read = tuple(lfq.ids_to_bits(jnp.asarray(ids, jnp.uint32), 6) for ids in stored)
-    np.testing.assert_array_equal(decode(state, read), decode(state, codes))
+    np.testing.assert_array_equal(decode_bits(model, read), decode_bits(model, codes))
 
 
 def test_nothing_continuous_reaches_the_decoder():
     """Two encoder outputs with the same signs give the same video."""
     model = tiny_model()
-    levels = model.encode(clip()).levels
+    levels = encode(model, clip()).levels
     scaled = tuple(lfq.quantize(level.z * 3.7) for level in levels)
     np.testing.assert_array_equal(
-        model.decode_bits(scaled), model.decode_bits(tuple(level.q for level in levels))
+        decode_bits(model, scaled), decode_bits(model, tuple(level.q for level in levels))
     )
 
 
 def test_a_fresh_block_ignores_the_text_and_a_trained_one_does_not():
     fresh = tiny_model()
-    without = fresh.tokenize(clip())
-    for a, b in zip(without, fresh.tokenize(clip(), captions()), strict=True):
+    without = tokenize(fresh, clip())
+    for a, b in zip(without, tokenize(fresh, clip(), captions()), strict=True):
         np.testing.assert_array_equal(a, b)
     trained = open_text_path(fresh)
-    with_text = trained.tokenize(clip(), captions())
+    with_text = tokenize(trained, clip(), captions())
     other = captions()._replace(embeddings=-captions().embeddings)
     changed = [
         (np.asarray(a) != np.asarray(b)).mean()
-        for a, b in zip(with_text, trained.tokenize(clip(), other), strict=True)
+        for a, b in zip(with_text, tokenize(trained, clip(), other), strict=True)
     ]
     assert min(changed) > 0.05
 
@@ -95,12 +88,12 @@ def test_an_empty_mask_means_the_null_caption_and_padding_does_not_matter():
     model = open_text_path(tiny_model())
     text = captions()
     empty = text._replace(mask=jnp.zeros_like(text.mask))
-    for a, b in zip(model.tokenize(clip(), empty), model.tokenize(clip()), strict=True):
+    for a, b in zip(tokenize(model, clip(), empty), tokenize(model, clip()), strict=True):
         np.testing.assert_array_equal(a, b)
     junk = jnp.where(text.mask[..., None], text.embeddings, 99.0)
     for a, b in zip(
-        model.encode(clip(), text).levels,
-        model.encode(clip(), text._replace(embeddings=junk)).levels,
+        encode(model, clip(), text).levels,
+        encode(model, clip(), text._replace(embeddings=junk)).levels,
         strict=True,
     ):
         np.testing.assert_allclose(a.z, b.z, atol=1e-5)
@@ -123,7 +116,7 @@ def test_the_gradient_reaches_every_trainable_part():
         prior = sum(jnp.mean(level.text_logits**2) for level in output.levels)
         return jnp.mean((video - clip()) ** 2) + prior
 
-    grads = nnx.grad(loss)(model)
+    grads = nnx.jit(nnx.grad(loss))(model)
     dead = [
         path
         for path, value in nnx.to_flat_state(grads)
@@ -138,16 +131,16 @@ def test_the_gradient_reaches_every_trainable_part():
 def test_fresh_adapters_change_nothing_and_a_view_without_them_is_the_frozen_encoder():
     model = tiny_model()
     reference = without_adapters(model.vae.encoder)
-    moments = model.vae.encoder(clip())
+    moments = run(model.vae.encoder, clip())
     np.testing.assert_array_equal(
-        jax.tree.leaves(moments)[0], jax.tree.leaves(reference(clip()))[0]
+        jax.tree.leaves(moments)[0], jax.tree.leaves(run(reference, clip()))[0]
     )
     changed = open_text_path(model)
     for _, node in nnx.iter_modules(changed.vae.encoder):
         if getattr(node, "adapter", None) is not None:
             node.adapter.b[...] = jnp.ones_like(node.adapter.b[...])
-    adapted = jax.tree.leaves(changed.vae.encoder(clip()))[0]
-    frozen = jax.tree.leaves(without_adapters(changed.vae.encoder)(clip()))[0]
+    adapted = jax.tree.leaves(run(changed.vae.encoder, clip()))[0]
+    frozen = jax.tree.leaves(run(without_adapters(changed.vae.encoder), clip()))[0]
     assert not np.allclose(adapted, frozen)
     np.testing.assert_array_equal(frozen, jax.tree.leaves(moments)[0])
 
@@ -163,12 +156,13 @@ def test_fewer_levels_use_the_last_stages(levels):
     config = tiny_config(grids=GRIDS[-levels:])
     assert config.stages == (1, 2, 3, 4)[-levels:]
     model = PyraTok(config, rngs=nnx.Rngs(0))
-    assert model.detokenize(model.tokenize(clip())).shape == clip().shape
+    there_and_back = nnx.jit(lambda model, video: model.detokenize(model.tokenize(video)))
+    assert there_and_back(model, clip()).shape == clip().shape
 
 
 def test_without_text_guidance_captions_change_nothing():
     model = open_text_path(PyraTok(tiny_config(text_guidance=False), rngs=nnx.Rngs(0)))
-    for a, b in zip(model.tokenize(clip()), model.tokenize(clip(), captions()), strict=True):
+    for a, b in zip(tokenize(model, clip()), tokenize(model, clip(), captions()), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
@@ -181,4 +175,4 @@ def test_the_configuration_survives_a_round_trip_and_refuses_unknown_keys():
 
 def test_a_smaller_vocabulary_bounds_the_ids():
     model = PyraTok(tiny_config(vocabulary=48), rngs=nnx.Rngs(0))
-    assert all(int(ids.max()) < 48 for ids in model.tokenize(clip()))
+    assert all(int(ids.max()) < 48 for ids in tokenize(model, clip()))

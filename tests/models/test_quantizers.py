@@ -14,6 +14,10 @@ from pyratok_jax.models.quantizers.fitting import fit_quantizer
 from pyratok_jax.models.quantizers.vector import nearest
 from tests.losses.tiny import captions, clip, tiny_config
 
+# Compiled as a whole: one by one, operations take long to compile.
+apply = nnx.jit(lambda quantizer, *given: quantizer(*given))
+synthesize = nnx.jit(lambda quantizer, codes: quantizer.synthesize(codes))
+
 LATENT = (4, 8)
 CASES = {
     "residual": dict(grids=(LATENT,) * 4, bits=4),
@@ -55,13 +59,13 @@ def test_the_latent_is_a_function_of_the_tokens_alone(case):
     smooth = getattr(quantizer.projection, "smooth_out", None)
     if smooth is not None:
         smooth.kernel[...] = jax.random.normal(jax.random.key(1), smooth.kernel.shape)
-    levels, latent = quantizer(latents(), None)
+    levels, latent = apply(quantizer, latents(), None)
     bits = CASES[case]["bits"]
     ids = [np.asarray(bits_to_ids(level.q)) for level in levels]
     assert len(ids) == len(CASES[case]["grids"])
     assert all(i.max() < CASES[case].get("vocabulary", 2**bits) for i in ids)
     codes = tuple(ids_to_bits(jnp.asarray(i), bits) for i in ids)
-    np.testing.assert_array_equal(quantizer.synthesize(codes), latent)
+    np.testing.assert_array_equal(synthesize(quantizer, codes), latent)
 
 
 def test_residual_stages_are_the_published_arithmetic():
@@ -72,7 +76,7 @@ def test_residual_stages_are_the_published_arithmetic():
         signs.append(sign)
         left -= sign * 2.0**-stage
         total = total + sign * 2.0**-stage
-    levels, latent = make("residual")(latents(), None)
+    levels, latent = apply(make("residual"), latents(), None)
     for level, sign in zip(levels, signs, strict=True):
         np.testing.assert_array_equal(level.q, sign)
     np.testing.assert_array_equal(latent, total)
@@ -92,8 +96,10 @@ def test_the_nearest_vector_is_the_best_of_all():
 @pytest.mark.parametrize("case", ["gvq", "rvq"])
 def test_levels_quantise_groups_or_what_is_left(case):
     quantizer = make(case)
-    levels, _ = quantizer(latents(), None)
-    features = quantizer.projection.features(latents())
+    levels, _ = apply(quantizer, latents(), None)
+    features = nnx.jit(lambda projection, x: projection.features(x))(
+        quantizer.projection, latents()
+    )
     left, parts = features, jnp.split(features, len(levels), axis=-1) if case == "gvq" else []
     for i, (level, book) in enumerate(zip(levels, quantizer.codebooks, strict=True)):
         wanted = parts[i] if case == "gvq" else left
@@ -109,7 +115,8 @@ def test_gradients_reach_projections_and_codebooks(case):
         commit = sum(vector_commitment(v.z, v.vectors) for v in levels if v.vectors is not None)
         return jnp.sum((latent - 0.1) ** 2) + commit
 
-    quantizer_gradient, gradient = nnx.grad(loss, argnums=(0, 1))(make(case), latents())
+    differentiate = nnx.jit(nnx.grad(loss, argnums=(0, 1)))
+    quantizer_gradient, gradient = differentiate(make(case), latents())
     assert np.isfinite(gradient).all() and np.any(np.asarray(gradient) != 0)
     dead = {
         path[-2] if len(path) > 1 else path[-1]
@@ -127,16 +134,16 @@ def test_the_straight_through_gradient_of_all_stages_adds_up_to_that_of_the_late
 
 def test_text_guides_the_stages_once_it_has_been_learnt():
     quantizer = make("residual", text_width=12)
-    without = quantizer(latents(), None)[1]
-    np.testing.assert_array_equal(quantizer(latents(), captions())[1], without)
+    without = apply(quantizer, latents(), None)[1]
+    np.testing.assert_array_equal(apply(quantizer, latents(), captions())[1], without)
     for attention in quantizer.attention:
         kernel = attention.out.kernel
         kernel[...] = jax.random.normal(jax.random.key(5), kernel.shape)
-    levels, latent = quantizer(latents(), captions())
+    levels, latent = apply(quantizer, latents(), captions())
     assert (np.asarray(latent) != np.asarray(without)).mean() > 0.05
     assert all(np.any(np.asarray(level.text_logits) != 0) for level in levels)
     codes = tuple(level.q for level in levels)
-    np.testing.assert_array_equal(quantizer.synthesize(codes), latent)
+    np.testing.assert_array_equal(synthesize(quantizer, codes), latent)
 
 
 @pytest.mark.parametrize("case", ["residual", "gvq"])
@@ -179,11 +186,11 @@ def test_a_fitted_start_leaves_less_than_a_random_one_and_no_vector_unused(case)
     mixing = jax.random.normal(jax.random.key(9), (3, 4))
     data = [jax.random.normal(jax.random.key(i), (2, 5, 8, 8, 3)) @ mixing for i in range(2)]
     quantizer = make(case)
-    before = float(jnp.mean((quantizer(data[0], None)[1] - data[0]) ** 2))
+    before = float(jnp.mean((apply(quantizer, data[0], None)[1] - data[0]) ** 2))
     left = fit_quantizer(quantizer, data)
-    after = float(jnp.mean((quantizer(data[0], None)[1] - data[0]) ** 2))
+    after = float(jnp.mean((apply(quantizer, data[0], None)[1] - data[0]) ** 2))
     assert after < 0.7 * before and left < 0.7
-    for level in quantizer(data[0], None)[0]:
+    for level in apply(quantizer, data[0], None)[0]:
         if level.vectors is not None:
             used = len(np.unique(bits_to_ids(level.q)))
             assert used >= 0.8 * CASES[case].get("vocabulary", 2 ** CASES[case]["bits"])

@@ -1,12 +1,16 @@
 """Ten steps give the same numbers on every mesh and number of processes; a kill changes none.
 
-Every test run takes the method, small: every loss but LPIPS. Batches of 8 lie over all axes but
-tensor clip by clip; batches of 2 have their frames split. `-m slow` takes the demo itself
-(`configs/demo.py`: every loss, the shipped weights) on 8 clips of 5x32x32, half an hour on two
+Every test run takes the method, small: all of it and every loss, in narrow networks. Batches of 8
+lie over all axes but tensor clip by clip; batches of 2 have their frames split. `-m slow` takes the
+demo itself (`configs/demo.py`: the shipped weights) on 8 clips of 5x32x32, half an hour on two
 cores. Arrays are split from 16 values on, so that fsdp and tensor divide nearly all of them.
 """
 
+import functools
 import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -15,56 +19,96 @@ from tests.training.processes import arrays, execute, finish, launch, rows, same
 from tests.training.tiny import make_world
 from tests.training.worker import SMALL_VAE
 
-MESHES = {
-    "data8": {"data": 8},
-    "data2_fsdp4": {"data": 2, "fsdp": 4},
-    "data2_spatial2_tensor2": {"data": 2, "spatial": 2, "tensor": 2},
+Settings = dict[str, Any]
+TEN = {"steps": 10, "batch_size": 8, "log_every": 1}
+TWO_CLIPS = {"config": TEN | {"batch_size": 2}, "buckets": ["3x32x32"]}
+TWENTY = {"config": {"steps": 20, "batch_size": 8, "log_every": 5,
+                     "checkpoint": {"every": 3, "keep": 2, "keep_every": 0}}}  # fmt: skip
+SPLIT = {"data": 2, "spatial": 2, "tensor": 2}
+
+
+class Group(NamedTuple):
+    """Processes that do some trainings one after the other: starting them takes the most time."""
+
+    count: int
+    devices: int
+    ten_steps: dict[str, dict[str, int]]
+    others: dict[str, Settings] = {}
+
+
+KILLED = {"twenty": TWENTY, "killed": TWENTY | {"accident": [-1, 10, "SIGKILL"]}}
+GROUPS = {
+    "one": Group(1, 1, {"plain": {}}, {"two_clips": TWO_CLIPS} | KILLED),
+    "eight": Group(
+        1,
+        8,
+        {"data8": {"data": 8}, "data2_fsdp4": {"data": 2, "fsdp": 4}, "split": SPLIT},
+        {"split_frames": TWO_CLIPS | {"mesh": SPLIT}},
+    ),
+    "two": Group(2, 1, {"data2": {"data": 2}}, KILLED),
+    # Two and two read the same clips and hold different parts of the weights.
+    "four": Group(4, 1, {"data2_tensor2": {"data": 2, "tensor": 2}}),
 }
+# Name of a group -> folder in which its trainings have their folders.
+Ran = Callable[[str], Path]
 
 
 @pytest.fixture(scope="module")
-def small_world(tmp_path_factory):
+def world(tmp_path_factory):
     return make_world(tmp_path_factory.mktemp("world"), SMALL_VAE)
 
 
-def settings(world, folder, steps=10, batch=8, **changes):
-    config = {"steps": steps, "batch_size": batch, "log_every": 1}
-    output = str(folder.with_suffix(".npz"))
-    return {"world": str(world), "workdir": str(folder), "output": output, "config": config,
-            **changes}  # fmt: skip
-
-
-@pytest.fixture(scope="module", params=["small", pytest.param("demo", marks=pytest.mark.slow)])
-def training(request, small_world):
-    """Makes the settings of a training of ten steps: folder, mesh -> settings."""
-
-    def make(folder, mesh):
-        made = settings(small_world, folder, mesh=mesh)
-        return made | ({"task": "demo"} if request.param == "demo" else {})
-
-    make.assert_same = assert_same_demo if request.param == "demo" else assert_same
-    return make
+def settings(world: Path, folder: Path, changes: Settings) -> Settings:
+    outputs = {"output": str(folder.with_suffix(".npz")), "shards": str(folder) + ".json"}
+    return {"world": str(world), "workdir": str(folder), "config": TEN, **outputs, **changes}
 
 
 @pytest.fixture(scope="module")
-def one(training, tmp_path_factory):
-    """On one device."""
-    folder = tmp_path_factory.mktemp("one") / "run"
-    execute([training(folder, {})])
-    return folder
+def small(world, tmp_path_factory) -> Ran:
+    root = tmp_path_factory.mktemp("small")
+
+    @functools.cache
+    def ran(name: str) -> Path:
+        group = GROUPS[name]
+        trainings = {run: {"mesh": mesh} for run, mesh in group.ten_steps.items()} | group.others
+        made = [settings(world, root / name / run, x) for run, x in trainings.items()]
+        ended = finish(launch(made, group.count, group.devices))
+        code = -9 if "killed" in trainings else 0
+        assert [found for found, _ in ended] == [code] * group.count, ended[0][1][-4000:]
+        return root / name
+
+    return ran
 
 
-def losses_agree(folder, one):
+@pytest.fixture(scope="module")
+def demo(world, tmp_path_factory) -> Ran:
+    root = tmp_path_factory.mktemp("demo")
+
+    @functools.cache
+    def ran(name: str) -> Path:
+        group = GROUPS[name]
+        made = [
+            settings(world, root / name / run, {"mesh": mesh, "task": "demo"})
+            for run, mesh in group.ten_steps.items()
+        ]
+        execute(made, group.count, group.devices)
+        return root / name
+
+    return ran
+
+
+def losses_agree(folder: Path, one: Path) -> tuple[list[dict], list[dict]]:
     found, wanted = rows(folder), rows(one)
     assert [row["step"] for row in found] == list(range(1, 11))
     assert all(row.keys() == wanted[0].keys() for row in found)
-    assert {"autoregressive", "entropy", "drift_dinov3", "retention"} <= wanted[0].keys()
+    terms = "l1 ssim lpips commitment entropy hierarchy text text_codebook autoregressive"
+    assert {*terms.split(), "drift_vae", "drift_dinov3", "retention"} <= wanted[0].keys()
     for a, b in zip(found, wanted, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
     return found, wanted
 
 
-def parameters(folder, one):
+def parameters(folder: Path, one: Path) -> list[tuple]:
     """After the steps there and on one device, and on one device before them."""
     first, second = arrays(folder.with_suffix(".npz")), arrays(one.with_suffix(".npz"))
     assert first.keys() == second.keys()
@@ -72,7 +116,7 @@ def parameters(folder, one):
     return [(name, first[name], second[name], second[f"start/{name}"]) for name in names]
 
 
-def assert_same(folder, one):
+def assert_same(folder: Path, one: Path) -> None:
     for a, b in zip(*losses_agree(folder, one), strict=True):
         # Drift begins at exactly 0; the entropy term is a small difference of two entropies.
         assert a == pytest.approx(b, rel=1e-5, abs=1e-5)
@@ -80,10 +124,9 @@ def assert_same(folder, one):
         np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
-def assert_same_demo(folder, one):
+def assert_same_demo(folder: Path, one: Path) -> None:
     """A code within rounding of 0 may change sides, one of some 60,000: terms are not compared."""
-    found, _ = losses_agree(folder, one)
-    assert {"lpips", "ssim", "text_codebook"} <= found[0].keys()
+    losses_agree(folder, one)
 
     def norm(differences):
         return np.sqrt(sum(np.sum(np.square(x, dtype=np.float64)) for x in differences))
@@ -96,45 +139,34 @@ def assert_same_demo(folder, one):
     assert wrong <= 0.1 * norm(wanted - start for _, _, wanted, start in compared)
 
 
-def test_eight_devices_in_three_meshes_give_the_numbers_of_one(training, one, tmp_path):
-    execute([training(tmp_path / name, mesh) for name, mesh in MESHES.items()], devices=8)
-    for name in MESHES:
-        training.assert_same(tmp_path / name, one)
+LAYOUTS = [(name, run) for name in ("eight", "two", "four") for run in GROUPS[name].ten_steps]
 
 
-@pytest.mark.parametrize(("count", "mesh"), [(2, {"data": 2}), (4, {"data": 2, "tensor": 2})])
-def test_processes_give_the_numbers_of_one(training, one, tmp_path, count, mesh):
-    """Of four, two and two read the same clips and hold different parts of the weights."""
-    execute([training(tmp_path / "run", mesh)], count=count)
-    training.assert_same(tmp_path / "run", one)
+@pytest.mark.parametrize(("group", "run"), LAYOUTS)
+def test_ten_steps_give_the_numbers_of_one_device(small, group, run):
+    assert_same(small(group) / run, small("one") / "plain")
 
 
-def test_split_frames_give_the_numbers_of_whole_ones(small_world, tmp_path):
+@pytest.mark.slow
+@pytest.mark.parametrize(("group", "run"), LAYOUTS)
+def test_ten_steps_of_the_demo_give_the_numbers_of_one_device(demo, group, run):
+    assert_same_demo(demo(group) / run, demo("one") / "plain")
+
+
+def test_split_frames_give_the_numbers_of_whole_ones(small):
     """Two clips over 2 x 2 x 2 devices: each has the upper or the lower 16 rows of one clip."""
-    changes = {"batch": 2, "buckets": ["3x32x32"]}
-    execute([settings(small_world, tmp_path / "whole", **changes)])
-    changes |= {"mesh": {"data": 2, "spatial": 2, "tensor": 2}}
-    shards = tmp_path / "shards.json"
-    execute([settings(small_world, tmp_path / "split", shards=str(shards), **changes)], devices=8)
-    assert json.loads(shards.read_text()) == {"shapes": [[1, 3, 16, 32, 3]], "places": 4}
-    assert_same(tmp_path / "split", tmp_path / "whole")
+    shards = json.loads((small("eight") / "split_frames.json").read_text())
+    assert shards == {"shapes": [[1, 3, 16, 32, 3]], "places": 4}
+    assert_same(small("eight") / "split_frames", small("one") / "two_clips")
 
 
-@pytest.mark.parametrize("count", [1, 2])
-def test_killed_and_resumed_is_the_unbroken_run_bit_for_bit(small_world, tmp_path, count):
+@pytest.mark.parametrize("group", ["one", "two"])
+def test_killed_and_resumed_is_the_unbroken_run_bit_for_bit(world, small, group):
     """20 steps = 9 steps, SIGKILL, and the rest from the newest checkpoint."""
-
-    def training(name, **changes):
-        made = settings(small_world, tmp_path / name, steps=20, **changes)
-        made["config"] |= {"log_every": 5, "checkpoint": {"every": 3, "keep": 2, "keep_every": 0}}
-        return [made]
-
-    execute(training("whole"), count=count)
-    ended = finish(launch(training("run", accident=[-1, 10, "SIGKILL"]), count=count))
-    assert [code for code, _ in ended] == [-9] * count, ended
+    whole, killed = small(group) / "twenty", small(group) / "killed"
     # A save that the kill cut short leaves no checkpoint and harms none.
-    kept = [int(p.name) for p in (tmp_path / "run/checkpoints").iterdir() if p.name.isdigit()]
+    kept = [int(p.name) for p in (killed / "checkpoints").iterdir() if p.name.isdigit()]
     assert set(kept) <= {3, 6, 9} and kept
-    execute(training("run"), count=count)
-    assert same_bits(tmp_path / "run.npz", tmp_path / "whole.npz")
-    assert rows(tmp_path / "run") == rows(tmp_path / "whole")
+    execute([settings(world, killed, TWENTY)], count=GROUPS[group].count)
+    assert same_bits(killed.with_suffix(".npz"), whole.with_suffix(".npz"))
+    assert rows(killed) == rows(whole)

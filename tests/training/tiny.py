@@ -20,7 +20,9 @@ from weights_conversion.core import Entry, match, sources_from_arrays, write_che
 from weights_conversion.modules import module_arrays
 
 WORDS = ["a", "red", "green", "blue", "square", "moves", "left", "right", "up", "down"]
-VAE = WanVAEConfig(base_dim=4, z_dim=4, latents_mean=(0.0,) * 4, latents_std=(1.0,) * 4)
+VAE = WanVAEConfig(
+    base_dim=4, z_dim=4, num_res_blocks=1, latents_mean=(0.0,) * 4, latents_std=(1.0,) * 4
+)
 DINO = DinoConfig(width=8, layers=1, heads=2, hidden=16, registers=1)
 LANGUAGE = LanguageConfig(
     vocabulary=32, width=16, layers=2, heads=2, kv_heads=1, head_dim=8, mlp_width=32

@@ -14,7 +14,6 @@ SETTINGS is a JSON list of trainings, done one after the other, each with
 """
 
 import ctypes
-import fcntl
 import json
 import os
 import runpy
@@ -30,14 +29,16 @@ import numpy as np
 from flax import nnx
 
 from pyratok_jax.errors import EXIT_INTERRUPTED, run_cli
+from pyratok_jax.models import lpips
 from pyratok_jax.models.wan_vae.config import WanVAEConfig
 from pyratok_jax.training import loop, sharding
 from pyratok_jax.training.config import training_config
 from pyratok_jax.training.hosts import join_hosts
 from pyratok_jax.training.loop import train
+from pyratok_jax.training.together import meet
 from pyratok_jax.training.watch import watched
+from weights_conversion import lpips as published
 
-ROOT = Path(__file__).parents[2]
 SMALL_VAE = WanVAEConfig(
     base_dim=4,
     z_dim=4,
@@ -47,10 +48,11 @@ SMALL_VAE = WanVAEConfig(
     latents_mean=(0.0,) * 4,
     latents_std=(1.0,) * 4,
 )
+NARROW = tuple(spec._replace(channels=spec.channels // 16) for spec in lpips.TRUNKS["vgg"])
 
 
 def small_config(world: Path, **changes):
-    """The method with every loss but LPIPS, two levels, clips of 3x16x16."""
+    """The method with every loss, two levels, clips of 3x16x16."""
     from tests.training.tiny import tiny_config
 
     config = tiny_config(world, **changes)
@@ -59,13 +61,24 @@ def small_config(world: Path, **changes):
         config.model.tokenizer.grids, config.model.tokenizer.stages = ((1, 8), (2, 4)), (1, 2)
     config.data.buckets = ("3x16x16",)
     config.report.buckets = ("3x16x16",)
+    config.loss.weights.lpips = 1.0
     config.calibration.batches = 0
     return config
 
 
+def narrow_lpips(net):
+    """In place of the published LPIPS: a sixteenth of the channels, random weights."""
+    lpips.TRUNKS[net] = NARROW
+    made = lpips.LPIPS(net, rngs=nnx.Rngs(5))
+    for conv in made.convs:
+        # Few random channels would often all be 0, where a direction has no gradient.
+        conv.bias[...] += 0.5
+    return made
+
+
 def demo_config(**changes):
     """`configs/demo.py`, every loss and all shipped weights, on clips of 5x32x32, levels drawn."""
-    config = runpy.run_path(str(ROOT / "configs/demo.py"))["get_config"]()
+    config = runpy.run_path("configs/demo.py")["get_config"]()
     config.update(changes)
     config.data.buckets = ("5x32x32",)
     config.calibration.batches = 0
@@ -126,6 +139,7 @@ def make(settings):
         if settings.get("task") == "demo":
             config = demo_config(**changes)
         else:
+            published.load_lpips = narrow_lpips
             config = small_config(Path(settings["world"]), **changes)
         # The tiny world has an interval of its own.
         config.checkpoint.update(changes.get("checkpoint", {}))
@@ -209,17 +223,20 @@ def without_tensorboard():
     sys.modules["clu.metric_writers"] = stub
 
 
-def compile_in_turn(lock):
-    """One process after the other: a step takes up to 4 GB while it is compiled."""
+def compile_once():
+    """Process 0 compiles, the others load what it has kept: only it writes to JAX's cache."""
     compile_now = jax.stages.Lowered.compile
 
     def waiting(lowered, *arguments, **options):
-        with lock.open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            program = compile_now(lowered, *arguments, **options)
-            if sys.platform == "linux":
-                ctypes.CDLL(None).malloc_trim(0)
-            return program
+        if jax.process_index():
+            meet()
+        program = compile_now(lowered, *arguments, **options)
+        if not jax.process_index():
+            meet()
+        if sys.platform == "linux":
+            # A step takes up to 4 GB while it is compiled.
+            ctypes.CDLL(None).malloc_trim(0)
+        return program
 
     jax.stages.Lowered.compile = waiting
 
@@ -230,10 +247,9 @@ def main():
     sharding.MIN_SHARDED_SIZE = 16
     cache = os.environ.get("PYRATOK_TEST_CACHE")
     if cache:
-        Path(cache).mkdir(parents=True, exist_ok=True)
-        compile_in_turn(Path(cache) / "compiling.lock")
+        compile_once()
         jax.config.update("jax_compilation_cache_dir", cache)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     trainings = json.loads(sys.argv[1])
     limits = (trainings[0].get("host_timeout", 60.0), trainings[0].get("step_timeout", 1800.0))
     join_hosts(False, limits[0])

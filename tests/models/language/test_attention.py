@@ -1,5 +1,6 @@
 """Attention in blocks against JAX's own: values, gradients, what a layer keeps for them."""
 
+import functools
 import math
 import re
 
@@ -31,24 +32,31 @@ def _arrays(t, s, pad):
     return query, key, value, mask, given * mask.any(axis=-1)[:, 0, :, None, None]
 
 
+# Compiled as a whole, once for all paddings.
+@jax.jit
+def _plain(arrays, mask, given):
+    run = functools.partial(jax.nn.dot_product_attention, mask=mask, scale=SCALE)
+    values, pull = jax.vjp(run, *arrays)
+    return values, pull(given)
+
+
+@jax.jit
+def _ours_in_blocks_of_4(arrays, mask, given):
+    values, pull = jax.vjp(lambda *arrays: attend(*arrays, mask, SCALE), *arrays)
+    return values, pull(given)
+
+
 @pytest.mark.parametrize("pad", ["none", "left", "right"])
 @pytest.mark.parametrize(("t", "s"), [(11, 11), (11, 16), (8, 9), (1, 7), (3, 3)])
 def test_equals_plain_attention_and_its_gradient(t, s, pad, monkeypatch):
     """Whole and broken blocks of 4, fewer queries than a block, cached keys before them."""
     monkeypatch.setattr(attention, "BLOCK", 4)
     *arrays, mask, given = _arrays(t, s, pad)
-
-    def plain(query, key, value):
-        return jax.nn.dot_product_attention(query, key, value, mask=mask, scale=SCALE)
-
-    def ours(query, key, value):
-        return attend(query, key, value, mask, SCALE)
-
-    want, pull = jax.vjp(plain, *arrays)
-    got, pull_ours = jax.vjp(ours, *arrays)
+    want, want_gradients = _plain(arrays, mask, given)
+    got, gradients = _ours_in_blocks_of_4(arrays, mask, given)
     seen = np.asarray(given != 0)
     np.testing.assert_allclose(np.where(seen, got, 0), np.where(seen, want, 0), atol=1e-6)
-    for a, b in zip(pull_ours(given), pull(given), strict=True):
+    for a, b in zip(gradients, want_gradients, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
@@ -64,13 +72,16 @@ def test_bfloat16_differs_from_float32_by_its_rounding():
     *arrays, mask, given = _arrays(11, 16, "none")
     low = [x.astype(jnp.bfloat16) for x in arrays]
 
-    def run(arrays):
-        return jax.vjp(lambda q, k, v: attend(q, k, v, mask, SCALE), *arrays)
+    @jax.jit
+    def run(arrays, given):
+        values, pull = jax.vjp(lambda q, k, v: attend(q, k, v, mask, SCALE), *arrays)
+        return values, pull(given)
 
-    (want, pull), (got, pull_low) = run([x.astype(jnp.float32) for x in low]), run(low)
+    want, want_gradients = run([x.astype(jnp.float32) for x in low], given)
+    got, gradients = run(low, given.astype(jnp.bfloat16))
     assert got.dtype == jnp.bfloat16
     np.testing.assert_allclose(got.astype(jnp.float32), want, atol=0.02)
-    for a, b in zip(pull_low(given.astype(jnp.bfloat16)), pull(given), strict=True):
+    for a, b in zip(gradients, want_gradients, strict=True):
         np.testing.assert_allclose(a.astype(jnp.float32), b, atol=0.06)
 
 

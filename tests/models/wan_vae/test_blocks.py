@@ -50,7 +50,7 @@ def compare(module, ours, x, limit=1e-5):
     if isinstance(ours, nnx.Module):
         input_grad, y = quick(nnx.grad(total, argnums=1, has_aux=True), ours, x)
     else:
-        input_grad, y = jax.grad(total, argnums=1, has_aux=True)(ours, x)
+        input_grad, y = jax.jit(lambda x: jax.grad(total, argnums=1, has_aux=True)(ours, x))(x)
     assert relative(y, from_torch(expected)) < limit
     assert relative(input_grad, from_torch(given.grad)) < 10 * limit
 
@@ -112,7 +112,8 @@ def test_blockwise_attention_is_exact(positions):
     q, k, v = (3 * noise(2, positions, 4, seed=seed) for seed in range(3))
 
     def total(attention):
-        return jax.value_and_grad(lambda q, k, v: jnp.sum(jnp.sin(attention(q, k, v))), (0, 1, 2))
+        run = jax.value_and_grad(lambda q, k, v: jnp.sum(jnp.sin(attention(q, k, v))), (0, 1, 2))
+        return jax.jit(run)
 
     whole, whole_grads = total(attend)(q, k, v)
     parts, part_grads = total(lambda *qkv: blockwise(*qkv, block=8))(q, k, v)
@@ -232,10 +233,11 @@ def test_norm_in_half_precision_on_a_tpu():
         y = norm(x)
         return jnp.sum(y.astype(jnp.float32) * weights), y
 
-    expected_grad, expected = jax.grad(total, has_aux=True)(x.astype(jnp.float32))
+    plain, tpu = (jax.jit(jax.grad(lambda x: total(x), has_aux=True)) for _ in range(2))
+    expected_grad, expected = plain(x.astype(jnp.float32))
     with forms.conv_form("tpu"):
-        grad, y = jax.grad(total, has_aux=True)(x)
-        at_zero = jax.grad(total, has_aux=True)(jnp.zeros_like(x))[0]
+        grad, y = tpu(x)
+        at_zero = tpu(jnp.zeros_like(x))[0]
     assert y.dtype == grad.dtype == jnp.bfloat16
     assert relative(y.astype(jnp.float32), expected) < 3e-3
     assert relative(grad.astype(jnp.float32), expected_grad) < 5e-3
@@ -247,16 +249,16 @@ def test_filled_lanes_change_nothing():
     block = make(layers.ResidualBlock, 72, 96)
     x = noise(1, 2, 4, 4, 72)
     with forms.conv_form("tpu"):
-        expected = block(x)
+        expected = quick(run, block, x)
         with forms.filled_lanes():
-            wide = block(x)
+            wide = quick(run, block, x)
             narrow = forms.trim(make(layers.Conv2d, 96, 8, (1, 1))(wide), 8)
             # A block that keeps its width takes a narrow input from outside.
             keeps = make(layers.ResidualBlock, 96, 96)
-            kept = keeps(expected)
+            kept = quick(run, keeps, expected)
         with forms.filled_lanes(allowed=False):
-            assert block(x).shape[-1] == 96
-        assert relative(forms.trim(kept, 96), keeps(expected)) < 1e-6
+            assert quick(run, block, x).shape[-1] == 96
+        assert relative(forms.trim(kept, 96), quick(run, keeps, expected)) < 1e-6
     assert wide.shape[-1] == kept.shape[-1] == 128 and narrow.shape[-1] == 8
     assert np.abs(np.asarray(wide[..., 96:])).max() == 0
     assert relative(forms.trim(wide, 96), expected) < 1e-6
