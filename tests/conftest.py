@@ -24,6 +24,9 @@ _CACHE = Path(tempfile.gettempdir()) / f"pyratok-test-programs-{os.getuid()}"
 jax.config.update("jax_compilation_cache_dir", str(_CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
+# Tracing makes many small objects; at the usual thresholds much time goes into looking for cycles.
+gc.set_threshold(100_000, 20, 50)
+
 # Every jaxtyping annotation in these packages is checked at run time in all tests.
 jaxtyping.install_import_hook(["pyratok_jax.models", "pyratok_jax.losses"], "beartype.beartype")
 

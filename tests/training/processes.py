@@ -74,9 +74,9 @@ def finish(processes: list[subprocess.Popen], timeout: float = 900) -> list[tupl
     return [(p.returncode, text) for p, text in zip(processes, outputs, strict=True)]
 
 
-def execute(trainings: list[dict], count: int = 1, devices: int = 1) -> None:
+def execute(trainings: list[dict], count: int = 1, devices: int = 1, timeout: float = 900) -> None:
     """Run to the end; any failure is shown."""
-    for code, text in finish(launch(trainings, count, devices)):
+    for code, text in finish(launch(trainings, count, devices), timeout):
         assert code == 0, text[-4000:]
 
 

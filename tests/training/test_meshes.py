@@ -91,7 +91,7 @@ def demo(world, tmp_path_factory) -> Ran:
             settings(world, root / name / run, {"mesh": mesh, "task": "demo"})
             for run, mesh in group.ten_steps.items()
         ]
-        execute(made, group.count, group.devices)
+        execute(made, group.count, group.devices, timeout=3600)
         return root / name
 
     return ran
@@ -125,18 +125,24 @@ def assert_same(folder: Path, one: Path) -> None:
 
 
 def assert_same_demo(folder: Path, one: Path) -> None:
-    """A code within rounding of 0 may change sides, one of some 60,000: terms are not compared."""
-    losses_agree(folder, one)
+    """A code within rounding of 0 may change sides, one of some 60,000 in ten steps.
+
+    The loss then differs by a millionth or more in that step, and what follows is another training:
+    Adam divides the smallest gradients, which that code changes most, by their own size.
+    """
+    losses = [(a["loss"], b["loss"]) for a, b in zip(*losses_agree(folder, one), strict=True)]
+    flipped = sum(abs(a - b) > 1e-6 * b for a, b in losses)
+    assert flipped <= 1
 
     def norm(differences):
         return np.sqrt(sum(np.sum(np.square(x, dtype=np.float64)) for x in differences))
 
     compared = parameters(folder, one)
     wrong = norm(found - wanted for _, found, wanted, _ in compared)
-    # Adam divides small gradients by their own size: their rounding shows where levels are drawn.
     assert wrong <= 1e-4 * norm(wanted for _, _, wanted, _ in compared)
     # Ten steps at the demo's learning rate are a short way.
-    assert wrong <= 0.1 * norm(wanted - start for _, _, wanted, start in compared)
+    way = norm(wanted - start for _, _, wanted, start in compared)
+    assert wrong <= (0.2 if flipped else 1e-3) * way
 
 
 LAYOUTS = [(name, run) for name in ("eight", "two", "four") for run in GROUPS[name].ten_steps]

@@ -14,6 +14,7 @@ SETTINGS is a JSON list of trainings, done one after the other, each with
 """
 
 import ctypes
+import gc
 import json
 import os
 import runpy
@@ -242,6 +243,8 @@ def compile_once():
 
 
 def main():
+    # As in the tests' own process: tracing makes many small objects.
+    gc.set_threshold(100_000, 20, 50)
     without_tensorboard()
     # Everything is tiny here, and must be split all the same.
     sharding.MIN_SHARDED_SIZE = 16
