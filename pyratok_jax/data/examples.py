@@ -9,6 +9,9 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
+# Not where it is used: while TFDS is imported, imports in other threads fail.
+from tensorflow_datasets.proto import tf_example_pb2
+
 from pyratok_jax.data.records import ClipRecord
 from pyratok_jax.data.videos import BrokenVideoError
 
@@ -30,8 +33,6 @@ def encode_example(values: Mapping[str, Any], media: Sequence[bytes]) -> bytes:
         values: by our keys; a missing or None text is stored as "", a missing number as -1.
         media: the compressed clip as one item, or the image files of its frames.
     """
-    from tensorflow_datasets.proto import tf_example_pb2
-
     example = tf_example_pb2.Example()
     feature = example.features.feature
     for key in TEXT_KEYS:
@@ -52,8 +53,6 @@ def decode_example(data: bytes, where: str) -> ClipRecord:
     Raises:
         BrokenVideoError: not an Example, or without media.
     """
-    from tensorflow_datasets.proto import tf_example_pb2
-
     try:
         feature = tf_example_pb2.Example.FromString(data).features.feature
     except DecodeError as error:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tensorflow_datasets as tfds
 from etils import epath
 
 from pyratok_jax.data.buckets import assign_buckets, parse_buckets
@@ -306,8 +307,6 @@ def _write_index(output: epath.Path, clips: Sequence[dict]) -> None:
 
 
 def _write_tfds(output: epath.Path, options: Options, lengths: list[int], size: int) -> None:
-    import tensorflow_datasets as tfds
-
     features: dict[str, Any] = {key: tfds.features.Text() for key in TEXT_KEYS}
     features |= {key: tfds.features.Scalar(np.float32) for key in FLOAT_KEYS}
     features |= {key: tfds.features.Scalar(np.int64) for key in INT_KEYS}

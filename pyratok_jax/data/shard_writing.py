@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import tensorflow_datasets as tfds
 from etils import epath
 
 SPLIT = "train"
@@ -94,8 +95,6 @@ def write_tfds_metadata(
         size: bytes of all records.
         description: for people.
     """
-    import tensorflow_datasets as tfds
-
     template = tfds.core.ShardedFileTemplate(
         data_dir=output, dataset_name=dataset, split=SPLIT, filetype_suffix=kind
     )

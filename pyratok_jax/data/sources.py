@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Sequence
 
+import tensorflow_datasets as tfds
 from etils import epath
 
 from pyratok_jax.data.builtin import demo_records
@@ -66,8 +67,6 @@ def _builtin(spec: str) -> list[ClipRecord]:
 
 def _tfds(spec: str) -> ShardRecords:
     """`tfds:NAME[/CONFIG][:SPLIT]`, already prepared on disk in TFDS's data folder."""
-    import tensorflow_datasets as tfds
-
     name, _, split = spec.removeprefix("tfds:").partition(":")
     try:
         folder = str(tfds.builder(name).data_path)

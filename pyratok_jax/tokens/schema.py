@@ -10,7 +10,11 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
+
+# Not where it is used: while TFDS is imported, imports in other threads fail.
+import tensorflow_datasets as tfds
 from google.protobuf.message import DecodeError
+from tensorflow_datasets.proto import tf_example_pb2
 
 from pyratok_jax.data.padding import Padding
 from pyratok_jax.errors import UserError
@@ -158,8 +162,6 @@ def encode_record(record: TokenRecord, packed: bool = False) -> bytes:
         record: what to store.
         packed: entropy-code the tokens.
     """
-    from tensorflow_datasets.proto import tf_example_pb2
-
     example = tf_example_pb2.Example()
     feature = example.features.feature
     for key in TEXT_KEYS:
@@ -197,8 +199,6 @@ def decode_record(data: bytes, where: str, any_schema: bool = False) -> TokenRec
         DamagedRecordError: not a record of tokens, or its checksum is wrong.
         SchemaError: written in a schema that is not known here.
     """
-    from tensorflow_datasets.proto import tf_example_pb2
-
     try:
         feature = tf_example_pb2.Example.FromString(data).features.feature
     except DecodeError as error:
@@ -248,8 +248,6 @@ def _level(feature: Any, number: int, bits: int) -> np.ndarray:
 
 def tfds_features(bits: int, levels: int, packed: bool) -> dict[str, Any]:
     """TFDS's feature connectors of such records, by key."""
-    import tensorflow_datasets as tfds
-
     features: dict[str, Any] = {key: tfds.features.Text() for key in TEXT_KEYS}
     features |= {key: tfds.features.Scalar(np.float32) for key in FLOAT_KEYS}
     features |= {key: tfds.features.Scalar(np.int64) for key in (*INT_KEYS, CHECKSUM_KEY)}

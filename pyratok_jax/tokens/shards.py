@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from etils import epath
+from tensorflow_datasets.proto import tf_example_pb2
 
 from pyratok_jax.data.record_files import open_records
 from pyratok_jax.data.shard_writing import ShardWriter, publish, write_text
@@ -145,8 +146,6 @@ def _add_totals(totals: dict[str, Any], record: TokenRecord, data: bytes, packed
 
 
 def _packed_bits(data: bytes) -> int:
-    from tensorflow_datasets.proto import tf_example_pb2
-
     feature = tf_example_pb2.Example.FromString(data).features.feature
     packed = (key for key in feature if key.startswith("packed_"))
     return sum(8 * len(feature[key].bytes_list.value[0]) for key in packed)

@@ -21,6 +21,10 @@ def load(checkpoint):
     return tokenizer
 
 
-if __name__ == "__main__":
+def main():
     export_tokens.load_tokenizer = load
     run_cli(export_tokens.main)
+
+
+if __name__ == "__main__":
+    main()

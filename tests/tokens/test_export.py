@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import hashlib
 import json
 import os
 import signal
@@ -35,7 +36,8 @@ def contents(folder):
 
 
 def hashes(folder):
-    return {p.name: p.read_bytes() for p in sorted(folder.glob("tokens-train*"))}
+    shards = sorted(folder.glob("tokens-train*"))
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in shards}
 
 
 @pytest.fixture(scope="module")
