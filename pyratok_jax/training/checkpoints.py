@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -41,6 +42,7 @@ class Checkpoints:
             _check_config(self.workdir / "config.json", config)
         except OSError as error:
             raise UserError(f"--workdir {workdir}: {error.strerror or error}") from error
+        _write_small_arrays_whole()
         options = ocp.CheckpointManagerOptions(
             max_to_keep=config.checkpoint.keep or None,
             keep_period=config.checkpoint.keep_every or None,
@@ -103,6 +105,19 @@ class Checkpoints:
     def close(self) -> None:
         """Wait and let go of the folder."""
         self._manager.close()
+
+
+def _write_small_arrays_whole() -> None:
+    """Let Orbax share out only large arrays over the devices that hold copies of them.
+
+    It cuts them by a program for every shape and place of a slice: with 8 devices some 300 to
+    compile at the first save, for arrays of a few kilobytes.
+    """
+    handler = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=1 << 20)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)  # It warns that its own handler is replaced.
+    ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)
+    logging.set_verbosity(verbosity)
 
 
 def _tree(state: TrainState) -> dict[str, Any]:
