@@ -39,11 +39,14 @@ def load_tokenizer_files(folder: Path) -> Any:
     Raises:
         UserError: when there is none that can be read.
     """
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     try:
         if (folder / "tokenizer.json").is_file():
             return PreTrainedTokenizerFast.from_pretrained(folder)
+        # Twice the time of all else here: it loads PyTorch where that is installed.
+        from transformers import AutoTokenizer
+
         return AutoTokenizer.from_pretrained(folder)
     except Exception as error:
         raise UserError(
