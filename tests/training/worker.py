@@ -2,13 +2,12 @@
 
 SETTINGS is a JSON list of trainings, done one after the other, each with
 
-- world, workdir; `task`: "tokenizer" (default; the whole method, smaller still than in
-  `tiny.tiny_config`), "demo" (`configs/demo.py` on small clips) or "line" (a weight and a bias,
-  nothing to compile);
-- config, mesh, optimizer: changes; output: a .npz of parameters, before (start/) and after, and
-  the optimizer's state (opt/);
-- buckets: in place of its own; shards: a JSON file for the shape of every device's part of the
-  first batch's video, and how many unlike parts there are;
+- world, workdir; `task`: "small" (default; `configs/demo.py` made small), "demo" (the same on small
+  clips, else as it is) or "line" (a weight and a bias, nothing to compile);
+- config, mesh, optimizer: changes; buckets: in place of its own; output: a .npz of parameters,
+  before (start/) and after, and the optimizer's state (opt/);
+- shards: a JSON file for the shape of every device's part of the first batch's video, and how many
+  unlike parts there are;
 - accident: [process, step, what]: the process meets it when it takes the batch of that step; what
   is the name of a signal, "error" (raises) or "sleep" (for a minute).
 """
@@ -52,29 +51,23 @@ SMALL_VAE = WanVAEConfig(
 NARROW = tuple(spec._replace(channels=spec.channels // 16) for spec in lpips.TRUNKS["vgg"])
 
 
-def small_config(world: Path, **changes):
-    """The method with every loss, two levels, clips of 3x16x16."""
-    from tests.training.tiny import tiny_config
-
-    config = tiny_config(world, **changes)
-    config.optimizer.learning_rate = 1e-3
-    with config.ignore_type():
-        config.model.tokenizer.grids, config.model.tokenizer.stages = ((1, 8), (2, 4)), (1, 2)
-    config.data.buckets = ("3x16x16",)
-    config.report.buckets = ("3x16x16",)
-    config.loss.weights.lpips = 1.0
-    config.calibration.batches = 0
-    return config
-
-
 def narrow_lpips(net):
-    """In place of the published LPIPS: a sixteenth of the channels, random weights."""
+    """In place of the published LPIPS: a sixteenth of the channels, random weights.
+
+    NumPy draws them: initialisers compile a program for every shape.
+    """
     lpips.TRUNKS[net] = NARROW
-    made = lpips.LPIPS(net, rngs=nnx.Rngs(5))
-    for conv in made.convs:
-        # Few random channels would often all be 0, where a direction has no gradient.
-        conv.bias[...] += 0.5
-    return made
+    graph, state = nnx.split(nnx.eval_shape(lambda: lpips.LPIPS(net, rngs=nnx.Rngs(0))))
+    rng, flat = np.random.default_rng(5), []
+    for path, variable in nnx.to_flat_state(state):
+        shape = variable.shape
+        if len(shape) == 4:
+            values = rng.normal(size=shape) * np.sqrt(2 / np.prod(shape[:3]))
+        else:
+            # Few random channels would often all be 0, where a direction has no gradient: biases.
+            values = np.full(shape, 0.5) if path[-1] == "bias" else rng.uniform(size=shape)
+        flat.append((path, variable.replace(jnp.asarray(values, jnp.float32))))
+    return nnx.merge(graph, nnx.from_flat_state(flat))
 
 
 def demo_config(**changes):
@@ -83,6 +76,25 @@ def demo_config(**changes):
     config.update(changes)
     config.data.buckets = ("5x32x32",)
     config.calibration.batches = 0
+    return config
+
+
+def small_config(world: Path, **changes):
+    """The demo, small: two levels of 6 bits, narrow frozen networks, clips of 3x16x16.
+
+    Small enough for no code to lie within rounding of 0, where any two programs may part.
+    """
+    config = demo_config(**changes)
+    # Ten steps at the demo's own rate would hardly move anything.
+    config.optimizer.learning_rate = 1e-3
+    config.model.backbone = str(world / "vae")
+    config.language.update(spec=str(world / "language"), length=8)
+    config.vision.update(spec=str(world / "dino"), projection=8)
+    config.model.tokenizer.update(bits=6, width=16, heads=2, synthesis_width=8, lora_rank=2)
+    with config.ignore_type():
+        config.model.tokenizer.grids, config.model.tokenizer.stages = ((1, 8), (2, 4)), (1, 2)
+    config.data.update(sources=(str(world / "videos"),), heldout=(str(world / "heldout"),))
+    config.data.buckets = ("3x16x16",)
     return config
 
 
@@ -142,8 +154,6 @@ def make(settings):
         else:
             published.load_lpips = narrow_lpips
             config = small_config(Path(settings["world"]), **changes)
-        # The tiny world has an interval of its own.
-        config.checkpoint.update(changes.get("checkpoint", {}))
         config.data.buckets = tuple(settings.get("buckets", config.data.buckets))
         task = TokenizerTask(config)
     config.optimizer.update(settings.get("optimizer", {}))
@@ -207,11 +217,14 @@ def _save(trained, output):
     begun = {f"start/{k}": np.asarray(x) for k, x in trained.partition.trainable.items()}
     leaves = {f"opt/{i}": x for i, x in enumerate(jax.tree.leaves(trained.state.opt_state))}
     leaves |= trained.state.params
-    mesh = next(iter(trained.state.params.values())).sharding.mesh
-    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    gathered = jax.jit(lambda tree: tree, out_shardings=whole)(leaves)
+    here = {k for k, x in leaves.items() if x.is_fully_addressable or x.is_fully_replicated}
+    apart = {name: value for name, value in leaves.items() if name not in here}
+    if apart:
+        mesh = next(iter(apart.values())).sharding.mesh
+        whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        leaves |= jax.jit(lambda tree: tree, out_shardings=whole)(apart)
     if jax.process_index() == 0:
-        done = {name: np.asarray(value) for name, value in gathered.items()}
+        done = {name: np.asarray(value) for name, value in leaves.items()}
         np.savez(output, **done, **begun)
 
 
