@@ -2,9 +2,9 @@
 
 What is trained is the demo (`configs/demo.py`): its losses, masks, optimizer and all else. Every
 test run takes it small, with two levels and narrow frozen networks; `-m slow` takes its own levels
-and the networks that it ships, on 8 clips of 5x32x32, over 20 minutes on two cores. Batches of 8 lie
-over all axes but tensor clip by clip; batches of 2 have their frames split. Arrays are split from
-16 values on, so that fsdp and tensor divide nearly all of them.
+and the networks that it ships, on 8 clips of 5x32x32, over 20 minutes on two cores. Batches of 8
+lie over all axes but tensor clip by clip; batches of 2 have their frames split. Arrays are split
+from 16 values on, so that fsdp and tensor divide nearly all of them.
 """
 
 import functools
