@@ -17,9 +17,9 @@ import av
 import numpy as np
 
 from pyratok_jax.data.buckets import Bucket
-from pyratok_jax.data.builtin import film
-from pyratok_jax.data.cutting import covering_size
-from pyratok_jax.data.videos import probe, read_clip
+from pyratok_jax.data.sources.builtin import film
+from pyratok_jax.data.video.cutting import covering_size
+from pyratok_jax.data.video.files import probe, read_clip
 
 BUCKET = Bucket(17, 256, 256)
 

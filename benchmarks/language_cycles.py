@@ -69,7 +69,7 @@ def place(arguments, mesh):
     import jax
     from jax.sharding import NamedSharding, PartitionSpec
 
-    from pyratok_jax.training.sharding import parameter_shardings, split_of
+    from pyratok_jax.training.distributed.sharding import parameter_shardings, split_of
 
     *modules, codes, cache = arguments
     clips = split_of(codes[0].shape[0], mesh).clips or None
@@ -105,10 +105,10 @@ def main() -> None:
 
     import jax
 
-    from pyratok_jax.models.rows import over_devices
+    from pyratok_jax.nn.partitioning import over_devices
     from pyratok_jax.pods.flops import traced_flops
     from pyratok_jax.pods.hlo import Program
-    from pyratok_jax.training.sharding import make_mesh, split_of
+    from pyratok_jax.training.distributed.sharding import make_mesh, split_of
 
     count = options.fsdp * options.spatial
     sizes = {"data": 1, "fsdp": options.fsdp, "spatial": options.spatial, "tensor": 1, "slices": 1}

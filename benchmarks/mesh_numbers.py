@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from pyratok_jax.training.checkpoints import newest_step, read_parameters
+from pyratok_jax.checkpoints.working_folder import newest_step, read_parameters
 
 ROOT = Path(__file__).parents[1]
 # Devices of one process wait for one another, and may share few cores.

@@ -18,9 +18,9 @@ import numpy as np
 from flax import nnx
 
 from pyratok_jax.models.wan_vae.config import WAN21, WanVAEConfig
-from pyratok_jax.models.wan_vae.forms import conv_form
 from pyratok_jax.models.wan_vae.model import WanVAE
 from pyratok_jax.models.wan_vae.tiling import tiled_decode, tiled_encode
+from pyratok_jax.nn.lowering import conv_form
 
 
 def make(config: WanVAEConfig, dtype) -> WanVAE:

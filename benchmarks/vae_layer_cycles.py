@@ -13,8 +13,8 @@ import os
 import tempfile
 from pathlib import Path
 
-from pyratok_jax.pods.chips import parse_slice
-from pyratok_jax.pods.topology import describe, prepare
+from pyratok_jax.pods.chips import parse_slice  # noqa: E402
+from pyratok_jax.pods.topology import describe, prepare  # noqa: E402
 
 CHIP = parse_slice("v5p:2x2x1")
 prepare(CHIP)
@@ -26,11 +26,12 @@ from flax import nnx  # noqa: E402
 from jax.sharding import Mesh, NamedSharding  # noqa: E402
 from jax.sharding import PartitionSpec as P  # noqa: E402
 
-from pyratok_jax.models.lora import LoRAParam, add_lora  # noqa: E402
-from pyratok_jax.models.wan_vae.forms import conv_form, filled_lanes  # noqa: E402
-from pyratok_jax.models.wan_vae.height import in_strips  # noqa: E402
-from pyratok_jax.models.wan_vae.layers import CausalConv3d, ResidualBlock  # noqa: E402
+from pyratok_jax.models.wan_vae.layers import ResidualBlock  # noqa: E402
 from pyratok_jax.models.wan_vae.resample import Downsample, Upsample  # noqa: E402
+from pyratok_jax.nn.causal_conv import CausalConv3d  # noqa: E402
+from pyratok_jax.nn.halo import in_strips  # noqa: E402
+from pyratok_jax.nn.lora import LoRAParam, add_lora  # noqa: E402
+from pyratok_jax.nn.lowering import conv_form, filled_lanes  # noqa: E402
 from pyratok_jax.pods.compiling import EFFORTS, compile_into  # noqa: E402
 from pyratok_jax.pods.hlo import Program  # noqa: E402
 

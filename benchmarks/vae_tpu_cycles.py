@@ -27,8 +27,8 @@ from jax.sharding import Mesh, NamedSharding  # noqa: E402
 from jax.sharding import PartitionSpec as P  # noqa: E402
 
 from pyratok_jax.models.wan_vae.config import WAN21, WAN22  # noqa: E402
-from pyratok_jax.models.wan_vae.forms import FORMS, conv_form  # noqa: E402
 from pyratok_jax.models.wan_vae.model import WanVAE  # noqa: E402
+from pyratok_jax.nn.lowering import FORMS, conv_form
 
 CHIPS = {
     "v5p": ("v5p-8", "v5p:2x2x1"),

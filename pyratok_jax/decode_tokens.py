@@ -9,8 +9,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from pyratok_jax.errors import UserError, run_cli
 from pyratok_jax.tokenizer import load_tokenizer, local_devices
+from pyratok_jax.tokens.dataset import TokenDataset, read_all
 from pyratok_jax.tokens.decoding import Outcome, Selection, decode_all, parse_frames
-from pyratok_jax.tokens.reader import TokenDataset, read_all
 
 EXIT_DAMAGED = 1
 

@@ -9,12 +9,12 @@ from flax import nnx
 from rich.console import Console
 from rich.progress import track
 
+from pyratok_jax.checkpoints.pretrained import load_language
 from pyratok_jax.data.caption_embeddings import write_embeddings
 from pyratok_jax.data.captions import CaptionTokenizer
-from pyratok_jax.data.sources import load_source
+from pyratok_jax.data.sources.registry import load_source
 from pyratok_jax.errors import UserError, run_cli
 from pyratok_jax.models.language.text import TextEncoder
-from pyratok_jax.pretrained import load_language
 
 
 def main() -> int:

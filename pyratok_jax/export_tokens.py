@@ -16,7 +16,7 @@ from rich.progress import (
 from rich.progress import Progress as Bar
 
 from pyratok_jax.data.shard_writing import FORMATS
-from pyratok_jax.data.sources import load_source
+from pyratok_jax.data.sources.registry import load_source
 from pyratok_jax.errors import UserError, run_cli
 from pyratok_jax.tokenizer import load_tokenizer, local_devices
 from pyratok_jax.tokens.card import CARD_TEXT, REJECTED, write_card

@@ -19,7 +19,7 @@ from rich.progress import (
 from rich.table import Table
 
 from pyratok_jax import __version__
-from pyratok_jax.data.videos import BrokenVideoError, probe
+from pyratok_jax.data.video.files import BrokenVideoError, probe
 from pyratok_jax.errors import UserError, run_cli
 
 EXIT_SOME_SKIPPED = 3
@@ -135,7 +135,7 @@ def _none_readable(spec: str, skipped: Sequence[BrokenVideoError]) -> UserError:
 
 
 def _load_lpips(choice: str, console: Console) -> dict[str, Any]:
-    from weights_conversion.lpips import load_lpips
+    from pyratok_jax.checkpoints.foreign.lpips import load_lpips
 
     networks: dict[str, Any] = {}
     for name in _LPIPS[choice]:
@@ -202,7 +202,7 @@ def summarise(
     Quality is the mean over videos, bpp all bits over all pixels, utilisation over all tokens;
     `size` is null where videos differ. `seconds` is computing time.
     """
-    from pyratok_jax.evaluation.metrics import PROTOCOL, bits_per_pixel, mean_quality
+    from pyratok_jax.metrics.image import PROTOCOL, bits_per_pixel, mean_quality
 
     names = [name for name in PROTOCOL if name in videos[0] and _is_quality(name)]
     sizes = {tuple(video["size"]) for video in videos}

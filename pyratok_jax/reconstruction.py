@@ -20,9 +20,9 @@ import numpy as np
 from PIL import Image
 
 from pyratok_jax.data.padding import crop_clip, pad_clip
-from pyratok_jax.data.records import ClipRecord
-from pyratok_jax.data.sources import load_folder, load_source
-from pyratok_jax.data.videos import (
+from pyratok_jax.data.sources.records import ClipRecord
+from pyratok_jax.data.sources.registry import load_folder, load_source
+from pyratok_jax.data.video.files import (
     BrokenVideoError,
     VideoInfo,
     VideoWriter,
@@ -31,7 +31,7 @@ from pyratok_jax.data.videos import (
     probe,
 )
 from pyratok_jax.errors import UserError
-from pyratok_jax.evaluation.metrics import CodeUsage, Perceptual, Quality, bits_per_pixel
+from pyratok_jax.metrics.image import CodeUsage, Perceptual, Quality, bits_per_pixel
 from pyratok_jax.reports.pictures import error_map, side_by_side
 from pyratok_jax.tokenizer import Tokenizer
 

@@ -22,19 +22,19 @@ from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, UInt8
 
+from pyratok_jax.checkpoints.partition import Partition
+from pyratok_jax.checkpoints.pretrained import load_backbone, load_language
+from pyratok_jax.checkpoints.weights import weights_hash
+from pyratok_jax.checkpoints.working_folder import newest_step, read_parameters
 from pyratok_jax.data.captions import CaptionTokenizer
 from pyratok_jax.errors import UserError
-from pyratok_jax.models import rows
 from pyratok_jax.models.alignment import Alignment
 from pyratok_jax.models.language.text import TextEncoder, mean_embedding
-from pyratok_jax.models.lapq import TextCondition
-from pyratok_jax.models.lfq import ids_to_bits
-from pyratok_jax.models.lora import without_adapters
-from pyratok_jax.models.pyratok import PyraTok, PyraTokConfig
-from pyratok_jax.pretrained import load_backbone, load_language
-from pyratok_jax.training.checkpoints import newest_step, read_parameters
-from pyratok_jax.training.partition import Partition
-from weights_conversion.core import weights_hash
+from pyratok_jax.models.pyratok.lfq import ids_to_bits
+from pyratok_jax.models.pyratok.model import PyraTok, PyraTokConfig
+from pyratok_jax.nn import partitioning
+from pyratok_jax.nn.lora import without_adapters
+from pyratok_jax.nn.text_attention import TextCondition
 
 FORMAT = "pyratok-jax-tokenizer-1"
 DESCRIPTION = "tokenizer.json"
@@ -209,7 +209,7 @@ class Tokenizer:
             def run(state: Any, frames: Any, *more: Any) -> Any:
                 self._check_rows(frames, mesh.size)
                 frames = jax.tree.map(lambda x: _rows_or_whole(x, rows_sharding), frames)
-                with jax.set_mesh(mesh), rows.over_devices(rows.Split(height=ROWS)):
+                with jax.set_mesh(mesh), partitioning.over_devices(partitioning.Split(height=ROWS)):
                     return compiled(state, frames, *more)
 
             return run

@@ -18,9 +18,9 @@ from pyratok_jax.errors import EXIT_INTERRUPTED, UserError, run_cli
 def main() -> int:
     """Run one training; returns the exit code."""
     from pyratok_jax.training.config import parse_command
-    from pyratok_jax.training.hosts import join_hosts
-    from pyratok_jax.training.profiling import dump_programs, profiled_steps
-    from pyratok_jax.training.watch import watched
+    from pyratok_jax.training.distributed.heartbeat import watched
+    from pyratok_jax.training.distributed.hosts import join_hosts
+    from pyratok_jax.training.loop.profiling import dump_programs, profiled_steps
 
     config, workdir, dump_to = parse_command(sys.argv, default_config="configs/demo.py")
     if workdir.is_file():
@@ -42,13 +42,13 @@ def main() -> int:
 
 def _run(config: Any, workdir: Path) -> dict[str, Path] | None:
     if config.task == "backbone":
-        from pyratok_jax.training.backbone import run
+        from pyratok_jax.demo.backbone import run
     elif config.task == "tokenizer":
-        from pyratok_jax.training.run import run
+        from pyratok_jax.training.tasks.run import run
     elif config.task == "projector":
-        from pyratok_jax.training.projector import run
+        from pyratok_jax.training.tasks.projector import run
     elif config.task == "vision":
-        from pyratok_jax.training.vision import run
+        from pyratok_jax.demo.vision import run
     else:
         raise UserError(
             f"config.task is {config.task!r}, expected tokenizer, backbone, vision or projector"

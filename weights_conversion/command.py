@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from weights_conversion.core import DTYPES, Plan, read_config, write_checkpoint
+from pyratok_jax.checkpoints.weights import DTYPES, Plan, read_config, write_checkpoint
 
 
 def make_parser(description: str) -> argparse.ArgumentParser:

@@ -14,16 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.typing import DTypeLike
 
-from pyratok_jax.errors import UserError, run_cli
-from pyratok_jax.models.dino.config import DinoConfig
-from pyratok_jax.models.dino.model import Dino
-from weights_conversion.command import convert, make_parser
-from weights_conversion.core import (
+from pyratok_jax.checkpoints.modules import module_shapes
+from pyratok_jax.checkpoints.weights import (
     Entry,
     Plan,
     TensorSource,
@@ -31,12 +26,13 @@ from weights_conversion.core import (
     flat,
     identity,
     linear,
-    load_checkpoint,
     match,
     open_tensors,
-    read_config,
 )
-from weights_conversion.modules import build_module, module_shapes
+from pyratok_jax.errors import UserError, run_cli
+from pyratok_jax.models.dino.config import DinoConfig
+from pyratok_jax.models.dino.model import Dino
+from weights_conversion.command import convert, make_parser
 
 KIND = "dino"
 _HEAD_WIDTH = 64  # of every published model but DINOv3 ViT-7B, whose config.json says 128
@@ -255,17 +251,6 @@ def make_plan(source: TensorSource, **changes: Any) -> tuple[DinoConfig, Plan]:
     config = infer_config(source, layout, **changes)
     shapes = module_shapes(lambda: Dino(config, rngs=nnx.Rngs(0)))
     return config, match(source, make_entries(config, layout), shapes, skip=_skip)
-
-
-def load_dino(path: str | Path, *, dtype: DTypeLike = jnp.float32) -> Dino:
-    """The network of a folder written by this converter; parameters keep the stored dtype.
-
-    Raises:
-        UserError: no such folder, or one of another kind.
-    """
-    config = DinoConfig(**read_config(path, KIND)["config"])
-    arrays = load_checkpoint(path, module_shapes(lambda: Dino(config, rngs=nnx.Rngs(0))))
-    return build_module(lambda: Dino(config, rngs=nnx.Rngs(0), dtype=dtype), arrays)
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

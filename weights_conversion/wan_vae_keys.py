@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pyratok_jax.checkpoints.foreign.sources import TensorSource
+from pyratok_jax.checkpoints.weights import Entry, conv2d, conv3d, flat
 from pyratok_jax.errors import UserError
 from pyratok_jax.models.wan_vae.config import WanVAEConfig
-from weights_conversion.core import Entry, conv2d, conv3d, flat
-from weights_conversion.sources import TensorSource
 
 NAMINGS = ("original", "diffusers")
 # First match wins: more deeply nested names come first.

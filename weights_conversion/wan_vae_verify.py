@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pyratok_jax.checkpoints.foreign.sources import TensorSource
+from pyratok_jax.checkpoints.modules import module_shapes
 from pyratok_jax.errors import UserError
 from pyratok_jax.models.wan_vae.config import WanVAEConfig
 from pyratok_jax.models.wan_vae.model import WanVAE
-from weights_conversion.modules import module_shapes
-from weights_conversion.sources import TensorSource
 from weights_conversion.wan_vae_export import diffusers_config
 from weights_conversion.wan_vae_keys import Layout, published_name
 

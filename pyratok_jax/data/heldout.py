@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pyratok_jax.data.pipeline import make_loader
-from pyratok_jax.data.sources import load_source
-from pyratok_jax.data.videos import BrokenVideoError, probe
+from pyratok_jax.data.sources.registry import load_source
+from pyratok_jax.data.video.files import BrokenVideoError, probe
 
 
 class HeldoutClip(NamedTuple):

@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.table import Table
 
 from pyratok_jax.data.buckets import parse_buckets
-from pyratok_jax.data.decoding import Decoder
-from pyratok_jax.data.index import index_clips
 from pyratok_jax.data.inspecting import contact_sheet, html_page, summarise
-from pyratok_jax.data.sources import load_source
+from pyratok_jax.data.sources.index import index_clips
+from pyratok_jax.data.sources.registry import load_source
+from pyratok_jax.data.video.decoding import Decoder
 from pyratok_jax.errors import UserError, run_cli
 
 

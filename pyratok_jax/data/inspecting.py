@@ -12,10 +12,10 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from pyratok_jax.data.buckets import Bucket, assign_buckets
-from pyratok_jax.data.decoding import Decoder
-from pyratok_jax.data.index import ClipIndex
-from pyratok_jax.data.records import ClipRecord
-from pyratok_jax.data.videos import BrokenVideoError, read_image, resize_image
+from pyratok_jax.data.sources.index import ClipIndex
+from pyratok_jax.data.sources.records import ClipRecord
+from pyratok_jax.data.video.decoding import Decoder
+from pyratok_jax.data.video.files import BrokenVideoError, read_image, resize_image
 
 _TILE, _TEXT = 224, 54
 

@@ -16,13 +16,13 @@ import numpy as np
 from absl import flags, logging
 
 from pyratok_jax.data.buckets import Bucket, assign_buckets, parse_buckets
-from pyratok_jax.data.cutting import Cut, DecodedCache, cut_clip
-from pyratok_jax.data.decoding import Decoder
-from pyratok_jax.data.index import index_clips, shape_of
-from pyratok_jax.data.records import ClipRecord
 from pyratok_jax.data.sampling import Place, Plan
-from pyratok_jax.data.sources import load_source
-from pyratok_jax.data.videos import BrokenVideoError
+from pyratok_jax.data.sources.index import index_clips, shape_of
+from pyratok_jax.data.sources.records import ClipRecord
+from pyratok_jax.data.sources.registry import load_source
+from pyratok_jax.data.video.cutting import Cut, DecodedCache, cut_clip
+from pyratok_jax.data.video.decoding import Decoder
+from pyratok_jax.data.video.files import BrokenVideoError
 from pyratok_jax.errors import UserError
 
 # Captions to (ids, mask); and to (embeddings, mask), for embeddings that were stored.

@@ -18,7 +18,7 @@ from pyratok_jax.data.preparing import (
     plan_shards,
     write_shard,
 )
-from pyratok_jax.data.sources import load_source
+from pyratok_jax.data.sources.registry import load_source
 from pyratok_jax.errors import UserError, run_cli
 
 

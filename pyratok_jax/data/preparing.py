@@ -20,16 +20,6 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from pyratok_jax.data.buckets import assign_buckets, parse_buckets
-from pyratok_jax.data.decoding import Decoder
-from pyratok_jax.data.examples import (
-    FLOAT_KEYS,
-    INT_KEYS,
-    MEDIA_KEY,
-    TEXT_KEYS,
-    encode_example,
-)
-from pyratok_jax.data.payloads import clip_payload
-from pyratok_jax.data.records import ClipRecord
 from pyratok_jax.data.shard_writing import (
     ShardWriter,
     publish,
@@ -37,8 +27,18 @@ from pyratok_jax.data.shard_writing import (
     write_text,
     write_tfds_metadata,
 )
-from pyratok_jax.data.shards import INDEX_FILE
-from pyratok_jax.data.videos import BrokenVideoError, is_image
+from pyratok_jax.data.sources.examples import (
+    FLOAT_KEYS,
+    INT_KEYS,
+    MEDIA_KEY,
+    TEXT_KEYS,
+    encode_example,
+)
+from pyratok_jax.data.sources.payloads import clip_payload
+from pyratok_jax.data.sources.records import ClipRecord
+from pyratok_jax.data.sources.shards import INDEX_FILE
+from pyratok_jax.data.video.decoding import Decoder
+from pyratok_jax.data.video.files import BrokenVideoError, is_image
 from pyratok_jax.errors import UserError
 
 REPORTS = "reports"

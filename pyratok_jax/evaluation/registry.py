@@ -6,14 +6,14 @@ from pyratok_jax.errors import UserError
 from pyratok_jax.evaluation.framework import Task
 
 TASKS: dict[str, str] = {
-    "reconstruction": "pyratok_jax.evaluation.reconstruction:Reconstruction",
-    "compression": "pyratok_jax.evaluation.compression:Compression",
-    "segmentation": "pyratok_jax.evaluation.segmentation:Segmentation",
-    "localization": "pyratok_jax.evaluation.localization:Localization",
-    "classification": "pyratok_jax.evaluation.classification:Classification",
-    "probes": "pyratok_jax.evaluation.probes:Probes",
-    "vqa": "pyratok_jax.evaluation.vqa:VideoQuestions",
-    "codebook": "pyratok_jax.evaluation.codebook:Codebook",
+    "reconstruction": "pyratok_jax.evaluation.tasks.reconstruction:Reconstruction",
+    "compression": "pyratok_jax.evaluation.tasks.compression:Compression",
+    "segmentation": "pyratok_jax.evaluation.tasks.segmentation:Segmentation",
+    "localization": "pyratok_jax.evaluation.tasks.localization:Localization",
+    "classification": "pyratok_jax.evaluation.tasks.classification:Classification",
+    "probes": "pyratok_jax.evaluation.tasks.probes:Probes",
+    "vqa": "pyratok_jax.evaluation.tasks.vqa:VideoQuestions",
+    "codebook": "pyratok_jax.evaluation.tasks.codebook:Codebook",
 }
 
 

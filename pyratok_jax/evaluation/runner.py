@@ -17,7 +17,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from pyratok_jax.data.videos import BrokenVideoError
+from pyratok_jax.data.video.files import BrokenVideoError
 from pyratok_jax.errors import UserError
 from pyratok_jax.evaluation.framework import BrokenItemError, Item, Partial, Task
 from pyratok_jax.evaluation.partials import PartialStore, broken_reason

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pyratok_jax.data.videos import VideoWriter
+from pyratok_jax.data.video.files import VideoWriter
 from pyratok_jax.errors import run_cli
 
 COLOURS = {
@@ -242,7 +242,7 @@ def write_classification(output: Path, rng: np.random.Generator, count: int, siz
 
 def write_mvbench(output: Path, rng: np.random.Generator, size: int) -> None:
     """All 20 tasks of MVBench with one question each, and their folders of videos."""
-    from pyratok_jax.evaluation.mvbench import LAYOUT
+    from pyratok_jax.evaluation.data.mvbench import LAYOUT
 
     for name, part in LAYOUT.items():
         colours = list(COLOURS)

@@ -10,8 +10,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from pyratok_jax.models.alignment import Alignment, VisualSequence
 from pyratok_jax.models.language.model import Cache, LanguageModel
-from pyratok_jax.models.regions import crop_levels
-from pyratok_jax.models.rows import token_multiple
+from pyratok_jax.models.pyratok.regions import crop_levels
+from pyratok_jax.nn.partitioning import token_multiple
 
 Text = (
     Cache

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from pyratok_jax.losses.entropy import batch_entropy, bit_logits, token_entropy
-from pyratok_jax.models.grids import resample
-from pyratok_jax.models.lapq import TextCondition
+from pyratok_jax.nn.grids import resample
+from pyratok_jax.nn.text_attention import TextCondition
 
 _TINY = 1e-37  # a normal float32: no denormals, which accelerators flush to 0
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from pyratok_jax.models.lfq import code_families
+from pyratok_jax.models.pyratok.lfq import code_families
 
 MAX_BATCH_BITS = 24  # beyond it the matrix of all codes is too large
 _LOG_TINY = -87.0  # log of the smallest normal float32

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from pyratok_jax.losses.reconstruction import choose_frames, take_frames
+from pyratok_jax.losses.pixel import choose_frames, take_frames
 from pyratok_jax.models.dino.model import DinoFeatures
 
 # Images in [-1, 1] to features. It fits the sides to its patches itself.

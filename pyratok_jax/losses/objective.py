@@ -6,12 +6,14 @@ from typing import NamedTuple, TypeVar
 import jax
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from pyratok_jax.losses import codebook, drift, reconstruction
+from pyratok_jax.losses import codebook, drift
+from pyratok_jax.losses import pixel as reconstruction
 from pyratok_jax.losses.codebook import CodeEmbedding
 from pyratok_jax.losses.features import FeatureNetwork, LatentMap, feature_terms
-from pyratok_jax.losses.reconstruction import ImageDistance
-from pyratok_jax.models.lapq import Level, TextCondition
-from pyratok_jax.models.pyratok import PyraTokOutput
+from pyratok_jax.losses.pixel import ImageDistance
+from pyratok_jax.models.pyratok.lapq import Level
+from pyratok_jax.models.pyratok.model import PyraTokOutput
+from pyratok_jax.nn.text_attention import TextCondition
 
 Scalar = Float[Array, ""]
 T = TypeVar("T")

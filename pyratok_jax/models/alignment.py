@@ -14,8 +14,8 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from pyratok_jax.models.language.rope import mixed_positions
-from pyratok_jax.models.lfq import bits_to_ids, hard_sign
-from pyratok_jax.models.rows import pinned
+from pyratok_jax.models.pyratok.lfq import bits_to_ids, hard_sign
+from pyratok_jax.nn.partitioning import pinned
 
 HEADS = ("lookup_free", "softmax")
 

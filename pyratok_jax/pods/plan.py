@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from pyratok_jax.data.buckets import Bucket, parse_buckets
 from pyratok_jax.errors import UserError
-from pyratok_jax.models.wan_vae.forms import conv_form
+from pyratok_jax.nn.lowering import conv_form
 from pyratok_jax.pods.chips import Slice
 from pyratok_jax.pods.flops import traced_flops
 from pyratok_jax.pods.programs import (
@@ -29,7 +29,7 @@ from pyratok_jax.training.abstract import (
     count,
     largest_bucket,
 )
-from pyratok_jax.training.sharding import make_mesh, replicated, row_groups
+from pyratok_jax.training.distributed.sharding import make_mesh, replicated, row_groups
 
 # Values from which an array that every chip holds whole is named in the report.
 LARGE = 2**20

@@ -15,13 +15,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from pyratok_jax.data.buckets import Bucket
-from pyratok_jax.models.lapq import TextCondition
-from pyratok_jax.models.pyratok import PyraTok
-from pyratok_jax.models.rows import over_devices
-from pyratok_jax.models.wan_vae.forms import conv_form
+from pyratok_jax.models.pyratok.model import PyraTok
+from pyratok_jax.nn.lowering import conv_form
+from pyratok_jax.nn.partitioning import over_devices
+from pyratok_jax.nn.text_attention import TextCondition
 from pyratok_jax.tokenizer import detokenize_step, tokenize_step
 from pyratok_jax.training.abstract import AbstractTraining, abstract_batch
-from pyratok_jax.training.sharding import (
+from pyratok_jax.training.distributed.sharding import (
     batch_spec,
     height_axis,
     parameter_shardings,

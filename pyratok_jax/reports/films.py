@@ -11,7 +11,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from pyratok_jax.data.videos import VideoWriter
+from pyratok_jax.data.video.files import VideoWriter
 from pyratok_jax.reports.pictures import fit_within
 
 _LONGEST_SIDE = 480

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from pyratok_jax import __version__
-from pyratok_jax.evaluation.metrics import PROTOCOL, frame_errors, psnr_of
+from pyratok_jax.metrics.image import PROTOCOL, frame_errors, psnr_of
 from pyratok_jax.reports.clips import ReportClip
 from pyratok_jax.reports.curves import Points, curve_svg, rate_distortion_svg
 from pyratok_jax.reports.films import Film, Panel, make_film

@@ -9,7 +9,7 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from pyratok_jax.evaluation.metrics import frame_errors, psnr_of
+from pyratok_jax.metrics.image import frame_errors, psnr_of
 from pyratok_jax.reports.clips import ReportClip
 from pyratok_jax.reports.pictures import fit_within
 

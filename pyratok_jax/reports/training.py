@@ -10,13 +10,7 @@ import numpy as np
 
 from pyratok_jax.data.heldout import HeldoutClip
 from pyratok_jax.data.padding import crop_clip, pad_clip
-from pyratok_jax.evaluation.metrics import (
-    PROTOCOL,
-    bits_per_pixel,
-    code_usage,
-    quality,
-    token_count,
-)
+from pyratok_jax.metrics.image import PROTOCOL, bits_per_pixel, code_usage, quality, token_count
 from pyratok_jax.reports.report import ReportClip, token_maps, write_report
 from pyratok_jax.tokenizer import Tokenizer
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from pyratok_jax.tokens.plan import ExportOptions, Provenance
-from pyratok_jax.tokens.reading import ReadBlock
+from pyratok_jax.tokens.prefetch import ReadBlock
 from pyratok_jax.tokens.schema import TokenRecord, token_dtype
 
 Batch = list[ReadBlock]

@@ -7,10 +7,10 @@ import numpy as np
 from etils import epath
 
 from pyratok_jax.data.shard_writing import write_text, write_tfds_metadata
+from pyratok_jax.metrics.code_usage import counted_bits, usage
 from pyratok_jax.tokens.plan import DATASET, Plan
 from pyratok_jax.tokens.schema import SCHEMA_VERSION, feature_spec, tfds_features
 from pyratok_jax.tokens.shards import finished_report, report_path
-from pyratok_jax.tokens.statistics import counted_bits, usage
 
 CARD, CARD_TEXT, REJECTED = "dataset_card.json", "DATASET_CARD.md", "rejected.jsonl"
 _SUMS = ("clips", "records", "frames", "seconds", "pixels", "tokens", "raw_bits", "stored_bits",

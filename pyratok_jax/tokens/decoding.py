@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from pyratok_jax.data.padding import crop_clip
-from pyratok_jax.data.videos import VideoWriter, is_image
+from pyratok_jax.data.video.files import VideoWriter, is_image
 from pyratok_jax.errors import UserError
 from pyratok_jax.tokens.blocks import WindowJoiner
 from pyratok_jax.tokens.schema import DamagedRecordError, TokenRecord

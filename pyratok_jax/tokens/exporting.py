@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pyratok_jax.data.records import ClipRecord
+from pyratok_jax.data.sources.records import ClipRecord
 from pyratok_jax.tokens.batches import Batch, Encoding, ShapeBatcher
 from pyratok_jax.tokens.plan import Plan
-from pyratok_jax.tokens.reading import Budget, ClipEnd, ReadBlock, ReaderFailure, Readers
+from pyratok_jax.tokens.prefetch import Budget, ClipEnd, ReadBlock, ReaderFailure, Readers
 from pyratok_jax.tokens.shards import ShardSpool, finished_report, full_disk, is_full_disk
 
 _OPEN_SHARDS = 3  # Shards that may be read but not finished, before batches go out unfilled.

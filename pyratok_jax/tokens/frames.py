@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pyratok_jax.data.payloads import clip_frames
-from pyratok_jax.data.records import ClipRecord
-from pyratok_jax.data.videos import BrokenVideoError, is_image, probe, resize_image
+from pyratok_jax.data.sources.payloads import clip_frames
+from pyratok_jax.data.sources.records import ClipRecord
+from pyratok_jax.data.video.files import BrokenVideoError, is_image, probe, resize_image
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from rich.table import Table
 
 from pyratok_jax.data.shard_writing import write_text
 from pyratok_jax.errors import UserError, run_cli
+from pyratok_jax.tokens.dataset import TokenDataset, read_all
 from pyratok_jax.tokens.inspecting import Inspection, contact_sheet, html_page
-from pyratok_jax.tokens.reader import TokenDataset, read_all
 
 EXIT_DAMAGED = 1
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from pyratok_jax.metrics.code_usage import count_codes, counted_bits, usage
 from pyratok_jax.reports.pictures import token_maps
 from pyratok_jax.tokens.schema import DamagedRecordError, TokenRecord
-from pyratok_jax.tokens.statistics import count_codes, counted_bits, usage
 
 _SIDE, _TEXT = 128, 28
 _MOST_PAIRS = 2_000_000  # Tokens of a level that n-grams are counted over.

@@ -10,18 +10,18 @@ from typing import Any
 
 from etils import epath
 
-from pyratok_jax.data.records import ClipRecord
 from pyratok_jax.data.shard_writing import shard_name, write_text
-from pyratok_jax.data.shards import ShardRecords
+from pyratok_jax.data.sources.records import ClipRecord
+from pyratok_jax.data.sources.shards import ShardRecords
 from pyratok_jax.errors import UserError
 from pyratok_jax.tokens.schema import SCHEMA_VERSION
 
 PLAN = "export.json"
 DATASET = "tokens"
 _ENCODER_CODE = (
-    "tokenizer.py", "data/padding.py", "tokens/blocks.py", "tokens/frames.py",
-    "models/grids.py", "models/lapq.py", "models/lfq.py", "models/lora.py", "models/pyratok.py",
-    "models/rows.py", "models/synthesis.py", "models/wan_vae/*.py", "models/language/*.py",
+    "tokenizer.py", "data/padding.py", "tokens/blocks.py", "tokens/frames.py", "nn/*.py",
+    "models/pyratok/**/*.py", "models/video_vae.py", "models/wan_vae/*.py",
+    "models/language/*.py",
 )  # fmt: skip
 
 

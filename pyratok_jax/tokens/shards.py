@@ -17,12 +17,12 @@ import numpy as np
 from etils import epath
 from tensorflow_datasets.proto import tf_example_pb2
 
-from pyratok_jax.data.record_files import open_records
 from pyratok_jax.data.shard_writing import ShardWriter, publish, write_text
+from pyratok_jax.data.sources.record_files import open_records
 from pyratok_jax.errors import UserError
+from pyratok_jax.metrics.code_usage import count_codes, counted_bits
 from pyratok_jax.tokens.plan import Plan
 from pyratok_jax.tokens.schema import TokenRecord, decode_record, encode_record
-from pyratok_jax.tokens.statistics import count_codes, counted_bits
 
 REPORTS = "reports"
 # Uncompressed, so that the records of a damaged file can be found.

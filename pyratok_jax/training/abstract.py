@@ -11,15 +11,15 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
+from pyratok_jax.checkpoints.partition import Partition
 from pyratok_jax.data.buckets import Bucket, parse_buckets
 from pyratok_jax.errors import UserError
 from pyratok_jax.models.dino.model import Dino
 from pyratok_jax.models.language.model import LanguageModel
 from pyratok_jax.models.language.quantization import quantize_model
-from pyratok_jax.models.lpips import LPIPS
+from pyratok_jax.models.perceptual.lpips import LPIPS
 from pyratok_jax.models.sizes import LANGUAGE_MODELS, VAES, VISION_MODELS
 from pyratok_jax.training.optimizer import make_optimizer
-from pyratok_jax.training.partition import Partition
 from pyratok_jax.training.step import TrainState, initial_state, make_train_step
 from pyratok_jax.training.system import TokenizerLoss, TokenizerSystem, build_system, is_trainable
 

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt32
 
-from pyratok_jax.models.rows import over_devices
-from pyratok_jax.training.partition import Arrays
-from pyratok_jax.training.sharding import parts_of, split_of
+from pyratok_jax.checkpoints.partition import Arrays
+from pyratok_jax.nn.partitioning import over_devices
+from pyratok_jax.training.distributed.sharding import parts_of, split_of
 
 Batch = Mapping[str, Array]
 Metrics = dict[str, Array]

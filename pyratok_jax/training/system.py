@@ -12,20 +12,21 @@ from ml_collections import ConfigDict
 from pyratok_jax.errors import UserError
 from pyratok_jax.losses.autoregressive import autoregressive_loss
 from pyratok_jax.losses.objective import LossSettings, LossWeights, Posterior, objective
-from pyratok_jax.losses.usage import usage_metrics
-from pyratok_jax.models import rows
+from pyratok_jax.metrics.training_usage import usage_metrics
+from pyratok_jax.models import video_vae
 from pyratok_jax.models.alignment import Alignment
 from pyratok_jax.models.dino.model import Dino, DinoFeatures, fit_sides
 from pyratok_jax.models.dino.projection import LatentProjection
-from pyratok_jax.models.grids import PRESETS, Stride
 from pyratok_jax.models.language.model import LanguageModel
 from pyratok_jax.models.language.text import TextEncoder
-from pyratok_jax.models.lapq import TextCondition
-from pyratok_jax.models.lora import LoRAParam, without_adapters
 from pyratok_jax.models.masking import MaskingConfig, mask_video
-from pyratok_jax.models.pyratok import PyraTok, PyraTokConfig
+from pyratok_jax.models.pyratok.model import PyraTok, PyraTokConfig
 from pyratok_jax.models.wan_vae.config import WanVAEConfig
 from pyratok_jax.models.wan_vae.model import WanVAE
+from pyratok_jax.nn import partitioning
+from pyratok_jax.nn.grids import PRESETS, Stride
+from pyratok_jax.nn.lora import LoRAParam, without_adapters
+from pyratok_jax.nn.text_attention import TextCondition
 
 # What trains beside the adapters; everything else is frozen.
 TRAINED = ("tokenizer.blocks.", "tokenizer.synthesis.", "tokenizer.quantizer.",
@@ -56,7 +57,7 @@ class TokenizerSystem(nnx.Module):
     def look(self, images: Float[Array, "n h w 3"]) -> DinoFeatures:
         """DINO features of images in [-1, 1] of any size."""
         assert self.dino is not None
-        dino = rows.with_whole_kernels(self.dino)
+        dino = partitioning.with_whole_kernels(self.dino)
         return dino(fit_sides(images, dino.config.patch, self.largest_side))
 
 
@@ -189,7 +190,7 @@ class TokenizerLoss:
             settings=self.settings,
             text=text,
             embed=system.alignment.embed,
-            lpips=rows.with_whole_kernels(system.lpips) if system.lpips else None,
+            lpips=partitioning.with_whole_kernels(system.lpips) if system.lpips else None,
             autoregressive=predicted,
             frozen=self._frozen_posterior(tokenizer, masked),
             dino=system.look if self.uses_dino else None,
@@ -218,5 +219,7 @@ class TokenizerLoss:
         if not self.uses("drift_vae"):
             return None
         with jax.named_scope("frozen"):
-            encoded = rows.encode(without_adapters(tokenizer.vae), jax.lax.stop_gradient(masked))
+            encoded = video_vae.encode(
+                without_adapters(tokenizer.vae), jax.lax.stop_gradient(masked)
+            )
         return Posterior(*jax.lax.stop_gradient((encoded.mean, encoded.logvar)))

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from pyratok_jax.checkpoints.pretrained import load_dino
+from pyratok_jax.checkpoints.weights import load_arrays, sources_from_arrays
 from pyratok_jax.errors import UserError
 from tests.models.dino import reference
 from weights_conversion import dino
-from weights_conversion.core import load_arrays, sources_from_arrays
 
 V3_NAMES = [
     ("embeddings.cls_token", "cls_token"),
@@ -100,7 +101,7 @@ def test_the_command_writes_a_folder_that_loads(tmp_path, capsys):
     assert dino.main(["--input", str(source), "--output", str(output)]) == 0
     assert "mask token" in capsys.readouterr().out
     x = np.random.default_rng(0).uniform(-1, 1, (1, 32, 32, 3)).astype(np.float32)
-    found = dino.load_dino(output)(jnp.asarray(x))
+    found = load_dino(output)(jnp.asarray(x))
     np.testing.assert_allclose(found.summary, reference.hidden_states(theirs, x)[:, 0], atol=2e-4)
 
 

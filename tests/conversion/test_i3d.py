@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from pyratok_jax.checkpoints.foreign import i3d
+from pyratok_jax.checkpoints.modules import module_arrays, module_shapes
+from pyratok_jax.checkpoints.weights import match, sources_from_arrays
 from pyratok_jax.errors import UserError
-from pyratok_jax.models.i3d import I3D
-from weights_conversion import i3d
-from weights_conversion.core import match, sources_from_arrays
-from weights_conversion.modules import module_arrays, module_shapes
+from pyratok_jax.models.perceptual.i3d import I3D
 
 
 def pickled(rng):

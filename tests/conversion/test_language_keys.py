@@ -6,10 +6,10 @@ import pytest
 import torch
 import transformers
 
+from pyratok_jax.checkpoints.foreign.language_config import parse_config
+from pyratok_jax.checkpoints.foreign.language_model import make_plan
+from pyratok_jax.checkpoints.foreign.sources import TensorInfo, TensorSource
 from tests.conversion.language_configs import GEMMA_4B, QWEN, VISION
-from weights_conversion.language_config import parse_config
-from weights_conversion.language_model import make_plan
-from weights_conversion.sources import TensorInfo, TensorSource
 
 
 def _source(shapes):

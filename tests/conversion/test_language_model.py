@@ -15,6 +15,14 @@ from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from pyratok_jax.checkpoints.foreign.language_config import parse_config
+from pyratok_jax.checkpoints.foreign.language_keys import half_split
+from pyratok_jax.checkpoints.foreign.language_model import (
+    load_language_model,
+    make_plan,
+)
+from pyratok_jax.checkpoints.modules import build_module
+from pyratok_jax.checkpoints.weights import load_arrays, open_tensors, sources_from_arrays
 from pyratok_jax.errors import UserError
 from pyratok_jax.models.language.config import RopeConfig
 from pyratok_jax.models.language.model import LanguageModel
@@ -22,11 +30,7 @@ from pyratok_jax.models.language.rope import frequencies
 from tests.compiler_flags import quick_environment
 from tests.models.language.families import ours, reference, state_arrays
 from weights_conversion import language_model
-from weights_conversion.core import load_arrays, open_tensors, sources_from_arrays
-from weights_conversion.language_config import parse_config
-from weights_conversion.language_keys import half_split
-from weights_conversion.language_model import load_language_model, make_plan, source_config
-from weights_conversion.modules import build_module
+from weights_conversion.language_model import source_config
 
 IDS = np.random.default_rng(5).integers(0, 60, size=(2, 9))
 
@@ -86,8 +90,8 @@ SHARDED = """
 import sys
 import jax, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-from weights_conversion.language_model import load_language_model
-from weights_conversion.modules import module_arrays
+from pyratok_jax.checkpoints.foreign.language_model import load_language_model
+from pyratok_jax.checkpoints.modules import module_arrays
 mesh = Mesh(np.array(jax.devices()), ("fsdp",))
 def place(name, shape):
     last = "fsdp" if shape[-1] % 4 == 0 else None

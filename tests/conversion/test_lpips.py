@@ -8,11 +8,11 @@ import pytest
 import torch
 from flax import nnx
 
+from pyratok_jax.checkpoints.foreign import lpips
+from pyratok_jax.checkpoints.modules import module_arrays
+from pyratok_jax.checkpoints.weights import sources_from_arrays
 from pyratok_jax.errors import UserError
-from pyratok_jax.models.lpips import LPIPS
-from weights_conversion import lpips
-from weights_conversion.core import sources_from_arrays
-from weights_conversion.modules import module_arrays
+from pyratok_jax.models.perceptual.lpips import LPIPS
 
 # torchvision's `features` of AlexNet: index -> (out, in, side).
 ALEX = {0: (64, 3, 11), 3: (192, 64, 5), 6: (384, 192, 3), 8: (256, 384, 3), 10: (256, 256, 3)}
@@ -103,7 +103,7 @@ def test_the_published_weights_are_the_known_ones(published):
     """Against the facts known of both networks, and the lin weights in the `lpips` package."""
     from pathlib import Path
 
-    from weights_conversion.core import open_tensors
+    from pyratok_jax.checkpoints.weights import open_tensors
 
     first = np.asarray(published["vgg"].convs[0].kernel[...])[:, :, 0, 0]
     assert np.allclose(first[0], [-0.55373, 0.14270, 0.52896], atol=1e-5)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from pyratok_jax.checkpoints.foreign.archives import packaged
+from pyratok_jax.checkpoints.foreign.language_model import load_language_model
 from pyratok_jax.models.language.generate import generate
-from weights_conversion.language_model import load_language_model
-from weights_conversion.packaged import packaged
 
 PROMPTS = [
     "The capital of France is",

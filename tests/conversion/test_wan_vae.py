@@ -13,13 +13,13 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
+from pyratok_jax.checkpoints.modules import module_arrays
+from pyratok_jax.checkpoints.weights import read_config, sources_from_arrays
 from pyratok_jax.errors import UserError
 from pyratok_jax.models.wan_vae.config import WAN21, WAN22
 from tests.compiler_flags import quick_environment
 from tests.models.wan_vae.reference import small, torch_vae
 from weights_conversion import wan_vae
-from weights_conversion.core import read_config, sources_from_arrays
-from weights_conversion.modules import module_arrays
 from weights_conversion.wan_vae import load_wan_vae, main, make_plan, vae_shapes
 from weights_conversion.wan_vae_export import WEIGHTS, diffusers_config
 from weights_conversion.wan_vae_keys import detect, published_name, to_published
@@ -243,7 +243,7 @@ SHARDED = """
 import sys
 import jax, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-from weights_conversion.modules import module_arrays
+from pyratok_jax.checkpoints.modules import module_arrays
 from weights_conversion.wan_vae import load_wan_vae
 mesh = Mesh(np.array(jax.devices()), ("data",))
 def place(name, shape):

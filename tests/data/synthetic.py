@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pyratok_jax.data.videos import VideoWriter
+from pyratok_jax.data.video.files import VideoWriter
 
 
 def numbered_frames(count: int, height: int, width: int, start: int = 0) -> np.ndarray:

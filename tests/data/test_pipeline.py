@@ -3,11 +3,11 @@ import os
 import numpy as np
 import pytest
 
-from pyratok_jax.data import decoding
 from pyratok_jax.data.config import data_config
-from pyratok_jax.data.decoding import Decoder
 from pyratok_jax.data.pipeline import make_loader
-from pyratok_jax.data.videos import BrokenVideoError
+from pyratok_jax.data.video import decoding
+from pyratok_jax.data.video.decoding import Decoder
+from pyratok_jax.data.video.files import BrokenVideoError
 from pyratok_jax.errors import UserError
 from tests.data.synthetic import numbered_frames, numbers_of, write_video
 

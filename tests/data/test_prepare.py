@@ -11,11 +11,11 @@ import pytest
 
 from pyratok_jax.data import preparing
 from pyratok_jax.data.config import data_config
-from pyratok_jax.data.index import index_clips
 from pyratok_jax.data.pipeline import make_loader
 from pyratok_jax.data.prepare import main, parser
-from pyratok_jax.data.sources import load_source
-from pyratok_jax.data.videos import BrokenVideoError, read_clip, read_image
+from pyratok_jax.data.sources.index import index_clips
+from pyratok_jax.data.sources.registry import load_source
+from pyratok_jax.data.video.files import BrokenVideoError, read_clip, read_image
 from pyratok_jax.errors import UserError
 from tests.data.synthetic import numbers_of
 

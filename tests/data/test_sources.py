@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pyratok_jax.data.manifests import load_manifest
-from pyratok_jax.data.sources import load_source
+from pyratok_jax.data.sources.manifests import load_manifest
+from pyratok_jax.data.sources.registry import load_source
 from pyratok_jax.errors import UserError
 
 
@@ -154,7 +154,8 @@ def test_missing_and_unknown_sources(tmp_path):
 
 
 def test_remote_manifest_is_retried(tmp_path, monkeypatch):
-    from pyratok_jax.data import decoding, manifests
+    from pyratok_jax.data.sources import manifests
+    from pyratok_jax.data.video import decoding
 
     file = write(tmp_path, "json")
     failures = [OSError("bucket away"), FileNotFoundError("bucket away")]

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pyratok_jax.data.payloads import remux
-from pyratok_jax.data.videos import (
+from pyratok_jax.data.sources.payloads import remux
+from pyratok_jax.data.video.files import (
     BrokenVideoError,
     VideoWriter,
     count_frames,
@@ -164,7 +164,7 @@ def test_remote_paths_are_read_through_epath(long_video, monkeypatch):
     def fake(path):
         return real(str(path).replace("gs://bucket", str(long_video.parent)))
 
-    monkeypatch.setattr("pyratok_jax.data.videos.epath.Path", fake)
+    monkeypatch.setattr("pyratok_jax.data.video.files.epath.Path", fake)
     assert numbers_of(read_clip("gs://bucket/long.mp4", start=0.6, frames=2)) == [15, 16]
     with pytest.raises(BrokenVideoError) as error:
         probe("gs://bucket/missing.mp4")

@@ -7,13 +7,13 @@ import pytest
 
 from pyratok_jax.errors import UserError
 from pyratok_jax.evaluate import main
-from pyratok_jax.evaluation.classification import label_ranks
-from pyratok_jax.evaluation.features import Features, LevelFeatures
-from pyratok_jax.evaluation.framing import even_indices, sample_frames
-from pyratok_jax.evaluation.labelled import load_classes, load_labelled
-from pyratok_jax.evaluation.pooling import level_means, parse_levels
-from pyratok_jax.evaluation.probes import linear_probe, nearest_neighbours
+from pyratok_jax.evaluation.data.labelled import load_classes, load_labelled
+from pyratok_jax.evaluation.models.features import Features, LevelFeatures
+from pyratok_jax.evaluation.models.pooling import level_means, parse_levels
 from pyratok_jax.evaluation.synthetic import write_video
+from pyratok_jax.evaluation.tasks.classification import label_ranks
+from pyratok_jax.evaluation.tasks.probes import linear_probe, nearest_neighbours
+from pyratok_jax.evaluation.vision.framing import even_indices, sample_frames
 
 
 def run(task, data, output, checkpoint, *more):
@@ -109,7 +109,7 @@ def test_oracle_is_always_right(constructed, tmp_path):
 
 def test_random_features_are_at_chance(rng, monkeypatch, tmp_path):
     """400 clips of 4 classes; the files are never opened."""
-    from pyratok_jax.evaluation import classification
+    from pyratok_jax.evaluation.tasks import classification
 
     for label in ("a", "b", "c", "d"):
         (tmp_path / "data" / label).mkdir(parents=True)

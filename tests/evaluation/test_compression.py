@@ -9,12 +9,12 @@ from scipy.ndimage import gaussian_filter
 
 from pyratok_jax import evaluate
 from pyratok_jax.errors import UserError
-from pyratok_jax.evaluation import codecs
-from pyratok_jax.evaluation.bd_rate import bd_rate, frontier, rate_at
-from pyratok_jax.evaluation.compression import Compression
-from pyratok_jax.evaluation.metrics import frame_errors, psnr_of
-from pyratok_jax.evaluation.raw_video import raw_videos, read_raw
-from pyratok_jax.evaluation.rebuilding import StandIn
+from pyratok_jax.evaluation.data.raw_video import raw_videos, read_raw
+from pyratok_jax.evaluation.models import codecs
+from pyratok_jax.evaluation.models.reconstructors import StandIn
+from pyratok_jax.evaluation.tasks.compression import Compression
+from pyratok_jax.metrics.bd_rate import bd_rate, frontier, rate_at
+from pyratok_jax.metrics.image import frame_errors, psnr_of
 from pyratok_jax.tokens.coding import pack
 from tests.data.synthetic import write_video
 from tests.tokens.tiny import PixelTokenizer
@@ -240,7 +240,7 @@ def test_raw_films_pictures_and_broken_files(tmp_path, rng):
     assert results["items"] == {"total": 2, "evaluated": 1}
     assert "smaller than one frame" in results["broken"][0]["reason"]
     task = Compression("x", codecs="x264")
-    from pyratok_jax.data.records import ClipRecord
+    from pyratok_jax.data.sources.records import ClipRecord
 
     with pytest.raises(Exception, match="still image"):
         task._clip(ClipRecord("a", "a.png"))

@@ -119,7 +119,7 @@ def test_annotations_without_any_instance_are_refused_before_the_run(constructed
 def test_pictures_that_cannot_be_drawn_do_not_cost_the_results(
     constructed, tmp_path, monkeypatch, capsys
 ):
-    from pyratok_jax.evaluation.reconstruction import Reconstruction
+    from pyratok_jax.evaluation.tasks.reconstruction import Reconstruction
 
     def broken(self, partials, folder):
         raise OSError("no space left")

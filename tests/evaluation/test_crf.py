@@ -6,13 +6,13 @@ import pydensecrf.densecrf as densecrf
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from pyratok_jax.evaluation.crf import (
+from pyratok_jax.evaluation.vision.crf import (
     mean_field,
     mean_field_binary,
     place_positions,
     video_kernels,
 )
-from pyratok_jax.evaluation.permutohedral import build_lattice, lattice_filter
+from pyratok_jax.evaluation.vision.permutohedral import build_lattice, lattice_filter
 
 
 def picture(rng, h, w):
@@ -114,7 +114,7 @@ def test_lattice_weights_sum_to_one_and_pieces_agree(rng, monkeypatch):
     assert np.asarray(lattice.weights).min() > -1e-5
     values = jnp.asarray(rng.random((1000, 2)), jnp.float32)
     whole = np.asarray(lattice_filter(lattice, values))
-    monkeypatch.setattr("pyratok_jax.evaluation.permutohedral._CHUNK", 256)
+    monkeypatch.setattr("pyratok_jax.evaluation.vision.permutohedral._CHUNK", 256)
     pieces = np.asarray(lattice_filter(build_lattice(positions), values))
     np.testing.assert_allclose(whole, pieces, rtol=1e-5)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pyratok_jax.evaluate import main
-from pyratok_jax.evaluation.features import TokenizerFeatures, Truth
+from pyratok_jax.evaluation.models.features import TokenizerFeatures, Truth
 
 RUNS = {
     "reconstruction": ("videos", ["frames=9", "side=32", "lpips=none"], "psnr"),

@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from flax import nnx
 
+from pyratok_jax.checkpoints.modules import build_module, module_arrays, module_shapes
 from pyratok_jax.errors import UserError
-from pyratok_jax.evaluation import fvd
-from pyratok_jax.evaluation.fvd import VideoFeatures, frechet_distance, resized
-from pyratok_jax.evaluation.reconstruction import Reconstruction
-from pyratok_jax.models.i3d import I3D, LAYERS
-from weights_conversion.modules import build_module, module_arrays, module_shapes
+from pyratok_jax.evaluation.tasks.reconstruction import Reconstruction
+from pyratok_jax.metrics import fvd
+from pyratok_jax.metrics.fvd import VideoFeatures, frechet_distance, resized
+from pyratok_jax.models.perceptual.i3d import I3D, LAYERS
 
 
 def scipy_distance(x, y):
@@ -169,9 +169,9 @@ def cheap(monkeypatch):
 @pytest.mark.slow
 def test_features_of_real_clips_are_an_independent_networks():
     """Published weights, five real clips; the other network is `TorchI3D` above."""
-    from pyratok_jax.data.sources import load_source
-    from pyratok_jax.evaluation.rebuilding import central_clip
-    from weights_conversion.i3d import load_i3d
+    from pyratok_jax.checkpoints.foreign.i3d import load_i3d
+    from pyratok_jax.data.sources.registry import load_source
+    from pyratok_jax.evaluation.models.reconstructors import central_clip
 
     try:
         model = load_i3d()

@@ -7,9 +7,9 @@ import pytest
 
 from pyratok_jax.errors import UserError
 from pyratok_jax.evaluate import main
-from pyratok_jax.evaluation.localization import Localization
-from pyratok_jax.evaluation.localization_data import load_annotations, load_splits, spoken
-from pyratok_jax.evaluation.proposals import connected_runs, propose, window_means
+from pyratok_jax.evaluation.data.localization import load_annotations, load_splits, spoken
+from pyratok_jax.evaluation.tasks.localization import Localization
+from pyratok_jax.evaluation.vision.proposals import connected_runs, propose, window_means
 
 ENTRY = '{"database": {"a": {"subset": "test", "annotations": [%s]}}}'
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from pyratok_jax.evaluation import metrics
-from pyratok_jax.models.lpips import LPIPS
+from pyratok_jax.metrics import image as metrics
+from pyratok_jax.models.perceptual.lpips import LPIPS
 
 
 def videos(t=3, h=24, w=20, noise=30, seed=0):

@@ -9,12 +9,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pyratok_jax.data.sources import load_source
+from pyratok_jax.checkpoints.foreign import lpips as converter
+from pyratok_jax.checkpoints.weights import open_tensors
+from pyratok_jax.data.sources.registry import load_source
 from pyratok_jax.errors import UserError
-from pyratok_jax.evaluation import codecs, metrics
-from pyratok_jax.evaluation.rebuilding import central_clip
-from weights_conversion import lpips as converter
-from weights_conversion.core import open_tensors
+from pyratok_jax.evaluation.models import codecs
+from pyratok_jax.evaluation.models.reconstructors import central_clip
+from pyratok_jax.metrics import image as metrics
 
 pytestmark = pytest.mark.slow
 

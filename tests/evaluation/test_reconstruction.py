@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 from pyratok_jax import evaluate
-from pyratok_jax.data.records import ClipRecord
+from pyratok_jax.data.sources.records import ClipRecord
 from pyratok_jax.errors import UserError
-from pyratok_jax.evaluation.codebook import Codebook, main_axes
-from pyratok_jax.evaluation.rebuilding import (
+from pyratok_jax.evaluation.models.reconstructors import (
     TokenizerRebuilder,
     central_clip,
     refuse_leakage,
 )
-from pyratok_jax.evaluation.reconstruction import Reconstruction
+from pyratok_jax.evaluation.tasks.codebook import Codebook, main_axes
+from pyratok_jax.evaluation.tasks.reconstruction import Reconstruction
 from tests.data.synthetic import numbered_frames, numbers_of, write_video
 from tests.tokens.tiny import PixelTokenizer
 

@@ -11,9 +11,15 @@ from flax import nnx
 
 from pyratok_jax.errors import UserError
 from pyratok_jax.evaluate import main
-from pyratok_jax.evaluation.answering import MODES, LanguageAnswers
-from pyratok_jax.evaluation.mvbench import LAYOUT, Question, load_questions, parse_answer, prompt
-from pyratok_jax.evaluation.vqa import VideoQuestions, read_clip_of
+from pyratok_jax.evaluation.data.mvbench import (
+    LAYOUT,
+    Question,
+    load_questions,
+    parse_answer,
+    prompt,
+)
+from pyratok_jax.evaluation.models.answering import MODES, LanguageAnswers
+from pyratok_jax.evaluation.tasks.vqa import VideoQuestions, read_clip_of
 from pyratok_jax.models.projector import Projector, pool_grid
 from tests.evaluation.tiny import Letters
 
@@ -109,7 +115,7 @@ def test_oracle_is_always_right_and_random_at_chance(constructed, tmp_path, monk
     rows = [row | {"video": f"{i}.mp4"} for i in range(400)]
     (root / "json" / "moving_count.json").write_text(json.dumps(rows))
     clip = np.zeros((2, 8, 8, 3), np.uint8)
-    monkeypatch.setattr("pyratok_jax.evaluation.vqa.read_clip_of", lambda *a: clip)
+    monkeypatch.setattr("pyratok_jax.evaluation.tasks.vqa.read_clip_of", lambda *a: clip)
     blind = run(root, tmp_path / "r", "random")["metrics"]
     # Chance is 25; four standard errors are 8.7.
     assert abs(blind["accuracy"] - 25) < 8.7 and blind["chance"] == 25
@@ -195,7 +201,7 @@ def config(constructed):
 
 
 def test_training_learns_captions_and_is_read_back(tokenizer, config, tmp_path, monkeypatch):
-    from pyratok_jax.training import projector as training
+    from pyratok_jax.training.tasks import projector as training
 
     monkeypatch.setattr(training, "load_tokenizer", lambda spec: tokenizer)
     config.steps, config.log_every = 12, 1
@@ -217,8 +223,8 @@ def test_training_learns_captions_and_is_read_back(tokenizer, config, tmp_path, 
 
 
 def test_only_the_projector_trains_and_the_loss_is_that_of_the_caption(tokenizer, config):
-    from pyratok_jax.training.partition import Partition
-    from pyratok_jax.training.projector import ProjectorTask, caption_loss
+    from pyratok_jax.checkpoints.partition import Partition
+    from pyratok_jax.training.tasks.projector import ProjectorTask, caption_loss
 
     task = ProjectorTask(config, tokenizer)
     partition = Partition(task.system, task.is_trainable)

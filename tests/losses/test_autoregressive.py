@@ -13,7 +13,7 @@ from pyratok_jax.models.alignment import Alignment
 from pyratok_jax.models.language.config import tiny
 from pyratok_jax.models.language.model import LanguageModel
 from pyratok_jax.models.language.text import TextEncoder
-from pyratok_jax.models.lfq import quantize
+from pyratok_jax.models.pyratok.lfq import quantize
 
 GRIDS = ((5, 1, 1), (3, 2, 2), (2, 2, 2))
 BITS = 4

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pyratok_jax.losses import codebook as C
-from pyratok_jax.models.lapq import TextCondition
+from pyratok_jax.nn.text_attention import TextCondition
 from tests.losses.tiny import BITS, TEXT_WIDTH, Embedding, captions
 
 TAU = 0.25

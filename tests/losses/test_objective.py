@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from pyratok_jax.losses import codebook, drift, reconstruction
+from pyratok_jax.losses import codebook, drift
+from pyratok_jax.losses import pixel as reconstruction
 from pyratok_jax.losses.objective import LossSettings, LossWeights, Posterior, objective
-from pyratok_jax.models.lora import LoRAParam
+from pyratok_jax.nn.lora import LoRAParam
 from tests.losses.tiny import Embedding, captions, clip, tiny_model
 
 NONE = LossWeights(**{f.name: 0.0 for f in dataclasses.fields(LossWeights)})

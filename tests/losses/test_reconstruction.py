@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pyratok_jax.losses import reconstruction as R
+from pyratok_jax.losses import pixel as R
 
 
 def images(n=3, h=20, w=27, noise=0.1, seed=0):

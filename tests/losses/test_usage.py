@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pyratok_jax.losses.usage import code_counts, distinct_share, usage, usage_metrics
-from pyratok_jax.models.lfq import ids_to_bits
+from pyratok_jax.metrics.training_usage import code_counts, distinct_share, usage, usage_metrics
+from pyratok_jax.models.pyratok.lfq import ids_to_bits
 
 
 def codes(ids, bits=3):

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from pyratok_jax.models.lapq import TextCondition
-from pyratok_jax.models.pyratok import PyraTok
+from pyratok_jax.models.pyratok.model import PyraTok
+from pyratok_jax.nn.text_attention import TextCondition
 from tests.tiny_tokenizer import tiny_config, tiny_tokenizer
 
 TEXT_WIDTH = tiny_config().text_width

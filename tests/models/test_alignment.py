@@ -10,7 +10,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from pyratok_jax.models.alignment import Alignment
-from pyratok_jax.models.rows import Split, over_devices
+from pyratok_jax.nn.partitioning import Split, over_devices
 
 
 def _codes(grids, bits, batch=2, seed=0):

@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from pyratok_jax.models.grids import depth_to_space
-from pyratok_jax.models.metric import each_position, energy, square_root
-from pyratok_jax.models.pyratok import PyraTok
-from pyratok_jax.models.wan_vae.forms import conv_form
-from pyratok_jax.training.calibration import calibrate
-from pyratok_jax.training.refinement import Encoded, refine
-from pyratok_jax.training.sensitivity import decoder_metric, metric_of
+from pyratok_jax.models.pyratok.latent_metric import each_position, energy, square_root
+from pyratok_jax.models.pyratok.model import PyraTok
+from pyratok_jax.nn.grids import depth_to_space
+from pyratok_jax.nn.lowering import conv_form
+from pyratok_jax.training.init.calibration import calibrate
+from pyratok_jax.training.init.decoder_metric import decoder_metric, metric_of
+from pyratok_jax.training.init.refinement import Encoded, refine
 from tests.models.test_pyratok import tiny_config
 
 quantize = nnx.jit(PyraTok.quantize)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyratok_jax.models import grids
+from pyratok_jax.nn import grids
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyratok_jax.models import lfq
+from pyratok_jax.models.pyratok import lfq
 
 
 @settings(max_examples=12, deadline=None)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from flax import nnx
 
-from pyratok_jax.models.lpips import LPIPS, TRUNKS
+from pyratok_jax.models.perceptual.lpips import LPIPS, TRUNKS
 from tests.models.lpips_reference import distance
 
 # Compiled as a whole: one by one, operations take long to compile.

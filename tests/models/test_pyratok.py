@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from pyratok_jax.models import lfq
-from pyratok_jax.models.lapq import TextCondition
-from pyratok_jax.models.lora import LoRAParam, add_lora, without_adapters
-from pyratok_jax.models.pyratok import PyraTok, PyraTokConfig
+from pyratok_jax.models.pyratok import lfq
+from pyratok_jax.models.pyratok.model import PyraTok, PyraTokConfig
+from pyratok_jax.nn.lora import LoRAParam, add_lora, without_adapters
+from pyratok_jax.nn.text_attention import TextCondition
 from tests.tiny_tokenizer import GRIDS, tiny_config, tiny_tokenizer
 
 # Compiled as a whole: one by one, a model's operations take minutes to compile.

@@ -7,11 +7,11 @@ import pytest
 from flax import nnx
 
 from pyratok_jax.losses.codebook import vector_commitment
-from pyratok_jax.models.lfq import bits_to_ids, ids_to_bits
-from pyratok_jax.models.pyratok import PyraTok
-from pyratok_jax.models.quantizers.build import build_quantizer
-from pyratok_jax.models.quantizers.fitting import fit_quantizer
-from pyratok_jax.models.quantizers.vector import nearest
+from pyratok_jax.models.pyratok.lfq import bits_to_ids, ids_to_bits
+from pyratok_jax.models.pyratok.model import PyraTok
+from pyratok_jax.models.pyratok.quantizers.build import build_quantizer
+from pyratok_jax.models.pyratok.quantizers.fitting import fit_quantizer
+from pyratok_jax.models.pyratok.quantizers.vector import nearest
 from tests.losses.tiny import captions, clip, tiny_config
 
 # Compiled as a whole: one by one, operations take long to compile.

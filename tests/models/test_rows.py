@@ -9,13 +9,15 @@ SCRIPT = """
 import jax, jax.numpy as jnp
 from flax import nnx
 from jax.sharding import NamedSharding
-from pyratok_jax.losses.reconstruction import ssim_loss
-from pyratok_jax.models import rows
-from pyratok_jax.models.wan_vae.forms import conv_form
+from pyratok_jax.losses.pixel import ssim_loss
+from pyratok_jax.models import video_vae
+from pyratok_jax.nn import partitioning
+from pyratok_jax.nn.lowering import conv_form
 from pyratok_jax.models.wan_vae.config import WanVAEConfig
 from pyratok_jax.models.wan_vae.model import WanVAE
 from pyratok_jax.pods.hlo import Program
-from pyratok_jax.training.sharding import batch_spec, make_mesh, parameter_shardings, split_of
+from pyratok_jax.training.distributed.sharding import (
+    batch_spec, make_mesh, parameter_shardings, split_of)
 config = WanVAEConfig(base_dim=8, z_dim=2, dim_mult=(1, 1, 1, 2), num_res_blocks=1,
                       latents_mean=(0.0,) * 2, latents_std=(1.0,) * 2)
 vae = WanVAE(config, rngs=nnx.Rngs(0))
@@ -24,14 +26,14 @@ video = jax.random.uniform(jax.random.key(0), (2, 1, 32, 16, 3), minval=-1.0)
 conv_form("conv3d").__enter__()  # fewer operations to compile
 def loss(state, video):
     model = nnx.merge(graph, state)
-    encoded = rows.encode(model, video)
+    encoded = video_vae.encode(model, video)
     stages = sum(jnp.mean(stage**2) for stage in encoded.stages)
     return ssim_loss(video, 0.5 * video + encoded.mean.mean()) + stages
 whole, gradient = jax.jit(jax.value_and_grad(loss))(state, video)
 mesh = make_mesh({"data": 1, "fsdp": 2, "spatial": 2, "tensor": 1, "slices": 1})
-assert split_of(2, mesh) == rows.Split(("fsdp",), "spatial")
+assert split_of(2, mesh) == partitioning.Split(("fsdp",), "spatial")
 def split(state, video):
-    with rows.over_devices(split_of(video.shape[0])):
+    with partitioning.over_devices(split_of(video.shape[0])):
         return jax.value_and_grad(loss)(state, video)
 with jax.set_mesh(mesh):
     placed = jax.device_put(state, parameter_shardings(state, mesh))
@@ -55,13 +57,15 @@ NETWORKS = """
 import jax, jax.numpy as jnp
 from flax import nnx
 from jax.sharding import NamedSharding
-from pyratok_jax.models import rows
-from pyratok_jax.models.lapq import LateralConnection
-from pyratok_jax.models.lpips import LPIPS
-from pyratok_jax.models.synthesis import Synthesis
-from pyratok_jax.models.wan_vae.forms import conv_form
-from pyratok_jax.training import sharding
-from pyratok_jax.training.sharding import batch_spec, make_mesh, parameter_shardings, split_of
+from pyratok_jax.models import video_vae
+from pyratok_jax.nn import partitioning
+from pyratok_jax.models.pyratok.lapq import LateralConnection
+from pyratok_jax.models.perceptual.lpips import LPIPS
+from pyratok_jax.models.pyratok.synthesis import Synthesis
+from pyratok_jax.nn.lowering import conv_form
+from pyratok_jax.training.distributed import sharding
+from pyratok_jax.training.distributed.sharding import (
+    batch_spec, make_mesh, parameter_shardings, split_of)
 sharding.MIN_SHARDED_SIZE = 16
 synthesis = Synthesis((4, 16), (4, 8), 4, 4, 8, rngs=nnx.Rngs(0))
 synthesis.smooth_out.kernel[...] = synthesis.smooth_in.kernel[...].swapaxes(-1, -2)
@@ -69,10 +73,10 @@ lateral = LateralConnection(4, (4, 8), (4, 16), 8, rngs=nnx.Rngs(1))
 video, target = jax.random.uniform(jax.random.key(0), (2, 2, 1, 64, 32, 3), minval=-1.0)
 images = lambda x: x.reshape(-1, *x.shape[2:])
 def distance(network, x):
-    return jnp.mean(rows.with_whole_kernels(network)(images(x), images(target)))
+    return jnp.mean(partitioning.with_whole_kernels(network)(images(x), images(target)))
 def in_tpu_form(layer, x):
     with conv_form("tpu"):
-        return jnp.sum(jnp.sin(rows.convolve(layer, x)))
+        return jnp.sum(jnp.sin(partitioning.convolve(layer, x)))
 cases = {
     "synthesis": (synthesis, (2, 1, 4, 4, 4), lambda net, x: jnp.sum(jnp.sin(net(x)))),
     # A grid with three rows, which do not split.
@@ -88,7 +92,7 @@ for name, (network, shape, loss) in cases.items():
     x = jax.random.normal(jax.random.key(1), shape)
     run = jax.value_and_grad(lambda s, x: loss(nnx.merge(graph, s), x), argnums=(0, 1))
     def split(state, x):
-        with rows.over_devices(split_of(2)):
+        with partitioning.over_devices(split_of(2)):
             return run(state, x)
     whole, wanted = jax.jit(run)(state, x)
     with jax.set_mesh(mesh):

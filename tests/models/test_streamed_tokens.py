@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from pyratok_jax.models.lapq import TextCondition
+from pyratok_jax.nn.text_attention import TextCondition
 from tests.models.wan_vae.reference import noise, quick, relative
 from tests.tiny_tokenizer import tiny_tokenizer
 

@@ -23,7 +23,7 @@ import jax, jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec as P
 from pyratok_jax.pods.programs import Program
 from pyratok_jax.pods.report import measure
-from pyratok_jax.training.sharding import make_mesh
+from pyratok_jax.training.distributed.sharding import make_mesh
 mesh = make_mesh({"data": -1, "fsdp": 1, "spatial": 1, "tensor": 1, "slices": 1}, describe(where))
 def shape(*sizes):
     rows = NamedSharding(mesh, P("data"))
@@ -52,7 +52,7 @@ import jax, jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec as P
 from pyratok_jax.pods.programs import Program
 from pyratok_jax.pods.report import measure
-from pyratok_jax.training.sharding import make_mesh
+from pyratok_jax.training.distributed.sharding import make_mesh
 sizes = {"data": 1, "fsdp": -1, "spatial": 1, "tensor": 1, "slices": 2}
 mesh = make_mesh(sizes, describe(where, 2))
 def shape(spec, *sizes):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pyratok_jax.data.videos import read_media
+from pyratok_jax.data.video.files import read_media
 from pyratok_jax.reports import films, tables
 from pyratok_jax.reports.curves import curve_svg, curves_png, rate_distortion_png
 from pyratok_jax.reports.page import flatten

@@ -7,8 +7,8 @@ import pytest
 
 from pyratok_jax import decode_tokens
 from pyratok_jax.data.padding import crop_clip, pad_clip
-from pyratok_jax.data.sources import load_source
-from pyratok_jax.data.videos import iter_frames, probe, read_image
+from pyratok_jax.data.sources.registry import load_source
+from pyratok_jax.data.video.files import iter_frames, probe, read_image
 from pyratok_jax.errors import UserError
 from pyratok_jax.tokens import DamagedRecordError, TokenDataset, inspect, read_all
 from pyratok_jax.tokens.blocks import WindowJoiner

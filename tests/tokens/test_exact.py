@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from pyratok_jax.data.padding import crop_clip, pad_clip
-from pyratok_jax.data.records import ClipRecord
-from pyratok_jax.data.videos import iter_frames, read_image
+from pyratok_jax.data.sources.records import ClipRecord
+from pyratok_jax.data.video.files import iter_frames, read_image
 from pyratok_jax.tokens import TokenDataset, read_all
 from pyratok_jax.tokens.decoding import Selection, decode_all
 from pyratok_jax.tokens.exporting import Machine, export

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 from pyratok_jax.data.padding import pad_clip
-from pyratok_jax.data.sources import load_source
-from pyratok_jax.data.videos import BrokenVideoError, iter_frames, read_image
+from pyratok_jax.data.sources.registry import load_source
+from pyratok_jax.data.video.files import BrokenVideoError, iter_frames, read_image
 from pyratok_jax.errors import UserError
-from pyratok_jax.tokens import TokenDataset, exporting, frames, reading
+from pyratok_jax.tokens import TokenDataset, exporting, frames
+from pyratok_jax.tokens import prefetch as reading
 from pyratok_jax.tokens import shards as shards_module
 from pyratok_jax.tokens.blocks import WindowJoiner, cut_blocks, tile_starts
 from pyratok_jax.tokens.card import write_card
@@ -275,7 +276,7 @@ def test_the_card_adds_up(exported):
 
 
 def test_memory_is_bounded_by_the_buffer():
-    from pyratok_jax.tokens.reading import Budget
+    from pyratok_jax.tokens.prefetch import Budget
 
     budget = Budget(100)
     assert budget.take(1000)  # One item always fits.

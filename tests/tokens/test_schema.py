@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from pyratok_jax.errors import UserError
+from pyratok_jax.metrics.code_usage import count_codes, usage
 from pyratok_jax.tokens import DamagedRecordError, flatten, separator_id, soi_id, unflatten
 from pyratok_jax.tokens.coding import pack, unpack
 from pyratok_jax.tokens.schema import (
@@ -20,7 +21,6 @@ from pyratok_jax.tokens.schema import (
     decode_record,
     encode_record,
 )
-from pyratok_jax.tokens.statistics import count_codes, usage
 
 GRIDS = ((5, 2, 3), (2, 4, 6))
 
@@ -143,7 +143,7 @@ def test_sequence_is_ordered_as_the_alignment_sees_it():
     from flax import nnx
 
     from pyratok_jax.models.alignment import Alignment
-    from pyratok_jax.models.lfq import bits_to_ids, ids_to_bits
+    from pyratok_jax.models.pyratok.lfq import bits_to_ids, ids_to_bits
 
     r = record(bits=6)
     codes = tuple(ids_to_bits(jnp.asarray(x[None], jnp.uint32), 6) for x in r.tokens)

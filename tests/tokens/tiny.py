@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from pyratok_jax.models.lapq import TextCondition
-from pyratok_jax.models.pyratok import PyraTok, PyraTokConfig
+from pyratok_jax.models.pyratok.model import PyraTok, PyraTokConfig
 from pyratok_jax.models.wan_vae.config import WanVAEConfig
+from pyratok_jax.nn.text_attention import TextCondition
 from pyratok_jax.tokenizer import Tokenizer
 
 GRIDS = ((1, 16), (2, 16), (4, 16), (4, 8))

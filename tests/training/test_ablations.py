@@ -13,13 +13,13 @@ from pyratok_jax import ablate
 from pyratok_jax.data.buckets import Bucket
 from pyratok_jax.errors import UserError
 from pyratok_jax.models.dino.model import Dino
-from pyratok_jax.models.grids import grid_shape
 from pyratok_jax.models.language.model import LanguageModel
 from pyratok_jax.models.wan_vae.config import tiny
+from pyratok_jax.nn.grids import grid_shape
 from pyratok_jax.reports.ablation import markdown, summarise
 from pyratok_jax.tokenizer import load_tokenizer
-from pyratok_jax.training.ablation_runs import keep_start, start_key, take_start
-from pyratok_jax.training.ablations import ABLATIONS, apply
+from pyratok_jax.training.ablations.run import keep_start, start_key, take_start
+from pyratok_jax.training.ablations.table import ABLATIONS, apply
 from pyratok_jax.training.abstract import abstract_batch
 from pyratok_jax.training.config import parse_flags, tokenizer_training_config
 from pyratok_jax.training.system import TokenizerLoss, build_system, tokenizer_config
@@ -75,7 +75,7 @@ def config_file(world, tmp_path):
     path = tmp_path / "tiny_ablations.py"
     path.write_text(
         "from pathlib import Path\n"
-        "from pyratok_jax.training.ablations import apply\n"
+        "from pyratok_jax.training.ablations.table import apply\n"
         "from tests.training.tiny import tiny_config\n"
         "def get_config(argument):\n"
         f"    config = tiny_config(Path({str(world)!r}), steps=2)\n"

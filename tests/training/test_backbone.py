@@ -8,10 +8,10 @@ import numpy as np
 from flax import nnx
 from safetensors import safe_open
 
+from pyratok_jax.checkpoints.modules import module_shapes
+from pyratok_jax.demo.backbone import run
 from pyratok_jax.models.wan_vae.config import WanVAEConfig
 from pyratok_jax.models.wan_vae.model import WanVAE
-from pyratok_jax.training.backbone import run
-from weights_conversion.modules import module_shapes
 
 
 def test_a_short_training_writes_averaged_weights_that_fit(tmp_path):

@@ -7,8 +7,8 @@ import pytest
 from jax.sharding import Mesh
 
 from pyratok_jax.errors import UserError
-from pyratok_jax.training.feeding import data_share
-from pyratok_jax.training.sharding import AXES
+from pyratok_jax.training.distributed.feeding import data_share
+from pyratok_jax.training.distributed.sharding import AXES
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,9 +8,9 @@ import pytest
 
 from pyratok_jax.errors import UserError
 from pyratok_jax.training.config import parse_command, training_config
-from pyratok_jax.training.loop import train
-from pyratok_jax.training.profiling import profiled_steps
-from pyratok_jax.training.timing import over_processes
+from pyratok_jax.training.loop.loop import train
+from pyratok_jax.training.loop.profiling import profiled_steps
+from pyratok_jax.training.loop.timing import over_processes
 from tests.training.processes import environment, rows
 from tests.training.worker import LineTask, without_tensorboard
 
@@ -75,7 +75,7 @@ def test_flags_are_in_the_help_and_understood(capsys, tmp_path):
 
 def test_compiled_programs_are_dumped_on_request(tmp_path):
     program = (
-        "from pyratok_jax.training.profiling import dump_programs\n"
+        "from pyratok_jax.training.loop.profiling import dump_programs\n"
         f"print(dump_programs({str(tmp_path)!r}))\n"
         "import jax\njax.jit(lambda x: x + 1)(1.0).block_until_ready()\n"
     )

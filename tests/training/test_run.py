@@ -10,13 +10,13 @@ import jax
 import numpy as np
 import pytest
 
+from pyratok_jax.checkpoints.partition import Partition
+from pyratok_jax.checkpoints.working_folder import read_parameters
 from pyratok_jax.errors import UserError
 from pyratok_jax.tokenizer import load_tokenizer
-from pyratok_jax.training.checkpoints import read_parameters
-from pyratok_jax.training.loop import train
-from pyratok_jax.training.partition import Partition
-from pyratok_jax.training.run import run, start_from
-from pyratok_jax.training.task import TokenizerTask
+from pyratok_jax.training.loop.loop import train
+from pyratok_jax.training.tasks.run import run, start_from
+from pyratok_jax.training.tasks.tokenizer import TokenizerTask
 from tests.training.tiny import arrays_equal, clip, tiny_config
 
 

@@ -8,9 +8,9 @@ from jax.sharding import PartitionSpec as P
 from configs.tpu_v5 import get_config
 from pyratok_jax.data.buckets import Bucket, parse_buckets
 from pyratok_jax.errors import UserError
-from pyratok_jax.models.rows import Split
+from pyratok_jax.nn.partitioning import Split
 from pyratok_jax.training.abstract import abstract_batch, abstract_training, count, largest_bucket
-from pyratok_jax.training.sharding import (
+from pyratok_jax.training.distributed.sharding import (
     batch_spec,
     height_axis,
     make_mesh,

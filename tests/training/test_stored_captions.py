@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from pyratok_jax import embed_captions
+from pyratok_jax.checkpoints.partition import Partition
 from pyratok_jax.errors import UserError
-from pyratok_jax.training.partition import Partition
-from pyratok_jax.training.task import TokenizerTask
+from pyratok_jax.training.tasks.tokenizer import TokenizerTask
 from tests.training.tiny import tiny_config
 
 

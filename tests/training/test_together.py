@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from pyratok_jax.training import together
-from pyratok_jax.training.together import CompiledTogether
+from pyratok_jax.training.distributed import compile_barrier as together
+from pyratok_jax.training.distributed.compile_barrier import CompiledTogether
 
 
 @pytest.fixture

@@ -9,18 +9,18 @@ import optax
 import pytest
 from flax import nnx
 
+from pyratok_jax.checkpoints.partition import Partition
+from pyratok_jax.checkpoints.pretrained import load_vision
+from pyratok_jax.demo.vision import VisionTask
 from pyratok_jax.errors import UserError
-from pyratok_jax.models.lpips import LPIPS
-from pyratok_jax.pretrained import load_vision
-from pyratok_jax.training.partition import Partition
-from pyratok_jax.training.vision import VisionTask
+from pyratok_jax.models.perceptual.lpips import LPIPS
 
 
 @pytest.fixture
 def task(monkeypatch):
     """With a random teacher: its published weights are large."""
     monkeypatch.setattr(
-        "weights_conversion.lpips.load_lpips", lambda net: LPIPS(net, rngs=nnx.Rngs(7))
+        "pyratok_jax.checkpoints.foreign.lpips.load_lpips", lambda net: LPIPS(net, rngs=nnx.Rngs(7))
     )
     config = runpy.run_path("configs/demo_vision.py")["get_config"]("smoke")
     config.model.update({"width": 16, "layers": 1, "heads": 2, "hidden": 16, "registers": 1})

@@ -7,6 +7,8 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
+from pyratok_jax.checkpoints.modules import module_arrays
+from pyratok_jax.checkpoints.weights import Entry, match, sources_from_arrays, write_checkpoint
 from pyratok_jax.data.config import data_config
 from pyratok_jax.models.dino.config import DinoConfig
 from pyratok_jax.models.dino.model import Dino
@@ -16,8 +18,6 @@ from pyratok_jax.models.wan_vae.config import WanVAEConfig
 from pyratok_jax.models.wan_vae.model import WanVAE
 from pyratok_jax.training.config import tokenizer_training_config
 from tests.data.synthetic import numbered_frames, write_video
-from weights_conversion.core import Entry, match, sources_from_arrays, write_checkpoint
-from weights_conversion.modules import module_arrays
 
 WORDS = ["a", "red", "green", "blue", "square", "moves", "left", "right", "up", "down"]
 VAE = WanVAEConfig(

@@ -28,16 +28,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from pyratok_jax.checkpoints.foreign import lpips as published
 from pyratok_jax.errors import EXIT_INTERRUPTED, run_cli
-from pyratok_jax.models import lpips
+from pyratok_jax.models.perceptual import lpips
 from pyratok_jax.models.wan_vae.config import WanVAEConfig
-from pyratok_jax.training import loop, sharding
 from pyratok_jax.training.config import training_config
-from pyratok_jax.training.hosts import join_hosts
-from pyratok_jax.training.loop import train
-from pyratok_jax.training.together import meet
-from pyratok_jax.training.watch import watched
-from weights_conversion import lpips as published
+from pyratok_jax.training.distributed import sharding
+from pyratok_jax.training.distributed.compile_barrier import meet
+from pyratok_jax.training.distributed.heartbeat import watched
+from pyratok_jax.training.distributed.hosts import join_hosts
+from pyratok_jax.training.loop import loop
+from pyratok_jax.training.loop.loop import train
 
 SMALL_VAE = WanVAEConfig(
     base_dim=4,
@@ -147,7 +148,7 @@ def make(settings):
         config = training_config(**changes)
         task = LineTask(config.batch_size)
     else:
-        from pyratok_jax.training.task import TokenizerTask
+        from pyratok_jax.training.tasks.tokenizer import TokenizerTask
 
         if settings.get("task") == "demo":
             config = demo_config(**changes)

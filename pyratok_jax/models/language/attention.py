@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
-from pyratok_jax.models.rows import shares_tokens
+from pyratok_jax.nn.partitioning import shares_tokens
 
 # Queries of a block: long sequences waste less with small ones, and compile longer.
 BLOCK = 512

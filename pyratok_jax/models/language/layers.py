@@ -12,7 +12,7 @@ from pyratok_jax.models.language.attention import attend
 from pyratok_jax.models.language.config import LanguageConfig
 from pyratok_jax.models.language.kernels import QuantizedKernel, dequantize_kernel
 from pyratok_jax.models.language.rope import Rotation, rotate
-from pyratok_jax.models.rows import pinned, shared_tokens
+from pyratok_jax.nn.partitioning import pinned, shared_tokens
 
 
 class LayerContext(NamedTuple):

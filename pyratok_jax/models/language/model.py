@@ -13,7 +13,7 @@ from pyratok_jax.models.language.attention import KEPT
 from pyratok_jax.models.language.config import LanguageConfig
 from pyratok_jax.models.language.layers import DecoderLayer, LayerContext, Linear, RMSNorm
 from pyratok_jax.models.language.rope import frequencies, rotation
-from pyratok_jax.models.rows import shared_tokens
+from pyratok_jax.nn.partitioning import shared_tokens
 
 # What the backward pass keeps of a layer: everything, its matrix products, or its input and what
 # attention gives.

@@ -5,7 +5,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Int
 
 from pyratok_jax.models.language.model import Cache, LanguageModel
-from pyratok_jax.models.lapq import TextCondition
+from pyratok_jax.nn.text_attention import TextCondition
 
 
 class TextEncoder(nnx.Module):

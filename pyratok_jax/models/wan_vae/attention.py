@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from pyratok_jax.models.wan_vae.height import height_axis, pass_on
+from pyratok_jax.nn.halo import height_axis, pass_on
 
 WHOLE = 4096  # positions up to which all scores of a frame are held at once
 BLOCK = 1024

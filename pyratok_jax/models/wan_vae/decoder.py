@@ -6,11 +6,12 @@ from jaxtyping import Array, Float
 
 from pyratok_jax.models.wan_vae.config import WanVAEConfig
 from pyratok_jax.models.wan_vae.encoder import rematerialised
-from pyratok_jax.models.wan_vae.forms import filled_lanes
-from pyratok_jax.models.wan_vae.height import cut, in_strips, join, strips_of
-from pyratok_jax.models.wan_vae.layers import CausalConv3d, ChannelNorm, MidBlock, ResidualBlock
-from pyratok_jax.models.wan_vae.memory import Memory
+from pyratok_jax.models.wan_vae.layers import ChannelNorm, MidBlock, ResidualBlock
 from pyratok_jax.models.wan_vae.resample import Upsample, duplicate_up
+from pyratok_jax.nn.causal_conv import CausalConv3d
+from pyratok_jax.nn.halo import cut, in_strips, join, strips_of
+from pyratok_jax.nn.lowering import filled_lanes
+from pyratok_jax.nn.stream_cache import Memory
 
 
 class UpStage(nnx.Module):

@@ -8,17 +8,12 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from pyratok_jax.models.wan_vae.config import WanVAEConfig
-from pyratok_jax.models.wan_vae.forms import filled_lanes, trim
-from pyratok_jax.models.wan_vae.height import cut, in_strips, join, strips_of
-from pyratok_jax.models.wan_vae.layers import (
-    KEPT,
-    CausalConv3d,
-    ChannelNorm,
-    MidBlock,
-    ResidualBlock,
-)
-from pyratok_jax.models.wan_vae.memory import Memory
+from pyratok_jax.models.wan_vae.layers import ChannelNorm, MidBlock, ResidualBlock
 from pyratok_jax.models.wan_vae.resample import Downsample, average_down
+from pyratok_jax.nn.causal_conv import KEPT, CausalConv3d
+from pyratok_jax.nn.halo import cut, in_strips, join, strips_of
+from pyratok_jax.nn.lowering import filled_lanes, trim
+from pyratok_jax.nn.stream_cache import Memory
 
 
 class EncoderOutput(NamedTuple):

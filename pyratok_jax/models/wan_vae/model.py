@@ -10,9 +10,9 @@ from jaxtyping import Array, Float
 from pyratok_jax.models.wan_vae.config import WanVAEConfig
 from pyratok_jax.models.wan_vae.decoder import Decoder
 from pyratok_jax.models.wan_vae.encoder import Encoder
-from pyratok_jax.models.wan_vae.layers import CausalConv3d
-from pyratok_jax.models.wan_vae.memory import Memory
 from pyratok_jax.models.wan_vae.resample import patchify, unpatchify
+from pyratok_jax.nn.causal_conv import CausalConv3d
+from pyratok_jax.nn.stream_cache import Memory
 
 LOGVAR_RANGE = (-30.0, 20.0)
 

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from pyratok_jax.models.wan_vae.forms import trim
-from pyratok_jax.models.wan_vae.layers import Conv2d, TimeConv
-from pyratok_jax.models.wan_vae.memory import Memory
+from pyratok_jax.nn.causal_conv import Conv2d, TimeConv
+from pyratok_jax.nn.lowering import trim
+from pyratok_jax.nn.stream_cache import Memory
 
 
 class Downsample(nnx.Module):

@@ -14,8 +14,8 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float
 
-from pyratok_jax.models.wan_vae.memory import Caches, Memory
 from pyratok_jax.models.wan_vae.model import Encoded, WanVAE
+from pyratok_jax.nn.stream_cache import Caches, Memory
 
 
 def encode_chunk(

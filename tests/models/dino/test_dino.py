@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from pyratok_jax.checkpoints.modules import build_module
+from pyratok_jax.checkpoints.weights import load_arrays, sources_from_arrays
 from pyratok_jax.models.dino.config import DinoConfig
 from pyratok_jax.models.dino.model import Dino, fit_sides
 from pyratok_jax.models.dino.positions import bicubic_matrix
 from tests.models.dino import reference
-from weights_conversion.core import load_arrays, sources_from_arrays
 from weights_conversion.dino import make_plan
-from weights_conversion.modules import build_module
 
 
 def convert(kind: str):

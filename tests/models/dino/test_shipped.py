@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pyratok_jax.checkpoints.pretrained import DEMO_VISION, load_vision, write_weights
 from pyratok_jax.errors import UserError
 from pyratok_jax.losses.features import retention
-from pyratok_jax.pretrained import DEMO_VISION, load_vision, write_weights
 
 
 def _pictures():

@@ -11,11 +11,11 @@ import re, sys
 import jax, jax.numpy as jnp
 from flax import nnx
 from pyratok_jax.losses.autoregressive import autoregressive_loss
-from pyratok_jax.models import rows
+from pyratok_jax.nn import partitioning
 from pyratok_jax.models.alignment import Alignment
 from pyratok_jax.models.language.config import tiny
 from pyratok_jax.models.language.model import LanguageModel
-from pyratok_jax.training.sharding import make_mesh, parameter_shardings, split_of
+from pyratok_jax.training.distributed.sharding import make_mesh, parameter_shardings, split_of
 head = sys.argv[1]
 model = LanguageModel(tiny(mrope_section=(1, 1, 2)), rngs=nnx.Rngs(0), remat="layers")
 alignment = Alignment(4, 2, 32, rngs=nnx.Rngs(1), head=head)
@@ -32,9 +32,9 @@ def run(*arguments):
     return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(*arguments)
 whole = jax.jit(run)(weights, codes, frozen)
 mesh = make_mesh({"data": 2, "fsdp": 1, "spatial": 4, "tensor": 1, "slices": 1})
-assert split_of(2, mesh) == rows.Split(("data",), "spatial")
+assert split_of(2, mesh) == partitioning.Split(("data",), "spatial")
 def split(*arguments):
-    with rows.over_devices(split_of(2)):
+    with partitioning.over_devices(split_of(2)):
         return run(*arguments)
 with jax.set_mesh(mesh):
     placed = jax.device_put((weights, codes, frozen), (parameter_shardings(weights, mesh), None,

@@ -7,10 +7,10 @@ import torch
 from diffusers import AutoencoderKLWan
 from flax import nnx
 
+from pyratok_jax.checkpoints.modules import build_module
+from pyratok_jax.checkpoints.weights import load_arrays, sources_from_arrays
 from pyratok_jax.models.wan_vae.config import WanVAEConfig
 from pyratok_jax.models.wan_vae.model import WanVAE
-from weights_conversion.core import load_arrays, sources_from_arrays
-from weights_conversion.modules import build_module
 from weights_conversion.wan_vae import make_plan
 from weights_conversion.wan_vae_export import diffusers_config
 

@@ -12,9 +12,9 @@ from jax.sharding import PartitionSpec as P
 
 from pyratok_jax.models.wan_vae import attention
 from pyratok_jax.models.wan_vae.config import tiny
-from pyratok_jax.models.wan_vae.forms import conv_form
 from pyratok_jax.models.wan_vae.model import WanVAE
 from pyratok_jax.models.wan_vae.spatial import sharded_decode, sharded_encode
+from pyratok_jax.nn.lowering import conv_form
 
 
 def error(a, b):

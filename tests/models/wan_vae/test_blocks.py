@@ -8,8 +8,10 @@ import torch
 from diffusers.models.autoencoders import autoencoder_kl_wan as theirs
 from flax import nnx
 
-from pyratok_jax.models.wan_vae import forms, height, layers, resample
+from pyratok_jax.models.wan_vae import layers, resample
 from pyratok_jax.models.wan_vae.attention import attend, blockwise
+from pyratok_jax.nn import halo as height
+from pyratok_jax.nn import lowering as forms
 from tests.models.wan_vae.reference import from_torch, noise, quick, relative, to_torch
 
 

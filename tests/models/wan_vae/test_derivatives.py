@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from pyratok_jax.models.wan_vae.forms import conv_form
-from pyratok_jax.models.wan_vae.height import cut, in_strips, join
-from pyratok_jax.models.wan_vae.layers import ChannelNorm, ResidualBlock, causal_conv
+from pyratok_jax.models.wan_vae.layers import ChannelNorm, ResidualBlock
+from pyratok_jax.nn.causal_conv import causal_conv
+from pyratok_jax.nn.halo import cut, in_strips, join
+from pyratok_jax.nn.lowering import conv_form
 from tests.models.wan_vae.reference import noise, relative
 
 

@@ -11,9 +11,10 @@ from jax._src.ad_checkpoint import saved_residuals
 
 from pyratok_jax.models.wan_vae import encoder
 from pyratok_jax.models.wan_vae.encoder import LARGE, rematerialised
-from pyratok_jax.models.wan_vae.layers import KEPT, ResidualBlock
+from pyratok_jax.models.wan_vae.layers import ResidualBlock
 from pyratok_jax.models.wan_vae.model import WanVAE
 from pyratok_jax.models.wan_vae.tiling import tiled_decode, tiled_encode
+from pyratok_jax.nn.causal_conv import KEPT
 from tests.models.wan_vae.reference import noise, quick, relative, small
 
 

@@ -7,10 +7,11 @@ import pytest
 import torch
 from flax import nnx
 
+from pyratok_jax.checkpoints.modules import module_arrays
 from pyratok_jax.models.wan_vae.config import WAN21, WAN22
-from pyratok_jax.models.wan_vae.forms import conv_form
 from pyratok_jax.models.wan_vae.model import WanVAE
 from pyratok_jax.models.wan_vae.streaming import stream_decode, stream_encode
+from pyratok_jax.nn.lowering import conv_form
 from tests.models.wan_vae.reference import (
     chunked_decode,
     chunked_encode,
@@ -23,7 +24,6 @@ from tests.models.wan_vae.reference import (
     to_torch,
     torch_vae,
 )
-from weights_conversion.modules import module_arrays
 from weights_conversion.wan_vae_keys import published_name
 
 LAYOUTS = pytest.mark.parametrize("residual", [False, True], ids=["plain", "residual"])

@@ -1,0 +1,1 @@
+"""What is read from disk to build a model: checkpoints, frozen weights, their hashes."""

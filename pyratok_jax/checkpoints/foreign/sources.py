@@ -1,0 +1,287 @@
+"""Weight files of every kind, opened lazily behind one interface.
+
+A `TensorSource` knows the names, shapes and dtypes of all tensors from the headers alone and reads
+one tensor at a time, so a conversion never holds a whole checkpoint in memory.
+"""
+
+import json
+import pickle
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pyratok_jax.checkpoints.foreign.pickles import TorchArchive, read_numpy_pickle
+from pyratok_jax.errors import UserError
+
+
+class TensorInfo(NamedTuple):
+    """Shape and dtype name of a stored tensor (dtype as stored: `float32`, `bfloat16`, `Q4_1`)."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class TensorSource:
+    """Named tensors of one or more files.
+
+    Attributes:
+        path: what was opened, for messages.
+        files: every file that holds tensors.
+        kind: `safetensors`, `torch`, `gguf` or `numpy`.
+        info: name -> shape and dtype, known without reading values.
+        metadata: key-value facts in the file's header (GGUF metadata, safetensors metadata).
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        kind: str,
+        files: Iterable[Path],
+        info: dict[str, TensorInfo],
+        read: Callable[[str], np.ndarray],
+        metadata: dict[str, Any] | None = None,
+    ) -> None:
+        self.path = path
+        self.kind = kind
+        self.files = list(files)
+        self.info = info
+        self.metadata = metadata or {}
+        self._read = read
+
+    def keys(self) -> list[str]:
+        """All tensor names, in the file's order."""
+        return list(self.info)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.info
+
+    def read(self, key: str) -> np.ndarray:
+        """The values of one tensor, in the dtype stored (float32 for quantised GGUF types)."""
+        return self._read(key)
+
+
+def sources_from_arrays(arrays: dict[str, np.ndarray], path: str = "memory") -> TensorSource:
+    """A source over arrays in memory, for tests and for programs that made the weights."""
+    info = {k: TensorInfo(tuple(v.shape), v.dtype.name) for k, v in arrays.items()}
+    return TensorSource(Path(path), "numpy", [], info, arrays.__getitem__)
+
+
+def open_tensors(path: str | Path) -> TensorSource:
+    """Open a weights file, or the weights inside a folder.
+
+    Accepted: `.safetensors`; `*.safetensors.index.json` / `*.bin.index.json` and its shards; torch
+    archives (`.pth`, `.pt`, `.bin`, `.ckpt`); GGUF; plain pickles of numpy arrays; or a folder
+    holding exactly one such set. What a file is, is decided by its first bytes, not by its name.
+
+    Raises:
+        UserError: nothing there, several candidates, a shard missing, or an unreadable file.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"no such file or folder: {path}")
+    if path.is_dir():
+        path = _weights_in(path)
+    if path.name.endswith(".index.json"):
+        return _open_index(path)
+    with path.open("rb") as file:
+        head = file.read(16)
+    if not head:
+        raise UserError(f"{path}: the file is empty; fetch it again")
+    if head.startswith(b"GGUF"):
+        return _open_gguf(path)
+    if head.startswith(b"PK\x03\x04"):
+        return _open_torch(path)
+    if head[8:9] == b"{" or path.suffix == ".safetensors":
+        return _open_safetensors(path)
+    if head[:1] == b"\x80":
+        return _open_pickle(path)
+    raise UserError(
+        f"{path}: not a weights file that can be read; expected safetensors, a torch archive, GGUF "
+        "or a pickle of numpy arrays"
+    )
+
+
+def _weights_in(folder: Path) -> Path:
+    """The one set of weights in a folder; an index file beats the shards beside it."""
+    for patterns in (
+        ("*.safetensors.index.json", "*.bin.index.json"),
+        ("*.safetensors",),
+        ("*.gguf",),
+        ("*.pth", "*.pt", "*.bin", "*.ckpt"),
+    ):
+        found = sorted(f for pattern in patterns for f in folder.glob(pattern))
+        # Hub folders carry pickles that are no weights.
+        found = [f for f in found if f.name not in ("training_args.bin", "optimizer.pt")]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            names = ", ".join(f.name for f in found[:4])
+            shards = [f for f in found if "-of-" in f.name]
+            advice = (
+                "its index file (*.index.json) is missing: fetch it too"
+                if len(shards) == len(found)
+                else "name the file to read instead of the folder"
+            )
+            raise UserError(f"{folder}: holds {len(found)} weights files ({names}); {advice}")
+    raise UserError(
+        f"{folder}: no weights found; expected *.safetensors, *.index.json, *.pth, *.bin or *.gguf"
+    )
+
+
+def _open_index(path: Path) -> TensorSource:
+    try:
+        weight_map = json.loads(path.read_text())["weight_map"]
+        names = sorted(set(weight_map.values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: not a shard index (expected JSON with weight_map)") from error
+    missing = [name for name in names if not (path.parent / name).is_file()]
+    if missing:
+        raise UserError(
+            f"{path}: {len(missing)} of {len(names)} shards missing, first {missing[0]}; fetch "
+            "them into the same folder"
+        )
+    parts = {name: open_tensors(path.parent / name) for name in names}
+    info: dict[str, TensorInfo] = {}
+    for key, name in weight_map.items():
+        if key not in parts[name]:
+            raise UserError(f"{path}: says that {name} holds {key}, but it does not; fetch again")
+        info[key] = parts[name].info[key]
+    return TensorSource(
+        path,
+        next(iter(parts.values())).kind,
+        [file for part in parts.values() for file in part.files],
+        info,
+        lambda key: parts[weight_map[key]].read(key),
+    )
+
+
+_SAFETENSORS_DTYPES = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64",
+    "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
+    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "U32": "uint32", "U16": "uint16",
+}  # fmt: skip
+
+
+def _open_safetensors(path: Path) -> TensorSource:
+    import safetensors
+
+    try:
+        handle = safetensors.safe_open(path, "np")
+        info = {}
+        for key in handle.keys():  # noqa: SIM118 - the handle is no mapping
+            view = handle.get_slice(key)
+            dtype = _SAFETENSORS_DTYPES.get(view.get_dtype(), view.get_dtype())
+            info[key] = TensorInfo(tuple(view.get_shape()), dtype)
+    except safetensors.SafetensorError as error:
+        raise UserError(
+            f"{path}: not a whole safetensors file ({error}); the download may be cut off, so "
+            "fetch it again"
+        ) from error
+    return TensorSource(path, "safetensors", [path], info, handle.get_tensor, handle.metadata())
+
+
+def _open_torch(path: Path) -> TensorSource:
+    archive = TorchArchive(path)
+    info = {
+        key: TensorInfo(tensor.shape, tensor.storage.dtype.name)
+        for key, tensor in archive.tensors.items()
+    }
+    return TensorSource(path, "torch", [path], info, archive.read)
+
+
+def _open_pickle(path: Path) -> TensorSource:
+    """A plain numpy pickle, or a torch file older than 1.6 (a run of pickles)."""
+    with path.open("rb") as file:
+        try:
+            first = pickle.Unpickler.load(_NoGlobals(file))
+        except Exception:
+            first = None
+    if isinstance(first, int) and first == 0x1950A86A20F9469CFC6C:
+        return _open_legacy_torch(path)
+    arrays = read_numpy_pickle(path)
+    source = sources_from_arrays(arrays, str(path))
+    source.files = [path]
+    return source
+
+
+class _NoGlobals(pickle.Unpickler):
+    """Reads plain numbers and containers; used to look at a file's magic number."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        raise pickle.UnpicklingError(f"{module}.{name}")
+
+
+def _open_legacy_torch(path: Path) -> TensorSource:
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError(
+            f"{path}: written by a torch older than 1.6; install torch to read it, or re-save it "
+            "as safetensors"
+        ) from error
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(f"{path}: torch refuses it as weights ({error})") from error
+    tensors = {k: v for k, v in tensors.items() if isinstance(v, torch.Tensor)}
+    info = {k: TensorInfo(tuple(v.shape), str(v.dtype)[6:]) for k, v in tensors.items()}
+
+    def read(key: str) -> np.ndarray:
+        tensor = tensors[key].detach()
+        if tensor.dtype == torch.bfloat16:
+            tensor = tensor.float()
+        return tensor.numpy()
+
+    return TensorSource(path, "torch", [path], info, read)
+
+
+def _open_gguf(path: Path) -> TensorSource:
+    import gguf
+
+    try:
+        reader = gguf.GGUFReader(path)
+    except Exception as error:
+        raise UserError(
+            f"{path}: not a whole GGUF file ({type(error).__name__}: {error}); fetch it again"
+        ) from error
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    # GGUF lists dimensions fastest first.
+    info = {
+        name: TensorInfo(tuple(int(n) for n in reversed(t.shape)), t.tensor_type.name)
+        for name, t in tensors.items()
+    }
+
+    def read(key: str) -> np.ndarray:
+        tensor = tensors[key]
+        if tensor.data.dtype in (np.float32, np.float16):
+            return tensor.data.reshape(info[key].shape)
+        try:
+            values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        except NotImplementedError as error:
+            raise UserError(
+                f"{path}: tensor {key} is stored as {tensor.tensor_type.name}, which the gguf "
+                "package cannot unpack; use a F16, Q8_0, Q4_0, Q4_1, Q4_K or Q6_K file"
+            ) from error
+        return values.reshape(info[key].shape)
+
+    return TensorSource(path, "gguf", [path], info, read, _GGUFMetadata(reader.fields))
+
+
+class _GGUFMetadata(dict):
+    """GGUF key-value facts, unpacked on first use (token lists are long and slow to unpack)."""
+
+    def __init__(self, fields: dict[str, Any]) -> None:
+        super().__init__(fields)
+
+    def __getitem__(self, key: str) -> Any:
+        value = super().__getitem__(key)
+        return value.contents() if hasattr(value, "contents") else value
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The unpacked value, or `default`."""
+        try:
+            return self[key]
+        except KeyError:
+            return default

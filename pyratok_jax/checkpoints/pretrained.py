@@ -1,0 +1,151 @@
+"""The frozen parts of a tokenizer, by specification: shipped, inside a package, or converted.
+
+A specification is `builtin:NAME` or a folder written by one of the `weights_conversion` commands.
+"""
+
+import json
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import DTypeLike
+
+from pyratok_jax.checkpoints.modules import build_module, module_shapes
+from pyratok_jax.checkpoints.weights import load_checkpoint, read_config, weights_hash
+from pyratok_jax.errors import UserError
+from pyratok_jax.models.dino.config import DinoConfig
+from pyratok_jax.models.dino.model import Dino
+from pyratok_jax.models.language.kernels import GROUPS
+from pyratok_jax.models.language.model import LanguageModel
+from pyratok_jax.models.language.quantization import quantize_model
+from pyratok_jax.models.wan_vae.config import WanVAEConfig
+
+DEMO_BACKBONE = "builtin:demo-backbone"
+DEMO_VISION = "builtin:demo-vision"
+
+
+class Backbone(NamedTuple):
+    """A VAE's sizes, its arrays by name (`encoder.conv_in.kernel`), and their hash."""
+
+    config: WanVAEConfig
+    arrays: Mapping[str, Any]
+    sha256: str
+
+
+class Language(NamedTuple):
+    """A language model, its tokenizer, and a hash of where it came from."""
+
+    model: LanguageModel
+    tokenizer: Any
+    sha256: str
+
+
+def load_backbone(spec: str, *, sharding: Any = None) -> Backbone:
+    """A pretrained VAE.
+
+    Args:
+        spec: "builtin:demo-backbone", the small VAE shipped with this package, or a folder
+            written by `weights_conversion.wan_vae`.
+        sharding: as `pyratok_jax.checkpoints.weights.load_checkpoint` takes it.
+
+    Raises:
+        UserError: no such weights, or not a VAE's.
+    """
+    if spec.startswith("builtin:"):
+        sizes, arrays = _shipped(spec, DEMO_BACKBONE)
+        return Backbone(WanVAEConfig.from_dict(sizes), arrays, weights_hash(arrays))
+    record = read_config(spec, "wan_vae")
+    config = WanVAEConfig.from_dict(record["config"])
+    shapes = {name: tuple(shape) for name, shape in record["shapes"].items()}
+    arrays = load_checkpoint(spec, shapes, sharding=sharding)
+    return Backbone(config, arrays, record["sha256"])
+
+
+def load_vision(spec: str, *, dtype: DTypeLike = jnp.float32) -> Dino:
+    """The frozen network of the DINO terms.
+
+    Args:
+        spec: "builtin:demo-vision", a small network of DINOv3's architecture shipped with this
+            package, or a folder written by `weights_conversion.dino`.
+        dtype: of activations.
+
+    Raises:
+        UserError: no such weights, or not a DINO network's.
+    """
+    if not spec.startswith("builtin:"):
+        return load_dino(spec, dtype=dtype)
+    sizes, arrays = _shipped(spec, DEMO_VISION)
+    config = DinoConfig(**sizes)
+    return build_module(lambda: Dino(config, rngs=nnx.Rngs(0), dtype=dtype), arrays)
+
+
+def load_dino(path: str | Path, *, dtype: DTypeLike = jnp.float32) -> Dino:
+    """The network of a folder written by `weights_conversion.dino`, in the stored dtype.
+
+    Raises:
+        UserError: no such folder, or one of another kind.
+    """
+    config = DinoConfig(**read_config(path, "dino")["config"])
+    arrays = load_checkpoint(path, module_shapes(lambda: Dino(config, rngs=nnx.Rngs(0))))
+    return build_module(lambda: Dino(config, rngs=nnx.Rngs(0), dtype=dtype), arrays)
+
+
+def _shipped(spec: str, known: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Sizes and arrays, float32, of weights inside this package."""
+    import safetensors
+    import safetensors.numpy
+
+    if spec != known:
+        raise UserError(f"no shipped weights {spec}; there is {known}")
+    name = spec.removeprefix("builtin:").replace("-", "_")
+    path = Path(str(resources.files("pyratok_jax") / "assets" / f"{name}.safetensors"))
+    with safetensors.safe_open(path, "np") as file:
+        sizes = json.loads(file.metadata()["config"])
+    arrays = safetensors.numpy.load_file(path)
+    return sizes, {key: value.astype(np.float32) for key, value in arrays.items()}
+
+
+def write_weights(
+    path: Path, sizes: Mapping[str, Any], arrays: Mapping[str, np.ndarray], dtype: Any = np.float16
+) -> None:
+    """Write a module as one safetensors file with its sizes in the header; replaced when whole."""
+    import os
+
+    import safetensors.numpy
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.tmp")
+    stored = {name: np.ascontiguousarray(array, dtype) for name, array in arrays.items()}
+    safetensors.numpy.save_file(stored, scratch, {"config": json.dumps(dict(sizes))})
+    os.replace(scratch, path)
+
+
+def load_language(spec: str, *, dtype: Any = None, remat: str = "none", bits: int = 0) -> Language:
+    """A pretrained language model: "builtin:smollm2", "builtin:gemma3-270m", or a converted folder.
+
+    Args:
+        spec: which.
+        dtype: of activations, see `load_language_model`.
+        remat: what a backward pass through it keeps.
+        bits: 8 or 4 hold its kernels quantised (`models.language.quantization`); 0 as they are.
+
+    Raises:
+        UserError: no such weights, or not a language model's, or another number of bits.
+    """
+    if bits not in (0, *GROUPS):
+        raise UserError(f"language.bits is {bits}, expected 0, 8 or 4")
+    from pyratok_jax.checkpoints.foreign.archives import PREFIX, packaged
+    from pyratok_jax.checkpoints.foreign.language_model import load_language_model
+
+    model, tokenizer = load_language_model(spec, dtype=dtype, remat=remat)
+    if bits:
+        quantize_model(model, bits)
+    if spec.startswith(PREFIX):
+        sha256 = packaged(spec).sha256
+    else:
+        sha256 = read_config(spec, "language_model")["sha256"]
+    return Language(model, tokenizer, sha256)

@@ -1,0 +1,240 @@
+"""Manifests: tables of clips in .json, .jsonl, .csv or .parquet, in our columns or published ones.
+
+Ours: `path`, `caption`, optionally `start`, `end` (seconds), `id`, and `width`, `height`,
+`seconds`, `fps` of the file. Published column layouts are recognised by their names:
+
+- OpenVid-1M: `video`, `caption`, `seconds`, `fps`, `frame`, scores.
+- WebVid: `videoid`, `name` (the caption), `page_dir`, `duration` (ISO 8601); the file is
+  `page_dir/videoid.mp4`, as the published downloader writes it.
+- Droplet-10M: `video` or `video_path`, `text` or `caption`, `start_time`, `end_time` or frame
+  indices `start_frame`, `end_frame` with `fps`.
+- COCO captions (`captions_val2017.json`): images as clips of one frame.
+- UltraVideo: `clip_id` and `Summarized Description` beside longer captions.
+"""
+
+import csv
+import io
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from etils import epath
+
+from pyratok_jax.data.sources.records import ClipRecord
+from pyratok_jax.data.video.decoding import with_back_off
+from pyratok_jax.data.video.files import BrokenVideoError
+from pyratok_jax.errors import UserError
+
+MANIFEST_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
+
+# Names that a column has in our layout and in the published ones, in order of preference.
+_PATH = ("path", "video", "video_path", "clip_id", "file", "filename")
+_CAPTION = (
+    "caption",
+    "text",
+    "Summarized Description",
+    "summarized_description",
+    "Brief Description",
+)
+_START = ("start", "start_time", "start_sec")
+_END = ("end", "end_time", "end_sec")
+_SECONDS = ("seconds", "duration", "duration_sec")
+_WIDTH, _HEIGHT, _FPS = ("width",), ("height",), ("fps", "framerate")
+
+
+def read_bytes(path: str, retries: int = 4, delay: float = 1.0) -> bytes:
+    """A whole local or remote file; remote failures are tried again with back-off.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+
+    def read() -> bytes:
+        try:
+            return epath.Path(path).read_bytes()
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise BrokenVideoError(path, reason, "://" in path) from error
+
+    try:
+        return with_back_off(read, retries, delay)
+    except BrokenVideoError as error:
+        raise UserError(f"cannot read {path}: {error.reason}; check the path") from error
+
+
+def load_manifest(path: str) -> list[ClipRecord]:
+    """The clips of a manifest; relative paths are taken from the manifest's folder.
+
+    Raises:
+        UserError: unreadable, empty, rows without path, malformed times, or the same clip twice.
+    """
+    suffix = epath.Path(path).suffix.lower()
+    data = read_bytes(path)
+    try:
+        if suffix == ".json" and b'"annotations"' in data and b'"images"' in data:
+            return _coco_records(json.loads(data), path)
+        rows = list(_READERS[suffix](data))
+    except (ValueError, csv.Error) as error:
+        raise UserError(f"{path} is not a valid {suffix} manifest: {error}") from error
+    if not rows:
+        raise UserError(f"{path} lists no clip; expected rows with the keys path and caption")
+    folder = epath.Path(path).parent
+    records = [_record(row, number, path, folder) for number, row in enumerate(rows, start=1)]
+    _refuse_repeats(records, path)
+    return records
+
+
+def _coco_records(table: Mapping[str, Any], manifest: str) -> list[ClipRecord]:
+    """COCO's caption annotations: one clip per image, with the first of its captions.
+
+    Images lie beside the file, or in `../NAME` or `NAME` where the file is captions_NAME.json.
+    """
+    captions: dict[Any, str] = {}
+    for entry in table["annotations"]:
+        captions.setdefault(entry.get("image_id"), entry.get("caption"))
+    folder = epath.Path(manifest).parent
+    name = epath.Path(manifest).stem.rpartition("_")[2]
+    places = [folder, folder / name, folder.parent / name, folder.parent / "images" / name]
+    records = []
+    for image in table["images"]:
+        if "file_name" not in image:
+            raise UserError(f"{manifest}: an entry of images has no key file_name; is it COCO's?")
+        file = image["file_name"]
+        place = next((p for p in places if (p / file).exists()), folder)
+        size = (image.get("width"), image.get("height"))
+        caption = captions.get(image.get("id"))
+        path = str(place / file)
+        records.append(ClipRecord(file, path, caption, width=size[0], height=size[1]))
+    if not records:
+        raise UserError(f"{manifest} lists no image; expected COCO's caption annotations")
+    _refuse_repeats(records, manifest)
+    return records
+
+
+def _json_rows(data: bytes) -> Iterator[Any]:
+    rows = json.loads(data.decode("utf-8-sig"))
+    if isinstance(rows, Mapping):
+        rows = next((v for v in rows.values() if isinstance(v, list)), None)
+    if not isinstance(rows, list):
+        raise ValueError("expected a list of objects")
+    yield from rows
+
+
+def _jsonl_rows(data: bytes) -> Iterator[Any]:
+    for number, line in enumerate(data.decode("utf-8-sig").splitlines(), start=1):
+        if line.strip():
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"line {number}: {error}") from error
+
+
+def _csv_rows(data: bytes) -> Iterator[Any]:
+    csv.field_size_limit(1 << 24)
+    yield from csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""))
+
+
+def _parquet_rows(data: bytes) -> Iterator[Any]:
+    # Imported where it is needed: a large library that other manifests do without.
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        yield from pq.read_table(io.BytesIO(data)).to_pylist()
+    except pa.ArrowException as error:
+        raise ValueError(str(error)) from error
+
+
+_READERS: dict[str, Callable[[bytes], Iterator[Any]]] = {
+    ".json": _json_rows,
+    ".jsonl": _jsonl_rows,
+    ".csv": _csv_rows,
+    ".parquet": _parquet_rows,
+}
+
+
+def _first(row: Mapping[str, Any], names: tuple[str, ...]) -> Any:
+    for name in names:
+        if row.get(name) not in (None, ""):
+            return row[name]
+    return None
+
+
+def _record(row: Any, number: int, manifest: str, folder: epath.Path) -> ClipRecord:
+    where = f"row {number} of {manifest}"
+    if not isinstance(row, Mapping):
+        raise UserError(f"{where} is not an object with the keys path and caption: {str(row)[:60]}")
+    file, caption = _file_and_caption(row)
+    if file is None:
+        keys = ", ".join(map(str, row)) or "none"
+        raise UserError(f"{where} has no key path (its keys: {keys}); add the video's path")
+    fps = _number(row, _FPS, where)
+    start, end = _number(row, _START, where), _number(row, _END, where)
+    if start is None and fps and row.get("start_frame") not in (None, ""):
+        start = (_number(row, ("start_frame",), where) or 0.0) / fps
+        last = _number(row, ("end_frame",), where)
+        end = end if last is None else last / fps
+    if (start or 0.0) < 0 or (end is not None and end <= (start or 0.0)):
+        raise UserError(f"{where}: start {start} and end {end} are no span of time; fix the row")
+    width, height = _number(row, _WIDTH, where), _number(row, _HEIGHT, where)
+    path = file if "://" in file or file.startswith("/") else str(folder / file)
+    seconds = _number(row, _SECONDS, where)
+    return ClipRecord(
+        id=str(_first(row, ("id",)) or _default_id(file, start, end)),
+        path=path,
+        caption=None if caption is None else str(caption),
+        start=start,
+        end=end,
+        width=None if width is None else int(width),
+        height=None if height is None else int(height),
+        seconds=seconds,
+        fps=fps,
+    )
+
+
+def _file_and_caption(row: Mapping[str, Any]) -> tuple[str | None, Any]:
+    if "videoid" in row:  # WebVid: `name` is the caption, and the file follows from two columns.
+        page = str(row.get("page_dir") or "")
+        file = f"{page}/{row['videoid']}.mp4" if page else f"{row['videoid']}.mp4"
+        return file, _first(row, ("name", *_CAPTION))
+    file = _first(row, _PATH)
+    if file is not None and "clip_id" in row and "." not in str(file).rsplit("/", 1)[-1]:
+        file = f"{file}.mp4"
+    return None if file is None else str(file), _first(row, _CAPTION)
+
+
+def _default_id(file: str, start: float | None, end: float | None) -> str:
+    return file if start is None and end is None else f"{file}@{start or 0:g}-{end or 'end'}"
+
+
+_ISO = re.compile(r"PT(?:(\d+)H)?(?:(\d+)M)?(?:([\d.]+)S)?")
+_CLOCK = re.compile(r"(?:(\d+):)?(\d+):(\d+(?:\.\d+)?)")
+
+
+def _number(row: Mapping[str, Any], names: tuple[str, ...], where: str) -> float | None:
+    """A number of seconds or pixels: plain, as hours:minutes:seconds, or ISO 8601 (PT1M2S)."""
+    value = _first(row, names)
+    if value is None:
+        return None
+    text = str(value).strip()
+    match = _ISO.fullmatch(text) or _CLOCK.fullmatch(text)
+    if match:
+        hours, minutes, seconds = (float(part or 0) for part in match.groups())
+        return 3600 * hours + 60 * minutes + seconds
+    try:
+        return float(text)
+    except ValueError as error:
+        raise UserError(f"{where}: {names[0]} is {value!r}, expected a number") from error
+
+
+def _refuse_repeats(records: list[ClipRecord], manifest: str) -> None:
+    seen: dict[tuple, int] = {}
+    for number, record in enumerate(records, start=1):
+        for key in (("id", record.id), ("clip", record.path, record.start, record.end)):
+            if key in seen:
+                raise UserError(
+                    f"rows {seen[key]} and {number} of {manifest} are the same clip "
+                    f"({record.path}); remove one, or give them different start and end"
+                )
+            seen[key] = number

@@ -1,0 +1,40 @@
+"""The one description of a clip that all sources produce."""
+
+from dataclasses import dataclass, field
+
+from pyratok_jax.data.video.files import VideoSource
+
+
+@dataclass(frozen=True)
+class ClipRecord:
+    """One clip: where it is and what it shows.
+
+    `id` is unique within its source. `path` is a local or remote file, or names the record of a
+    shard whose content is in `data` (the compressed file) or `stored` (each frame as the bytes of
+    an image file). `start` and `end` are seconds within the file (None: its beginning, its end).
+    `width`, `height`, `seconds` (of the file) and `fps` are given where the source states them,
+    so that the file need not be opened to assign the clip to a bucket.
+    """
+
+    id: str
+    path: str
+    caption: str | None = None
+    start: float | None = None
+    end: float | None = None
+    width: int | None = None
+    height: int | None = None
+    seconds: float | None = None
+    fps: float | None = None
+    data: bytes | None = field(default=None, repr=False)
+    stored: tuple[bytes, ...] | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def media(self) -> VideoSource:
+        """What to decode: the compressed bytes, or the path."""
+        return self.path if self.data is None else self.data
+
+    @property
+    def span(self) -> float | None:
+        """Length of the clip in seconds, where known."""
+        end = self.end if self.end is not None else self.seconds
+        return None if end is None else max(end - (self.start or 0.0), 0.0)

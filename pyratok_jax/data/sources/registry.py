@@ -1,0 +1,132 @@
+"""Sources of clips, by the way a config or a command names them.
+
+`builtin:demo` and `builtin:demo-heldout`; a folder of videos and images (captions from sidecar
+`NAME.txt` or `NAME.json`); a manifest file, also COCO's caption annotations; a folder (or a
+pattern) of ArrayRecord or TFRecord shards; `tfds:NAME:SPLIT` for a TFDS dataset. Folders and
+files may be local or remote.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+
+import tensorflow_datasets as tfds
+from etils import epath
+
+from pyratok_jax.data.sources.builtin import demo_records
+from pyratok_jax.data.sources.manifests import MANIFEST_SUFFIXES, load_manifest, read_bytes
+from pyratok_jax.data.sources.record_files import shard_files
+from pyratok_jax.data.sources.records import ClipRecord
+from pyratok_jax.data.sources.shards import ShardRecords
+from pyratok_jax.data.video.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, BrokenVideoError
+from pyratok_jax.errors import UserError
+
+MEDIA_SUFFIXES = VIDEO_SUFFIXES + IMAGE_SUFFIXES
+
+
+def load_source(spec: str) -> Sequence[ClipRecord]:
+    """All clips of a source, in an order that depends on its content only.
+
+    Raises:
+        UserError: unknown, missing, empty or malformed.
+    """
+    spec = str(spec)
+    if spec.startswith("builtin:"):
+        return _builtin(spec)
+    if spec.startswith("tfds:"):
+        return _tfds(spec)
+    path = epath.Path(spec)
+    if path.is_dir():
+        files = shard_files(spec)
+        return ShardRecords(files) if files else load_folder(spec)
+    if re.search(r"[*?\[]", spec) and path.parent.is_dir():
+        return ShardRecords(sorted(str(file) for file in path.parent.glob(path.name)))
+    suffix = path.suffix.lower()
+    if suffix in MANIFEST_SUFFIXES:
+        return load_manifest(spec)
+    if suffix in MEDIA_SUFFIXES:
+        if not path.exists():
+            raise BrokenVideoError(spec, "no such file")
+        return [ClipRecord(path.name, spec, _sidecar(path))]
+    if not path.exists():
+        raise UserError(
+            f"no such source: {spec}; expected a folder, a manifest "
+            f"({', '.join(MANIFEST_SUFFIXES)}), a video, or builtin:demo"
+        )
+    raise UserError(
+        f"{spec} is neither a manifest ({', '.join(MANIFEST_SUFFIXES)}) nor a video or image"
+    )
+
+
+def _builtin(spec: str) -> list[ClipRecord]:
+    known = {"builtin:demo": "train", "builtin:demo-heldout": "heldout"}
+    if spec not in known:
+        raise UserError(f"unknown source {spec}; the built-in ones are {', '.join(known)}")
+    return demo_records("train" if known[spec] == "train" else "heldout")
+
+
+def _tfds(spec: str) -> ShardRecords:
+    """`tfds:NAME[/CONFIG][:SPLIT]`, already prepared on disk in TFDS's data folder."""
+    name, _, split = spec.removeprefix("tfds:").partition(":")
+    try:
+        folder = str(tfds.builder(name).data_path)
+    except (tfds.core.DatasetNotFoundError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"TFDS knows no dataset {name}: {reason}") from error
+    files = shard_files(folder, split or "train") if epath.Path(folder).is_dir() else []
+    if not files:
+        raise UserError(
+            f"the TFDS dataset {name} has no shards of split {split or 'train'} in {folder}; "
+            "prepare it with `tfds build` or download_and_prepare, in array_record or tfrecord"
+        )
+    return ShardRecords(files)
+
+
+def load_folder(folder: str) -> list[ClipRecord]:
+    """Every video and image below a folder, sorted by path; ids are paths relative to it.
+
+    Raises:
+        UserError: it holds none.
+    """
+    root = epath.Path(folder)
+    files = sorted(_walk(root), key=str)
+    records = [ClipRecord(str(file.relative_to(root)), str(file), _sidecar(file)) for file in files]
+    if not records:
+        raise UserError(
+            f"{folder} holds no video or image; expected files ending in "
+            f"{', '.join(MEDIA_SUFFIXES)}"
+        )
+    return records
+
+
+def _walk(folder: epath.Path) -> list[epath.Path]:
+    found = []
+    for entry in folder.iterdir():
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            found += _walk(entry)
+        elif entry.suffix.lower() in MEDIA_SUFFIXES:
+            found.append(entry)
+    return found
+
+
+def _sidecar(file: epath.Path) -> str | None:
+    """The caption beside a file: the whole of NAME.txt, or `caption` (or `text`) of NAME.json."""
+    text, table = file.with_suffix(".txt"), file.with_suffix(".json")
+    if text.exists():
+        return read_bytes(str(text)).decode("utf-8", "replace").strip() or None
+    if not table.exists():
+        return None
+    try:
+        content = json.loads(read_bytes(str(table)))
+    except ValueError as error:
+        raise UserError(f"{table} beside {file.name} is not valid JSON: {error}") from error
+    if isinstance(content, str):
+        return content
+    caption = None
+    if isinstance(content, dict):
+        caption = content.get("caption") or content.get("text")
+    if caption is None:
+        raise UserError(f"{table} beside {file.name} has no key caption; add it or remove the file")
+    return str(caption)

@@ -1,0 +1,1 @@
+"""The demo's own small networks and their training."""

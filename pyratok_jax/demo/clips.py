@@ -1,0 +1,121 @@
+"""Short clips of built-in video, decoded once, as a stream of batches in phases.
+
+For small trainings on few cores, where decoding would cost more than the step: every phase has its
+own clip shape and batch size (single frames first, then clips).
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pyratok_jax.data.sources.builtin import demo_clips, film_clips
+from pyratok_jax.errors import UserError
+
+_PATTERN = re.compile(r"(\d+)\*(\d+)x(\d+)x(\d+)")
+_CUTTERS: dict[str, Callable[..., np.ndarray]] = {"film": film_clips, "demo": demo_clips}
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A number of steps with batches of (batch, frames, size, size, 3)."""
+
+    steps: int
+    batch: int
+    frames: int
+    size: int
+
+
+def parse_phases(specs: Sequence[str]) -> tuple[Phase, ...]:
+    """Phases from their written form STEPS*BATCHxFRAMESxSIZE, for example 3000*16x1x64.
+
+    Raises:
+        UserError: malformed, or none.
+    """
+    phases = []
+    for spec in specs:
+        match = _PATTERN.fullmatch(str(spec))
+        if match is None or 0 in map(int, match.groups()):
+            raise UserError(
+                f"phase {spec!r} in the data config is not of the form STEPS*BATCHxFRAMESxSIZE, "
+                "for example 3000*16x1x64"
+            )
+        phases.append(Phase(*map(int, match.groups())))
+    if not phases:
+        raise UserError("the data config has no phases; give at least one")
+    return tuple(phases)
+
+
+class PhasedClips:
+    """The endless iterator of batches; batch i is a function of (seed, i), past the end as before.
+
+    Args:
+        phases: as `parse_phases` takes them.
+        counts: per film ("film", "demo"): how many clips to cut of it for each shape. A batch's
+            rows are drawn from all clips alike.
+        seed: of the order.
+    """
+
+    def __init__(self, phases: Sequence[str], counts: Mapping[str, int], seed: int) -> None:
+        self.phases, self.seed, self.step = parse_phases(phases), seed, 0
+        unknown = set(counts) - set(_CUTTERS)
+        if unknown or not any(counts.values()):
+            raise UserError(f"data.clips names {sorted(counts)}; expected of {sorted(_CUTTERS)}")
+        self._counts = {name: count for name, count in counts.items() if count}
+        self._clips: dict[tuple[int, int], list[np.ndarray]] = {}
+        self.broken: dict[str, str] = {}
+
+    def phase(self, step: int) -> Phase:
+        """The phase that a step lies in; the last one goes on for ever."""
+        for phase in self.phases:
+            if step < phase.steps:
+                return phase
+            step -= phase.steps
+        return self.phases[-1]
+
+    def _arrays(self, frames: int, size: int) -> list[np.ndarray]:
+        if (frames, size) not in self._clips:
+            # Clips take more room than frames, and differ less.
+            share = 1 if frames == 1 else 8
+            self._clips[frames, size] = [
+                _CUTTERS[name](None, max(count // share, 1), frames, size, int(frames > 1))
+                for name, count in self._counts.items()
+            ]
+        return self._clips[frames, size]
+
+    def __iter__(self) -> "PhasedClips":
+        return self
+
+    def __next__(self) -> dict[str, Any]:
+        """A batch: video uint8 (b, t, h, w, 3), half of it mirrored at random."""
+        phase = self.phase(self.step)
+        arrays = self._arrays(phase.frames, phase.size)
+        rng = np.random.default_rng((self.seed, self.step))
+        rows = rng.integers(sum(map(len, arrays)), size=phase.batch)
+        video = np.stack([_row(arrays, row) for row in rows])
+        mirrored = rng.integers(2, size=phase.batch).astype(bool)
+        video[mirrored] = video[mirrored, :, :, ::-1]
+        self.step += 1
+        return {"video": video}
+
+    def get_state(self) -> dict[str, int]:
+        """The step of the next batch; plain JSON."""
+        return {"step": self.step, "seed": self.seed}
+
+    def set_state(self, state: Mapping[str, int]) -> None:
+        """Go on at a saved step."""
+        self.step = int(state["step"])
+
+    def close(self) -> None:
+        """Let go of the clips."""
+        self._clips.clear()
+
+
+def _row(arrays: list[np.ndarray], row: int) -> np.ndarray:
+    for array in arrays:
+        if row < len(array):
+            return array[row]
+        row -= len(array)
+    raise IndexError(row)

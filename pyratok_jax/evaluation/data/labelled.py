@@ -1,0 +1,120 @@
+"""Labelled videos: a folder per class, lists as UCF-101's, tables as Kinetics'."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from pyratok_jax.data.video.files import VIDEO_SUFFIXES
+from pyratok_jax.errors import UserError
+
+
+class Labelled(NamedTuple):
+    """A video's name, its file (which may be missing), its label, and its span in seconds."""
+
+    name: str
+    path: Path
+    label: str
+    start: float | None = None
+    end: float | None = None
+
+
+def load_labelled(folder: Path, table: str = "") -> list[Labelled]:
+    """All labelled videos.
+
+    Args:
+        folder: LABEL/VIDEO below it, or all videos in it where a table is given.
+        table: a list with lines "LABEL/VIDEO [NUMBER]" (UCF-101's testlist), or a CSV file with
+            the columns label, youtube_id, time_start, time_end (Kinetics; the files are called
+            ID_START_END, as its downloaders do, or ID) or label, path.
+
+    Raises:
+        UserError: nothing is there, or the table is malformed.
+    """
+    if not folder.is_dir():
+        raise UserError(f"--data {folder} is no folder; expected a folder per class with videos")
+    if not table:
+        rows = _by_folder(folder)
+    elif table.lower().endswith(".csv"):
+        rows = _kinetics(folder, Path(table))
+    else:
+        rows = _list(folder, Path(table))
+    if not rows:
+        raise UserError(f"{table or folder} names no labelled video (expected LABEL/VIDEO)")
+    return rows
+
+
+def _by_folder(folder: Path) -> list[Labelled]:
+    rows = []
+    for label in sorted(path for path in folder.iterdir() if path.is_dir()):
+        for file in sorted(label.rglob("*")):
+            if file.suffix.lower() in VIDEO_SUFFIXES:
+                rows.append(Labelled(str(file.relative_to(folder)), file, label.name))
+    return rows
+
+
+def _list(folder: Path, table: Path) -> list[Labelled]:
+    rows = []
+    for number, line in enumerate(_lines(table), start=1):
+        name = line.rsplit(" ", 1)[0] if line.rsplit(" ", 1)[-1].isdigit() else line
+        if "/" not in name:
+            raise UserError(f"{table}, line {number}: expected LABEL/VIDEO, got {line[:80]}")
+        rows.append(Labelled(name, folder / name, name.split("/")[-2]))
+    return rows
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _kinetics(folder: Path, table: Path) -> list[Labelled]:
+    rows = []
+    for number, row in enumerate(csv.DictReader(_lines(table)), start=2):
+        try:
+            label = row["label"]
+            if "path" in row:
+                rows.append(Labelled(row["path"], folder / row["path"], label))
+                continue
+            name = row["youtube_id"]
+            start, end = float(row["time_start"]), float(row["time_end"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{table}, line {number}: expected the columns label and path, or label, "
+                f"youtube_id, time_start and time_end ({error})"
+            ) from error
+        rows.append(_clip(folder, label, name, start, end))
+    return rows
+
+
+def _clip(folder: Path, label: str, name: str, start: float, end: float) -> Labelled:
+    """A trimmed file where there is one, else the whole video and the span within it."""
+    trimmed = f"{name}_{round(start):06d}_{round(end):06d}"
+    for place in (folder / label, folder / label.replace(" ", "_"), folder):
+        for suffix in VIDEO_SUFFIXES:
+            if (place / f"{trimmed}{suffix}").is_file():
+                return Labelled(trimmed, place / f"{trimmed}{suffix}", label)
+            if (place / f"{name}{suffix}").is_file():
+                return Labelled(trimmed, place / f"{name}{suffix}", label, start, end)
+    return Labelled(trimmed, folder / label / f"{trimmed}.mp4", label)
+
+
+def load_classes(file: str, rows: Sequence[Labelled]) -> list[str]:
+    """Class names, one per line of a file (a leading number is dropped); or those that occur.
+
+    Raises:
+        UserError: a video has a label that the file does not have.
+    """
+    found = sorted({row.label for row in rows})
+    if not file:
+        return found
+    names = []
+    for line in _lines(Path(file)):
+        head, _, rest = line.partition(" ")
+        names.append(rest if head.isdigit() and rest else line)
+    unknown = sorted(set(found) - set(names))
+    if unknown:
+        raise UserError(f"{file} lacks {len(unknown)} labels of the data, first: {unknown[0]}")
+    return names

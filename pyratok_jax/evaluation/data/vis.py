@@ -1,0 +1,216 @@
+"""Segmentation data in the forms of YouTube-VIS 2019/2021 and OVIS, and of DAVIS."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from pyratok_jax.errors import UserError
+from pyratok_jax.evaluation.framework import BrokenItemError
+from pyratok_jax.evaluation.vision.rle import decode_mask, encode_mask, pack
+
+_IMAGES = (".jpg", ".jpeg", ".png")
+_VOID = 255
+
+
+@dataclasses.dataclass(frozen=True)
+class VisVideo:
+    """One video: its frames' files, and what it shows.
+
+    Attributes:
+        id: number in the annotations.
+        name: stable name.
+        files: frames in order.
+        tracks: ground truth, dictionaries as in the annotation file.
+        void: masks per frame of pixels that do not count (DAVIS), or nothing.
+    """
+
+    id: int
+    name: str
+    files: tuple[Path, ...]
+    height: int
+    width: int
+    tracks: tuple[dict[str, Any], ...]
+    void: tuple[dict[str, Any] | None, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class VisData:
+    """A data set: videos, and the categories by id."""
+
+    videos: tuple[VisVideo, ...]
+    categories: dict[int, str]
+
+
+def load_vis(path: Path, images: Path) -> VisData:
+    """Read an annotation file of YouTube-VIS or OVIS.
+
+    Args:
+        path: `instances.json` with videos, annotations and categories.
+        images: the folder that the files' names are relative to.
+
+    Raises:
+        UserError: missing, malformed or without annotations.
+    """
+    try:
+        content = json.loads(path.read_text())
+        categories = {int(c["id"]): str(c["name"]) for c in content["categories"]}
+        tracks: dict[int, list[dict[str, Any]]] = {int(v["id"]): [] for v in content["videos"]}
+        annotations = content["annotations"]
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is not of YouTube-VIS's form: {type(error).__name__} {error}; expected "
+            "videos, annotations and categories"
+        ) from error
+    if annotations is None:
+        raise UserError(f"{path} has no annotations (a test set?); use a split with ground truth")
+    for number, track in enumerate(annotations):
+        try:
+            known = int(track["category_id"]) in categories
+            owner = tracks.get(int(track["video_id"]))
+            segmentations = track["segmentations"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path}, annotation {number}: no {error}") from error
+        if not known or owner is None or not isinstance(segmentations, list):
+            raise UserError(
+                f"{path}, annotation {number}: its video, category or segmentations do not exist"
+            )
+        owner.append(track)
+    videos = [_video(path, images, v, tracks[int(v["id"])]) for v in content["videos"]]
+    return VisData(tuple(videos), categories)
+
+
+def _video(path: Path, images: Path, row: Any, tracks: list[dict[str, Any]]) -> VisVideo:
+    try:
+        files = tuple(images / str(name) for name in row["file_names"])
+        height, width = int(row["height"]), int(row["width"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}, video {row.get('id')}: {error}") from error
+    for track in tracks:
+        if len(track["segmentations"]) != len(files):
+            raise UserError(
+                f"{path}, annotation {track.get('id')}: {len(track['segmentations'])} masks for "
+                f"{len(files)} frames"
+            )
+        _check_masks(path, track, height, width)
+    name = Path(row["file_names"][0]).parent.name if files else str(row["id"])
+    return VisVideo(int(row["id"]), f"{row['id']}:{name}", files, height, width, tuple(tracks))
+
+
+def _check_masks(path: Path, track: dict[str, Any], height: int, width: int) -> None:
+    """Refuse masks that cannot be read now, and not when all videos have been evaluated."""
+    for frame, segmentation in enumerate(track["segmentations"]):
+        try:
+            if segmentation:
+                pack(segmentation, height, width)
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise UserError(
+                f"{path}, annotation {track.get('id')}, frame {frame}: no mask of {width}x{height} "
+                f"pixels ({error})"
+            ) from error
+
+
+def load_davis(root: Path) -> VisData:
+    """Read a folder with JPEGImages/ and Annotations/ (with or without `480p` below them).
+
+    `objects.json`, {VIDEO: {OBJECT: NAME}}, gives the objects' names; without it each object is
+    called by its video's name ("dance-twirl" is "dance twirl").
+
+    Raises:
+        UserError: the folders are not there.
+    """
+    images, labels = _davis_folder(root, "JPEGImages"), _davis_folder(root, "Annotations")
+    names = {}
+    if (root / "objects.json").exists():
+        names = json.loads((root / "objects.json").read_text())
+    videos: list[VisVideo] = []
+    ids: dict[str, int] = {}
+    for number, folder in enumerate(sorted(p for p in labels.iterdir() if p.is_dir()), start=1):
+        files = sorted(f for f in (images / folder.name).glob("*") if f.suffix in _IMAGES)
+        maps = _label_maps(folder)
+        found = sorted(set(np.unique(maps).tolist()) - {0, _VOID})
+        tracks: list[dict[str, Any]] = []
+        for value in found:
+            name = names.get(folder.name, {}).get(str(value)) or folder.name.replace("-", " ")
+            category = ids.setdefault(name, len(ids) + 1)
+            tracks.append(davis_track(maps == value, category, number, len(tracks) + 1))
+        height, width = maps.shape[1:]
+        void = tuple(encode_mask(m == _VOID) if (m == _VOID).any() else None for m in maps)
+        row = VisVideo(number, folder.name, tuple(files), height, width, tuple(tracks), void)
+        videos.append(row)
+    if not videos:
+        raise UserError(f"{labels} holds no folder of masks")
+    return VisData(tuple(videos), {number: name for name, number in ids.items()})
+
+
+def _davis_folder(root: Path, name: str) -> Path:
+    folder = root / name
+    if not folder.is_dir():
+        raise UserError(f"{root} holds neither instances.json nor {name}/")
+    return folder / "480p" if (folder / "480p").is_dir() else folder
+
+
+def _label_maps(folder: Path) -> np.ndarray:
+    """Object numbers (t, h, w); 255 is void."""
+    maps = []
+    for file in sorted(folder.glob("*.png")):
+        try:
+            with Image.open(file) as image:
+                maps.append(np.asarray(image if image.mode in ("P", "L") else image.convert("L")))
+        except (OSError, UnidentifiedImageError) as error:
+            raise UserError(f"cannot read {file}: {error}") from error
+    if not maps or len({m.shape for m in maps}) != 1:
+        raise UserError(f"{folder}: expected PNG masks of one size, one per frame")
+    return np.stack(maps)
+
+
+def davis_track(masks: np.ndarray, category: int, video: int, number: int) -> dict[str, Any]:
+    """Masks (t, h, w) of one object as an annotation."""
+    areas = masks.sum(axis=(1, 2)).tolist()
+    return {
+        "id": video * 1000 + number,
+        "video_id": video,
+        "category_id": category,
+        "segmentations": [encode_mask(mask) if mask.any() else None for mask in masks],
+        "areas": [area or None for area in areas],
+        "iscrowd": 0,
+        "height": masks.shape[1],
+        "width": masks.shape[2],
+    }
+
+
+def track_masks(track: dict[str, Any], height: int, width: int) -> np.ndarray:
+    """The masks of a track, bool (t, height, width)."""
+    empty = np.zeros((height, width), bool)
+    masks = [decode_mask(s, height, width) if s else empty for s in track["segmentations"]]
+    return np.stack(masks)
+
+
+def read_frames(video: VisVideo) -> np.ndarray:
+    """All frames of a video, uint8 (t, h, w, 3).
+
+    Raises:
+        BrokenItemError: a frame is missing, damaged or of another size.
+    """
+    frames = []
+    for file in video.files:
+        try:
+            with Image.open(file) as image:
+                frames.append(np.asarray(image.convert("RGB")))
+        except FileNotFoundError as error:
+            raise BrokenItemError(f"no such frame: {file}") from error
+        except (OSError, UnidentifiedImageError) as error:
+            raise BrokenItemError(f"cannot read {file}: {error}") from error
+        if frames[-1].shape[:2] != (video.height, video.width):
+            raise BrokenItemError(
+                f"{file} has {frames[-1].shape[1]}x{frames[-1].shape[0]} pixels, its annotation "
+                f"says {video.width}x{video.height}"
+            )
+    if not frames:
+        raise BrokenItemError(f"the video {video.name} has no frames")
+    return np.stack(frames)

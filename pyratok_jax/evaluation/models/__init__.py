@@ -1,0 +1,1 @@
+"""What evaluation asks of a tokenizer or a codec."""

@@ -1,0 +1,180 @@
+"""Who answers questions about a clip: a language model that is shown its tokens, or a stand-in."""
+
+import dataclasses
+import hashlib
+import math
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from pyratok_jax.data.padding import pad_clip
+from pyratok_jax.errors import UserError
+from pyratok_jax.evaluation.data.mvbench import LETTERS, Question, parse_answer, prompt
+from pyratok_jax.models.language.generate import generate
+from pyratok_jax.models.language.model import LanguageModel
+from pyratok_jax.models.projector import Projector
+
+MODES = ("letter", "likelihood", "generate")
+# Prompts are padded to a multiple of this, so that few lengths are compiled.
+_BLOCK = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """An option's number (None: no option could be made out), and what it was taken from."""
+
+    option: int | None
+    text: str = ""
+    scores: tuple[float, ...] = ()
+    bits: float | None = None
+
+
+class Answerer(Protocol):
+    """Answers multiple-choice questions about clips."""
+
+    checkpoint_hash: str
+
+    def answer(self, clip: np.ndarray, question: Question) -> Answer:
+        """The answer to one question about a clip, uint8 (t, h, w, 3)."""
+        ...
+
+
+class OracleAnswers:
+    """Says the right option, in words that have to be parsed."""
+
+    checkpoint_hash = "oracle"
+
+    def answer(self, clip: np.ndarray, question: Question) -> Answer:
+        """As `Answerer.answer`."""
+        text = f"The answer is ({LETTERS[question.answer]})."
+        return Answer(parse_answer(text, question.options), text)
+
+
+class RandomAnswers:
+    """Picks any option, the same one in every run."""
+
+    checkpoint_hash = "random"
+
+    def answer(self, clip: np.ndarray, question: Question) -> Answer:
+        """As `Answerer.answer`."""
+        digest = hashlib.sha256(repr(dataclasses.astuple(question)).encode()).digest()
+        return Answer(int.from_bytes(digest[:8], "big") % len(question.options))
+
+
+@nnx.jit
+def _last_logits(model: LanguageModel, x: Any, mask: Any) -> Any:
+    hidden = model(x, mask).hidden
+    last = jnp.sum(mask, axis=1) - 1
+    return model.logits(jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0])
+
+
+@nnx.jit
+def _log_likelihoods(model: LanguageModel, x: Any, mask: Any, ids: Any, counted: Any) -> Any:
+    """Mean log-probability (b,) of the tokens where `counted`, each given those before it."""
+    logs = jax.nn.log_softmax(model.logits(model(x, mask).hidden[:, :-1]), axis=-1)
+    values = jnp.take_along_axis(logs, ids[:, 1:, None], axis=-1)[..., 0]
+    counted = counted[:, 1:]
+    return jnp.sum(values * counted, axis=1) / jnp.maximum(jnp.sum(counted, axis=1), 1)
+
+
+@nnx.jit
+def _project(projector: Projector, levels: tuple[Any, ...]) -> Any:
+    return projector(levels)
+
+
+class LanguageAnswers:
+    """The tokenizer's own language model, shown the projected tokens before the question.
+
+    Modes: `letter` compares the probabilities of the options' letters as the next token,
+    `likelihood` the mean log-probability of the options' words, `generate` parses what it writes.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        projector: Projector | None,
+        *,
+        mode: str = "letter",
+        new_tokens: int = 24,
+        projector_hash: str = "",
+    ) -> None:
+        if tokenizer.text is None or tokenizer.captions is None:
+            raise UserError("this checkpoint has no language model: it cannot answer questions")
+        if projector is not None and tokenizer.alignment is None:
+            raise UserError("this checkpoint has no code embedding: nothing can be projected")
+        self.tokenizer, self.projector, self.mode = tokenizer, projector, mode
+        self.new_tokens = new_tokens
+        self.model: LanguageModel = tokenizer.text.language_model
+        self.words = tokenizer.captions.tokenizer
+        digest = hashlib.sha256(f"{tokenizer.checkpoint_hash}|{projector_hash}".encode())
+        self.checkpoint_hash = digest.hexdigest()
+
+    def answer(self, clip: np.ndarray, question: Question) -> Answer:
+        """As `Answerer.answer`."""
+        visual, bits = self._visual(clip)
+        ids = self._ids(prompt(question))
+        if self.mode == "letter":
+            answer = self._by_letter(visual, ids, question)
+        elif self.mode == "likelihood":
+            answer = self._by_likelihood(visual, ids, question)
+        else:
+            answer = self._by_writing(visual, ids, question)
+        return dataclasses.replace(answer, bits=bits)
+
+    def _visual(self, clip: np.ndarray) -> tuple[np.ndarray, float | None]:
+        """Projected tokens (n, d) of a clip, and the bits of its tokens; none without projector."""
+        if self.projector is None:
+            return np.zeros((0, self.model.config.width), np.float32), None
+        config = self.tokenizer.config
+        padded, _ = pad_clip(clip, spatial_multiple=config.spatial_multiple)
+        ids = self.tokenizer.encode(padded[None])
+        levels = tuple(jnp.asarray(x) for x in self.tokenizer.code_embeddings(ids))
+        bits = math.log2(config.vocabulary) if config.vocabulary else config.bits
+        return np.asarray(_project(self.projector, levels))[0], bits * sum(x.size for x in ids)
+
+    def _ids(self, text: str, start: bool = True) -> list[int]:
+        return list(self.words(text, add_special_tokens=start)["input_ids"])
+
+    def _batch(self, visual: np.ndarray, rows: list[list[int]]) -> tuple[Any, Any, np.ndarray]:
+        """Embeddings, mask and token ids (0 at projected tokens) of prompts, padded at the end."""
+        n = len(visual)
+        length = -(-(n + max(map(len, rows))) // _BLOCK) * _BLOCK
+        ids = np.zeros((len(rows), length), np.int32)
+        mask = np.zeros((len(rows), length), bool)
+        for row, tokens in enumerate(rows):
+            ids[row, n : n + len(tokens)] = tokens
+            mask[row, : n + len(tokens)] = True
+        x = self.model.embed(jnp.asarray(ids)).at[:, :n].set(jnp.asarray(visual, self.model.dtype))
+        return x, jnp.asarray(mask), ids
+
+    def _by_letter(self, visual: np.ndarray, ids: list[int], question: Question) -> Answer:
+        x, mask, _ = self._batch(visual, [ids])
+        logits = np.asarray(_last_logits(self.model, x, mask))[0]
+        letters = [
+            self._ids(letter, start=False)[-1] for letter in LETTERS[: len(question.options)]
+        ]
+        scores = tuple(float(logits[letter]) for letter in letters)
+        return Answer(int(np.argmax(scores)), scores=scores)
+
+    def _by_likelihood(self, visual: np.ndarray, ids: list[int], question: Question) -> Answer:
+        endings = [
+            self._ids(f"{LETTERS[i]}) {option}", start=False)
+            for i, option in enumerate(question.options)
+        ]
+        x, mask, tokens = self._batch(visual, [ids + ending for ending in endings])
+        first = len(visual) + len(ids)
+        counted = np.asarray(mask) & (np.arange(tokens.shape[1]) >= first)
+        found = _log_likelihoods(self.model, x, mask, jnp.asarray(tokens), jnp.asarray(counted))
+        scores = tuple(float(s) for s in np.asarray(found))
+        return Answer(int(np.argmax(scores)), scores=scores)
+
+    def _by_writing(self, visual: np.ndarray, ids: list[int], question: Question) -> Answer:
+        x, mask, _ = self._batch(visual, [ids])
+        written = generate(self.model, x, mask, new_tokens=self.new_tokens)
+        tokens = np.asarray(written.tokens)[0, : int(written.lengths[0])]
+        # The prompt ends with an opened bracket.
+        text = "(" + self.words.decode(tokens.tolist(), skip_special_tokens=True)
+        return Answer(parse_answer(text, question.options), text)

@@ -1,0 +1,166 @@
+"""Zero-shot classification of clips by the names of classes."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pyratok_jax.evaluation.data.labelled import Labelled, load_classes, load_labelled
+from pyratok_jax.evaluation.data.localization import spoken
+from pyratok_jax.evaluation.framework import BrokenItemError, Item, Partial, Picture, Task
+from pyratok_jax.evaluation.models.features import (
+    Extractor,
+    TokenizerFeatures,
+    Truth,
+    normalized,
+    prompt_features,
+    stand_in,
+)
+from pyratok_jax.evaluation.models.pooling import level_means, parse_levels
+from pyratok_jax.evaluation.settings import parse_templates
+from pyratok_jax.evaluation.vision.framing import sample_frames
+
+_TEMPLATES = "a video of {}.|a video of a person doing {}.|{}."
+
+
+def read_labelled(row: Labelled, frames: int, side: int) -> np.ndarray:
+    """The sampled frames of a labelled video.
+
+    Raises:
+        BrokenItemError: its file is missing.
+    """
+    if not row.path.is_file():
+        raise BrokenItemError(f"no such file: {row.path}")
+    return sample_frames(str(row.path), frames, side, start=row.start, end=row.end)
+
+
+@dataclasses.dataclass
+class Classification(Task):
+    """The task; see `description`."""
+
+    name = "classification"
+    description = (
+        "Zero-shot classification (Kinetics-400/600/700, UCF-101): cosine between the pooled "
+        "features of all levels and class names in prompt templates. Top-1 and top-5."
+    )
+    data_help = (
+        "folder of videos, one folder per class; with --set table=FILE (UCF-101's testlist, "
+        "Kinetics' CSV or label,path) and --set classes=FILE (one name per line)"
+    )
+    columns = (("top1", "top-1", 2), ("top5", "top-5", 2))
+
+    table: str = ""
+    classes: str = ""
+    templates: str = _TEMPLATES
+    levels: str = "all"
+    frames: int = 17
+    side: int = 256
+
+    def __post_init__(self) -> None:
+        self._rows: list[Labelled] = []
+        self._classes: list[str] = []
+        self._queries = np.zeros((0, 0), np.float32)
+
+    def wrap(self, tokenizer: Any) -> Extractor:
+        """Features of a tokenizer; a clip is encoded as a whole."""
+        return TokenizerFeatures(tokenizer, self.frames)
+
+    def stand_in(self, kind: str) -> Extractor:
+        """Oracle or random features."""
+        return stand_in(kind)
+
+    def check(self) -> None:
+        """Read the labels, the templates and the levels."""
+        parse_templates(self.templates)
+        parse_levels(self.levels)
+        self.class_names()
+
+    def rows(self) -> list[Labelled]:
+        """All labelled videos, read once."""
+        if not self._rows:
+            self._rows = load_labelled(Path(self.data), self.table)
+        return self._rows
+
+    def class_names(self) -> list[str]:
+        """The classes that are told apart, read once."""
+        if not self._classes:
+            self._classes = load_classes(self.classes, self.rows())
+        return self._classes
+
+    def protocol(self) -> dict[str, Any]:
+        """Settings, and the number of classes."""
+        return self.settings() | {
+            "split": Path(self.table).stem if self.table else Path(self.data).name,
+            "number_of_classes": len(self.class_names()),
+            "sampling": "middles of equal parts of the clip, one view, uncropped",
+        }
+
+    def items(self) -> list[Item]:
+        """One item per video."""
+        return [Item(row.name, row) for row in self.rows()]
+
+    def prepare(self, model: Extractor) -> None:
+        """Embed the class names."""
+        names = [spoken(name) for name in self.class_names()]
+        self._queries = prompt_features(model, names, parse_templates(self.templates))
+
+    def evaluate_item(self, model: Extractor, item: Item) -> Partial:
+        """Cosine of one clip with every class."""
+        row: Labelled = item.content
+        clip = read_labelled(row, self.frames, self.side)
+        label = self.class_names().index(row.label)
+        features = model.video(clip, lambda: whole_clip(self._queries[label], len(clip)))
+        pooled = normalized(level_means(features, parse_levels(self.levels)).mean(axis=0))
+        t, h, w = clip.shape[:3]
+        return {
+            "scores": (self._queries @ pooled).astype(np.float32),
+            "label": label,
+            "clip": {"frames": t, "height": h, "width": w, "bits": features.bits},
+        }
+
+    def aggregate(self, partials: Mapping[str, Partial]) -> dict[str, Any]:
+        """Top-1 and top-5 in percent, chance, and the mean of the classes' top-1."""
+        scores = np.stack([p["scores"] for p in partials.values()])
+        labels = np.array([p["label"] for p in partials.values()])
+        ranks = label_ranks(scores, labels)
+        by_class = [float((ranks[labels == c] < 1).mean()) for c in np.unique(labels)]
+        return {
+            "top1": 100 * float((ranks < 1).mean()),
+            "top5": 100 * float((ranks < 5).mean()),
+            "mean_class_top1": 100 * float(np.mean(by_class)),
+            "chance_top1": 100 / scores.shape[1],
+            "videos": len(labels),
+        }
+
+    def pictures(self, partials: Mapping[str, Partial], folder: Path) -> list[Picture]:
+        """The first videos with their label and the likeliest classes."""
+        from pyratok_jax.evaluation.vision.drawing import draw_masks
+
+        names, pictures = self.class_names(), []
+        rows = {row.name: row for row in self.rows()}
+        for number, (name, partial) in enumerate(list(partials.items())[:8]):
+            best = np.argsort(-partial["scores"], kind="stable")[:3]
+            said = ", ".join(f"{names[i]} {partial['scores'][i]:.3f}" for i in best)
+            clip = sample_frames(str(rows[name].path), 4, 160)
+            caption = f"{rows[name].label}: {said}"
+            path = folder / f"clip_{number:02d}.png"
+            pictures.append(draw_masks(path, clip, np.zeros((0, *clip.shape[:3]), bool), caption))
+        return pictures
+
+
+def whole_clip(vector: np.ndarray, frames: int) -> Truth:
+    """One thing, everywhere in all frames."""
+    return Truth(vector[None], np.ones((1, frames, 1, 1), bool))
+
+
+def label_ranks(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """How many classes score above each clip's label; of equal scores half count.
+
+    Without that half a model that gives all classes the same score would be always right.
+    """
+    own = scores[np.arange(len(labels)), labels][:, None]
+    above = (scores > own).sum(axis=1)
+    equal = (scores == own).sum(axis=1) - 1
+    return above + equal / 2

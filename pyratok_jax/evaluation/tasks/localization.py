@@ -1,0 +1,242 @@
+"""Zero-shot temporal action localization with the finest level of tokens."""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pyratok_jax.data.video.files import iter_frames, probe
+from pyratok_jax.evaluation.data.localization import (
+    Annotations,
+    find_video,
+    load_annotations,
+    load_splits,
+    spoken,
+)
+from pyratok_jax.evaluation.framework import BrokenItemError, Item, Partial, Picture, Task
+from pyratok_jax.evaluation.models.features import (
+    Extractor,
+    TokenizerFeatures,
+    Truth,
+    normalized,
+    prompt_features,
+    stand_in,
+)
+from pyratok_jax.evaluation.settings import parse_range, parse_templates
+from pyratok_jax.evaluation.vision.detection_map import Detection, mean_average_precision
+from pyratok_jax.evaluation.vision.framing import resized
+from pyratok_jax.evaluation.vision.proposals import propose
+
+
+@dataclasses.dataclass
+class Localization(Task):
+    """The task; see `description`."""
+
+    name = "localization"
+    description = (
+        "Zero-shot temporal action localization (THUMOS14, ActivityNet v1.3): level 1 averaged "
+        "over space, cosine with each class name, means over windows of 25 frames, threshold, "
+        "connected runs. Average mAP over IoU thresholds, mean and spread over class splits."
+    )
+    data_help = (
+        "folder with annotations.json (ActivityNet's form), videos/ and, if wanted, splits/ of "
+        "class lists; or the JSON file, with --set videos=... and --set splits=..."
+    )
+    columns = (("average_map", "avg mAP", 2), ("average_map_std", "+-", 2), ("splits", "splits", 0))
+    late_settings = frozenset(
+        ("splits", "ious", "window_frames", "threshold", "relative", "gap", "least", "most")
+        + ("all_videos",)
+    )
+
+    videos: str = ""
+    splits: str = ""
+    subset: str = ""
+    ious: str = "0.3:0.1:0.7"
+    fps: float = 0.0
+    side: int = 256
+    clip_frames: int = 97
+    window_frames: int = 25
+    threshold: float = 0.5
+    relative: bool = True
+    gap: int = 5
+    least: int = 1
+    most: int = 100
+    all_videos: bool = False
+    templates: str = "a video of {}."
+
+    def __post_init__(self) -> None:
+        self._annotations: Annotations | None = None
+        self._queries: np.ndarray | None = None
+
+    @property
+    def file(self) -> Path:
+        """The annotation file."""
+        path = Path(self.data)
+        return path / "annotations.json" if path.is_dir() else path
+
+    def wrap(self, tokenizer: Any) -> Extractor:
+        """Features of a tokenizer."""
+        return TokenizerFeatures(tokenizer, self.clip_frames)
+
+    def stand_in(self, kind: str) -> Extractor:
+        """Oracle or random features."""
+        return stand_in(kind)
+
+    def check(self) -> None:
+        """Read the annotations, the splits and the thresholds."""
+        parse_range(self.ious, "ious")
+        parse_templates(self.templates)
+        self._class_splits()
+
+    def annotations(self) -> Annotations:
+        """The annotation file, read once."""
+        if self._annotations is None:
+            self._annotations = load_annotations(self.file, self.subset)
+        return self._annotations
+
+    def _class_splits(self) -> dict[str, tuple[str, ...]]:
+        folder = self.splits or str(self.file.parent / "splits")
+        if self.splits or Path(folder).is_dir():
+            return load_splits(folder)
+        return {"all classes": self.annotations().labels}
+
+    def protocol(self) -> dict[str, Any]:
+        """Settings, and what the data holds."""
+        found = self.annotations()
+        return self.settings() | {
+            "split": self.subset or "all",
+            "class_splits": list(self._class_splits()),
+            "videos_of_a_split": "all" if self.all_videos else "with an instance of its classes",
+            "intervals_left_out_as_empty": found.dropped,
+            "feature": "level 1, mean over space",
+        }
+
+    def items(self) -> list[Item]:
+        """One item per annotated video."""
+        return [Item(video) for video in self.annotations().videos]
+
+    def prepare(self, model: Extractor) -> None:
+        """Embed the class names."""
+        names = [spoken(label) for label in self.annotations().labels]
+        self._queries = prompt_features(model, names, parse_templates(self.templates))
+
+    def evaluate_item(self, model: Extractor, item: Item) -> Partial:
+        """Similarity of every frame with every class."""
+        folder = Path(self.videos) if self.videos else self.file.parent / "videos"
+        path = find_video(folder, item.id)
+        if path is None:
+            raise BrokenItemError(f"no video {item.id} in {folder}")
+        info = probe(str(path))
+        queries = self._queries
+        assert queries is not None
+        step = max(info.fps / self.fps, 1.0) if self.fps else 1.0
+        scores, bits, size, frames = [], 0.0, (0, 0), 0
+        for clip in self._clips(str(path), step):
+            span = (frames, len(clip), info.fps / step)
+            features = model.video(clip, functools.partial(self._truth, item.id, *span))
+            level = features.levels[0]
+            vectors = normalized(level.values.mean(axis=(1, 2)))[level.rows]
+            scores.append(vectors @ queries.T)
+            bits += features.bits or 0.0
+            frames, size = frames + len(clip), clip.shape[1:3]
+        clip_size = {"frames": frames, "height": size[0], "width": size[1], "bits": bits or None}
+        return {
+            "scores": np.concatenate(scores).astype(np.float32),
+            "fps": info.fps / step,
+            "clip": clip_size,
+        }
+
+    def _clips(self, path: str, step: float) -> Iterator[np.ndarray]:
+        """The sampled frames in pieces that are encoded on their own."""
+        held: list[np.ndarray] = []
+        taken = 0
+        for number, frame in enumerate(iter_frames(path)):
+            if number < round(taken * step):
+                continue
+            taken += 1
+            held.append(resized(frame, self.side))
+            if len(held) == self.clip_frames:
+                yield np.stack(held)
+                held = []
+        if held:
+            yield np.stack(held)
+
+    def _truth(self, video: str, first: int, count: int, fps: float) -> Truth:
+        labels = self.annotations().labels
+        middle = (first + np.arange(count) + 0.5) / fps
+        masks = np.zeros((len(labels), count, 1, 1), bool)
+        for instance in self.annotations().videos[video]:
+            inside = (instance.start <= middle) & (middle < instance.end)
+            masks[labels.index(instance.label), :, 0, 0] |= inside
+        assert self._queries is not None
+        return Truth(self._queries, masks)
+
+    def detections(self, partials: Mapping[str, Partial]) -> list[Detection]:
+        """Proposals of all classes in all videos."""
+        found = []
+        for video, partial in partials.items():
+            for column, label in enumerate(self.annotations().labels):
+                runs = propose(
+                    partial["scores"][:, column],
+                    window=self.window_frames,
+                    threshold=self.threshold,
+                    relative=self.relative,
+                    gap=self.gap,
+                    least=self.least,
+                    most=self.most,
+                )
+                fps = partial["fps"]
+                found += [
+                    Detection(video, label, run.first / fps, run.end / fps, run.score)
+                    for run in runs
+                ]
+        return found
+
+    def aggregate(self, partials: Mapping[str, Partial]) -> dict[str, Any]:
+        """mAP per split and threshold; the average over thresholds, its mean and spread."""
+        thresholds = parse_range(self.ious, "ious")
+        detections = self.detections(partials)
+        truth = [x for video in partials for x in self.annotations().videos[video]]
+        rows = {}
+        for name, labels in self._class_splits().items():
+            wanted = set(labels)
+            kept = [x for x in truth if x.label in wanted]
+            videos = set(partials) if self.all_videos else {x.video for x in kept}
+            found = [d for d in detections if d.label in wanted and d.video in videos]
+            row = mean_average_precision(kept, found, thresholds)
+            if row is not None:
+                rows[name] = 100 * row
+        averages = [float(row.mean()) for row in rows.values()]
+        table = np.array(list(rows.values()))
+        return {
+            "average_map": float(np.mean(averages)) if averages else None,
+            "average_map_std": float(np.std(averages)) if averages else None,
+            "splits": len(rows),
+            "map_by_iou": {
+                f"{iou:g}": float(table[:, i].mean()) for i, iou in enumerate(thresholds)
+            }
+            if len(rows)
+            else {},
+            "average_map_by_split": dict(zip(rows, averages, strict=True)),
+            "instances": len(truth),
+            "detections": len(detections),
+        }
+
+    def pictures(self, partials: Mapping[str, Partial], folder: Path) -> list[Picture]:
+        """Scores over time with ground truth and proposals, of the first videos."""
+        from pyratok_jax.evaluation.vision.drawing import draw_timeline
+
+        return [
+            draw_timeline(
+                folder / f"timeline_{number:02d}.png",
+                video,
+                partial,
+                self.annotations(),
+                self.detections({video: partial}),
+                self.window_frames,
+            )
+            for number, (video, partial) in enumerate(list(partials.items())[:6])
+        ]

@@ -1,0 +1,237 @@
+"""Zero-shot video segmentation with the semantic (last) level of tokens."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pyratok_jax.errors import UserError
+from pyratok_jax.evaluation.data.localization import spoken
+from pyratok_jax.evaluation.data.vis import (
+    VisData,
+    VisVideo,
+    load_davis,
+    load_vis,
+    read_frames,
+    track_masks,
+)
+from pyratok_jax.evaluation.framework import Item, Partial, Picture, Task
+from pyratok_jax.evaluation.models.features import (
+    Extractor,
+    TokenizerFeatures,
+    Truth,
+    prompt_features,
+    stand_in,
+)
+from pyratok_jax.evaluation.settings import parse_templates
+from pyratok_jax.evaluation.vision.framing import resized
+from pyratok_jax.evaluation.vision.masks import (
+    FieldSettings,
+    make_track,
+    probabilities,
+    resize_masks,
+    similarity_maps,
+    split_instances,
+    to_pixels,
+    unit_masks,
+)
+from pyratok_jax.evaluation.vision.rle import decode_mask
+from pyratok_jax.evaluation.vision.units import category_of, semantic_units
+from pyratok_jax.evaluation.vision.vis_scores import MAX_TRACKS, score_tracks
+
+
+@dataclasses.dataclass
+class Segmentation(Task):
+    """The task; see `description`."""
+
+    name = "segmentation"
+    description = (
+        "Zero-shot video segmentation (YouTube-VIS 2019/2021, OVIS, DAVIS): cosine of the last "
+        "level's tokens with the embedding of each semantic unit, a fully connected CRF over x, y "
+        "and t, connected parts as instances. Track mAP and J by TrackEval."
+    )
+    data_help = (
+        "folder with instances.json and JPEGImages/ (YouTube-VIS, OVIS) or with JPEGImages/ and "
+        "Annotations/ (DAVIS); or the JSON file, with --set images=FOLDER"
+    )
+    columns = (("map", "mAP", 2), ("ap50", "AP50", 2), ("ap75", "AP75", 2), ("j", "J", 2))
+
+    images: str = ""
+    prompt: str = ""
+    templates: str = "a video of {}."
+    level: int = -1
+    side: int = 256
+    clip_frames: int = 97
+    guided: bool = False
+    units: int = 8
+    threshold: float = 0.5
+    temperature: float = 0.1
+    instances: bool = True
+    least_area: float = 0.0005
+    crf_side: int = 480
+    crf_iterations: int = 5
+    place_weight: float = 3.0
+    place_space: float = 3.0
+    place_time: float = 3.0
+    colour_weight: float = 10.0
+    colour_space: float = 60.0
+    colour_time: float = 10.0
+    colour_range: float = 13.0
+
+    def __post_init__(self) -> None:
+        self._data: VisData | None = None
+        self._names: dict[int, str] = {}
+        self._queries = np.zeros((0, 0), np.float32)
+
+    def wrap(self, tokenizer: Any) -> Extractor:
+        """Features of a tokenizer."""
+        return TokenizerFeatures(tokenizer, self.clip_frames)
+
+    def stand_in(self, kind: str) -> Extractor:
+        """Oracle or random features."""
+        return stand_in(kind)
+
+    def check(self) -> None:
+        """Read the annotations and the prompt."""
+        parse_templates(self.templates)
+        self._units()
+
+    def dataset(self) -> VisData:
+        """The data set, read once."""
+        if self._data is None:
+            path = Path(self.data)
+            if path.is_dir() and not (path / "instances.json").exists():
+                self._data = load_davis(path)
+            else:
+                file = path / "instances.json" if path.is_dir() else path
+                images = Path(self.images) if self.images else file.parent / "JPEGImages"
+                self._data = load_vis(file, images)
+        return self._data
+
+    def _units(self) -> dict[int, str]:
+        """What is looked for: category number to unit of text."""
+        categories = self.dataset().categories
+        if not self.prompt:
+            return {number: spoken(name) for number, name in categories.items()}
+        found = {category_of(unit, categories): unit for unit in semantic_units(self.prompt)}
+        units = {number: unit for number, unit in found.items() if number is not None}
+        if not units:
+            raise UserError(
+                f"--set prompt={self.prompt}: none of its units ({', '.join(found.values())}) "
+                f"names a category of {self.data}"
+            )
+        return units
+
+    def protocol(self) -> dict[str, Any]:
+        """Settings, and how tracks are made."""
+        return self.settings() | {
+            "split": Path(self.data).stem,
+            "semantic_units": list(self._units().values()),
+            "most_tracks": MAX_TRACKS,
+            "metric": "TrackEval: TrackMAP (IoU .5:.05:.95) and J, tracks matched per class",
+        }
+
+    def items(self) -> list[Item]:
+        """One item per video."""
+        return [Item(video.name, video) for video in self.dataset().videos]
+
+    def prepare(self, model: Extractor) -> None:
+        """Embed the semantic units."""
+        self._names = self._units()
+        self._queries = prompt_features(
+            model, list(self._names.values()), parse_templates(self.templates)
+        )
+
+    def evaluate_item(self, model: Extractor, item: Item) -> Partial:
+        """The predicted tracks of one video."""
+        video: VisVideo = item.content
+        frames = read_frames(video)
+        small = np.stack([resized(frame, self.side) for frame in frames])
+        field = np.stack([resized(frame, self.crf_side) for frame in frames])
+        caption = ", ".join(self._names.values()) if self.guided else None
+        features = model.video(small, lambda: self._truth(video, small.shape[1:3]), caption)
+        level = features.levels[self.level]
+        maps = similarity_maps(level, self._queries)
+        chosen = np.argsort(-maps.max(axis=(0, 1, 2)), kind="stable")[: self.units]
+        maps = to_pixels(maps[..., chosen], level, small.shape[1:3])
+        if small.shape != field.shape:
+            maps = np.stack([_zoom(m, field.shape[1:3]) for m in maps])
+        chances = probabilities(field, maps, self._field())
+        masks = unit_masks(chances)
+        tracks = []
+        for position, unit in enumerate(chosen):
+            category = list(self._names)[unit]
+            tracks += self._tracks(video, category, masks[position], maps[..., position])
+        tracks = sorted(tracks, key=lambda track: -track["score"])[:MAX_TRACKS]
+        t, h, w = small.shape[:3]
+        clip = {"frames": t, "height": h, "width": w, "bits": features.bits}
+        return {"tracks": tracks, "clip": clip}
+
+    def _field(self) -> FieldSettings:
+        names = [field.name for field in dataclasses.fields(FieldSettings)]
+        values = {name: getattr(self, name) for name in names if name != "iterations"}
+        return FieldSettings(iterations=self.crf_iterations, **values)
+
+    def _tracks(
+        self, video: VisVideo, category: int, mask: np.ndarray, similarity: np.ndarray
+    ) -> list[dict[str, Any]]:
+        least = max(int(self.least_area * mask.size), 1)
+        parts = split_instances(mask, least, MAX_TRACKS)
+        if not self.instances and parts:
+            parts = [mask]
+        size = (video.height, video.width)
+        void = [decode_mask(v, *size) if v else None for v in video.void] or [None] * len(mask)
+        return [
+            make_track(
+                resize_masks(part, size), float(similarity[part].mean()), video.id, category, void
+            )
+            for part in parts
+        ]
+
+    def _truth(self, video: VisVideo, size: tuple[int, int]) -> Truth:
+        numbers = list(self._names)
+        masks = np.zeros((len(numbers), len(video.files), *size), bool)
+        for track in video.tracks:
+            if int(track["category_id"]) in numbers:
+                drawn = track_masks(track, video.height, video.width)
+                masks[numbers.index(int(track["category_id"]))] |= resize_masks(drawn, size)
+        return Truth(self._queries, masks)
+
+    def _videos(self, partials: Mapping[str, Partial]) -> list[VisVideo]:
+        return [video for video in self.dataset().videos if video.name in partials]
+
+    def aggregate(self, partials: Mapping[str, Partial]) -> dict[str, Any]:
+        """Track mAP and J over the evaluated videos."""
+        tracks = [track for partial in partials.values() for track in partial["tracks"]]
+        scores = score_tracks(self.dataset(), self._videos(partials), tracks)
+        return scores | {"tracks": len(tracks)}
+
+    def pictures(self, partials: Mapping[str, Partial], folder: Path) -> list[Picture]:
+        """Ground truth and best tracks over a few frames of the first videos."""
+        from pyratok_jax.evaluation.vision.drawing import draw_masks
+
+        pictures = []
+        for number, video in enumerate(self._videos(partials)[:6]):
+            frames = read_frames(video)
+            at = np.linspace(0, len(frames) - 1, 4).astype(int)
+            tracks = partials[video.name]["tracks"][:5]
+            for what, rows in (("truth", list(video.tracks)[:5]), ("tracks", tracks)):
+                masks = [track_masks(row, video.height, video.width)[at] for row in rows]
+                names = [self.dataset().categories[int(row["category_id"])] for row in rows]
+                shape = (0, len(at), video.height, video.width)
+                stack = np.stack(masks) if masks else np.zeros(shape, bool)
+                path = folder / f"masks_{number:02d}_{what}.png"
+                title = {"truth": "ground truth", "tracks": "best tracks"}[what]
+                caption = f"{video.name}, {title}: {', '.join(names) or 'none'}"
+                pictures.append(draw_masks(path, frames[at], stack, caption))
+        return pictures
+
+
+def _zoom(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Maps (h, w, n) at another size, bilinear."""
+    import jax
+
+    shape = (*size, maps.shape[-1])
+    return np.asarray(jax.image.resize(maps, shape, "linear", antialias=False))

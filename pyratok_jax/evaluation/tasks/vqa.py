@@ -1,0 +1,152 @@
+"""Questions about videos (MVBench): accuracy per task."""
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pyratok_jax.data.video.files import read_image
+from pyratok_jax.errors import UserError
+from pyratok_jax.evaluation.data.mvbench import FRAMES_FPS, LAYOUT, Question, load_questions
+from pyratok_jax.evaluation.framework import BrokenItemError, Item, Partial, Task
+from pyratok_jax.evaluation.models.answering import (
+    MODES,
+    Answerer,
+    LanguageAnswers,
+    OracleAnswers,
+    RandomAnswers,
+)
+from pyratok_jax.evaluation.vision.framing import even_indices, resized, sample_frames
+
+BLIND = "none"
+
+
+def read_clip_of(question: Question, frames: int, side: int) -> np.ndarray:
+    """The frames that a question is about, uint8 (frames, h, w, 3).
+
+    Raises:
+        BrokenItemError: the video is missing or its span is empty.
+        BrokenVideoError: it cannot be read.
+    """
+    path = Path(question.video)
+    if not question.frames:
+        if not path.is_file():
+            raise BrokenItemError(f"no such file: {path}")
+        return sample_frames(str(path), frames, side, start=question.start, end=question.end)
+    files = sorted(file for file in path.glob("*.jpg")) if path.is_dir() else []
+    first = round((question.start or 0.0) * FRAMES_FPS)
+    last = len(files) if question.end is None else max(round(question.end * FRAMES_FPS), first + 1)
+    files = files[first:last]
+    if not files:
+        raise BrokenItemError(
+            f"{path} holds no frame between {question.start} and {question.end} s"
+        )
+    chosen = [files[i] for i in even_indices(len(files), frames)]
+    return np.stack([resized(read_image(str(file)), side) for file in chosen])
+
+
+@dataclasses.dataclass
+class VideoQuestions(Task):
+    """The task; see `description`."""
+
+    name = "vqa"
+    description = (
+        "Multiple-choice questions about videos (MVBench, 20 tasks): the tokens of all levels go "
+        "through a trained projector and stand before the question; the tokenizer's own language "
+        "model scores the options or writes an answer that is parsed. Accuracy per task."
+    )
+    data_help = (
+        "MVBench's folder with json/ and video/. Needs --set projector=DIR, a working folder of "
+        "configs/vqa_projector.py; projector=none asks the language model without the video"
+    )
+    columns = (("accuracy", "accuracy", 2), ("tasks", "tasks", 0))
+
+    projector: str = ""
+    mode: str = "letter"
+    tasks: str = ""
+    frames: int = 17
+    side: int = 256
+    new_tokens: int = 24
+
+    def wrap(self, tokenizer: Any) -> Answerer:
+        """The tokenizer's language model with the projector.
+
+        Raises:
+            UserError: no projector is named.
+        """
+        settings: dict[str, Any] = {"mode": self.mode, "new_tokens": self.new_tokens}
+        if self.projector == BLIND:
+            return LanguageAnswers(tokenizer, None, **settings)
+        if not self.projector:
+            raise UserError(
+                "the task vqa needs --set projector=DIR, trained with --config "
+                "configs/vqa_projector.py; or projector=none for the language model alone"
+            )
+        from pyratok_jax.evaluation.models.projector import load_projector
+
+        projector, digest = load_projector(self.projector, tokenizer)
+        return LanguageAnswers(tokenizer, projector, projector_hash=digest, **settings)
+
+    def stand_in(self, kind: str) -> Answerer:
+        """Oracle or random answers."""
+        return OracleAnswers() if kind == "oracle" else RandomAnswers()
+
+    def check(self) -> None:
+        """Read the questions.
+
+        Raises:
+            UserError: an unknown mode.
+        """
+        if self.mode not in MODES:
+            raise UserError(f"--set mode={self.mode}: expected one of {', '.join(MODES)}")
+        self.items()
+
+    def protocol(self) -> dict[str, Any]:
+        """Settings, and which of the 20 tasks are there."""
+        present = sorted({item.content.task for item in self.items()})
+        missing = sorted(set(LAYOUT) - set(present))
+        return self.settings() | {"split": "test", "present": present, "not_there": missing}
+
+    def items(self) -> list[Item]:
+        """One item per question."""
+        names = [name for name in self.tasks.split(",") if name]
+        return [Item(f"{q.task}/{q.number}", q) for q in load_questions(self.data, names)]
+
+    def evaluate_item(self, model: Answerer, item: Item) -> Partial:
+        """The answer to one question."""
+        question: Question = item.content
+        clip = read_clip_of(question, self.frames, self.side)
+        answer = model.answer(clip, question)
+        t, h, w = clip.shape[:3]
+        return {
+            "task": question.task,
+            "right": answer.option == question.answer,
+            "option": answer.option,
+            "text": answer.text,
+            "scores": list(answer.scores),
+            "options": len(question.options),
+            "clip": {"frames": t, "height": h, "width": w, "bits": answer.bits},
+        }
+
+    def aggregate(self, partials: Mapping[str, Partial]) -> dict[str, Any]:
+        """Accuracy in percent: mean over tasks, over questions, and of every task.
+
+        An answer in which no option can be made out is wrong.
+        """
+        by_task = defaultdict(list)
+        for partial in partials.values():
+            by_task[partial["task"]].append(partial["right"])
+        table = {task: 100 * float(np.mean(rights)) for task, rights in by_task.items()}
+        rows = list(partials.values())
+        return {
+            "accuracy": float(np.mean(list(table.values()))),
+            "accuracy_over_questions": 100 * float(np.mean([p["right"] for p in rows])),
+            "tasks": len(table),
+            "by_task": table,
+            "questions": len(rows),
+            "without_an_option": sum(p["option"] is None for p in rows),
+            "chance": 100 * float(np.mean([1 / p["options"] for p in rows])),
+        }

@@ -1,0 +1,1 @@
+"""Masks, proposals, random fields and their scores."""

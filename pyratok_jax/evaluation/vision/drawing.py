@@ -1,0 +1,76 @@
+"""Pictures of results: timelines of localization, masks over frames, clouds of points."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from pyratok_jax.evaluation.data.localization import Annotations
+from pyratok_jax.evaluation.framework import Partial, Picture
+from pyratok_jax.evaluation.vision.detection_map import Detection
+from pyratok_jax.evaluation.vision.proposals import window_means
+
+# Colours that differ in lightness too.
+PALETTE = ((230, 75, 53), (77, 187, 213), (0, 160, 135), (243, 155, 127), (60, 84, 136))
+
+
+def draw_timeline(
+    path: Path,
+    video: str,
+    partial: Partial,
+    annotations: Annotations,
+    detections: Sequence[Detection],
+    window: int,
+) -> Picture:
+    """Window scores of the classes that a video shows, its ground truth and its proposals."""
+    truth = annotations.videos[video]
+    labels = sorted({x.label for x in truth}) or list(annotations.labels[:1])
+    figure = Figure(figsize=(9, 1.9 * len(labels)), layout="constrained")
+    axes = figure.subplots(len(labels), 1, sharex=True, squeeze=False)[:, 0]
+    for axis, label in zip(axes, labels, strict=True):
+        scores = partial["scores"][:, annotations.labels.index(label)]
+        times = (np.arange(len(scores)) + 0.5) / partial["fps"]
+        axis.plot(times, window_means(scores, window), color="black", linewidth=1)
+        for x in truth:
+            if x.label == label:
+                axis.axvspan(x.start, x.end, color="tab:green", alpha=0.25, linewidth=0)
+        low = axis.get_ylim()[0]
+        for d in [d for d in detections if d.label == label][:10]:
+            axis.plot([d.start, d.end], [low, low], color="tab:red", linewidth=5)
+        axis.set_ylabel(label, fontsize=8)
+    axes[-1].set_xlabel("seconds")
+    figure.savefig(path, dpi=90)
+    caption = f"{video}: mean similarity per window; green: ground truth; red: proposals"
+    return Picture(f"pictures/{path.name}", caption)
+
+
+def draw_masks(path: Path, frames: np.ndarray, masks: np.ndarray, caption: str) -> Picture:
+    """Frames (t, h, w, 3) in a row, masks (n, t, h, w) of n things laid over them."""
+    shown = frames.astype(np.float32)
+    for number, mask in enumerate(masks):
+        colour = np.array(PALETTE[number % len(PALETTE)], np.float32)
+        shown[mask] = 0.45 * shown[mask] + 0.55 * colour
+    row = np.concatenate(list(np.clip(shown, 0, 255).astype(np.uint8)), axis=1)
+    Image.fromarray(row).save(path)
+    return Picture(f"pictures/{path.name}", caption)
+
+
+def draw_scatter(
+    path: Path, panels: Mapping[str, Sequence[np.ndarray]], names: Sequence[str], about: str
+) -> Picture:
+    """Groups of points (n, 2), a panel per entry, a colour per name."""
+    figure = Figure(figsize=(3.2 * len(panels), 3.6), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, (title, groups) in zip(axes, panels.items(), strict=True):
+        for name, points in zip(names, groups, strict=True):
+            short = name if len(name) <= 40 else name[:39] + "…"
+            axis.scatter(points[:, 0], points[:, 1], s=6, alpha=0.6, label=short)
+        axis.set_title(title, fontsize=9)
+        axis.set_xticks([])
+        axis.set_yticks([])
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", fontsize=7, ncols=2, frameon=False)
+    figure.savefig(path, dpi=110)
+    return Picture(f"pictures/{path.name}", about)

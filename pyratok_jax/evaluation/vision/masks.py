@@ -1,0 +1,131 @@
+"""From the similarity of tokens with text to masks of pixels, and to tracks."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy import ndimage
+
+from pyratok_jax.evaluation.models.features import LevelFeatures, normalized
+from pyratok_jax.evaluation.vision.crf import mean_field_binary, video_kernels
+from pyratok_jax.evaluation.vision.rle import encode_mask
+
+
+def similarity_maps(level: LevelFeatures, queries: np.ndarray) -> np.ndarray:
+    """Cosine of every token with every query, (r, h, w, n)."""
+    return normalized(level.values) @ queries.T
+
+
+def to_pixels(maps: np.ndarray, level: LevelFeatures, size: tuple[int, int]) -> np.ndarray:
+    """Token maps (r, h, w, n) as pixel maps (t, height, width, n), bilinear over space.
+
+    Args:
+        maps: on the grid of `level`.
+        level: gives the cells and which row shows which frame.
+        size: height and width of the clip that was encoded; the grid may reach beyond them.
+    """
+    (ch, cw), (h, w) = level.cell, maps.shape[1:3]
+    if (ch, cw) != (1, 1):
+        maps = _resize(maps, (h * ch, w * cw))
+    return maps[level.rows, : size[0], : size[1]]
+
+
+def _resize(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    shape = (maps.shape[0], *size, maps.shape[3])
+    return np.asarray(jax.image.resize(jnp.asarray(maps), shape, "linear", antialias=False))
+
+
+@dataclasses.dataclass(frozen=True)
+class FieldSettings:
+    """How the field over pixels is set up and solved; see `crf.video_kernels`."""
+
+    threshold: float
+    temperature: float
+    iterations: int
+    place_weight: float
+    place_space: float
+    place_time: float
+    colour_weight: float
+    colour_space: float
+    colour_time: float
+    colour_range: float
+
+
+def probabilities(video: np.ndarray, maps: np.ndarray, settings: FieldSettings) -> np.ndarray:
+    """Probability of every unit at every pixel, after the field is solved.
+
+    The threshold is a share of the range of all similarities in this video: 0 its least, 1 its
+    greatest, so that it does not depend on where a language model's cosines happen to lie.
+
+    Args:
+        video: uint8 (t, h, w, 3).
+        maps: similarities (t, h, w, n) of the same size.
+        settings: of the field.
+
+    Returns:
+        float32 (t, h, w, n).
+    """
+    low, high = float(maps.min()), float(maps.max())
+    limit = low + settings.threshold * (high - low)
+    logits = jnp.asarray((maps - limit) / settings.temperature, jnp.float32)
+    logits = logits.reshape(-1, maps.shape[-1])
+    if not settings.iterations:
+        return np.asarray(jax.nn.sigmoid(logits)).reshape(maps.shape)
+    kernels = video_kernels(
+        video,
+        place_weight=settings.place_weight,
+        place_space=settings.place_space,
+        place_time=settings.place_time,
+        colour_weight=settings.colour_weight,
+        colour_space=settings.colour_space,
+        colour_time=settings.colour_time,
+        colour_range=settings.colour_range,
+    )
+    return np.asarray(mean_field_binary(logits, kernels, settings.iterations)).reshape(maps.shape)
+
+
+def unit_masks(chances: np.ndarray) -> np.ndarray:
+    """Masks (n, t, h, w): a pixel belongs to its likeliest unit, if that has over one half."""
+    winner = np.argmax(chances, axis=-1)
+    masks = [(winner == i) & (chances[..., i] > 0.5) for i in range(chances.shape[-1])]
+    return np.stack(masks)
+
+
+def split_instances(mask: np.ndarray, least: int, most: int) -> list[np.ndarray]:
+    """Connected parts of a mask (t, h, w) over space and time, the largest first.
+
+    Args:
+        mask: one unit's pixels.
+        least: parts with fewer pixels are left out.
+        most: number of parts.
+    """
+    labels, count = ndimage.label(mask, structure=np.ones((3, 3, 3)))
+    if not count:
+        return []
+    sizes = np.bincount(labels.ravel())
+    order = np.argsort(-sizes[1:], kind="stable")[:most] + 1
+    return [labels == number for number in order if sizes[number] >= least]
+
+
+def resize_masks(masks: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Masks (t, h, w) at another size, by the nearest pixel."""
+    h, w = masks.shape[1:]
+    rows = np.minimum(((np.arange(size[0]) + 0.5) * h / size[0]).astype(int), h - 1)
+    columns = np.minimum(((np.arange(size[1]) + 0.5) * w / size[1]).astype(int), w - 1)
+    return masks[:, rows][:, :, columns]
+
+
+def make_track(
+    mask: np.ndarray, score: float, video: int, category: int, void: Sequence[np.ndarray | None]
+) -> dict[str, Any]:
+    """A predicted track of masks (t, h, w); pixels that do not count are taken out."""
+    frames = [m if v is None else m & ~v for m, v in zip(mask, void, strict=True)]
+    return {
+        "video_id": video,
+        "category_id": category,
+        "score": score,
+        "segmentations": [encode_mask(m) if m.any() else None for m in frames],
+    }

@@ -1,0 +1,94 @@
+"""Rate-distortion over a set of clips: what a clip's measurements add up to."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pyratok_jax.metrics.bd_rate import bd_rate, rate_at
+from pyratok_jax.metrics.image import mean_quality
+
+RAW, CODED = "raw", "coded"
+# What was measured on a clip: tokens, a codec at a fixed CRF, a codec at the tokens' rate, 4:2:0.
+TOKENS, CODEC, MATCHED, CONVERSION = "tokens", "codec", "matched", "conversion"
+
+
+def merge(measurements: Sequence[Sequence[Mapping[str, Any]]], pixels: Sequence[int]) -> list[dict]:
+    """One row per measurement that all clips share, in the first clip's order.
+
+    The rate is all bits over all pixels; quality is the mean over clips; a CRF found by bisection
+    is the mean of those found.
+
+    Args:
+        measurements: of each clip; entries with `key` (what identifies it), `bits` by kind of
+            rate, `quality`, and perhaps `crf`.
+        pixels: frames x height x width of each clip.
+    """
+    by_key: dict[tuple, list[tuple[Mapping[str, Any], int]]] = {}
+    for entries, size in zip(measurements, pixels, strict=True):
+        for entry in entries:
+            by_key.setdefault(tuple(entry["key"]), []).append((entry, size))
+    rows = []
+    for key, found in by_key.items():
+        if len(found) < len(measurements):
+            continue
+        total = sum(size for _, size in found)
+        rates = {
+            kind: sum(entry["bits"][kind] for entry, _ in found) / total
+            for kind in found[0][0]["bits"]
+            if all(kind in entry["bits"] for entry, _ in found)
+        }
+        crfs = [entry["crf"] for entry, _ in found if entry.get("crf") is not None]
+        row: dict[str, Any] = {"key": list(key), "bpp": rates}
+        row["crf"] = sum(crfs) / len(crfs) if crfs else None
+        rows.append(row | mean_quality([entry["quality"] for entry, _ in found]))
+    return rows
+
+
+def curves(
+    rows: Sequence[Mapping[str, Any]], quality: str = "psnr"
+) -> dict[str, Sequence[tuple[float, float]]]:
+    """(bpp, quality) points by name: ours, raw and coded, then the codecs."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for kind in (RAW, CODED):
+        points = [
+            (row["bpp"][kind], row[quality])
+            for row in rows
+            if row["key"][0] == TOKENS and kind in row["bpp"] and row.get(quality) is not None
+        ]
+        if points:
+            found[ours(kind)] = points
+    for row in rows:
+        if row["key"][0] == CODEC and row.get(quality) is not None:
+            found.setdefault(row["key"][1], []).append((row["bpp"][RAW], row[quality]))
+    return {name: sorted(points) for name, points in found.items()}
+
+
+def ours(kind: str) -> str:
+    """How a curve of tokens is called."""
+    return f"PyraTok ({kind})"
+
+
+def compare(series: Mapping[str, Sequence[tuple[float, float]]]) -> dict[str, Any]:
+    """Every curve against every codec: BD-rate, and the rate for each single point's quality.
+
+    Returns:
+        `bd_rate` (percent, None without two points or a common range of quality) and
+        `rate_at_equal_psnr` (percent more bits than the codec takes for our PSNR, mean over our
+        points that its curve reaches), both by curve and codec.
+    """
+    codecs = [name for name in series if not name.startswith("PyraTok")]
+    differences: dict[str, dict[str, float | None]] = {}
+    equal: dict[str, dict[str, float | None]] = {}
+    for name, points in series.items():
+        others = [codec for codec in codecs if codec != name]
+        differences[name] = {codec: bd_rate(series[codec], points) for codec in others}
+        if name not in codecs:
+            equal[name] = {codec: _more_bits(points, series[codec]) for codec in others}
+    return {"bd_rate": differences, "rate_at_equal_psnr": equal}
+
+
+def _more_bits(
+    points: Sequence[tuple[float, float]], curve: Sequence[tuple[float, float]]
+) -> float | None:
+    known = [(rate, rate_at(curve, quality)) for rate, quality in points]
+    shares = [rate / other for rate, other in known if other]
+    return 100.0 * (sum(shares) / len(shares) - 1.0) if shares else None

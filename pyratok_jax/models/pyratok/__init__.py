@@ -1,0 +1,1 @@
+"""The tokenizer: quantisation levels, lookup-free codebook, synthesis."""

@@ -1,0 +1,110 @@
+"""From codes to latent and back: the linear paths between a level's grid and the latent grid.
+
+`Synthesis` is U_l of the latent sum z_hat = sum_l U_l(q(l)); `Analysis` is its mirror image, which
+brings what is still missing of the latent to the level's grid. Both treat a patch of r x r latent
+positions and the group of g token frames that share one latent frame as one vector, as a linear
+transform codec does; frame 0, which stands alone in time, has maps of its own.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from pyratok_jax.nn.causal_conv import CausalConv3d
+from pyratok_jax.nn.grids import Stride, depth_to_space, space_to_depth
+from pyratok_jax.nn.partitioning import convolve
+from pyratok_jax.nn.stream_cache import Memory
+
+
+class Synthesis(nnx.Module):
+    """U_l: codes (b, t, h, w, bits) of one level to latents (b, t', h', w', z), normalised.
+
+    A linear map per patch, then a residual causal convolution whose last layer starts at zero: it
+    learns to smooth over the patches' borders.
+
+    Args:
+        stride: the level's strides in pixels.
+        latent_stride: the latent's strides (4, f).
+        bits: bits per token.
+        channels: latent channels z.
+        hidden: width of the smoothing convolution.
+    """
+
+    def __init__(
+        self,
+        stride: Stride,
+        latent_stride: Stride,
+        bits: int,
+        channels: int,
+        hidden: int,
+        *,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike = jnp.float32,
+    ):
+        self.group = latent_stride[0] // stride[0]
+        self.patch = stride[1] // latent_stride[1]
+        width = self.patch**2 * channels
+        init = nnx.initializers.variance_scaling(0.1, "fan_in", "normal")
+        settings: dict[str, Any] = {"kernel_init": init, "rngs": rngs, "dtype": dtype}
+        self.first = nnx.Linear(bits, width, **settings)
+        self.rest = nnx.Linear(self.group * bits, width, **settings)
+        self.smooth_in = CausalConv3d(channels, hidden, (3, 3, 3), rngs=rngs, dtype=dtype)
+        self.smooth_out = CausalConv3d(hidden, channels, (3, 3, 3), rngs=rngs, dtype=dtype)
+        self.smooth_out.kernel[...] = jnp.zeros_like(self.smooth_out.kernel[...])
+
+    def linear(
+        self, q: Float[Array, "b t h w bits"], *, first: bool = True
+    ) -> Float[Array, "b T H W z"]:
+        """The linear part alone; `first` says whether `q` starts with frame 0."""
+        start = int(first)
+        b, t, h, w, bits = q.shape
+        grouped = q[:, start:].reshape(b, (t - start) // self.group, self.group, h, w, bits)
+        grouped = grouped.transpose(0, 1, 3, 4, 2, 5).reshape(b, -1, h, w, self.group * bits)
+        latents = self.rest(grouped)
+        if first:
+            latents = jnp.concatenate([self.first(q[:, :1]), latents], axis=1)
+        return depth_to_space(latents, self.patch)
+
+    def __call__(
+        self, q: Float[Array, "b t h w bits"], memory: Memory | None = None
+    ) -> Float[Array, "b T H W z"]:
+        """Latent contribution of one level's codes; with a memory, of one chunk of them."""
+        x = self.linear(q, first=memory is None or memory.first)
+        hidden = jax.nn.silu(convolve(self.smooth_in, x, memory))
+        return x + convolve(self.smooth_out, hidden, memory)
+
+
+class Analysis(nnx.Module):
+    """The mirror of `Synthesis`: latents (b, t', h', w', z) to logits (b, t, h, w, bits)."""
+
+    def __init__(
+        self,
+        stride: Stride,
+        latent_stride: Stride,
+        bits: int,
+        channels: int,
+        *,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike = jnp.float32,
+    ):
+        self.group = latent_stride[0] // stride[0]
+        self.patch = stride[1] // latent_stride[1]
+        width = self.patch**2 * channels
+        self.first = nnx.Linear(width, bits, rngs=rngs, dtype=dtype)
+        self.rest = nnx.Linear(width, self.group * bits, rngs=rngs, dtype=dtype)
+
+    def __call__(
+        self, residual: Float[Array, "b T H W z"], *, first: bool = True
+    ) -> Float[Array, "b t h w bits"]:
+        """Logits from what is still missing of the latent, which starts with frame 0 if `first`."""
+        patches = space_to_depth(residual, self.patch)
+        rest = self.rest(patches[:, 1:] if first else patches)
+        b, n, h, w, width = rest.shape
+        bits = width // self.group
+        rest = rest.reshape(b, n, h, w, self.group, bits).transpose(0, 1, 4, 2, 3, 5)
+        rest = rest.reshape(b, n * self.group, h, w, bits)
+        return jnp.concatenate([self.first(patches[:, :1]), rest], axis=1) if first else rest

@@ -1,5 +1,0 @@
-"""Quantisers of the final latent alone, for comparison with the pyramid (LaPQ)."""
-
-from pyratok_jax.models.quantizers.build import QUANTIZERS, LatentQuantizer, build_quantizer
-
-__all__ = ["QUANTIZERS", "LatentQuantizer", "build_quantizer"]

@@ -1,0 +1,194 @@
+"""Causal convolutions over (batch, time, height, width, channels), with stream caches and halos."""
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from pyratok_jax.nn.custom_vjps import causal
+from pyratok_jax.nn.halo import here, with_borders
+from pyratok_jax.nn.lowering import conv3d, current_form, filled
+from pyratok_jax.nn.polyphase import FEW, conv_in_blocks, upsampled_conv
+from pyratok_jax.nn.stream_cache import Memory
+
+# Name of what the remat policy "convs" keeps.
+KEPT = "kept"
+
+
+class Conv(nnx.Module):
+    """Parameters of a convolution whose kernel has axes (*window, in, out)."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        window: tuple[int, ...],
+        *,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
+    ):
+        init = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+        shape = (*window, in_features, out_features)
+        self.kernel = nnx.Param(init(rngs.params(), shape, param_dtype))
+        self.bias = nnx.Param(jnp.zeros((out_features,), param_dtype))
+        self.adapter: nnx.Module | None = nnx.data(None)
+        self.dtype = dtype
+
+    def weights(self, inputs: int | None = None, *, fill: bool = True) -> tuple[Array, Array]:
+        """The kernel in use (adapted, when there is an adapter) and the bias, in compute dtype.
+
+        Args:
+            inputs: channels of the layer's input, which may be filled up with zeros.
+            fill: whether the output may be filled up, where that is wanted.
+        """
+        kernel, bias = self.kernel[...], self.bias[...]
+        if self.adapter is not None:
+            kernel = self.adapter(kernel)
+        outputs = kernel.shape[-1]
+        more_in = (inputs or kernel.shape[-2]) - kernel.shape[-2]
+        more_out = filled(outputs) - outputs if fill else 0
+        if more_in or more_out:
+            window = ((0, 0),) * (kernel.ndim - 2)
+            kernel = jnp.pad(kernel, (*window, (0, more_in), (0, more_out)))
+            bias = jnp.pad(bias, (0, more_out))
+        return kernel.astype(self.dtype), bias.astype(self.dtype)
+
+
+class CausalConv3d(Conv):
+    """Convolution over (t, h, w) that sees no later frame; zero padding, same size out."""
+
+    def __call__(
+        self, x: Float[Array, "b t h w c"], memory: Memory | None = None
+    ) -> Float[Array, "b t h w d"]:
+        """Convolve with kt-1 frames before the clip, zero or remembered, and zeros around it."""
+        kernel, bias = self.weights(x.shape[-1])
+        x = x.astype(self.dtype)
+        if memory is not None and kernel.shape[0] > 1:
+            return causal_conv(memory.join(x, kernel.shape[0] - 1), kernel, has_past=True) + bias
+        return causal_conv(x, kernel) + bias
+
+
+class Conv2d(Conv):
+    """Per-frame convolution with explicit padding (before, after) and stride on both sides."""
+
+    def __call__(
+        self, x: Float[Array, "b t h w c"], padding: tuple[int, int] = (0, 0), stride: int = 1
+    ) -> Float[Array, "b t h2 w2 d"]:
+        """Convolve each frame."""
+        kernel, bias = self.weights(x.shape[-1])
+        return conv_frames(x.astype(self.dtype), kernel, padding, stride) + bias
+
+    def over_doubled(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h2 w2 d"]:
+        """Convolve each frame with its pixels doubled to both sides, padded by one."""
+        if current_form() == "tpu":
+            kernel, bias = self.weights(x.shape[-1])
+            return upsampled_conv(x.astype(self.dtype), kernel) + bias
+        return self(jnp.repeat(jnp.repeat(x, 2, axis=2), 2, axis=3), padding=(1, 1))
+
+
+class TimeConv(Conv):
+    """Convolution over time alone, without padding; kernel (kt, 1, 1, in, out)."""
+
+    def __call__(
+        self, x: Float[Array, "b t h w c"], stride: int = 1, *, fill: bool = True
+    ) -> Float[Array, "b t2 h w d"]:
+        """Convolve `x`, which the caller has padded: t2 = (t - kt) // stride + 1."""
+        kernel, bias = self.weights(x.shape[-1], fill=fill)
+        if current_form() == "tpu":
+            return conv3d(x.astype(self.dtype), kernel, strides=(stride, 1, 1)) + bias
+        taps = kernel.shape[0]
+        frames = (x.shape[1] - taps) // stride + 1
+        last = (frames - 1) * stride + 1
+        # A sum of matrix products over the taps, without a 3-D window.
+        parts = [
+            x[:, k : k + last : stride].astype(self.dtype) @ kernel[k, 0, 0] for k in range(taps)
+        ]
+        return sum(parts[1:], parts[0]) + bias
+
+
+def conv_frames(
+    x: Float[Array, "b t h w c"],
+    kernel: Float[Array, "kh kw c d"],
+    padding: tuple[int, int],
+    stride: int = 1,
+) -> Float[Array, "b t h2 w2 d"]:
+    """A 2-D convolution of every frame."""
+    if kernel.shape[:2] == (1, 1) and stride == 1:
+        return pointwise(x, kernel[0, 0])
+    x, rows = with_borders(x, padding)
+    if current_form() == "tpu":
+        return conv3d(x, kernel[None], ((0, 0), rows, padding), (1, stride, stride))
+    b, t = x.shape[:2]
+    y = _conv2d(x.reshape(b * t, *x.shape[2:]), kernel, (rows, padding), stride)
+    return y.reshape(b, t, *y.shape[1:])
+
+
+def pointwise(
+    x: Float[Array, "b t h w c"], matrix: Float[Array, "c d"]
+) -> Float[Array, "b t h w d"]:
+    """The same linear map at every position."""
+    # On TPUs a matrix product would be given another memory layout than its neighbours.
+    return conv3d(x, matrix[None, None, None]) if current_form() == "tpu" else x @ matrix
+
+
+def _conv2d(
+    x: Float[Array, "n h w c"],
+    kernel: Float[Array, "kh kw c d"],
+    padding: tuple[tuple[int, int], tuple[int, int]],
+    stride: int = 1,
+) -> Float[Array, "n h2 w2 d"]:
+    return lax.conv_general_dilated(
+        x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def causal_conv(
+    x: Float[Array, "b t h w c"], kernel: Float[Array, "kt kh kw c d"], *, has_past: bool = False
+) -> Float[Array, "b t2 h w d"]:
+    """Causal convolution with zero padding, in the form that suits the backend.
+
+    Args:
+        x: the clip; t2 = t.
+        kernel: weights.
+        has_past: the first kt-1 frames of `x` are earlier ones that no output is asked for, and
+            time is not padded.
+    """
+    kt, kh, kw = kernel.shape[:3]
+    if (kt, kh, kw) == (1, 1, 1):
+        return pointwise(x, kernel[0, 0, 0])
+    if current_form() == "tpu" and not has_past and kh % 2 and kw % 2:
+        return causal(x, kernel, here())
+    x, rows = with_borders(x, (kh // 2, kh // 2))
+    sides = (rows, (kw // 2, kw // 2))
+    if current_form() == "shifts":
+        return _shifted_sum(x, kernel, sides, has_past)
+    padding = ((0 if has_past else kt - 1, 0), *sides)
+    if current_form() == "tpu" and kernel.shape[-1] <= FEW:
+        return conv_in_blocks(x, kernel, padding)
+    return conv3d(x, kernel, padding)
+
+
+def _shifted_sum(
+    x: Float[Array, "b t h w c"],
+    kernel: Float[Array, "kt kh kw c d"],
+    sides: tuple[tuple[int, int], tuple[int, int]],
+    has_past: bool,
+) -> Float[Array, "b t2 h2 w2 d"]:
+    """One 2-D convolution per time tap; taps that only see the zero padding are left out."""
+
+    def convolve(part: Array, tap: int) -> Array:
+        y = _conv2d(part.reshape(-1, *part.shape[2:]), kernel[tap], sides)
+        return y.reshape(*part.shape[:2], *y.shape[1:])
+
+    kt, t = kernel.shape[0], x.shape[1]
+    if has_past:
+        frames = t - kt + 1
+        parts = [convolve(x[:, tap : tap + frames], tap) for tap in range(kt)]
+        return sum(parts[1:], parts[0])
+    total = convolve(x, kt - 1)
+    for shift in range(1, min(kt, t)):
+        part = convolve(x[:, : t - shift], kt - 1 - shift)
+        total = total + jnp.pad(part, ((0, 0), (shift, 0), (0, 0), (0, 0), (0, 0)))
+    return total

@@ -1,0 +1,171 @@
+"""Batches of frames over the devices of a mesh: whole clips each, or rows of every frame.
+
+Inside `over_devices` the VAE runs with every device computing its own clips, and where there are
+too few clips for all devices, its own rows of each frame (`wan_vae.height`): borders are fetched
+from neighbours, attention passes keys and values round, no frame is ever gathered. The mesh is that
+of `jax.set_mesh`.
+
+Convolutions of split frames are never left to the compiler's partitioner. On a mesh with an axis
+over which neither clips nor heights lie (tensor) it adds the parts of some up once for each of that
+axis' devices: gradients of kernels come out twice as large, and with kernels that lie over that
+axis the values too.
+"""
+
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Shaped
+
+from pyratok_jax.nn.halo import split_height
+from pyratok_jax.nn.stream_cache import Memory
+
+M = TypeVar("M", bound=nnx.Module)
+
+
+class Split(NamedTuple):
+    """How videos (b, t, h, w, c) lie over the mesh.
+
+    Attributes:
+        clips: axes over which clips are shared out; empty where one device has all.
+        height: axis over which the height of frames is split, or None.
+    """
+
+    clips: tuple[str, ...] = ()
+    height: str | None = None
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """All of them."""
+        return (*self.clips, *([self.height] if self.height else []))
+
+    @property
+    def spec(self) -> P:
+        """Of a video, or a latent."""
+        return P(self.clips or None, None, self.height)
+
+
+_WHOLE = Split()
+_SPLIT: contextvars.ContextVar[Split] = contextvars.ContextVar("split", default=_WHOLE)
+
+
+@contextlib.contextmanager
+def over_devices(split: Split) -> Iterator[None]:
+    """Trace models with videos lying over the mesh in this way."""
+    token = _SPLIT.set(split)
+    try:
+        yield
+    finally:
+        _SPLIT.reset(token)
+
+
+def splits_height() -> bool:
+    """Whether devices hold parts of frames."""
+    return _SPLIT.get().height is not None
+
+
+def height_parts() -> int:
+    """Devices that share each frame."""
+    axis = _SPLIT.get().height
+    return 1 if axis is None else jax.sharding.get_abstract_mesh().shape[axis]
+
+
+def pinned(x: Shaped[Array, "b ..."]) -> Shaped[Array, "b ..."]:
+    """`x` with its clips over the devices, so that weights are gathered and not activations."""
+    clips = _SPLIT.get().clips
+    return jax.lax.with_sharding_constraint(x, P(clips)) if clips else x
+
+
+def shares_tokens(n: int) -> bool:
+    """Whether devices that share frames also share sequences of so many tokens."""
+    return splits_height() and n % height_parts() == 0
+
+
+def shared_tokens(x: Shaped[Array, "b n ..."]) -> Shaped[Array, "b n ..."]:
+    """`pinned`, with the tokens of each clip over the devices that share its frames."""
+    split = _SPLIT.get()
+    if not shares_tokens(x.shape[1]):
+        return pinned(x)
+    return jax.lax.with_sharding_constraint(x, P(split.clips or None, split.height))
+
+
+def token_multiple() -> int:
+    """Lengths of sequences that devices share well are multiples of this; 1 where none is shared.
+
+    Each then has whole rows of a TPU's tiles.
+    """
+    return 8 * height_parts() if splits_height() else 1
+
+
+def convolve(
+    layer: Callable[..., Array], x: Float[Array, "b t h w c"], memory: Memory | None = None
+) -> Float[Array, "b t h w d"]:
+    """`layer(x, memory)` for a convolution that keeps the size; of split frames each device's rows.
+
+    Grids whose rows do not split are computed whole by every device of a group.
+    """
+    split = _SPLIT.get()
+    if split.height is None or memory is not None:
+        return layer(x, memory)
+    if x.shape[2] % jax.sharding.get_abstract_mesh().shape[split.height]:
+        return layer(jax.lax.with_sharding_constraint(x, P(split.clips or None)), memory)
+    graph, state = nnx.split(layer)
+
+    def local(state: Any, x: Array) -> Array:
+        with _rows(split):
+            return nnx.merge(graph, state)(x)
+
+    return _shard(local, (P(), split.spec), split.spec, split)(state, x)
+
+
+def with_whole_kernels(network: M) -> M:
+    """A frozen network of images for split frames: every device has the kernels of convolutions."""
+    if not splits_height():
+        return network
+    graph, state = nnx.split(network)
+    return nnx.merge(
+        graph,
+        jax.tree.map(
+            lambda x: jax.lax.with_sharding_constraint(x, P()) if x.ndim == 4 else x, state
+        ),
+    )
+
+
+def total_over_devices(run: Callable[..., Array], *videos: Float[Array, "b t h w c"]) -> Array:
+    """Sum over the devices of what `run` makes of each one's part (see `height.height_axis`)."""
+    split = _SPLIT.get()
+
+    def local(*parts: Array) -> Array:
+        with _rows(split):
+            return jax.lax.psum(run(*parts), split.axes)
+
+    return _shard(local, (split.spec,) * len(videos), P(), split)(*videos)
+
+
+def per_device(run: Callable[[M, Array], Any], module: M, x: Array) -> Any:
+    """`run(module, x)` with every device doing its clips, or its rows of each frame."""
+    split = _SPLIT.get()
+    if not split.axes:
+        return run(module, x)
+    graph, state = nnx.split(module)
+
+    def local(state: Any, x: Array) -> Any:
+        with _rows(split):
+            return run(nnx.merge(graph, state), x)
+
+    return _shard(local, (P(), split.spec), split.spec, split)(state, x)
+
+
+def _rows(split: Split) -> contextlib.AbstractContextManager:
+    return split_height(split.height) if split.height else contextlib.nullcontext()
+
+
+def _shard(local: Callable[..., Any], inputs: Any, outputs: Any, split: Split) -> Any:
+    # Loop carries start as constants and become different per device, which the check forbids.
+    return jax.shard_map(
+        local, in_specs=inputs, out_specs=outputs, axis_names=set(split.axes), check_vma=False
+    )

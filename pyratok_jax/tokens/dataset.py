@@ -1,0 +1,169 @@
+"""Reading token datasets: by number, in order, or what is left of damaged files.
+
+Neither model code nor TensorFlow is imported here.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any, SupportsIndex
+
+import numpy as np
+from etils import epath
+
+from pyratok_jax.data.sources.record_files import (
+    RecordFile,
+    TFRecordFile,
+    is_shard,
+    is_tfrecord,
+    open_records,
+    shard_files,
+)
+from pyratok_jax.errors import UserError
+from pyratok_jax.tokens.salvage import walk_array_record
+from pyratok_jax.tokens.schema import DamagedRecordError, TokenRecord, decode_record
+from pyratok_jax.tokens.sequence import flatten
+
+
+def token_shards(path: str) -> list[str]:
+    """The shards of a dataset's folder, or the one shard that is named.
+
+    Raises:
+        UserError: there is none.
+    """
+    location = epath.Path(path)
+    if location.is_dir():
+        files = shard_files(path)
+        if not files:
+            raise UserError(f"{path} holds no shard of tokens; name the --output of export_tokens")
+        return files
+    if location.exists() and is_shard(location.name):
+        return [str(path)]
+    raise UserError(f"{path} is neither a folder nor a shard (*.array_record-*, *.tfrecord-*)")
+
+
+class TokenDataset(Sequence[TokenRecord]):
+    """The records of a dataset, read when they are asked for.
+
+    It is a data source for grain as it stands: `grain.MapDataset.source(TokenDataset(folder))`.
+    It can be pickled; every process opens the files for itself.
+
+    Args:
+        path: folder or shard.
+
+    Raises:
+        UserError: no shard, or one that is cut off (see `read_all` for what is left of it).
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = str(path)
+        self.files = token_shards(self.path)
+        self._readers: list[RecordFile] = [open_records(file) for file in self.files]
+        self._ends = np.cumsum([len(reader) for reader in self._readers])
+
+    def __reduce__(self) -> tuple:
+        return TokenDataset, (self.path,)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, number: SupportsIndex) -> TokenRecord:  # type: ignore[override]
+        """One record. Raises: DamagedRecordError, IndexError."""
+        index = number.__index__()
+        index = index + len(self) if index < 0 else index
+        if not 0 <= index < len(self):
+            raise IndexError(number)
+        shard = int(np.searchsorted(self._ends, index, side="right"))
+        offset = index - (int(self._ends[shard - 1]) if shard else 0)
+        where = f"{self.files[shard]}#{offset}"
+        try:
+            data = self._readers[shard][offset]
+        except (RuntimeError, OSError, ValueError, IndexError) as error:
+            raise DamagedRecordError(where, f"it cannot be read ({error})") from error
+        return decode_record(data, where)
+
+    def sequences(self, as_jax: bool = False) -> "SequenceSource":
+        """The same records as flat sequences, see `sequence.flatten`."""
+        return SequenceSource(self, as_jax)
+
+    @property
+    def card(self) -> dict[str, Any]:
+        """The dataset card; empty for a lone shard or an unfinished export."""
+        path = epath.Path(self.path) / "dataset_card.json"
+        return json.loads(path.read_text()) if path.exists() else {}
+
+
+class SequenceSource(Sequence[dict[str, Any]]):
+    """Flat sequences of a dataset, for generators; a data source for grain.
+
+    An item holds `sequence` (n,), `grids` (levels, 3), `caption` and `id`; arrays are NumPy's, or
+    JAX's if asked for.
+    """
+
+    def __init__(self, dataset: TokenDataset, as_jax: bool = False) -> None:
+        self._dataset, self._as_jax = dataset, as_jax
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, number: SupportsIndex) -> dict[str, Any]:  # type: ignore[override]
+        """One record's sequence. Raises: DamagedRecordError, IndexError."""
+        record = self._dataset[number]
+        sequence: Any = flatten(record.tokens, record.vocabulary)
+        grids: Any = np.array(record.grids, np.int32)
+        if self._as_jax:
+            import jax.numpy as jnp
+
+            sequence, grids = jnp.asarray(sequence), jnp.asarray(grids)
+        return {"sequence": sequence, "grids": grids, "caption": record.caption, "id": record.id}
+
+
+def iterate(path: str) -> Iterator[TokenRecord]:
+    """All records in order. Raises: UserError (DamagedRecordError) at the first bad one."""
+    dataset = TokenDataset(path)
+    return (dataset[number] for number in range(len(dataset)))
+
+
+def read_all(path: str, any_schema: bool = False) -> Iterator[TokenRecord | DamagedRecordError]:
+    """All records in order; in the place of every one that is damaged, the error that says so.
+
+    Of a file that is cut off, the records before the cut are read.
+
+    Args:
+        path: folder or shard.
+        any_schema: see `schema.decode_record`.
+
+    Raises:
+        UserError: no shard; SchemaError: records of another version.
+    """
+    for file in token_shards(str(path)):
+        yield from _read_file(file, any_schema)
+
+
+def _read_file(file: str, any_schema: bool) -> Iterator[TokenRecord | DamagedRecordError]:
+    try:
+        reader = TFRecordFile(file, tolerant=True) if is_tfrecord(file) else open_records(file)
+    except (UserError, OSError, ValueError):
+        yield from _salvaged(file, any_schema)
+        return
+    for number in range(len(reader)):
+        where = f"{file}#{number}"
+        try:
+            yield decode_record(reader[number], where, any_schema)
+        except DamagedRecordError as error:
+            yield error
+        except (RuntimeError, OSError, ValueError, IndexError) as error:
+            yield DamagedRecordError(where, f"it cannot be read ({error})")
+    cut = getattr(reader, "damaged", None)
+    if cut is not None:
+        yield DamagedRecordError(file, f"it is cut off at byte {cut}")
+
+
+def _salvaged(file: str, any_schema: bool) -> Iterator[TokenRecord | DamagedRecordError]:
+    found = 0
+    for number, data in enumerate(walk_array_record(file)):
+        try:
+            yield decode_record(data, f"{file}#{number}", any_schema)
+            found += 1
+        except DamagedRecordError as error:
+            yield error
+    yield DamagedRecordError(file, f"it is cut off or damaged; {found} records could be read")

@@ -1,0 +1,177 @@
+"""Runs of ablations: one training per name and seed, measured alike, kept as small JSON files."""
+
+import gc
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+
+from pyratok_jax.checkpoints.partition import Partition
+from pyratok_jax.data.heldout import HeldoutClip, heldout_clips
+from pyratok_jax.data.padding import crop_clip, pad_clip
+from pyratok_jax.errors import UserError
+from pyratok_jax.metrics.image import PROTOCOL, bits_per_pixel, code_usage, quality
+from pyratok_jax.models.pyratok.model import PyraTok
+from pyratok_jax.reports.training import write_json
+from pyratok_jax.tokenizer import to_model_range, to_pixels
+from pyratok_jax.training.loop.loop import train
+from pyratok_jax.training.tasks.run import start_from
+from pyratok_jax.training.tasks.tokenizer import TokenizerTask
+
+RESULT = "result.json"
+_CALIBRATED = "tokenizer."
+
+
+def run_one(
+    config: ConfigDict, folder: Path, *, starts: Path, facts: dict[str, Any]
+) -> dict[str, Any] | None:
+    """Train once and measure on the held-out clips; a finished run is read, not repeated.
+
+    Args:
+        config: with the ablation's changes and the seed.
+        folder: of this run alone; an interrupted run goes on from its checkpoint.
+        starts: where calibrated levels are kept: runs of the same model and seed begin alike.
+        facts: kept beside the figures; a result with other facts is of another experiment.
+
+    Returns:
+        The result, or None when the training was interrupted.
+
+    Raises:
+        UserError: the folder holds a result of other settings.
+    """
+    path = folder / RESULT
+    if path.exists():
+        found = json.loads(path.read_text())
+        if any(found.get(key) != value for key, value in facts.items()):
+            raise UserError(f"{path} is of other settings; name another --workdir")
+        return found
+    begin = time.perf_counter()
+    task = TokenizerTask(config)
+    clips = heldout_clips(config.data, tuple(config.report.buckets), config.report.clips)
+    start: dict[str, Any] = {}
+
+    def on_start(partition: Partition) -> bool:
+        # So that other commands can open the run.
+        task.describe(folder)
+        if config.init_from:
+            return start_from(config.init_from, partition)
+        kept = starts / f"{start_key(config)}.npz"
+        if kept.exists():
+            start["psnr_before_step_1"] = take_start(partition, kept)
+            return True
+        left = task.calibrate(partition)
+        start["psnr_before_step_1"] = measure(task, partition, clips, None)["psnr"]
+        keep_start(partition, start["psnr_before_step_1"], kept)
+        return bool(left)
+
+    trained = train(config, folder, task, on_start=on_start)
+    if not trained.finished:
+        return None
+    # Moving averages where there are any, as every reader of a checkpoint takes them.
+    trained.partition.trainable.update(trained.state.ema or trained.state.params)
+    networks = _lpips(config)
+    figures = measure(task, trained.partition, clips, networks)
+    result = {
+        **facts,
+        **figures,
+        **start,
+        "skipped_steps": int(trained.state.skipped),
+        "seconds": time.perf_counter() - begin,
+        "protocol": PROTOCOL,
+    }
+    write_json(path, result)
+    del task, trained
+    gc.collect()
+    jax.clear_caches()
+    return result
+
+
+def start_key(config: ConfigDict) -> str:
+    """Names all that the calibrated levels follow from."""
+    parts = ("model", "language", "data", "calibration", "report", "seed", "dtype", "batch_size")
+    told = json.dumps({part: config.to_dict()[part] for part in parts}, sort_keys=True, default=str)
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+
+def keep_start(partition: Partition, psnr: float, path: Path) -> None:
+    """The tokenizer's trainable arrays; what belongs to losses is not calibrated."""
+    arrays: dict[str, Any] = {
+        name: np.asarray(value)
+        for name, value in partition.trainable.items()
+        if name.startswith(_CALIBRATED)
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.stem}.{os.getpid()}.npz")
+    np.savez(scratch, **arrays, psnr=np.float64(psnr))
+    scratch.replace(path)
+
+
+def take_start(partition: Partition, path: Path) -> float:
+    """Put kept arrays into the partition; gives the PSNR measured when they were made."""
+    with np.load(path, allow_pickle=False) as kept:
+        for name in partition.trainable:
+            if name.startswith(_CALIBRATED):
+                partition.trainable[name] = jnp.asarray(kept[name])
+        return float(kept["psnr"])
+
+
+def _lpips(config: ConfigDict) -> dict[str, Any] | None:
+    if not config.report.lpips:
+        return None
+    from pyratok_jax.checkpoints.foreign.lpips import load_lpips
+
+    return {"vgg": load_lpips("vgg")}
+
+
+def measure(
+    task: TokenizerTask,
+    partition: Partition,
+    clips: Sequence[HeldoutClip],
+    lpips: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """Quality, rate and use of the codes on held-out clips.
+
+    Decoded from token ids as everywhere; the continuous latent, which has none, as it is.
+    """
+    system = partition.merge(partition.trainable, partition.frozen)
+    tokenizer = task.wrap(system)
+    config = tokenizer.config
+    continuous = _continuous(system.tokenizer) if config.quantizer == "none" else None
+    videos, ids = [], []
+    for clip in clips:
+        padded, padding = pad_clip(clip.video, spatial_multiple=config.spatial_multiple)
+        if continuous is not None:
+            rebuilt = continuous(padded[None])
+        else:
+            ids.append(tokenizer.encode(padded[None], [clip.caption]))
+            rebuilt = tokenizer.decode(ids[-1])
+        videos.append(crop_clip(rebuilt[0], padding))
+    figures: dict[str, Any] = dict(quality([clip.video for clip in clips], videos, lpips))
+    if ids:
+        tokens = sum(level.size for clip in ids for level in clip)
+        pixels = sum(int(np.prod(clip.video.shape[:3])) for clip in clips)
+        used = code_usage(ids, config.vocabulary or 2**config.bits)
+        figures["bpp"] = bits_per_pixel(tokens, config.bits, pixels, 1, 1)
+        figures["utilisation"] = [level["utilisation"] for level in used]
+        figures["perplexity"] = [level["perplexity"] for level in used]
+    return figures
+
+
+def _continuous(model: PyraTok) -> Callable[[np.ndarray], np.ndarray]:
+    graph, state = nnx.split(model)
+
+    @jax.jit
+    def run(state: Any, video: Any) -> Any:
+        merged = nnx.merge(graph, state)
+        return to_pixels(merged.decode(merged.encode(to_model_range(video)).latent))
+
+    return lambda video: np.asarray(run(state, video))

@@ -1,0 +1,1 @@
+"""Meshes, hosts, and what passes between them."""

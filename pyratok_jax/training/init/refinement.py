@@ -1,0 +1,104 @@
+"""The second half of the data-dependent start: all levels descend together on stored features.
+
+`calibration` fits each level's linear maps in turn. Here the whole path from the encoder's
+features to the synthesised latent (lateral connections, analysis, MLPs, synthesis with its
+smoothing) follows the gradient of the latent's error. Encoder, decoder and language model are not
+run: a step costs a small part of a training step. Text attention is left as it is; a fresh one
+ignores the text.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from pyratok_jax.models.pyratok.model import PyraTok
+
+_PARTS = ("blocks", "synthesis", "quantizer")
+_TEXT = ("attention", "text_prior")
+_SETTLED = 2.0  # Beyond this logit a sign is settled; what grows further is drawn back.
+_PULL = 1e-3
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """What the frozen encoder gives for one batch: all that the levels read.
+
+    Attributes:
+        latent: normalised.
+        stages: the four stage features.
+    """
+
+    latent: Float[np.ndarray, "b t h w z"]
+    stages: tuple[np.ndarray, ...]
+
+
+def refine(
+    model: PyraTok,
+    encoded: Sequence[Encoded],
+    root: Float[np.ndarray, "z z"],
+    *,
+    steps: int,
+    learning_rate: float,
+    seed: int = 0,
+    progress: Callable[[Iterator[int]], Iterator[int]] = iter,
+) -> float:
+    """Descend |(z_hat - z) R|^2 by Adam, in place; each step sees one of the batches.
+
+    Args:
+        model: a tokenizer whose levels, or quantiser of the latent, have been fitted.
+        encoded: batches of equal shapes.
+        root: R, see `models.metric.square_root`.
+        steps: of the descent; 0 changes nothing.
+        learning_rate: after a warm-up of 20 steps; falls to 2 % along a cosine.
+        seed: of the order of batches.
+        progress: wraps the iterator over steps, to show it.
+
+    Returns:
+        Mean error over the last tenth of the steps; nan where there are none.
+    """
+    graph, trained, fixed = nnx.split(model, _is_refined, ...)
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, learning_rate, min(20, steps // 2), max(steps, 1), 0.02 * learning_rate
+    )
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
+    weights = jnp.asarray(root, jnp.float32)
+
+    def error(trained: nnx.State, fixed: nnx.State, batch: Encoded) -> tuple[Array, Array]:
+        merged = nnx.merge(graph, trained, fixed)
+        levels, latent = merged.quantize(batch.stages, batch.latent, None)
+        missed = jnp.mean(jnp.square((latent - batch.latent) @ weights))
+        beyond = [jnp.maximum(jnp.abs(level.z) - _SETTLED, 0.0) for level in levels]
+        return missed + _PULL * sum(jnp.mean(jnp.square(x)) for x in beyond), missed
+
+    @jax.jit
+    def step(trained: nnx.State, state: optax.OptState, fixed: nnx.State, batch: Encoded) -> tuple:
+        (_, missed), slope = jax.value_and_grad(error, has_aux=True)(trained, fixed, batch)
+        updates, state = optimizer.update(slope, state, trained)
+        return optax.apply_updates(trained, updates), state, missed
+
+    state, errors = optimizer.init(trained), []
+    order = np.random.default_rng(seed)
+    for _ in progress(iter(range(steps))):
+        batch = encoded[int(order.integers(len(encoded)))]
+        trained, state, missed = step(trained, state, fixed, batch)
+        errors.append(missed)
+    nnx.update(model, trained)
+    return float(np.mean(errors[-max(steps // 10, 1) :])) if errors else float("nan")
+
+
+def _is_refined(path: tuple, variable: object) -> bool:
+    names = [str(key) for key in path]
+    return (
+        isinstance(variable, nnx.Param)
+        and names[0] in _PARTS
+        and not any(name in _TEXT for name in names)
+    )
+
+
+jax.tree_util.register_dataclass(Encoded, data_fields=["latent", "stages"], meta_fields=[])

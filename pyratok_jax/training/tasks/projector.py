@@ -1,0 +1,151 @@
+"""Training the projector that shows a frozen language model the tokens of a frozen tokenizer.
+
+The language model reads the projected tokens and is to continue with the clip's caption; only the
+projector changes. `load_projector` reads the result for question answering.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Float, PRNGKeyArray
+from ml_collections import ConfigDict
+
+from pyratok_jax.data.pipeline import ClipLoader, make_loader
+from pyratok_jax.errors import UserError
+from pyratok_jax.evaluation.models.projector import DESCRIPTION, FORMAT, make_projector
+from pyratok_jax.models.alignment import Alignment
+from pyratok_jax.models.language.model import LanguageModel
+from pyratok_jax.models.projector import Projector
+from pyratok_jax.models.pyratok.lfq import ids_to_bits
+from pyratok_jax.models.pyratok.model import PyraTok
+from pyratok_jax.tokenizer import Tokenizer, load_tokenizer, to_model_range
+from pyratok_jax.training.loop.loop import train
+
+
+class ProjectorSystem(nnx.Module):
+    """Frozen tokenizer, its code embedding and language model, and the projector."""
+
+    def __init__(
+        self,
+        tokenizer: PyraTok,
+        alignment: Alignment,
+        language_model: LanguageModel,
+        projector: Projector,
+    ):
+        self.tokenizer, self.alignment = tokenizer, alignment
+        self.language_model, self.projector = language_model, projector
+
+    def visual(self, video: Float[Array, "b t h w 3"]) -> Float[Array, "b n d"]:
+        """Projected tokens of a batch of clips in [-1, 1]."""
+        ids = self.tokenizer.tokenize(video)
+        codes = (ids_to_bits(level, self.tokenizer.config.bits) for level in ids)
+        levels = tuple(self.alignment.embed(q, i) for i, q in enumerate(codes))
+        return self.projector(jax.lax.stop_gradient(levels))
+
+
+def caption_loss(
+    system: ProjectorSystem, batch: Mapping[str, Array]
+) -> tuple[Float[Array, ""], dict[str, Array]]:
+    """Mean negative log-likelihood of the captions' tokens after the projected clip."""
+    visual = system.visual(to_model_range(batch["video"]))
+    ids, mask = batch["text_ids"], batch["text_mask"]
+    model = system.language_model
+    inputs = jnp.concatenate([visual.astype(model.dtype), model.embed(ids[:, :-1])], axis=1)
+    real = jnp.ones(visual.shape[:2], bool)
+    hidden = model(inputs, jnp.concatenate([real, mask[:, :-1]], axis=1)).hidden
+    # The last projected token predicts the first of the caption.
+    logits = model.logits(hidden[:, visual.shape[1] - 1 :])
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, ids)
+    count = jnp.maximum(mask.sum(), 1)
+    hits = (jnp.argmax(logits, axis=-1) == ids) & mask
+    loss = jnp.sum(losses * mask) / count
+    return loss, {"caption_nll": loss, "token_accuracy": hits.sum() / count}
+
+
+class ProjectorTask:
+    """What `loop.train` needs to know."""
+
+    def __init__(self, config: ConfigDict, tokenizer: Tokenizer | None = None):
+        self.config = config
+        self.tokenizer = tokenizer or load_tokenizer(config.tokenizer)
+        text = self.tokenizer.text
+        if self.tokenizer.alignment is None or text is None:
+            raise UserError(
+                f"{config.tokenizer} has no language model; a projector needs a tokenizer that "
+                "was trained with one"
+            )
+        self.width = text.language_model.config.width
+        self.system: nnx.Module = ProjectorSystem(
+            self.tokenizer.model,
+            self.tokenizer.alignment,
+            text.language_model,
+            make_projector(self.arguments(), nnx.Rngs(config.seed)),
+        )
+
+    def arguments(self) -> dict[str, Any]:
+        """Sizes of the projector."""
+        return {
+            "levels": len(self.tokenizer.config.grids),
+            "features": self.width,
+            "width": self.width,
+            "hidden": int(self.config.projector.hidden),
+            "most": [int(n) for n in self.config.projector.most],
+        }
+
+    def is_trainable(self, name: str, variable: nnx.Variable) -> bool:
+        """The projector alone."""
+        return name.startswith("projector.")
+
+    def make_loader(self, index: int, count: int) -> ClipLoader:
+        """The training stream of one host."""
+        return make_loader(
+            self.config.data,
+            seed=self.config.seed,
+            batch_size=self.config.batch_size,
+            tokenize=self.tokenizer.captions,
+            process_index=index,
+            process_count=count,
+        )
+
+    def device_batch(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Of a batch, the arrays that the step reads."""
+        return {name: batch[name] for name in ("video", "text_ids", "text_mask")}
+
+    def loss(
+        self,
+        system: ProjectorSystem,
+        batch: Mapping[str, Array],
+        key: PRNGKeyArray,
+        progress: Float[Array, ""],
+    ) -> tuple[Float[Array, ""], dict[str, Array]]:
+        """See `caption_loss`."""
+        return caption_loss(system, batch)
+
+
+def run(config: ConfigDict, workdir: Path) -> dict[str, Path] | None:
+    """Train; None when the training was interrupted (and saved).
+
+    Raises:
+        UserError: whatever the user can mend.
+    """
+    task = ProjectorTask(config)
+    workdir.mkdir(parents=True, exist_ok=True)
+    record = {
+        "format": FORMAT,
+        "projector": task.arguments(),
+        "tokenizer": task.tokenizer.checkpoint_hash,
+    }
+    scratch = workdir / f".{DESCRIPTION}.tmp"
+    scratch.write_text(json.dumps(record, indent=1) + "\n")
+    os.replace(scratch, workdir / DESCRIPTION)
+    trained = train(config, workdir, task)
+    if not trained.finished:
+        return None
+    return {"projector": workdir, "checkpoint": workdir / "checkpoints"}

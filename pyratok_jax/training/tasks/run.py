@@ -1,0 +1,157 @@
+"""One tokenizer training from config to report."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from pyratok_jax.checkpoints.partition import Partition
+from pyratok_jax.checkpoints.working_folder import newest_step, read_parameters
+from pyratok_jax.data.heldout import HeldoutClip, heldout_clips
+from pyratok_jax.errors import UserError
+from pyratok_jax.reports.training import CALIBRATED, START, rebuild_all, report_training
+from pyratok_jax.tokenizer import DESCRIPTION, load_tokenizer
+from pyratok_jax.training.loop.loop import Trained, train
+from pyratok_jax.training.loop.metrics_log import curves
+from pyratok_jax.training.tasks.tokenizer import TokenizerTask
+
+BEFORE = "before.npz"
+
+
+def run(config: ConfigDict, workdir: Path) -> dict[str, Path] | None:
+    """Train and report; None when the training was interrupted (and saved).
+
+    Raises:
+        UserError: whatever the user can mend.
+    """
+    task = TokenizerTask(config)
+    if jax.process_index():
+        # Every process fits the levels, from the same clips; the first one shows and writes.
+        trained = train(config, workdir, task, on_start=lambda p: _first_weights(task, p))
+        return {} if trained.finished else None
+    clips = heldout_clips(config.data, tuple(config.report.buckets), config.report.clips)
+    check_frozen(workdir, task.backbone.sha256, task.language.sha256)
+    console = Console(highlight=False)
+
+    def start(partition: Partition) -> None:
+        """Measure the fresh model, then fit its levels to real latents."""
+        task.describe(workdir)
+        before = {START: _rebuilt(task, partition, clips)}
+        left = _first_weights(task, partition)
+        if left:
+            shares = ", ".join(f"{share:.2f}" for share in left)
+            console.print(f"levels calibrated: variance of the latent left after each: {shares}")
+            before[CALIBRATED] = _rebuilt(task, partition, clips)
+        _write_before(workdir, before)
+
+    trained = train(config, workdir, task, on_start=start)
+    return _report(task, trained, clips, workdir) if trained.finished else None
+
+
+def _first_weights(task: TokenizerTask, partition: Partition) -> list[float]:
+    """Those of a previous stage, or levels fitted to latents (see `TokenizerTask.calibrate`)."""
+    if task.config.init_from:
+        start_from(task.config.init_from, partition)
+        return []
+    return task.calibrate(partition)
+
+
+def check_frozen(workdir: Path, backbone: str, language: str) -> None:
+    """Refuse to go on with other frozen weights than the run in `workdir` began with.
+
+    Raises:
+        UserError: a hash differs from the one in `tokenizer.json`.
+    """
+    path = workdir / DESCRIPTION
+    if newest_step(workdir) is None or not path.exists():
+        return
+    description = json.loads(path.read_text())
+    for key, found in (("backbone", backbone), ("language_model", language)):
+        said = description[key]
+        if said["sha256"] != found:
+            raise UserError(
+                f"{workdir} was trained with other weights of the {key} ({said['spec']}, SHA-256 "
+                f"{said['sha256'][:16]}, now {found[:16]}); give it those, or name another "
+                "--workdir"
+            )
+
+
+def start_from(folder: str, partition: Partition) -> bool:
+    """Take the trainable arrays of another training's newest checkpoint (a previous stage).
+
+    Raises:
+        UserError: there is none, or it is of another model.
+    """
+    step = newest_step(Path(folder))
+    if step is None:
+        raise UserError(f"config.init_from {folder} holds no checkpoint; name a --workdir")
+    arrays = read_parameters(Path(folder), step)
+    for name, value in partition.trainable.items():
+        if name not in arrays or tuple(arrays[name].shape) != tuple(value.shape):
+            raise UserError(
+                f"config.init_from {folder} does not fit this config's model at {name}; both "
+                "stages need the same model"
+            )
+    partition.trainable.update({name: arrays[name] for name in partition.trainable})
+    return True
+
+
+def _rebuilt(
+    task: TokenizerTask, partition: Partition, clips: list[HeldoutClip]
+) -> dict[str, np.ndarray]:
+    system = partition.merge(partition.trainable, partition.frozen)
+    return rebuild_all(task.wrap(system), clips)
+
+
+def _report(
+    task: TokenizerTask, trained: Trained, clips: list[HeldoutClip], workdir: Path
+) -> dict[str, Path]:
+    lpips = None
+    if task.config.report.lpips:
+        from pyratok_jax.checkpoints.foreign.lpips import load_lpips
+
+        lpips = {"vgg": load_lpips("vgg")}
+    outputs = report_training(
+        load_tokenizer(workdir),
+        clips,
+        _read_before(workdir),
+        workdir,
+        curves=curves(workdir / "metrics.jsonl"),
+        settings=task.config.to_dict(),
+        lpips=lpips,
+        facts={
+            "steps": int(trained.state.step),
+            "skipped_steps": int(trained.state.skipped),
+            "steps_of_this_run": trained.steps_run,
+            "seconds_of_these_steps": trained.seconds,
+            "seconds_waited_for_data": trained.waited,
+        },
+    )
+    return {"checkpoint": workdir / "checkpoints", **outputs, "TensorBoard events": workdir}
+
+
+def _write_before(workdir: Path, before: dict[str, dict[str, np.ndarray]]) -> None:
+    arrays: dict[str, Any] = {
+        f"{stage}|{name}": video
+        for stage, videos in before.items()
+        for name, video in videos.items()
+    }
+    scratch = workdir / f".{BEFORE}.tmp.npz"
+    np.savez_compressed(scratch, **arrays)
+    scratch.replace(workdir / BEFORE)
+
+
+def _read_before(workdir: Path) -> dict[str, dict[str, np.ndarray]]:
+    """Reconstructions before training by stage and clip; empty when they were not kept."""
+    found: dict[str, dict[str, np.ndarray]] = {}
+    path = workdir / BEFORE
+    if path.exists():
+        with np.load(path, allow_pickle=False) as file:
+            for key in file.files:
+                stage, name = key.split("|", 1)
+                found.setdefault(stage, {})[name] = file[key]
+    return found

@@ -1,0 +1,207 @@
+"""Training a tokenizer: frozen parts, data, and levels calibrated before the first step."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+from rich.progress import track
+
+from pyratok_jax.checkpoints.modules import build_module
+from pyratok_jax.checkpoints.partition import Partition
+from pyratok_jax.checkpoints.pretrained import Language, load_backbone, load_language, load_vision
+from pyratok_jax.data.caption_embeddings import StoredCaptions
+from pyratok_jax.data.captions import CaptionTokenizer
+from pyratok_jax.data.pipeline import ClipLoader, ShareOf, make_loader
+from pyratok_jax.errors import UserError
+from pyratok_jax.models.pyratok.latent_metric import square_root
+from pyratok_jax.models.pyratok.model import PyraTok
+from pyratok_jax.models.pyratok.quantizers.fitting import fit_quantizer
+from pyratok_jax.models.wan_vae.model import WanVAE
+from pyratok_jax.tokenizer import Tokenizer, to_model_range, write_description
+from pyratok_jax.training.init.calibration import calibrate
+from pyratok_jax.training.init.decoder_metric import metric_of
+from pyratok_jax.training.init.refinement import Encoded, refine
+from pyratok_jax.training.system import (
+    TokenizerLoss,
+    TokenizerSystem,
+    alignment_arguments,
+    build_system,
+    is_trainable,
+    tokenizer_config,
+)
+
+
+class TokenizerTask:
+    """What `loop.train` needs to know of a tokenizer's training."""
+
+    def __init__(self, config: ConfigDict):
+        self.config = config
+        # How a batch of so many clips is shared out over the hosts; the loop says.
+        self.share_of: ShareOf | None = None
+        self.backbone = load_backbone(config.model.backbone)
+        self.language = load_language(
+            config.language.spec, remat=config.language.remat, bits=config.language.bits
+        )
+        self.captions = CaptionTokenizer(self.language.tokenizer, config.language.length)
+        self.stored = _stored_captions(config, self.language) if config.language.stored else None
+        self.loss = TokenizerLoss(config)
+        self.system = self._build()
+
+    def _build(self) -> TokenizerSystem:
+        config, sizes = self.config, self.backbone.config
+        vae = build_module(
+            lambda: WanVAE(
+                sizes, rngs=nnx.Rngs(0), dtype=jnp.dtype(config.dtype), remat=config.remat
+            ),
+            self.backbone.arrays,
+        )
+        lpips = None
+        if self.loss.uses("lpips"):
+            from pyratok_jax.checkpoints.foreign.lpips import load_lpips
+
+            lpips = load_lpips("vgg")
+        dino = load_vision(config.vision.spec) if self.loss.uses_dino else None
+        return build_system(
+            config,
+            sizes,
+            self.language.model,
+            rngs=nnx.Rngs(config.seed),
+            vae=vae,
+            lpips=lpips,
+            dino=dino,
+        )
+
+    def is_trainable(self, name: str, variable: nnx.Variable) -> bool:
+        """See `system.is_trainable`."""
+        return is_trainable(name, variable)
+
+    def make_loader(self, index: int, count: int) -> ClipLoader:
+        """The training stream of one host."""
+        return self._loader(index, count, self.config.data.buckets, self.share_of)
+
+    def _loader(
+        self, index: int, count: int, buckets: Sequence[str], share_of: ShareOf | None = None
+    ) -> ClipLoader:
+        return make_loader(
+            self.config.data.to_dict() | {"buckets": tuple(buckets)},
+            seed=self.config.seed,
+            batch_size=self.config.batch_size,
+            tokenize=self.captions,
+            embed=self.stored,
+            process_index=index,
+            process_count=count,
+            share_of=share_of,
+        )
+
+    def device_batch(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Of a batch, the arrays that the step reads."""
+        names = ("video", "text_ids", "text_mask", "text_embeddings")
+        return {name: batch[name] for name in names if name in batch}
+
+    def wrap(self, system: TokenizerSystem) -> Tokenizer:
+        """The tokenizer inside a system, for measuring it without a checkpoint."""
+        return Tokenizer(
+            system.tokenizer,
+            text=system.text,
+            captions=self.captions,
+            alignment=system.alignment,
+        )
+
+    def calibrate(self, partition: Partition) -> list[float]:
+        """Fit the levels to real clips before the first step, in the partition's arrays.
+
+        First their linear paths in turn (quantisers of the final latent: as a whole), then
+        everything together (`refinement`), both by what the frozen decoder makes of an error.
+
+        Returns:
+            share of the latent's energy left after each level's linear path (after all, for those).
+        """
+        settings, seed = self.config.calibration, self.config.seed
+        if not settings.batches:
+            return []
+        system = partition.merge(partition.trainable, partition.frozen)
+        tokenizer = system.tokenizer
+        encoded = self._encode(tokenizer, settings)
+        latents = [batch.latent for batch in encoded]
+        root = square_root(metric_of(tokenizer, latents[0], seed))
+        if tokenizer.quantizer is None:
+            left = calibrate(tokenizer, latents, root=root, seed=seed, steps=settings.steps)
+        else:
+            left = [fit_quantizer(tokenizer.quantizer, latents, root=root, seed=seed)]
+        if any(left):
+            refine(
+                tokenizer,
+                encoded,
+                root,
+                steps=settings.refine_steps,
+                learning_rate=settings.learning_rate,
+                seed=seed,
+                progress=lambda steps: _shown(steps, settings.refine_steps, "levels, together"),
+            )
+        partition.trainable.update(Partition(system, is_trainable).trainable)
+        return left
+
+    def _encode(self, tokenizer: PyraTok, settings: ConfigDict) -> list[Encoded]:
+        """What the encoder, its adapters still at zero, makes of training clips."""
+        graph, state = nnx.split(tokenizer)
+
+        @jax.jit
+        def encode(state: Any, video: Any) -> Any:
+            vae = nnx.merge(graph, state).vae
+            posterior = vae.posterior(to_model_range(video))
+            return vae.normalize(posterior.mean.astype(jnp.float32)), tuple(posterior.stages)
+
+        loader = self._loader(0, 1, settings.buckets or self.config.data.buckets)
+        numbers = _shown(iter(range(settings.batches)), settings.batches, "features of clips")
+        batches = [encode(state, jnp.asarray(next(loader)["video"])) for _ in numbers]
+        loader.close()
+        return [
+            Encoded(np.asarray(latent), tuple(np.asarray(stage) for stage in stages))
+            for latent, stages in batches
+        ]
+
+    def describe(self, workdir: Path) -> None:
+        """Write what `load_tokenizer` must know beside the checkpoints."""
+        width = self.language.model.config.width
+        write_description(
+            workdir,
+            tokenizer_config(self.config, self.backbone.config, width),
+            backbone={"spec": self.config.model.backbone, "sha256": self.backbone.sha256},
+            language_model={
+                "spec": self.config.language.spec,
+                "sha256": self.language.sha256,
+                "length": self.config.language.length,
+                "bits": self.config.language.bits,
+            },
+            alignment=alignment_arguments(self.config, width),
+        )
+
+
+def _shown(numbers: Iterator[int], total: int, what: str) -> Iterator[int]:
+    """With a progress bar on the first process."""
+    hidden = jax.process_index() > 0
+    return iter(track(numbers, f"calibrating: {what}", total, transient=True, disable=hidden))
+
+
+def _stored_captions(config: ConfigDict, language: Language) -> StoredCaptions:
+    """Embeddings computed before, if they are of this model and length.
+
+    Raises:
+        UserError: no such folder, or made with another model, width or length.
+    """
+    stored = StoredCaptions(config.language.stored)
+    made = (stored.model, stored.width, stored.length)
+    wanted = (language.sha256, language.model.config.width, config.language.length)
+    if made != wanted:
+        raise UserError(
+            f"config.language.stored {config.language.stored} holds embeddings of model "
+            f"{made[0][:16]}, width {made[1]}, {made[2]} tokens; this training has {wanted[0][:16]}"
+            f", {wanted[1]}, {wanted[2]}: make them again with embed_captions --language "
+            f"{config.language.spec} --length {config.language.length}"
+        )
+    return stored
