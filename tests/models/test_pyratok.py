@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from pyratok_jax.models.pyratok import lfq
+from pyratok_jax.models.pyratok import lapq, lfq
 from pyratok_jax.models.pyratok.model import PyraTok, PyraTokConfig
 from pyratok_jax.nn.lora import LoRAParam, add_lora, without_adapters
 from pyratok_jax.nn.text_attention import TextCondition
@@ -51,22 +51,96 @@ def test_tokens_lie_on_the_stated_grids():
     assert all(int(level.max()) < 64 for level in ids)
 
 
+def smoothing_model() -> PyraTok:
+    """A model whose synthesis also smooths: its last convolution starts at zero."""
+    graphdef, state = nnx.split(tiny_model())
+    model = nnx.merge(graphdef, jax.tree.map(jnp.copy, state))
+    for level, synthesis in enumerate(model.synthesis):
+        kernel = synthesis.smooth_out.kernel
+        kernel[...] = 0.3 * jax.random.normal(jax.random.key(level), kernel.shape)
+    return model
+
+
+def stored(levels) -> tuple[np.ndarray, ...]:
+    """Token ids as a file holds them."""
+    return tuple(np.asarray(lfq.bits_to_ids(level.q), np.uint16) for level in levels)
+
+
+def test_training_decodes_the_synthesis_of_the_codes():
+    """`encode().latent`, which the loss decodes, is `synthesize` of the stored ids, to the bit."""
+    model = smoothing_model()
+    output = encode(model, clip(), captions())
+    codes = tuple(lfq.ids_to_bits(jnp.asarray(ids, jnp.uint32), 6) for ids in stored(output.levels))
+    latent = nnx.jit(PyraTok.synthesize)(model, codes)
+    assert np.std(latent) > 0.01
+    np.testing.assert_array_equal(output.latent, latent)
+
+
 def test_decoding_tokens_is_exactly_the_forward_reconstruction():
-    model = tiny_model()
-    codes = tuple(level.q for level in encode(model, clip()).levels)
-    stored = tuple(np.asarray(lfq.bits_to_ids(q), np.uint16) for q in codes)
-    read = tuple(lfq.ids_to_bits(jnp.asarray(ids, jnp.uint32), 6) for ids in stored)
-    np.testing.assert_array_equal(decode_bits(model, read), decode_bits(model, codes))
+    """Training's program, encode and decode in one, against `detokenize` of ids from a file."""
+    model = smoothing_model()
+
+    @nnx.jit
+    def forward(model, video):
+        output = model.encode(video)
+        return output.levels, jnp.clip(model.decode(output.latent), -1.0, 1.0)
+
+    levels, rebuilt = forward(model, clip())
+    ids = tuple(jnp.asarray(level, jnp.uint32) for level in stored(levels))
+    decoded = nnx.jit(PyraTok.detokenize)(model, ids)
+    assert np.std(decoded) > 0.01
+    # Two programs may round differently: far below half a step of uint8, 1 / 255.
+    np.testing.assert_allclose(decoded, rebuilt, atol=1e-5)
 
 
 def test_nothing_continuous_reaches_the_decoder():
-    """Two encoder outputs with the same signs give the same video."""
-    model = tiny_model()
-    levels = encode(model, clip()).levels
-    scaled = tuple(lfq.quantize(level.z * 3.7) for level in levels)
-    np.testing.assert_array_equal(
-        decode_bits(model, scaled), decode_bits(model, tuple(level.q for level in levels))
-    )
+    """Two videos with the same codes but other continuous latents have one latent, to the bit."""
+    model = smoothing_model()
+    one, other = encode(model, clip()), encode(model, clip() * (1 + 1e-6))
+    for a, b in zip(one.levels, other.levels, strict=True):
+        np.testing.assert_array_equal(a.q, b.q)
+        assert np.any(np.asarray(a.z) != np.asarray(b.z))
+    assert np.any(np.asarray(one.target) != np.asarray(other.target))
+    np.testing.assert_array_equal(one.latent, other.latent)
+
+
+def test_the_size_of_the_logits_does_not_reach_the_latent(monkeypatch):
+    """Logits on another scale have the same signs, and so the same latent."""
+    plain = encode(smoothing_model(), clip())
+    quantize = lfq.quantize
+    monkeypatch.setattr(lapq, "quantize", lambda z, vocabulary: quantize(3.7 * z, vocabulary))
+    scaled = nnx.jit(lambda model, video: model.encode(video))(smoothing_model(), clip())
+    np.testing.assert_array_equal(scaled.latent, plain.latent)
+
+
+LATENT_CHECKS = (
+    test_training_decodes_the_synthesis_of_the_codes,
+    test_nothing_continuous_reaches_the_decoder,
+)
+
+
+@pytest.mark.parametrize(
+    "leak, checks",
+    [
+        ("latent", (*LATENT_CHECKS, test_decoding_tokens_is_exactly_the_forward_reconstruction)),
+        ("logits", LATENT_CHECKS),
+    ],
+)
+def test_a_leak_is_seen(leak, checks, monkeypatch):
+    """The checks above object to a decoder that is given continuous values."""
+    real = PyraTok.encode
+
+    def leaking(self, video, text=None):
+        output = real(self, video, text)
+        if leak == "latent":
+            return output._replace(latent=output.target)
+        return output._replace(latent=self.synthesize(tuple(level.z for level in output.levels)))
+
+    monkeypatch.setattr(PyraTok, "encode", leaking)
+    monkeypatch.setitem(globals(), "encode", nnx.jit(lambda model, *given: model.encode(*given)))
+    for check in checks:
+        with pytest.raises(AssertionError):
+            check()
 
 
 def test_a_fresh_block_ignores_the_text_and_a_trained_one_does_not():
