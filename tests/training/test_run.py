@@ -15,7 +15,7 @@ from pyratok_jax.checkpoints.working_folder import read_parameters
 from pyratok_jax.errors import UserError
 from pyratok_jax.tokenizer import load_tokenizer
 from pyratok_jax.training.loop.loop import train
-from pyratok_jax.training.tasks.run import run, start_from
+from pyratok_jax.training.tasks.run import run
 from pyratok_jax.training.tasks.tokenizer import TokenizerTask
 from tests.training.tiny import arrays_equal, clip, tiny_config
 
@@ -178,25 +178,3 @@ def test_other_frozen_weights_are_refused(finished, tmp_path, world):
 def test_what_is_no_checkpoint_is_refused(tmp_path, make, message):
     with pytest.raises(UserError, match=message):
         load_tokenizer(make(tmp_path))
-
-
-def test_a_stage_starts_from_the_one_before(finished, world):
-    workdir, _ = finished
-    config = tiny_config(world, init_from=str(workdir))
-    task = TokenizerTask(config)
-    partition = Partition(task.system, task.is_trainable)
-    kept = read_parameters(workdir, 20)
-    assert not arrays_equal(partition.trainable, kept)
-    assert start_from(config.init_from, partition)
-    assert arrays_equal(partition.trainable, kept)
-
-
-def test_a_stage_of_another_model_is_refused(finished, world, tmp_path):
-    config = tiny_config(world)
-    config.model.tokenizer.width = 8
-    task = TokenizerTask(config)
-    partition = Partition(task.system, task.is_trainable)
-    with pytest.raises(UserError, match="same model"):
-        start_from(str(finished[0]), partition)
-    with pytest.raises(UserError, match="holds no checkpoint"):
-        start_from(str(tmp_path), partition)

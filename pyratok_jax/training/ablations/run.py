@@ -23,8 +23,8 @@ from pyratok_jax.metrics.image import PROTOCOL, bits_per_pixel, code_usage, qual
 from pyratok_jax.models.pyratok.model import PyraTok
 from pyratok_jax.reports.training import write_json
 from pyratok_jax.tokenizer import to_model_range, to_pixels
+from pyratok_jax.training.init.previous_stage import report_handover, start_from
 from pyratok_jax.training.loop.loop import train
-from pyratok_jax.training.tasks.run import start_from
 from pyratok_jax.training.tasks.tokenizer import TokenizerTask
 
 RESULT = "result.json"
@@ -59,19 +59,19 @@ def run_one(
     clips = heldout_clips(config.data, tuple(config.report.buckets), config.report.clips)
     start: dict[str, Any] = {}
 
-    def on_start(partition: Partition) -> bool:
+    def on_start(partition: Partition) -> None:
         # So that other commands can open the run.
         task.describe(folder)
         if config.init_from:
-            return start_from(config.init_from, partition)
+            report_handover(config.init_from, start_from(config.init_from, partition))
+            return
         kept = starts / f"{start_key(config)}.npz"
         if kept.exists():
             start["psnr_before_step_1"] = take_start(partition, kept)
-            return True
-        left = task.calibrate(partition)
+            return
+        task.calibrate(partition)
         start["psnr_before_step_1"] = measure(task, partition, clips, None)["psnr"]
         keep_start(partition, start["psnr_before_step_1"], kept)
-        return bool(left)
 
     trained = train(config, folder, task, on_start=on_start)
     if not trained.finished:

@@ -10,11 +10,12 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from pyratok_jax.checkpoints.partition import Partition
-from pyratok_jax.checkpoints.working_folder import newest_step, read_parameters
+from pyratok_jax.checkpoints.working_folder import newest_step
 from pyratok_jax.data.heldout import HeldoutClip, heldout_clips
 from pyratok_jax.errors import UserError
 from pyratok_jax.reports.training import CALIBRATED, START, rebuild_all, report_training
 from pyratok_jax.tokenizer import DESCRIPTION, load_tokenizer
+from pyratok_jax.training.init.previous_stage import report_handover, start_from
 from pyratok_jax.training.loop.loop import Trained, train
 from pyratok_jax.training.loop.metrics_log import curves
 from pyratok_jax.training.tasks.tokenizer import TokenizerTask
@@ -31,7 +32,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Path] | None:
     task = TokenizerTask(config)
     if jax.process_index():
         # Every process fits the levels, from the same clips; the first one shows and writes.
-        trained = train(config, workdir, task, on_start=lambda p: _first_weights(task, p))
+        trained = train(config, workdir, task, on_start=lambda p: first_weights(task, p))
         return {} if trained.finished else None
     clips = heldout_clips(config.data, tuple(config.report.buckets), config.report.clips)
     check_frozen(workdir, task.backbone.sha256, task.language.sha256)
@@ -41,7 +42,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Path] | None:
         """Measure the fresh model, then fit its levels to real latents."""
         task.describe(workdir)
         before = {START: _rebuilt(task, partition, clips)}
-        left = _first_weights(task, partition)
+        left = first_weights(task, partition)
         if left:
             shares = ", ".join(f"{share:.2f}" for share in left)
             console.print(f"levels calibrated: variance of the latent left after each: {shares}")
@@ -52,10 +53,10 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Path] | None:
     return _report(task, trained, clips, workdir) if trained.finished else None
 
 
-def _first_weights(task: TokenizerTask, partition: Partition) -> list[float]:
+def first_weights(task: TokenizerTask, partition: Partition) -> list[float]:
     """Those of a previous stage, or levels fitted to latents (see `TokenizerTask.calibrate`)."""
     if task.config.init_from:
-        start_from(task.config.init_from, partition)
+        report_handover(task.config.init_from, start_from(task.config.init_from, partition))
         return []
     return task.calibrate(partition)
 
@@ -78,26 +79,6 @@ def check_frozen(workdir: Path, backbone: str, language: str) -> None:
                 f"{said['sha256'][:16]}, now {found[:16]}); give it those, or name another "
                 "--workdir"
             )
-
-
-def start_from(folder: str, partition: Partition) -> bool:
-    """Take the trainable arrays of another training's newest checkpoint (a previous stage).
-
-    Raises:
-        UserError: there is none, or it is of another model.
-    """
-    step = newest_step(Path(folder))
-    if step is None:
-        raise UserError(f"config.init_from {folder} holds no checkpoint; name a --workdir")
-    arrays = read_parameters(Path(folder), step)
-    for name, value in partition.trainable.items():
-        if name not in arrays or tuple(arrays[name].shape) != tuple(value.shape):
-            raise UserError(
-                f"config.init_from {folder} does not fit this config's model at {name}; both "
-                "stages need the same model"
-            )
-    partition.trainable.update({name: arrays[name] for name in partition.trainable})
-    return True
 
 
 def _rebuilt(

@@ -1,0 +1,68 @@
+"""Starting a stage from the newest checkpoint of the stage before (`config.init_from`).
+
+A later stage may train more than the one before it: a loss that gains a weight can bring a head of
+its own (stage 3 of `configs/tpu_v5.py`: the projection `drift.*`). Arrays that both stages train
+are taken from the checkpoint; new ones keep their initial values and are reported by name.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+from rich.console import Console
+
+from pyratok_jax.checkpoints.partition import Partition
+from pyratok_jax.checkpoints.working_folder import newest_step, read_parameters
+from pyratok_jax.errors import UserError
+
+
+class Handover(NamedTuple):
+    """What a stage took over from the one before.
+
+    Attributes:
+        step: of the checkpoint.
+        taken: names of the arrays that were read from it.
+        fresh: names of trainable arrays that it lacks, which keep their initial values.
+    """
+
+    step: int
+    taken: tuple[str, ...]
+    fresh: tuple[str, ...]
+
+
+def start_from(folder: str, partition: Partition) -> Handover:
+    """Put the trainable arrays of another training's newest checkpoint into the partition.
+
+    Raises:
+        UserError: the folder holds no checkpoint, an array has another shape, or the checkpoint and
+            the partition have no array in common.
+    """
+    step = newest_step(Path(folder))
+    if step is None:
+        raise UserError(f"config.init_from {folder} holds no checkpoint; name a --workdir")
+    arrays = read_parameters(Path(folder), step)
+    taken = tuple(name for name in partition.trainable if name in arrays)
+    if not taken:
+        raise UserError(
+            f"config.init_from {folder} shares no trainable array with this config's model; both "
+            "stages need the same model"
+        )
+    for name in taken:
+        found, wanted = tuple(arrays[name].shape), tuple(partition.trainable[name].shape)
+        if found != wanted:
+            raise UserError(
+                f"config.init_from {folder} does not fit this config's model at {name} (shape "
+                f"{found}, expected {wanted}); both stages need the same model"
+            )
+    partition.trainable.update({name: arrays[name] for name in taken})
+    return Handover(step, taken, tuple(n for n in partition.trainable if n not in arrays))
+
+
+def report_handover(folder: str, handover: Handover) -> None:
+    """Print, on process 0, what was taken over and which arrays start afresh."""
+    if jax.process_index():
+        return
+    text = f"started from {folder}, step {handover.step}: {len(handover.taken)} arrays taken over"
+    if handover.fresh:
+        text += f"; new in this stage, kept as initialised: {', '.join(handover.fresh)}"
+    Console(highlight=False).print(text, soft_wrap=True)

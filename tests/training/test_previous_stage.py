@@ -1,0 +1,89 @@
+"""A stage takes over what it shares with the stage before, keeps what is new, and says which."""
+
+import runpy
+
+import numpy as np
+import pytest
+
+from pyratok_jax.checkpoints.partition import Partition
+from pyratok_jax.checkpoints.working_folder import read_parameters
+from pyratok_jax.errors import UserError
+from pyratok_jax.training.abstract import abstract_training
+from pyratok_jax.training.init import previous_stage
+from pyratok_jax.training.init.previous_stage import start_from
+from pyratok_jax.training.loop.loop import train
+from pyratok_jax.training.tasks.run import first_weights
+from pyratok_jax.training.tasks.tokenizer import TokenizerTask
+from tests.training.tiny import arrays_equal, tiny_config
+from tests.training.worker import Line
+
+DRIFT = {"drift.hidden.kernel", "drift.hidden.bias", "drift.out.kernel", "drift.out.bias"}
+
+
+@pytest.fixture(scope="module")
+def recipe():
+    """Shapes of the three stages of the full-size recipe, by name."""
+    get_config = runpy.run_path("configs/tpu_v5.py")["get_config"]
+    return {
+        stage: abstract_training(get_config(stage)).partition
+        for stage in ("stage1", "stage2", "stage3")
+    }
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "fresh"), [("stage1", "stage2", set()), ("stage2", "stage3", DRIFT)]
+)
+def test_each_stage_of_the_recipe_starts_from_the_one_before(
+    recipe, monkeypatch, before, after, fresh
+):
+    arrays = dict(recipe[before].trainable)
+    monkeypatch.setattr(previous_stage, "newest_step", lambda folder: 7)
+    monkeypatch.setattr(previous_stage, "read_parameters", lambda folder, step: arrays)
+    wanted = set(recipe[after].trainable)
+    handover = start_from("/mnt/BUCKET/before", recipe[after])
+    assert handover.step == 7 and set(handover.fresh) == fresh
+    assert set(handover.taken) == wanted - fresh
+
+
+@pytest.fixture(scope="module")
+def stage2(world, tmp_path_factory):
+    """The working folder of a stage without the drift from DINO: its checkpoint of step 0."""
+    workdir = tmp_path_factory.mktemp("stage2") / "work"
+    config = tiny_config(world, steps=0)
+    config.loss.weights.drift_dinov3 = 0.0
+    train(config, workdir, TokenizerTask(config))
+    return workdir
+
+
+def test_a_stage_with_a_new_head_trains_from_the_one_before(stage2, world, tmp_path, capsys):
+    kept = read_parameters(stage2, 0)
+    assert not DRIFT & kept.keys()
+    task = TokenizerTask(tiny_config(world, init_from=str(stage2)))
+    fresh = dict(Partition(task.system, task.is_trainable).trainable)
+    trained = train(task.config, tmp_path, task, on_start=lambda p: first_weights(task, p))
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"started from {stage2}, step 0: {len(kept)} arrays taken over" in said
+    names = said.partition("kept as initialised: ")[2]
+    assert {name.rstrip(",") for name in names.split()[: len(DRIFT)]} == DRIFT
+    # `trained.partition` holds what training began with.
+    begun = trained.partition.trainable
+    assert arrays_equal({name: begun[name] for name in kept}, kept)
+    assert arrays_equal({n: begun[n] for n in DRIFT}, {n: fresh[n] for n in DRIFT})
+    assert begun.keys() == kept.keys() | DRIFT and trained.finished
+    assert not np.array_equal(
+        trained.state.params["drift.hidden.kernel"], fresh["drift.hidden.kernel"]
+    )
+
+
+def test_a_stage_of_another_model_is_refused(stage2, world, tmp_path):
+    config = tiny_config(world)
+    config.model.tokenizer.width = 8
+    task = TokenizerTask(config)
+    partition = Partition(task.system, task.is_trainable)
+    with pytest.raises(UserError, match="does not fit this config's model at .*same model"):
+        start_from(str(stage2), partition)
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        start_from(str(tmp_path), partition)
+    other = Partition(Line(), lambda name, variable: True)
+    with pytest.raises(UserError, match="shares no trainable array"):
+        start_from(str(stage2), other)
