@@ -1,11 +1,10 @@
 """Checkpoints of a training: trainable state and data position, by Orbax; frozen weights by hash.
 
-A working folder holds `config.json` (the training config), `checkpoints/STEP/` and, for a
+A working folder holds the run's config (see `run_record`), `checkpoints/STEP/` and, for a
 tokenizer, `tokenizer.json` (see `pyratok_jax.tokenizer`).
 """
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +14,18 @@ from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
+from pyratok_jax.checkpoints.working_folder import newest_step
 from pyratok_jax.errors import UserError
+from pyratok_jax.training.run_record import Changes, RunRecord
 from pyratok_jax.training.step import TrainState
-
-# What may differ between the run that wrote a checkpoint and the one that goes on with it: how
-# long and how watched a training is, and how its work is laid over machines, not what it computes.
-_FREE = ("steps", "checkpoint", "log_every", "max_bad_steps", "collapse", "report", "mesh",
-         "multi_host", "host_timeout", "step_timeout", "profile_steps", "init_from", "remat",
-         "loss", "optimizer", "data.workers", "data.threads", "data.prefetch",
-         "data.phases", "model.vae", "language.size", "vision.size")  # fmt: skip
 
 
 class Checkpoints:
     """The checkpoints of one working folder.
 
     Raises:
-        UserError: the folder is a file, cannot be written, or holds a run of another config.
+        UserError: the folder is a file, cannot be written, or holds a run of another config
+            (`run_record`).
     """
 
     def __init__(self, workdir: str | Path, config: ConfigDict):
@@ -39,7 +34,7 @@ class Checkpoints:
             raise UserError(f"--workdir {workdir} is a file; name a folder")
         try:
             self.workdir.mkdir(parents=True, exist_ok=True)
-            _check_config(self.workdir / "config.json", config)
+            self._record = RunRecord(self.workdir, config, newest_step(Path(self.workdir)))
         except OSError as error:
             raise UserError(f"--workdir {workdir}: {error.strerror or error}") from error
         _write_small_arrays_whole()
@@ -54,6 +49,11 @@ class Checkpoints:
             (self.workdir / "checkpoints").resolve(), options=options
         )
         self._every = config.checkpoint.every
+
+    @property
+    def changes(self) -> Changes:
+        """What this run changes of the config that the folder was trained with (`run_record`)."""
+        return self._record.changes
 
     def newest(self) -> int | None:
         """Step of the newest complete checkpoint."""
@@ -96,6 +96,7 @@ class Checkpoints:
                 f"{self.workdir}/checkpoints/{step} cannot be restored into this config's model: "
                 f"{reason}; use the config that it was trained with, or another --workdir"
             ) from error
+        self._record.resumed(step)
         return _state(found["state"], state), found["data"]
 
     def wait(self) -> None:
@@ -138,39 +139,3 @@ def _state(tree: Mapping[str, Any], like: TrainState) -> TrainState:
         skipped=tree["skipped"],
         skipped_in_a_row=tree["skipped_in_a_row"],
     )
-
-
-def _check_config(path: epath.Path, config: ConfigDict) -> None:
-    """Write the config beside the checkpoints, or compare with the one that is there."""
-    current = json.loads(config.to_json_best_effort())
-    if path.exists():
-        try:
-            stored = json.loads(path.read_text())
-        except ValueError as error:
-            raise UserError(f"{path} is not JSON; name another --workdir") from error
-        key = first_difference(stored, current, lambda key: not _is_free(key))
-        if key is not None:
-            raise UserError(
-                f"{path.parent} holds a run of another config: {key} differs; name another "
-                "--workdir, or give the config that it was started with"
-            )
-    if jax.process_index() == 0:
-        scratch = path.parent / ".config.json.tmp"
-        scratch.write_text(json.dumps(current, indent=1) + "\n")
-        scratch.rename(path) if not path.exists() else scratch.replace(path)
-
-
-def _is_free(key: str) -> bool:
-    return any(key == free or key.startswith(free + ".") for free in _FREE)
-
-
-def first_difference(a: Any, b: Any, counts: Callable[[str], bool], key: str = "") -> str | None:
-    """The first dotted key (for which `counts` holds) at which two nested dictionaries differ."""
-    if isinstance(a, Mapping) and isinstance(b, Mapping):
-        for name in sorted(a.keys() | b.keys()):
-            below = f"{key}.{name}" if key else str(name)
-            found = first_difference(a.get(name), b.get(name), counts, below)
-            if found is not None:
-                return found
-        return None
-    return key if a != b and counts(key) else None

@@ -40,6 +40,8 @@ def training_config(**changes: Any) -> ConfigDict:
     - collapse: share of different codes (of the tokens of a step, or of the vocabulary) under which
       a level is reported after so many logged values in a row; patience 0: never.
     - init_from: a checkpoint folder whose trainable arrays are the start (a previous stage).
+    - resume_with_changes: resume a run with another loss, optimizer or data than it had, on
+      purpose; the changes are kept in its folder (`run_record`).
 
     Raises:
         KeyError: an unknown key in `changes`.
@@ -77,6 +79,7 @@ def training_config(**changes: Any) -> ConfigDict:
             "max_bad_steps": 10,
             "collapse": {"threshold": 0.02, "patience": 5},
             "init_from": "",
+            "resume_with_changes": False,
             "data": data_config(),
         }
     )

@@ -145,9 +145,9 @@ def test_captions_change_tokens_after_training_and_none_is_fine(uncalibrated):
 def test_a_checkpoint_of_another_config_is_refused(finished, world):
     config = tiny_config(world)
     config.model.tokenizer.width = 32
-    with pytest.raises(UserError, match="model.tokenizer.width differs"):
+    with pytest.raises(UserError, match="model.tokenizer.width was 16, is 32; name"):
         run(config, finished[0])
-    with pytest.raises(UserError, match="seed differs"):
+    with pytest.raises(UserError, match="seed was 0, is 3; name"):
         run(tiny_config(world, seed=3), finished[0])
 
 

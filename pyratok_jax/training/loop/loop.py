@@ -143,7 +143,9 @@ def train(config: ConfigDict, workdir: Path, task: Task, *, on_start: Any = None
             try:
                 with StepBar(start, config.steps, enabled=primary) as bar:
                     if start:
-                        bar.say(f"going on from step {start} in {workdir}")
+                        bar.say(f"resuming from step {start} in {workdir}")
+                        for key, (old, new) in checkpoints.changes.items():
+                            bar.say(f"changed on resuming: {key} was {old!r}, is {new!r}")
                     run = _Run(config, task, mesh, shares, step, frozen, loader, checkpoints,
                                log, bar, vote, times, exchange, profiler,
                                CollapseGuard(**config.collapse))  # fmt: skip
@@ -282,8 +284,8 @@ class _Run(NamedTuple):
             terms = ", ".join(f"{k} {v:.3g}" for k, v in values[-1].items())
             raise UserError(
                 f"loss or gradient was not finite for {bad} steps up to step {number} ({terms}); "
-                "lower optimizer.learning_rate or look at the term that is not finite. The "
-                "checkpoints hold the last good parameters"
+                "lower optimizer.learning_rate (with --config.resume_with_changes=true) or look at "
+                "the term that is not finite. The checkpoints hold the last good parameters"
             )
 
     def _log_timing(self, number: int) -> None:

@@ -1,0 +1,137 @@
+"""The config that a working folder is trained with: how the run began, and every change since.
+
+`config.json` is the config of step 0. It is written when a run begins and never again.
+`config_changes.jsonl` has one line for each resume with other values: the step that it resumed from
+and `{key: [old, new]}`. Together they are the config in force, which a resume is compared with:
+
+| keys | a resume with another value |
+|---|---|
+| `OPERATIONAL`: length, logging, machines, what is only read at step 0 | accepted |
+| `IDENTITY`: what the checkpoint is a checkpoint of | refused |
+| all others: loss, optimizer, data, masking, batch size, ... | refused, unless \
+`config.resume_with_changes` |
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+from etils import epath
+from ml_collections import ConfigDict
+
+from pyratok_jax.errors import UserError
+from pyratok_jax.io.atomic import write_json
+
+CONFIG, CHANGES = "config.json", "config_changes.jsonl"
+OPERATIONAL = (
+    "steps", "checkpoint", "log_every", "max_bad_steps", "collapse", "report", "mesh",
+    "multi_host", "host_timeout", "step_timeout", "profile_steps", "init_from", "remat",
+    "calibration", "data.workers", "data.threads", "data.prefetch", "data.phases", "model.vae",
+    "language.size", "vision.size",
+)  # fmt: skip
+IDENTITY = ("task", "seed", "model", "language", "tokenizer", "projector")
+_FLAG = "resume_with_changes"
+_NAMED = 4  # Changed keys that a message names.
+
+Flat = dict[str, Any]
+Changes = dict[str, tuple[Any, Any]]
+
+
+class RunRecord:
+    """The record of one working folder, compared with the config of the run at hand.
+
+    Attributes:
+        changes: key -> (old, new) of everything that differs from the config in force.
+    """
+
+    def __init__(self, workdir: epath.Path, config: ConfigDict, newest: int | None):
+        """Begin the record, or compare with the one that is there.
+
+        Args:
+            workdir: an existing folder.
+            config: of this run.
+            newest: step of the newest checkpoint; None: the run begins, whatever an earlier one
+                that saved nothing has left.
+
+        Raises:
+            UserError: values differ that must not, or the record cannot be read.
+        """
+        self._workdir = workdir
+        self.changes: Changes = {}
+        current = json.loads(config.to_json_best_effort())
+        if newest is not None and (workdir / CONFIG).exists():
+            in_force = _in_force(workdir)
+            self.changes = dict(_differences(in_force, dict(_flat(current))))
+            _check(workdir, self.changes, newest, allowed=bool(config.get(_FLAG)))
+        elif jax.process_index() == 0:
+            write_json(workdir / CONFIG, current)
+            (workdir / CHANGES).unlink(missing_ok=True)
+
+    def resumed(self, step: int) -> None:
+        """Note the changes as made at `step`, once its checkpoint has been restored."""
+        if self.changes and jax.process_index() == 0:
+            path = self._workdir / CHANGES
+            line = json.dumps({"step": step, "changes": self.changes})
+            # Appended, as a whole line: what is there already must outlive a crash.
+            with path.open("a") as file:
+                file.write(line + "\n")
+
+
+def _in_force(workdir: epath.Path) -> Flat:
+    try:
+        values = dict(_flat(json.loads((workdir / CONFIG).read_text())))
+    except ValueError as error:
+        raise UserError(f"{workdir / CONFIG} is not JSON; name another --workdir") from error
+    if (workdir / CHANGES).exists():
+        for number, line in enumerate((workdir / CHANGES).read_text().splitlines(), start=1):
+            try:
+                changes = json.loads(line)["changes"]
+                values |= {key: new for key, (_, new) in changes.items()}
+            except (ValueError, KeyError, TypeError) as error:
+                raise UserError(
+                    f"{workdir / CHANGES}, line {number}, is no record of changes; repair or "
+                    "remove that line, or name another --workdir"
+                ) from error
+    return values
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of all that is no dictionary."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _differences(old: Flat, new: Flat) -> Iterator[tuple[str, tuple[Any, Any]]]:
+    for key in sorted(old.keys() | new.keys()):
+        if key != _FLAG and old.get(key) != new.get(key):
+            yield key, (old.get(key), new.get(key))
+
+
+def _check(workdir: epath.Path, changes: Changes, step: int, *, allowed: bool) -> None:
+    method = {key: pair for key, pair in changes.items() if not _within(key, OPERATIONAL)}
+    identity = {key: pair for key, pair in method.items() if _within(key, IDENTITY)}
+    if identity:
+        raise UserError(
+            f"{workdir} holds a run of another config: {_told(identity)}; name another --workdir, "
+            "or give the config that it was started with"
+        )
+    if method and not allowed:
+        raise UserError(
+            f"{workdir} was trained with other values: {_told(method)}; give the old ones, name "
+            f"another --workdir, or change them from step {step} on with "
+            f"--config.{_FLAG}=true (kept in {CHANGES})"
+        )
+
+
+def _within(key: str, parts: tuple[str, ...]) -> bool:
+    return any(key == part or key.startswith(part + ".") for part in parts)
+
+
+def _told(changes: Changes) -> str:
+    named = [f"{key} was {old!r}, is {new!r}" for key, (old, new) in changes.items()]
+    more = f"; and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
+    return "; ".join(named[:_NAMED]) + more
