@@ -5,23 +5,21 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from pyratok_jax.errors import UserError, run_cli
-from pyratok_jax.evaluation.framework import Task, parse_settings
-from pyratok_jax.evaluation.partials import PartialStore
-from pyratok_jax.evaluation.registry import TASKS, load_task
-from pyratok_jax.evaluation.runner import (
+from pyratok_jax.evaluation.engine import (
+    PartialStore,
     Shard,
     evaluate_items,
     gather,
     parse_shard,
     unique_items,
 )
+from pyratok_jax.evaluation.task import TASKS, Model, Task, load_task, parse_settings
 
-EXTRACTORS = ("oracle", "random")
+BASELINES = ("oracle", "random")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -29,8 +27,8 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="python -m pyratok_jax.evaluate",
         description="Evaluate a tokenizer. Results: results.json, row.md (a table row for a "
-        "paper) and report.html. An interrupted run goes on where it stopped when the same "
-        "command is given again.",
+        "paper) and report.html. An interrupted run resumes when the same command is given "
+        "again.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     p.add_argument("--task", required=True, help=f"one of {', '.join(TASKS)}; list explains them")
@@ -115,7 +113,7 @@ def _shard(arguments: argparse.Namespace) -> Shard:
     return Shard(jax.process_index(), jax.process_count())
 
 
-def load_models(task: Task, checkpoints: Sequence[str]) -> Any:
+def load_models(task: Task, checkpoints: Sequence[str]) -> Model:
     """What the task's items are evaluated with, of one checkpoint or several.
 
     Raises:
@@ -135,14 +133,14 @@ def load_models(task: Task, checkpoints: Sequence[str]) -> Any:
     )
 
 
-def load_model(task: Task, checkpoint: str) -> Any:
+def load_model(task: Task, checkpoint: str) -> Model:
     """What the task's items are evaluated with.
 
     Raises:
         UserError: the checkpoint is none, or the task takes neither oracle nor random.
     """
-    if checkpoint in EXTRACTORS:
-        return task.stand_in(checkpoint)
+    if checkpoint in BASELINES:
+        return task.baseline(checkpoint)
     from pyratok_jax.tokenizer import load_tokenizer
 
     return task.wrap(load_tokenizer(checkpoint))
@@ -150,7 +148,7 @@ def load_model(task: Task, checkpoint: str) -> Any:
 
 def run(
     task: Task,
-    model: Any,
+    model: Model,
     output: Path,
     arguments: argparse.Namespace,
     shard: Shard,
@@ -161,7 +159,7 @@ def run(
     store = PartialStore(output / "partial")
     if arguments.restart:
         if shard.count > 1:
-            raise UserError(f"--restart does not go with several processes; remove {store.folder}")
+            raise UserError(f"--restart needs a single process; remove {store.folder} instead")
         store.remove()
     settings = {k: v for k, v in task.settings().items() if k not in task.late_settings}
     store.claim(
@@ -190,15 +188,14 @@ def _wait_for_all(task: Task) -> None:
 
 
 def finish(
-    task: Task, model: Any, output: Path, arguments: argparse.Namespace, console: Console
+    task: Task, model: Model, output: Path, arguments: argparse.Namespace, console: Console
 ) -> None:
     """Merge all partial results into the results, if none is missing.
 
     Raises:
         UserError: no item could be evaluated.
     """
-    from pyratok_jax.evaluation.peers import peer_table
-    from pyratok_jax.evaluation.results import markdown_row, summarise, write_results
+    from pyratok_jax.evaluation.report import markdown_row, peer_table, summarise, write_results
 
     items = unique_items(task, arguments.limit)
     gathered = gather(items, PartialStore(output / "partial"))
@@ -221,14 +218,13 @@ def finish(
         checkpoint_hash=model.checkpoint_hash,
         limit=arguments.limit,
     )
-    write_results(output, task, gathered, results)
+    written = write_results(output, task, gathered, results)
     console.print(markdown_row(task, results), markup=False, soft_wrap=True)
     console.print(peer_table(task.name), markup=False, soft_wrap=True)
     if gathered.broken:
         console.print(f"{len(gathered.broken)} items are broken and left out: see results.json")
-    for name in ("results.json", "row.md", "report.html", "rate_distortion.png"):
-        if name != "rate_distortion.png" or task.rate_distortion(results["metrics"]):
-            console.print(f"written: {output / name}", soft_wrap=True)
+    for path in written:
+        console.print(f"written: {path}", soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 `python -m pyratok_jax.evaluation.synthetic --output DIR` writes the published layouts of the real
 data sets, so that what evaluates this set evaluates those:
 
-    videos/         films with captions (a folder with NAME.txt beside NAME.mp4)
+    videos/         videos with captions (a folder with NAME.txt beside NAME.mp4)
     vis/            frames and instances.json as YouTube-VIS and OVIS
     davis/          JPEGImages/480p and Annotations/480p as DAVIS
     localization/   videos, annotations.json as THUMOS14 and ActivityNet, splits/ of class names
@@ -45,7 +45,7 @@ class Thing:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """A film, uint8 (t, h, w, 3), of things that never touch, and a sentence about it."""
+    """A video, uint8 (t, h, w, 3), of things that never touch, and a sentence about it."""
 
     frames: np.ndarray
     things: tuple[Thing, ...]
@@ -66,7 +66,7 @@ def shape_mask(
 
 
 def draw(background: np.ndarray, masks: Sequence[tuple[str, np.ndarray]]) -> np.ndarray:
-    """A film (t, h, w, 3) of masks (t, h, w) in their colours before a background (h, w, 3)."""
+    """A video (t, h, w, 3) of masks (t, h, w) in their colours before a background (h, w, 3)."""
     frames = np.repeat(background[None], len(masks[0][1]), axis=0)
     for name, mask in masks:
         frames[mask] = COLOURS[name.split()[0]]
@@ -93,9 +93,9 @@ def moving_scene(rng: np.random.Generator, frames: int, size: int, names: Sequen
         masks = [shape_mask(name.split()[1], (size, size), (y, x), radius) for x in path]
         things.append(Thing(name, np.stack(masks)))
         words.append(f"a {name} moves to the {'right' if right else 'left'}")
-    film = draw(background(rng, size), [(thing.name, thing.mask) for thing in things])
+    video = draw(background(rng, size), [(thing.name, thing.mask) for thing in things])
     text = " and ".join(words)
-    return Scene(film, tuple(things), text[0].upper() + text[1:] + ".")
+    return Scene(video, tuple(things), text[0].upper() + text[1:] + ".")
 
 
 def action_scene(
@@ -134,7 +134,7 @@ def uncompressed_rle(mask: np.ndarray) -> dict[str, Any] | None:
 
 
 def write_video(path: Path, frames: np.ndarray) -> None:
-    """A nearly lossless film."""
+    """A nearly lossless video file."""
     with VideoWriter(path, fps=FPS, crf=4, preset="veryfast", threads=1) as writer:
         for frame in frames:
             writer.write(frame)
@@ -232,7 +232,7 @@ def write_localization(output: Path, rng: np.random.Generator, count: int, size:
 
 
 def write_classification(output: Path, rng: np.random.Generator, count: int, size: int) -> None:
-    """Folders of films by label, in train and in test."""
+    """Folders of videos by label, in train and in test."""
     for part in ("train", "test"):
         for name in ("red circle", "green square", "blue triangle", "yellow circle"):
             for number in range(count):

@@ -58,6 +58,9 @@ thead th { color: var(--faint); font-weight: 500; }
 tbody th { text-align: left; font-weight: 500; }
 tbody tr:last-child > * { border-bottom: 0; }
 .model > * { background: var(--tint); font-weight: 650; }
+figure { margin: 0; min-width: 0; }
+svg { display: block; width: 100%; height: auto; }
+.chart { max-width: 720px; }
 details { margin-top: 14px; }
 summary { cursor: pointer; }
 dl { display: grid; grid-template-columns: minmax(0, 2fr) minmax(0, 3fr); font-size: 14px; }

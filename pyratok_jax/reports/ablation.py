@@ -2,12 +2,13 @@
 
 import csv
 import io
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from pyratok_jax.io.atomic import write_bytes
 
 COLUMNS = ("psnr", "ssim", "lpips")
 START = "psnr_before_step_1"
@@ -42,19 +43,11 @@ def summarise(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[s
 
 def write_tables(rows: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, Path]:
     """Write `ablations.md`, `ablations.csv` and `ablations.png`, each atomically."""
-    outputs = {
-        "table": _write(folder / "ablations.md", markdown(rows).encode()),
-        "csv": _write(folder / "ablations.csv", _csv(rows).encode()),
-    }
-    outputs["chart"] = _write(folder / "ablations.png", _chart(rows))
-    return outputs
-
-
-def _write(path: Path, content: bytes) -> Path:
-    scratch = path.with_name(f".{path.name}.tmp")
-    scratch.write_bytes(content)
-    os.replace(scratch, path)
-    return path
+    contents = {"md": markdown(rows).encode(), "csv": _csv(rows).encode(), "png": _chart(rows)}
+    for suffix, content in contents.items():
+        write_bytes(folder / f"ablations.{suffix}", content)
+    names = {"table": "md", "csv": "csv", "chart": "png"}
+    return {name: folder / f"ablations.{suffix}" for name, suffix in names.items()}
 
 
 def _figure(row: Mapping[str, Any], column: str, digits: int) -> str:

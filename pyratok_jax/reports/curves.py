@@ -1,4 +1,4 @@
-"""Curves as inline SVG that follows the colours of the page, and as PNG files.
+"""Charts: curves as inline SVG that follows the colours of the page, and as PNG files.
 
 Drawn with matplotlib's figures directly: no window system, no global state.
 """
@@ -12,15 +12,18 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
+from pyratok_jax.io.atomic import atomic_path
+
 Points = Sequence[tuple[float, float]]
 
-# Stand-ins that the page's stylesheet replaces; every other colour reads on light and dark.
+# Placeholders that the page's colours replace; every other colour reads on light and dark.
 _INK, _ACCENT = "#010203", "#010204"
 _SERIES = ("#2f7ed8", "#d9822b", "#2fa36b", "#b04fc4", "#c8463f", "#7a8491")
 _LOG_SPAN = 30.0
@@ -42,7 +45,7 @@ _STYLE: Any = {
 }
 
 
-def curve_svg(points: Points, *, size: tuple[float, float] = (3.3, 1.75)) -> str:
+def curve_svg(points: Points, *, size: tuple[float, float] = (3.3, 1.75)) -> Markup:
     """One value over the steps as an SVG element; long noisy curves get a smoothed line.
 
     Points that are not finite are left out; a positive curve over more than a factor of 30 has a
@@ -54,24 +57,13 @@ def curve_svg(points: Points, *, size: tuple[float, float] = (3.3, 1.75)) -> str
         return _svg(figure)
 
 
-def curves_png(curves: Mapping[str, Points], path: str | os.PathLike, columns: int = 3) -> Path:
-    """All curves as one picture in a file, written atomically."""
-    rows = max(-(-len(curves) // columns), 1)
+def rate_chart(series: Mapping[str, Points], quality: str = "PSNR (dB)") -> Markup:
+    """Quality over rate, one line of (bpp, quality) points per name; nothing without a line."""
+    if not series:
+        return Markup("")
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(3.6 * columns, 2.3 * rows), layout="constrained", facecolor="w")
-        axes = np.ravel(figure.subplots(rows, columns, squeeze=False))
-        for axis, (name, points) in zip(axes, curves.items(), strict=False):
-            _draw_curve(axis, points, _SERIES[0])
-            axis.set_title(name, fontsize=9)
-        for axis in axes[len(curves) :]:
-            axis.set_axis_off()
-        return _png(figure, path)
-
-
-def rate_distortion_svg(series: Mapping[str, Points], quality: str = "PSNR (dB)") -> str:
-    """Quality over rate, one line of (bpp, quality) points per name, as an SVG element."""
-    with matplotlib.rc_context(_STYLE):
-        return _svg(_rate_distortion(series, quality))
+        drawing = _svg(_rate_distortion(series, quality))
+    return Markup("<figure class='card chart'>{}</figure>").format(drawing)
 
 
 def rate_distortion_png(
@@ -133,7 +125,7 @@ def _smoothed(values: np.ndarray, window: int) -> np.ndarray:
     return (sums[end] - sums[start]) / (end - start)
 
 
-def _svg(figure: Figure) -> str:
+def _svg(figure: Figure) -> Markup:
     file = io.StringIO()
     FigureCanvasSVG(figure)
     figure.patch.set_alpha(0)
@@ -144,13 +136,11 @@ def _svg(figure: Figure) -> str:
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", text)
-    return text.replace(_INK, "currentColor").replace(_ACCENT, "var(--accent)")
+    return Markup(text.replace(_INK, "currentColor").replace(_ACCENT, "var(--accent)"))
 
 
 def _png(figure: Figure, path: str | os.PathLike) -> Path:
-    path = Path(path)
     FigureCanvasAgg(figure)
-    scratch = path.parent / f".{path.name}.part"
-    figure.savefig(scratch, format="png", dpi=130)
-    os.replace(scratch, path)
-    return path
+    with atomic_path(path) as scratch:
+        figure.savefig(scratch, format="png", dpi=130)
+    return Path(path)

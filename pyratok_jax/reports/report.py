@@ -1,17 +1,54 @@
-"""The report of a run: `report.html` and `contact_sheet.png` in its folder."""
+"""The report of a training: `report.html`, which needs no other file, and `contact_sheet.png`."""
 
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pyratok_jax.reports.clips import ReportClip
-from pyratok_jax.reports.curves import Points
-from pyratok_jax.reports.page import render_page
-from pyratok_jax.reports.pictures import token_maps
-from pyratok_jax.reports.sheet import contact_sheet, save_png
+import numpy as np
+from markupsafe import Markup
+
+from pyratok_jax.io import html
+from pyratok_jax.io.atomic import atomic_path, write_text
+from pyratok_jax.metrics.image import PROTOCOL
+from pyratok_jax.reports import player
+from pyratok_jax.reports.clips import ReportClip, contact_sheet
+from pyratok_jax.reports.curves import Points, curve_svg, rate_chart
+from pyratok_jax.reports.pictures import ERROR_FULL_SCALE, error_colours, token_maps
+from pyratok_jax.reports.tables import headline, html_table
 
 __all__ = ["ReportClip", "token_maps", "write_report"]
+
+_MAIN = frozenset(("input", "reconstruction", "error"))
+_STYLE = (
+    player.STYLE
+    + """
+.tiles {
+  display: grid; grid-template-columns: repeat(auto-fit, minmax(165px, 1fr)); gap: 12px;
+  margin: 26px 0 20px;
+}
+.tile { margin: 0; padding: 14px 16px; min-width: 0; }
+.tile b { font-size: 28px; font-weight: 650; letter-spacing: -0.02em; }
+.tile:first-child b { color: var(--accent); }
+.tile span { color: var(--faint); margin-left: 5px; font-size: 14px; }
+.tile div { color: var(--faint); font-size: 14px; line-height: 1.35; }
+.card header { margin-bottom: 14px; }
+.card header p { margin: 2px 0 0; }
+.legend { display: flex; align-items: center; gap: 8px; font-size: 14px; color: var(--faint); }
+.legend i { display: block; width: 160px; height: 10px; border-radius: 2px; }
+.curves { display: grid; grid-template-columns: repeat(auto-fill, minmax(270px, 1fr)); gap: 14px; }
+.curve { margin: 0; padding: 10px 12px; }
+.curve figcaption { font-weight: 550; overflow-wrap: anywhere; }
+.curve figcaption span:last-child { font-weight: 400; }
+@media (max-width: 760px) {
+  .tiles { grid-template-columns: 1fr 1fr; }
+  .tile:first-child { grid-column: 1 / -1; }
+  .tile b { font-size: 24px; }
+  .card { padding: 12px; }
+  .curves { grid-template-columns: 1fr; }
+}
+"""
+)
 
 
 def write_report(
@@ -29,7 +66,7 @@ def write_report(
     Args:
         folder: where to; made when it does not exist.
         title: heading of both.
-        clips: what to show; none leaves out the films and the contact sheet.
+        clips: what to show; none leaves out the videos and the contact sheet.
         curves: (step, value) points by name, in the order of the page.
         table: one row per compared model: `name`, and any of psnr, psnr_video, ssim,
             ssim_uniform, lpips, lpips_alex, bpp, utilisation (a number or a list per level),
@@ -42,13 +79,95 @@ def write_report(
         Paths by "report" and, with clips, "contact_sheet".
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     page = render_page(title, clips, curves, table, settings, rate_distortion)
     written = {"report": folder / "report.html"}
-    scratch = folder / ".report.html.part"
-    scratch.write_text(page, encoding="utf-8")
-    os.replace(scratch, written["report"])
+    write_text(written["report"], page)
     if clips:
-        sheet = contact_sheet(title, clips)
-        written["contact_sheet"] = save_png(sheet, folder / "contact_sheet.png")
+        written["contact_sheet"] = folder / "contact_sheet.png"
+        with atomic_path(written["contact_sheet"]) as scratch:
+            contact_sheet(title, clips).save(scratch, "PNG")
     return written
+
+
+def render_page(
+    title: str,
+    clips: Sequence[ReportClip],
+    curves: Mapping[str, Points],
+    table: Sequence[Mapping[str, Any]],
+    settings: Mapping[str, Any],
+    rate_distortion: Mapping[str, Points] | None = None,
+) -> str:
+    """The whole page; sections without content are left out."""
+    shown = [_reading(), *(_clip(clip) for clip in clips)] if clips else []
+    sections = [
+        _tiles(table),
+        html_table(table),
+        html.section("Clips", *shown),
+        html.section("Rate and distortion", rate_chart(rate_distortion or {})),
+        html.section("Curves", *([_curves(curves)] if curves else [])),
+        html.section("Settings and protocol", *_settings(settings)),
+    ]
+    return html.document(title, sections, style=_STYLE, script=player.SCRIPT)
+
+
+def _tiles(table: Sequence[Mapping[str, Any]]) -> Markup:
+    tile = Markup("<div class='card tile'><b>{}</b><span>{}</span><div>{}</div></div>")
+    tiles = html.join(tile.format(*entry) for entry in headline(table))
+    return Markup("<div class='tiles'>{}</div>").format(tiles) if tiles else tiles
+
+
+def _reading() -> Markup:
+    """How the panels are to be read."""
+    colours = error_colours()[np.linspace(0, ERROR_FULL_SCALE, 9).astype(int)]
+    stops = ", ".join(f"rgb({r} {g} {b})" for r, g, b in colours.tolist())
+    text = html.paragraph(
+        "All panels of a clip play in step. The ceiling is the frozen VAE without quantisation, "
+        "step 0 the same model before training. In the maps of the levels each token is a "
+        "rectangle, coloured by the first three principal components of its code's embedding; "
+        "equal colours mean similar codes, in all levels of a clip.",
+        faint=True,
+    )
+    return text + Markup(
+        "<p class='legend'>error 0 <i style='background: linear-gradient(to right, {})'></i> "
+        "{} and more of 255</p>"
+    ).format(stops, ERROR_FULL_SCALE)
+
+
+def _clip(clip: ReportClip) -> Markup:
+    t, h, w = clip.original.shape[:3]
+    notes = {name: f"{psnr:.2f} dB" for name, psnr in clip.psnr().items()}
+    tiled = player.tile_videos(clip.videos(), clip.fps)
+    facts = f"{t} frames, {w} × {h}, {clip.fps:.4g} frames per second"
+    return Markup("<article class='card'><header><h3>{}</h3>{}{}</header>{}</article>").format(
+        clip.name,
+        html.paragraph(f"“{clip.caption}”" if clip.caption else "no caption"),
+        html.paragraph(facts, faint=True),
+        player.player(tiled, _MAIN, notes, sharp=frozenset(clip.level_videos())),
+    )
+
+
+def _curves(curves: Mapping[str, Points]) -> Markup:
+    figure = Markup(
+        "<figure class='card curve'><figcaption><span>{}</span><span>{}</span></figcaption>{}"
+        "</figure>"
+    )
+    figures = []
+    for name, points in curves.items():
+        finite = [value for _, value in points if np.isfinite(value)]
+        last = f"{finite[-1]:.4g}" if finite else "no value"
+        figures.append(figure.format(name, last, curve_svg(points)))
+    about = "Over training steps; at the right the last value. The bold line is a running mean."
+    grid = Markup("<div class='curves'>{}</div>").format(html.join(figures))
+    return html.paragraph(about, faint=True) + grid
+
+
+def _settings(settings: Mapping[str, Any]) -> list[Markup]:
+    note = (
+        "All numbers come from the decoded pixels; only what is shown here went through a video "
+        "codec."
+    )
+    return [
+        html.paragraph(note, faint=True),
+        html.folded("Settings", html.pairs(settings)),
+        html.folded("Protocol", html.pairs(PROTOCOL)),
+    ]

@@ -1,8 +1,11 @@
 """Tables of quality and rate: which columns there are and how their values are written."""
 
-import html
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from markupsafe import Markup
+
+from pyratok_jax.io import html
 
 # Key, heading, format. Keys that are not here follow in their own order, as they are.
 _COLUMNS = (
@@ -26,7 +29,7 @@ def expand_levels(row: Row) -> dict[str, Any]:
     """A row in which values per level (lists, or `levels` entries) have a column each.
 
     `utilisation` may be one number, a list of numbers, or come within `levels`, a list of what
-    `evaluation.metrics.CodeUsage.summary` returns.
+    `metrics.code_usage.CodeUsage.summary` returns.
     """
     flat: dict[str, Any] = {}
     for key, value in row.items():
@@ -54,7 +57,7 @@ def columns_of(rows: Sequence[Row]) -> list[tuple[str, str, str]]:
     return columns + [(key, key.replace("_", " "), "{}") for key in rest]
 
 
-def write_value(value: Any, style: str) -> str:
+def write_value(value: object, style: str) -> str:
     """One cell: a dash for None, the column's format for numbers, text as it is."""
     if value is None:
         return "–"
@@ -63,24 +66,17 @@ def write_value(value: Any, style: str) -> str:
     return style.format(value)
 
 
-def html_table(rows: Sequence[Row]) -> str:
+def html_table(rows: Sequence[Row]) -> Markup:
     """The table as HTML; rows with role "model" stand out. Empty without rows."""
-    if not rows:
-        return ""
-    rows = [expand_levels(row) for row in rows]
-    columns = columns_of(rows)
-    head = "".join(f"<th scope='col'>{html.escape(heading)}</th>" for _, heading, _ in columns)
-    body = []
-    for row in rows:
-        cells = "".join(
-            f"<td>{html.escape(write_value(row.get(key), style))}</td>" for key, _, style in columns
-        )
-        kind = " class='model'" if row.get("role") == "model" else ""
-        name = html.escape(str(row.get("name", "")))
-        body.append(f"<tr{kind}><th scope='row'>{name}</th>{cells}</tr>")
-    return (
-        "<div class='scroll'><table><thead><tr><th></th>"
-        f"{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
+    expanded = [expand_levels(row) for row in rows]
+    columns = columns_of(expanded)
+    return html.table(
+        [
+            [row.get("name", ""), *(write_value(row.get(key), style) for key, _, style in columns)]
+            for row in expanded
+        ],
+        head=["", *(heading for _, heading, _ in columns)],
+        classes=["model" if row.get("role") == "model" else "" for row in expanded],
     )
 
 

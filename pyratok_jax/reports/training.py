@@ -1,7 +1,5 @@
 """What a tokenizer's training leaves for people: held-out clips measured, shown and tabulated."""
 
-import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +8,7 @@ import numpy as np
 
 from pyratok_jax.data.heldout import HeldoutClip
 from pyratok_jax.data.padding import crop_clip, pad_clip
+from pyratok_jax.io.atomic import write_json
 from pyratok_jax.metrics.image import PROTOCOL, bits_per_pixel, code_usage, quality, token_count
 from pyratok_jax.reports.report import ReportClip, token_maps, write_report
 from pyratok_jax.tokenizer import Tokenizer
@@ -93,7 +92,8 @@ def report_training(
         settings=settings,
     )
     metrics = {"heldout": rows, "protocol": PROTOCOL, "checkpoint": tokenizer.checkpoint_hash}
-    outputs["metrics"] = write_json(workdir / "metrics.json", metrics | dict(facts))
+    outputs["metrics"] = workdir / "metrics.json"
+    write_json(outputs["metrics"], metrics | dict(facts))
     return outputs
 
 
@@ -139,11 +139,3 @@ def _shown(
         token_maps=[crop_clip(video, padding) for video in maps],
         levels=[f"level {i} (1:{dt} frames, {ds} px)" for i, (dt, ds) in enumerate(grids, start=1)],
     )
-
-
-def write_json(path: Path, values: Any) -> Path:
-    """Write indented JSON, atomically."""
-    scratch = path.with_name(f".{path.name}.tmp")
-    scratch.write_text(json.dumps(values, indent=1) + "\n")
-    os.replace(scratch, path)
-    return path

@@ -7,13 +7,17 @@ import pytest
 
 from pyratok_jax.errors import UserError
 from pyratok_jax.evaluate import main
+from pyratok_jax.evaluation.data.clips import even_indices, sample_frames
 from pyratok_jax.evaluation.data.labelled import load_classes, load_labelled
-from pyratok_jax.evaluation.models.features import Features, LevelFeatures
-from pyratok_jax.evaluation.models.pooling import level_means, parse_levels
+from pyratok_jax.evaluation.models.features import (
+    Features,
+    LevelFeatures,
+    level_means,
+    parse_levels,
+)
 from pyratok_jax.evaluation.synthetic import write_video
 from pyratok_jax.evaluation.tasks.classification import label_ranks
 from pyratok_jax.evaluation.tasks.probes import linear_probe, nearest_neighbours
-from pyratok_jax.evaluation.vision.framing import even_indices, sample_frames
 
 
 def run(task, data, output, checkpoint, *more):

@@ -11,7 +11,7 @@ from pyratok_jax import evaluate
 from pyratok_jax.errors import UserError
 from pyratok_jax.evaluation.data.raw_video import raw_videos, read_raw
 from pyratok_jax.evaluation.models import codecs
-from pyratok_jax.evaluation.models.reconstructors import StandIn
+from pyratok_jax.evaluation.models.reconstructors import BaselineReconstructor
 from pyratok_jax.evaluation.tasks.compression import Compression
 from pyratok_jax.metrics.bd_rate import bd_rate, frontier, rate_at
 from pyratok_jax.metrics.image import frame_errors, psnr_of
@@ -200,7 +200,7 @@ def test_entropy_coded_bits_are_those_of_the_coder(films):
     model = task.join({"a": task.wrap(tokenizer)})
     part = task.evaluate_item(model, task.items()[0])
     first = part["measured"][0]
-    ids = model.models["a"].rebuild(task._clip(task.items()[0].content)[0], None).ids
+    ids = model.models["a"].reconstruct(task._clip(task.items()[0].content)[0], None).ids
     assert first["bits"]["coded"] == 8 * sum(len(pack(x, 6)) for x in ids)
     assert first["bits"]["raw"] == 6 * sum(x.size for x in ids) == part["clip"]["bits"]
 
@@ -258,4 +258,6 @@ def test_checkpoints_are_told_apart_and_other_tasks_take_one(films, tmp_path, mo
             ["--task=reconstruction", f"--data={films}", f"--output={tmp_path}"]
             + ["--checkpoint=oracle", "--checkpoint=random", "--set=fvd=False"]
         )
-    assert isinstance(evaluate.load_models(task, ["oracle"]).models["oracle"], StandIn)
+    assert isinstance(
+        evaluate.load_models(task, ["oracle"]).models["oracle"], BaselineReconstructor
+    )

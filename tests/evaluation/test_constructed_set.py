@@ -7,7 +7,7 @@ import pytest
 
 from pyratok_jax.errors import UserError
 from pyratok_jax.evaluate import main
-from pyratok_jax.evaluation.registry import TASKS
+from pyratok_jax.evaluation.task import TASKS
 
 REBUILT = ("side=32", "frames=5", "lpips=none")
 CRF = ("crf_iterations=1", "place_weight=0")

@@ -171,7 +171,7 @@ def test_features_of_real_clips_are_an_independent_networks():
     """Published weights, five real clips; the other network is `TorchI3D` above."""
     from pyratok_jax.checkpoints.foreign.i3d import load_i3d
     from pyratok_jax.data.sources.registry import load_source
-    from pyratok_jax.evaluation.models.reconstructors import central_clip
+    from pyratok_jax.evaluation.data.clips import central_clip
 
     try:
         model = load_i3d()

@@ -7,9 +7,10 @@ import pytest
 
 from pyratok_jax.errors import UserError
 from pyratok_jax.evaluate import main
-from pyratok_jax.evaluation.data.localization import load_annotations, load_splits, spoken
+from pyratok_jax.evaluation.data.class_names import spoken
+from pyratok_jax.evaluation.data.localization import load_annotations, load_splits
 from pyratok_jax.evaluation.tasks.localization import Localization
-from pyratok_jax.evaluation.vision.proposals import connected_runs, propose, window_means
+from pyratok_jax.evaluation.vision.temporal_detection import connected_runs, propose, window_means
 
 ENTRY = '{"database": {"a": {"subset": "test", "annotations": [%s]}}}'
 
@@ -108,7 +109,7 @@ def test_oracle_reaches_100_and_random_does_not(constructed, tmp_path):
 
 def test_random_features_are_at_the_chance_of_random_scores(constructed, rng):
     task = Localization(str(constructed / "localization"))
-    model = task.stand_in("random")
+    model = task.baseline("random")
     task.prepare(model)
     partials = {item.id: task.evaluate_item(model, item) for item in task.items()}
     found = task.aggregate(partials)["average_map"]

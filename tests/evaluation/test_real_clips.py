@@ -13,8 +13,8 @@ from pyratok_jax.checkpoints.foreign import lpips as converter
 from pyratok_jax.checkpoints.weights import open_tensors
 from pyratok_jax.data.sources.registry import load_source
 from pyratok_jax.errors import UserError
+from pyratok_jax.evaluation.data.clips import central_clip
 from pyratok_jax.evaluation.models import codecs
-from pyratok_jax.evaluation.models.reconstructors import central_clip
 from pyratok_jax.metrics import image as metrics
 
 pytestmark = pytest.mark.slow

@@ -8,11 +8,8 @@ import pytest
 from pyratok_jax import evaluate
 from pyratok_jax.data.sources.records import ClipRecord
 from pyratok_jax.errors import UserError
-from pyratok_jax.evaluation.models.reconstructors import (
-    TokenizerRebuilder,
-    central_clip,
-    refuse_leakage,
-)
+from pyratok_jax.evaluation.data.clips import central_clip, refuse_leakage
+from pyratok_jax.evaluation.models.reconstructors import TokenizerReconstructor
 from pyratok_jax.evaluation.tasks.codebook import Codebook, main_axes
 from pyratok_jax.evaluation.tasks.reconstruction import Reconstruction
 from tests.data.synthetic import numbered_frames, numbers_of, write_video
@@ -54,14 +51,14 @@ def test_the_middle_frames_are_taken_and_cropped_to_a_square(videos):
 
 def test_a_tokenizer_is_padded_and_cropped(videos):
     video = numbered_frames(6, 20, 28)
-    rebuilt = TokenizerRebuilder(PixelTokenizer()).rebuild(video, "a caption")
+    rebuilt = TokenizerReconstructor(PixelTokenizer()).reconstruct(video, "a caption")
     assert rebuilt.video.shape == video.shape
     assert [x.shape for x in rebuilt.ids] == [(9, 2, 2), (5, 2, 2), (3, 2, 2), (3, 4, 4)]
 
 
 def test_codes_are_counted_over_clips_and_sides(videos):
     task = Codebook(str(videos), frames=5, sides="16,32")
-    model = TokenizerRebuilder(PixelTokenizer())
+    model = TokenizerReconstructor(PixelTokenizer())
     partials = {item.id: task.evaluate_item(model, item) for item in task.items()}
     found = task.aggregate(partials)
     ids = [v for p in partials.values() for k, v in p.items() if k.startswith("ids")]
@@ -82,7 +79,7 @@ def test_embeddings_are_drawn_on_their_main_axes(videos, tmp_path, rng):
     assert np.concatenate(found)[:, 0].std() > np.concatenate(found)[:, 1].std()
     assert main_axes([np.ones((3, 1)), np.zeros((2, 1))])[0].shape == (3, 2)
     task = Codebook(str(videos), frames=5, sides="16,32")
-    model = TokenizerRebuilder(PixelTokenizer())
+    model = TokenizerReconstructor(PixelTokenizer())
     partials = {item.id: task.evaluate_item(model, item) for item in task.items()[:2]}
     (picture,) = task.pictures(partials, tmp_path)
     assert (tmp_path / "embeddings.png").stat().st_size > 5000 and "side 32" in picture.caption

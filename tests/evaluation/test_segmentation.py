@@ -10,7 +10,15 @@ from pycocotools import mask as coco
 
 from pyratok_jax.errors import UserError
 from pyratok_jax.evaluate import main
-from pyratok_jax.evaluation.data.vis import davis_track, load_davis, load_vis, read_frames
+from pyratok_jax.evaluation.data.class_names import category_of, semantic_units
+from pyratok_jax.evaluation.data.vis import (
+    davis_track,
+    decode_mask,
+    encode_mask,
+    load_davis,
+    load_vis,
+    read_frames,
+)
 from pyratok_jax.evaluation.models.features import LevelFeatures
 from pyratok_jax.evaluation.synthetic import uncompressed_rle
 from pyratok_jax.evaluation.vision.masks import (
@@ -20,8 +28,6 @@ from pyratok_jax.evaluation.vision.masks import (
     to_pixels,
     unit_masks,
 )
-from pyratok_jax.evaluation.vision.rle import decode_mask, encode_mask
-from pyratok_jax.evaluation.vision.units import category_of, semantic_units
 from pyratok_jax.evaluation.vision.vis_scores import score_tracks
 
 FAST = ("--set", "crf_iterations=2", "--set", "place_weight=0", "--limit", "2")

@@ -19,6 +19,7 @@ from pyratok_jax.evaluation.data.mvbench import (
     prompt,
 )
 from pyratok_jax.evaluation.models.answering import MODES, LanguageAnswers
+from pyratok_jax.evaluation.models.projector import load_projector
 from pyratok_jax.evaluation.tasks.vqa import VideoQuestions, read_clip_of
 from pyratok_jax.models.projector import Projector, pool_grid
 from tests.evaluation.tiny import Letters
@@ -211,7 +212,7 @@ def test_training_learns_captions_and_is_read_back(tokenizer, config, tmp_path, 
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     losses = [line["caption_nll"] for line in lines if "caption_nll" in line]
     assert losses[-1] < losses[0] - 0.05
-    loaded, digest = training.load_projector(tmp_path, tokenizer)
+    loaded, digest = load_projector(tmp_path, tokenizer)
     fresh = training.make_projector(training.ProjectorTask(config).arguments(), nnx.Rngs(0))
     assert len(digest) == 64
     assert not np.array_equal(loaded.ends[...], fresh.ends[...])
@@ -219,7 +220,7 @@ def test_training_learns_captions_and_is_read_back(tokenizer, config, tmp_path, 
     assert answers.checkpoint_hash != tokenizer.checkpoint_hash
     other = types.SimpleNamespace(checkpoint_hash="2" * 64)
     with pytest.raises(UserError, match="was trained for the tokenizer"):
-        training.load_projector(tmp_path, other)
+        load_projector(tmp_path, other)
 
 
 def test_only_the_projector_trains_and_the_loss_is_that_of_the_caption(tokenizer, config):

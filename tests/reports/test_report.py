@@ -1,4 +1,4 @@
-"""The page and its parts: what is shown, that films hold the right pixels, that nothing is lost."""
+"""The page and its parts: what is shown, that videos hold the right pixels, nothing is lost."""
 
 import base64
 import html.parser
@@ -10,9 +10,8 @@ import pytest
 from PIL import Image
 
 from pyratok_jax.data.video.files import read_media
-from pyratok_jax.reports import films, tables
-from pyratok_jax.reports.curves import curve_svg, curves_png, rate_distortion_png
-from pyratok_jax.reports.page import flatten
+from pyratok_jax.reports import player, tables
+from pyratok_jax.reports.curves import curve_svg, rate_chart, rate_distortion_png
 from pyratok_jax.reports.report import ReportClip, write_report
 
 
@@ -97,7 +96,7 @@ def test_the_page_is_well_formed_and_needs_no_other_file(written):
     ]
 
 
-def test_the_films_in_the_page_play_every_panel(written, tmp_path):
+def test_the_players_of_the_page_show_every_panel(written, tmp_path):
     page = Page(written["report"].read_text())
     (video, _) = [a for t, a in page.tags if t == "video"]
     kind, data = video["src"].split(",", 1)
@@ -162,18 +161,18 @@ def test_a_clip_of_unequal_videos_is_refused(changes):
         clip(**changes)
 
 
-def test_large_films_are_shrunk_and_panels_start_on_blocks():
+def test_large_videos_are_shrunk_and_panels_start_on_blocks():
     video = np.zeros((1, 300, 1000, 3), np.uint8)
-    film = films.make_film({"a": video, "b": video, "c": video}, 25)
+    film = player.tile_videos({"a": video, "b": video, "c": video}, 25)
     assert all(p.width == 480 and p.height == 144 for p in film.panels)
     assert all(p.left % 16 == 0 and p.top % 16 == 0 for p in film.panels)
     with pytest.raises(ValueError, match="one shape"):
-        films.make_film({"a": video, "b": video[:, 1:]}, 25)
+        player.tile_videos({"a": video, "b": video[:, 1:]}, 25)
 
 
-def test_without_an_encoder_films_are_animated_pictures(monkeypatch, tmp_path):
-    monkeypatch.setattr(films.av, "codecs_available", frozenset())
-    film = films.make_film({"input": clip().original, "reconstruction": clip().step0}, 10)
+def test_without_an_encoder_videos_are_animated_pictures(monkeypatch, tmp_path):
+    monkeypatch.setattr(player.av, "codecs_available", frozenset())
+    film = player.tile_videos({"input": clip().original, "reconstruction": clip().step0}, 10)
     assert film.mime == "image/webp"
     with Image.open(io.BytesIO(film.data)) as picture:
         assert picture.n_frames == 1 or picture.n_frames == 5  # Equal frames may be joined.
@@ -191,13 +190,13 @@ def test_a_curve_follows_the_colours_of_the_page_and_keeps_its_points():
     assert "<svg" in curve_svg([(0, -1e9), (1, 1e9)])
 
 
-def test_pictures_of_curves(tmp_path):
-    curves_png({"a": [(0, 1), (1, 2)], "b": [(0, 5)]}, tmp_path / "c.png")
-    series = {"ours": [(0.03, 22.0), (0.3, 28.0)], "x264": [(0.1, 25.0)]}
-    rate_distortion_png(series, tmp_path / "rd.png")
-    for name in ("c.png", "rd.png"):
-        assert np.asarray(Image.open(tmp_path / name).convert("L")).std() > 5
-    assert len(list(tmp_path.iterdir())) == 2
+def test_rate_and_distortion_as_a_picture_and_in_a_page(tmp_path):
+    series = {"ours <1>": [(0.03, 22.0), (0.3, 28.0)], "x264": [(0.1, 25.0)]}
+    path = rate_distortion_png(series, tmp_path / "rd.png")
+    assert np.asarray(Image.open(path).convert("L")).std() > 5
+    assert list(tmp_path.iterdir()) == [path]
+    drawn = Page(str(rate_chart(series)))
+    assert "ours <1>" in drawn.text and "bits per pixel" in drawn.text and rate_chart({}) == ""
 
 
 def test_tables_in_markdown():
@@ -211,11 +210,3 @@ def test_tables_in_markdown():
 def test_levels_of_code_usage_become_columns():
     row = {"name": "m", "levels": [{"utilisation": 0.5, "perplexity": 12.0, "tokens": 9}]}
     assert tables.markdown_table([row]).splitlines()[0] == "| | use L1 | perplexity L1 |"
-
-
-def test_nested_settings_are_flattened():
-    assert flatten({"a": {"b": 1, "c": {}}, "d": (1, 2)}) == [
-        ("a.b", 1),
-        ("a.c", {}),
-        ("d", (1, 2)),
-    ]

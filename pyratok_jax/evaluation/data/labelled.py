@@ -5,8 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from pyratok_jax.data.video.files import VIDEO_SUFFIXES
 from pyratok_jax.errors import UserError
+from pyratok_jax.evaluation.data.clips import sample_frames
+from pyratok_jax.evaluation.task import BrokenItemError
 
 
 class Labelled(NamedTuple):
@@ -118,3 +122,14 @@ def load_classes(file: str, rows: Sequence[Labelled]) -> list[str]:
     if unknown:
         raise UserError(f"{file} lacks {len(unknown)} labels of the data, first: {unknown[0]}")
     return names
+
+
+def read_labelled(row: Labelled, frames: int, side: int) -> np.ndarray:
+    """The sampled frames of a labelled video.
+
+    Raises:
+        BrokenItemError: its file is missing.
+    """
+    if not row.path.is_file():
+        raise BrokenItemError(f"no such file: {row.path}")
+    return sample_frames(str(row.path), frames, side, start=row.start, end=row.end)

@@ -9,7 +9,7 @@ from typing import Any
 
 from pyratok_jax.data.video.files import VIDEO_SUFFIXES
 from pyratok_jax.errors import UserError
-from pyratok_jax.evaluation.vision.detection_map import Instance
+from pyratok_jax.evaluation.vision.temporal_detection import Instance
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,11 +108,3 @@ def find_video(folder: Path, name: str) -> Path | None:
             if path.is_file():
                 return path
     return None
-
-
-def spoken(label: str) -> str:
-    """A class name as words: "BaseballPitch" and "baseball_pitch" become "baseball pitch"."""
-    if " " not in label:
-        label = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", label)
-        label = label.replace("_", " ").lower()
-    return " ".join(label.split())

@@ -1,4 +1,4 @@
-"""Raw 4:2:0 films, as MCL-JCV and UVG are published: NAME_WIDTHxHEIGHT_FPS.yuv, 8 bits."""
+"""Raw 4:2:0 videos, as MCL-JCV and UVG are published: NAME_WIDTHxHEIGHT_FPS.yuv, 8 bits."""
 
 import re
 from pathlib import Path
@@ -7,14 +7,14 @@ from typing import NamedTuple
 import av
 import numpy as np
 
-from pyratok_jax.evaluation.framework import BrokenItemError
-from pyratok_jax.evaluation.models.reconstructors import prepared
+from pyratok_jax.evaluation.data.clips import prepared
+from pyratok_jax.evaluation.task import BrokenItemError
 
 _NAME = re.compile(r"^(.+?)_(\d+)x(\d+)(?:_(\d+(?:\.\d+)?)(?:fps)?)?(?:_.*)?\.yuv$", re.IGNORECASE)
 
 
 class RawVideo(NamedTuple):
-    """A raw film on disk."""
+    """A raw video on disk."""
 
     path: Path
     height: int
@@ -33,12 +33,12 @@ class RawVideo(NamedTuple):
 
 
 def raw_videos(folder: Path) -> list[RawVideo]:
-    """All raw films below a folder, by name; empty where there is none."""
+    """All raw videos below a folder, by name; empty where there is none."""
     return [raw_video(path) for path in sorted(folder.rglob("*.yuv"))]
 
 
 def raw_video(path: Path) -> RawVideo:
-    """A raw film by its name; one whose name states no size has none, and cannot be read."""
+    """A raw video by its name; one whose name states no size gets size 0 and cannot be read."""
     found = _NAME.match(path.name)
     if not found:
         return RawVideo(path, 0, 0, 0.0)
@@ -47,7 +47,7 @@ def raw_video(path: Path) -> RawVideo:
 
 
 def read_raw(video: RawVideo, frames: int, side: int) -> np.ndarray:
-    """`frames` consecutive frames from the middle, cut as `rebuilding.central_clip` does.
+    """`frames` consecutive frames from the middle, cut as `clips.central_clip` does.
 
     Colours are converted by BT.709, limited range.
 
@@ -71,7 +71,7 @@ def read_raw(video: RawVideo, frames: int, side: int) -> np.ndarray:
 
 def _to_rgb(plane: np.ndarray, video: RawVideo) -> np.ndarray:
     if video.height % 2 or video.width % 2:
-        raise BrokenItemError(f"{video.path}: raw films of odd sizes cannot be read")
+        raise BrokenItemError(f"{video.path}: raw videos of odd sizes cannot be read")
     picture = av.VideoFrame.from_ndarray(plane.reshape(-1, video.width), "yuv420p")
     return picture.reformat(
         format="rgb24", src_colorspace="ITU709", interpolation="BICUBIC"

@@ -1,4 +1,4 @@
-"""Segmentation data in the forms of YouTube-VIS 2019/2021 and OVIS, and of DAVIS."""
+"""Segmentation data in the formats of YouTube-VIS 2019/2021, OVIS and DAVIS, and masks as RLE."""
 
 import dataclasses
 import json
@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from pycocotools import mask as coco
 
 from pyratok_jax.errors import UserError
-from pyratok_jax.evaluation.framework import BrokenItemError
-from pyratok_jax.evaluation.vision.rle import decode_mask, encode_mask, pack
+from pyratok_jax.evaluation.task import BrokenItemError
 
 _IMAGES = (".jpg", ".jpeg", ".png")
 _VOID = 255
@@ -64,7 +64,7 @@ def load_vis(path: Path, images: Path) -> VisData:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{path} is not of YouTube-VIS's form: {type(error).__name__} {error}; expected "
+            f"{path} is not in YouTube-VIS's format: {type(error).__name__} {error}; expected "
             "videos, annotations and categories"
         ) from error
     if annotations is None:
@@ -214,3 +214,37 @@ def read_frames(video: VisVideo) -> np.ndarray:
     if not frames:
         raise BrokenItemError(f"the video {video.name} has no frames")
     return np.stack(frames)
+
+
+def encode_mask(mask: np.ndarray) -> dict[str, Any]:
+    """A bool mask (h, w) as packed run lengths, JSON-able."""
+    packed = coco.encode(np.asfortranarray(mask, np.uint8))
+    return {"size": [int(n) for n in packed["size"]], "counts": packed["counts"].decode("ascii")}
+
+
+def pack(segmentation: Any, height: int, width: int) -> dict[str, Any]:
+    """Run lengths in any published format, or polygons, as packed run lengths.
+
+    Raises:
+        ValueError: of another size than the video, or no mask at all.
+    """
+    if isinstance(segmentation, list):
+        packed = coco.merge(coco.frPyObjects(segmentation, height, width))
+    elif isinstance(segmentation["counts"], list):
+        packed = coco.frPyObjects(segmentation, height, width)
+    else:
+        packed = segmentation
+    if [int(n) for n in packed["size"]] != [height, width]:
+        raise ValueError(f"a mask of {packed['size']} in a video of {[height, width]}")
+    counts = packed["counts"]
+    text = counts.decode("ascii") if isinstance(counts, bytes) else counts
+    return {"size": [height, width], "counts": text}
+
+
+def decode_mask(segmentation: Any, height: int, width: int) -> np.ndarray:
+    """The bool mask (height, width) of a segmentation in any published format.
+
+    Raises:
+        ValueError: as `pack`.
+    """
+    return coco.decode(pack(segmentation, height, width)).astype(bool)

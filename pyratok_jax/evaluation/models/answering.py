@@ -1,4 +1,4 @@
-"""Who answers questions about a clip: a language model that is shown its tokens, or a stand-in."""
+"""Who answers questions about a clip: a language model that sees its tokens, or a baseline."""
 
 import dataclasses
 import hashlib

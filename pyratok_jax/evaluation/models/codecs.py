@@ -19,7 +19,7 @@ import av
 import numpy as np
 
 from pyratok_jax.errors import UserError
-from pyratok_jax.evaluation.framework import BrokenItemError
+from pyratok_jax.evaluation.task import BrokenItemError
 
 _PIXELS = "yuv420p"
 _MATRIX = "ITU709"

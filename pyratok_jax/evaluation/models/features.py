@@ -1,20 +1,24 @@
 """Features of a video that can be compared with text: the embedded codes of every level.
 
-`TokenizerFeatures` takes them from a trained tokenizer. `OracleFeatures` makes them of the ground
-truth and `RandomFeatures` of nothing: with the one a task must reach its metric's maximum, with
-the other chance, which tests the task and not the tokenizer.
+`TokenizerFeatures` takes them from a trained tokenizer. The baselines test a task and not the
+tokenizer: with `OracleFeatures`, made of the ground truth, a task must reach its metric's maximum,
+with `RandomFeatures` chance.
 """
 
 import dataclasses
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from pyratok_jax.data.padding import pad_clip
-from pyratok_jax.evaluation.framework import BrokenItemError
+from pyratok_jax.errors import UserError
+from pyratok_jax.evaluation.task import BrokenItemError, parse_numbers
+
+if TYPE_CHECKING:
+    from pyratok_jax.tokenizer import Tokenizer
 
 Cell = tuple[int, int]
 
@@ -83,7 +87,7 @@ class TokenizerFeatures:
     memory does not grow with their length.
     """
 
-    def __init__(self, tokenizer: Any, window: int = 33) -> None:
+    def __init__(self, tokenizer: "Tokenizer", window: int = 33) -> None:
         self.tokenizer = tokenizer
         self.window = window
         self.checkpoint_hash: str = tokenizer.checkpoint_hash
@@ -201,8 +205,8 @@ class RandomFeatures(_HashedTexts):
         return Features(tuple(levels))
 
 
-def stand_in(kind: str) -> Extractor:
-    """The extractor `oracle` or `random`."""
+def baseline_features(kind: str) -> Extractor:
+    """The baseline `oracle` or `random`."""
     return OracleFeatures() if kind == "oracle" else RandomFeatures()
 
 
@@ -226,3 +230,44 @@ def prompt_features(
     texts = [template.format(name) for name in names for template in templates]
     vectors = normalized(extractor.texts(texts)).reshape(len(names), len(templates), -1)
     return normalized(vectors.mean(axis=1))
+
+
+def parse_levels(text: str) -> list[int] | None:
+    """Numbers of levels from 0 on, written as "1,4" (counted from 1); None for "all".
+
+    Raises:
+        UserError: written otherwise.
+    """
+    if text == "all":
+        return None
+    numbers = parse_numbers(text, "levels", "all, or numbers from 1 on as in 1,4", low=1)
+    return [number - 1 for number in numbers]
+
+
+def level_means(features: Features, levels: Sequence[int] | None, grid: int = 1) -> np.ndarray:
+    """Unit mean vectors of the chosen levels, (levels, grid * grid * d).
+
+    Args:
+        features: of a clip.
+        levels: their numbers from 0 on; None: all.
+        grid: means are taken over grid x grid parts of the picture, which stand side by side.
+
+    Raises:
+        UserError: a level that does not exist.
+    """
+    chosen = range(len(features.levels)) if levels is None else levels
+    rows = []
+    for number in chosen:
+        if number >= len(features.levels):
+            raise UserError(f"there is no level {number + 1}, only {len(features.levels)}")
+        values = features.levels[number].values.mean(axis=0)
+        parts = [
+            cell.mean(axis=(0, 1))
+            for row in np.array_split(values, min(grid, values.shape[0]), axis=0)
+            for cell in np.array_split(row, min(grid, values.shape[1]), axis=1)
+        ]
+        # A level coarser than the grid repeats its cells, so that every clip gives one width.
+        if len(parts) < grid * grid:
+            parts = [values.mean(axis=(0, 1))] * (grid * grid)
+        rows.append(normalized(np.concatenate(parts)))
+    return np.stack(rows).astype(np.float32)

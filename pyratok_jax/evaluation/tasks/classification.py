@@ -7,37 +7,30 @@ from typing import Any
 
 import numpy as np
 
-from pyratok_jax.evaluation.data.labelled import Labelled, load_classes, load_labelled
-from pyratok_jax.evaluation.data.localization import spoken
-from pyratok_jax.evaluation.framework import BrokenItemError, Item, Partial, Picture, Task
+from pyratok_jax.evaluation.data.class_names import parse_templates, spoken
+from pyratok_jax.evaluation.data.clips import sample_frames
+from pyratok_jax.evaluation.data.labelled import (
+    Labelled,
+    load_classes,
+    load_labelled,
+    read_labelled,
+)
 from pyratok_jax.evaluation.models.features import (
     Extractor,
-    TokenizerFeatures,
     Truth,
+    level_means,
     normalized,
+    parse_levels,
     prompt_features,
-    stand_in,
 )
-from pyratok_jax.evaluation.models.pooling import level_means, parse_levels
-from pyratok_jax.evaluation.settings import parse_templates
-from pyratok_jax.evaluation.vision.framing import sample_frames
+from pyratok_jax.evaluation.task import Item, Metrics, Partial, Picture, clip_facts
+from pyratok_jax.evaluation.tasks.base import FeatureTask
 
 _TEMPLATES = "a video of {}.|a video of a person doing {}.|{}."
 
 
-def read_labelled(row: Labelled, frames: int, side: int) -> np.ndarray:
-    """The sampled frames of a labelled video.
-
-    Raises:
-        BrokenItemError: its file is missing.
-    """
-    if not row.path.is_file():
-        raise BrokenItemError(f"no such file: {row.path}")
-    return sample_frames(str(row.path), frames, side, start=row.start, end=row.end)
-
-
 @dataclasses.dataclass
-class Classification(Task):
+class Classification(FeatureTask[Labelled]):
     """The task; see `description`."""
 
     name = "classification"
@@ -63,13 +56,9 @@ class Classification(Task):
         self._classes: list[str] = []
         self._queries = np.zeros((0, 0), np.float32)
 
-    def wrap(self, tokenizer: Any) -> Extractor:
-        """Features of a tokenizer; a clip is encoded as a whole."""
-        return TokenizerFeatures(tokenizer, self.frames)
-
-    def stand_in(self, kind: str) -> Extractor:
-        """Oracle or random features."""
-        return stand_in(kind)
+    def window(self) -> int:
+        """A clip is encoded as a whole."""
+        return self.frames
 
     def check(self) -> None:
         """Read the labels, the templates and the levels."""
@@ -97,7 +86,7 @@ class Classification(Task):
             "sampling": "middles of equal parts of the clip, one view, uncropped",
         }
 
-    def items(self) -> list[Item]:
+    def items(self) -> list[Item[Labelled]]:
         """One item per video."""
         return [Item(row.name, row) for row in self.rows()]
 
@@ -106,21 +95,20 @@ class Classification(Task):
         names = [spoken(name) for name in self.class_names()]
         self._queries = prompt_features(model, names, parse_templates(self.templates))
 
-    def evaluate_item(self, model: Extractor, item: Item) -> Partial:
+    def evaluate_item(self, model: Extractor, item: Item[Labelled]) -> Partial:
         """Cosine of one clip with every class."""
-        row: Labelled = item.content
+        row = item.content
         clip = read_labelled(row, self.frames, self.side)
         label = self.class_names().index(row.label)
         features = model.video(clip, lambda: whole_clip(self._queries[label], len(clip)))
         pooled = normalized(level_means(features, parse_levels(self.levels)).mean(axis=0))
-        t, h, w = clip.shape[:3]
         return {
             "scores": (self._queries @ pooled).astype(np.float32),
             "label": label,
-            "clip": {"frames": t, "height": h, "width": w, "bits": features.bits},
+            "clip": clip_facts(clip, features.bits),
         }
 
-    def aggregate(self, partials: Mapping[str, Partial]) -> dict[str, Any]:
+    def aggregate(self, partials: Mapping[str, Partial]) -> Metrics:
         """Top-1 and top-5 in percent, chance, and the mean of the classes' top-1."""
         scores = np.stack([p["scores"] for p in partials.values()])
         labels = np.array([p["label"] for p in partials.values()])

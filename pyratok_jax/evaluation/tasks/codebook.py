@@ -3,26 +3,28 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pyratok_jax.errors import UserError
-from pyratok_jax.evaluation.framework import Item, Partial, Picture, Task
+from pyratok_jax.data.sources.records import ClipRecord
+from pyratok_jax.evaluation.data.clips import central_clip, clip_items
 from pyratok_jax.evaluation.models.reconstructors import (
-    Rebuilder,
-    StandIn,
-    TokenizerRebuilder,
-    central_clip,
-    clip_items,
+    BaselineReconstructor,
+    Reconstructor,
+    TokenizerReconstructor,
 )
+from pyratok_jax.evaluation.task import Item, Metrics, Partial, Picture, Task, parse_numbers
 from pyratok_jax.metrics.image import CodeUsage
+
+if TYPE_CHECKING:
+    from pyratok_jax.tokenizer import Tokenizer
 
 _SHOWN, _CLIPS = 64, 10  # tokens of a clip and clips in the pictures
 
 
 @dataclasses.dataclass
-class Codebook(Task):
+class Codebook(Task[Reconstructor, ClipRecord]):
     """The task; see `description`."""
 
     name = "codebook"
@@ -36,13 +38,13 @@ class Codebook(Task):
     frames: int = 17
     sides: str = "96,144,240"
 
-    def wrap(self, tokenizer: Any) -> Rebuilder:
+    def wrap(self, tokenizer: "Tokenizer") -> Reconstructor:
         """The tokenizer with its padding rules."""
-        return TokenizerRebuilder(tokenizer)
+        return TokenizerReconstructor(tokenizer)
 
-    def stand_in(self, kind: str) -> Rebuilder:
+    def baseline(self, kind: str) -> Reconstructor:
         """`oracle`: every pixel its own code; `random`: noise."""
-        return StandIn(kind)
+        return BaselineReconstructor(kind)
 
     def side_list(self) -> list[int]:
         """The resolutions, short sides in pixels.
@@ -50,36 +52,29 @@ class Codebook(Task):
         Raises:
             UserError: not a list of whole numbers.
         """
-        try:
-            sides = [int(part) for part in self.sides.split(",")]
-        except ValueError:
-            sides = []
-        if not sides or min(sides) < 8:
-            raise UserError(f"--set sides={self.sides}: expected whole numbers such as 240,480,720")
-        return sides
+        return parse_numbers(self.sides, "sides", "whole numbers such as 240,480,720", low=8)
 
     def check(self) -> None:
         """Read the resolutions."""
         self.side_list()
 
-    def items(self) -> list[Item]:
+    def items(self) -> list[Item[ClipRecord]]:
         """One item per clip."""
         return clip_items(self.data)
 
-    def evaluate_item(self, model: Rebuilder, item: Item) -> Partial:
+    def evaluate_item(self, model: Reconstructor, item: Item[ClipRecord]) -> Partial:
         """Token ids of one clip at every resolution."""
         partial: Partial = {"vocabulary": model.vocabulary}
         for side in self.side_list():
             video = central_clip(item.content, self.frames, side)
-            ids = model.rebuild(video, item.content.caption).ids
+            ids = model.reconstruct(video, item.content.caption).ids
             partial["levels"] = len(ids)
             partial |= {f"ids_{side}_{level}": x.reshape(-1) for level, x in enumerate(ids)}
-        if isinstance(model, TokenizerRebuilder):
+        for level, values in enumerate(model.embed(ids)):
             partial["caption"] = item.content.caption or item.id
-            for level, values in enumerate(model.embed(ids)):
-                vectors = values.reshape(-1, values.shape[-1])
-                chosen = np.linspace(0, len(vectors) - 1, min(len(vectors), _SHOWN)).round()
-                partial[f"vectors_{level}"] = vectors[chosen.astype(int)]
+            vectors = values.reshape(-1, values.shape[-1])
+            chosen = np.linspace(0, len(vectors) - 1, min(len(vectors), _SHOWN)).round()
+            partial[f"vectors_{level}"] = vectors[chosen.astype(int)]
         return partial
 
     def pictures(self, partials: Mapping[str, Partial], folder: Path) -> list[Picture]:
@@ -98,7 +93,7 @@ class Codebook(Task):
         names = [part["caption"] for part in parts]
         return [draw_scatter(folder / "embeddings.png", panels, names, about)]
 
-    def aggregate(self, partials: Mapping[str, Partial]) -> dict[str, Any]:
+    def aggregate(self, partials: Mapping[str, Partial]) -> Metrics:
         """Usage per resolution and level; the headline is over all of them together."""
         parts = list(partials.values())
         levels, vocabulary = parts[0]["levels"], parts[0]["vocabulary"]

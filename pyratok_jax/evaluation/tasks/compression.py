@@ -3,26 +3,37 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
+from pyratok_jax.data.sources.records import ClipRecord
 from pyratok_jax.data.video.files import is_image, probe
-from pyratok_jax.errors import UserError
+from pyratok_jax.evaluation.data.clips import central_clip, clip_items
 from pyratok_jax.evaluation.data.raw_video import RawVideo, raw_videos, read_raw
-from pyratok_jax.evaluation.framework import BrokenItemError, Item, Partial, Picture, Task
 from pyratok_jax.evaluation.models import codecs
 from pyratok_jax.evaluation.models.reconstructors import (
-    Rebuilder,
-    StandIn,
-    TokenizerRebuilder,
-    central_clip,
-    clip_items,
+    BaselineReconstructor,
+    Reconstructor,
+    TokenizerReconstructor,
 )
-from pyratok_jax.evaluation.tasks.reconstruction import NETWORKS
+from pyratok_jax.evaluation.task import (
+    BrokenItemError,
+    Item,
+    Metrics,
+    Partial,
+    RatePoints,
+    clip_facts,
+    parse_numbers,
+)
+from pyratok_jax.evaluation.tasks.base import QualityTask, middle_frames
 from pyratok_jax.metrics import rate_distortion as rd
 from pyratok_jax.metrics.image import PROTOCOL, Perceptual, quality
+
+if TYPE_CHECKING:
+    from pyratok_jax.tokenizer import Tokenizer
+
+Content = ClipRecord | RawVideo
 
 _SAMPLING = "consecutive frames from the middle, short side resized, square crop; side=0: whole"
 _CODEC_PROTOCOL = (
@@ -37,12 +48,12 @@ _BD_PROTOCOL = "Bjontegaard, log rate over PSNR by PCHIP, on curves of total bit
 class Several(NamedTuple):
     """The tokenizers that a run compares, by name."""
 
-    models: dict[str, Rebuilder]
+    models: dict[str, Reconstructor]
     checkpoint_hash: str
 
 
 @dataclasses.dataclass
-class Compression(Task):
+class Compression(QualityTask[Several, Content]):
     """The task; see `description`."""
 
     name = "compression"
@@ -52,7 +63,7 @@ class Compression(Task):
         "BD-rate, and each codec at the tokens' own rate."
     )
     data_help = (
-        "folder of raw films NAME_WxH_FPS.yuv (MCL-JCV, UVG) or of videos, manifest, shards, or "
+        "folder of raw videos NAME_WxH_FPS.yuv (MCL-JCV, UVG) or of videos, manifest, shards, or "
         "builtin:demo-heldout"
     )
     columns = (
@@ -62,28 +73,23 @@ class Compression(Task):
         ("bpp_coded", "bpp coded", 4),
     )
     several = True
+    pictured = 6
 
-    frames: int = 17
-    side: int = 256
-    captions: bool = True
-    lpips: str = "vgg"
     codecs: str = "auto"
     crfs: str = "15,20,25,30,35,40,45,51"
 
-    def __post_init__(self) -> None:
-        self._networks: dict[str, Perceptual] = {}
+    def wrap(self, tokenizer: "Tokenizer") -> Several:
+        """The tokenizer with its padding rules, as one of several."""
+        return Several({"": TokenizerReconstructor(tokenizer)}, tokenizer.checkpoint_hash)
 
-    def wrap(self, tokenizer: Any) -> Rebuilder:
-        """The tokenizer with its padding rules."""
-        return TokenizerRebuilder(tokenizer)
-
-    def stand_in(self, kind: str) -> Rebuilder:
+    def baseline(self, kind: str) -> Several:
         """`oracle`: the clip itself; `random`: noise."""
-        return StandIn(kind)
+        return Several({"": BaselineReconstructor(kind)}, kind)
 
-    def join(self, models: Mapping[str, Rebuilder]) -> Several:
+    def join(self, models: Mapping[str, Several]) -> Several:
         """Several checkpoints as one model."""
-        return Several(dict(models), "+".join(m.checkpoint_hash for m in models.values()))
+        every = {name: one for name, m in models.items() for one in m.models.values()}
+        return Several(every, "+".join(m.checkpoint_hash for m in models.values()))
 
     def crf_list(self) -> list[float]:
         """The CRFs on the scale of x264.
@@ -91,20 +97,13 @@ class Compression(Task):
         Raises:
             UserError: not a list of numbers from 1 to 51.
         """
-        try:
-            values = [float(part) for part in self.crfs.split(",")]
-        except ValueError:
-            values = []
-        if not values or not all(1 <= value <= 51 for value in values):
-            raise UserError(f"--set crfs={self.crfs}: expected numbers from 1 to 51, as 20,30,40")
+        expected = "numbers from 1 to 51, as 20,30,40"
+        values = parse_numbers(self.crfs, "crfs", expected, low=1, high=51, whole=False)
         return sorted(set(values))
 
     def check(self) -> None:
         """Refuse unknown networks and codecs, and impossible sizes."""
-        if self.lpips not in NETWORKS:
-            raise UserError(f"--set lpips={self.lpips}: expected one of {', '.join(NETWORKS)}")
-        if self.frames < 1 or self.side < 0:
-            raise UserError(f"--set frames={self.frames}, side={self.side}: too small")
+        super().check()
         codecs.choose(self.codecs)
         self.crf_list()
 
@@ -120,7 +119,7 @@ class Compression(Task):
             "metrics": PROTOCOL,
         }
 
-    def items(self) -> list[Item]:
+    def items(self) -> Sequence[Item[Content]]:
         """One item per clip."""
         folder = Path(self.data)
         raw = raw_videos(folder) if folder.is_dir() else []
@@ -128,14 +127,7 @@ class Compression(Task):
             return [Item(str(video.path.relative_to(folder)), video) for video in raw]
         return clip_items(self.data)
 
-    def prepare(self, model: Several) -> None:
-        """Load the networks of LPIPS."""
-        if NETWORKS[self.lpips]:
-            from pyratok_jax.checkpoints.foreign.lpips import load_lpips
-
-            self._networks = {name: load_lpips(name) for name in NETWORKS[self.lpips]}
-
-    def _clip(self, content: Any) -> tuple[np.ndarray, float, str | None]:
+    def _clip(self, content: Content) -> tuple[np.ndarray, float, str | None]:
         """Frames, frames per second and caption."""
         if isinstance(content, RawVideo):
             return read_raw(content, self.frames, self.side), content.fps, None
@@ -145,12 +137,12 @@ class Compression(Task):
         fps = content.fps or (30.0 if content.stored is not None else probe(content.media).fps)
         return video, fps, content.caption
 
-    def evaluate_item(self, model: Several, item: Item) -> Partial:
+    def evaluate_item(self, model: Several, item: Item[Content]) -> Partial:
         """All measurements of one clip."""
         video, fps, caption = self._clip(item.content)
         measured, shown = [], {"input": video}
-        for name, rebuilder in model.models.items():
-            entry, rebuilt = self._tokens(name, rebuilder, video, caption)
+        for name, reconstructor in model.models.items():
+            entry, rebuilt = self._tokens(name, reconstructor, video, caption)
             measured.append(entry)
             shown[name] = rebuilt
         first = measured[0]["bits"][rd.RAW]
@@ -169,18 +161,17 @@ class Compression(Task):
                     entry, decoded = run.measure(key, best)
                     measured.append(entry)
                     shown.setdefault(f"{name} at that rate", decoded)
-        t, h, w = video.shape[:3]
         return {
             "measured": measured,
-            "clip": {"frames": t, "height": h, "width": w, "bits": float(first)},
+            "clip": clip_facts(video, float(first)),
             "names": list(shown),
-            "middle": np.concatenate([clip[t // 2] for clip in shown.values()], axis=1),
+            "middle": middle_frames(list(shown.values())),
         }
 
     def _tokens(
-        self, name: str, rebuilder: Rebuilder, video: np.ndarray, caption: str | None
+        self, name: str, reconstructor: Reconstructor, video: np.ndarray, caption: str | None
     ) -> tuple[dict[str, Any], np.ndarray]:
-        rebuilt = rebuilder.rebuild(video, caption if self.captions else None)
+        rebuilt = reconstructor.reconstruct(video, caption if self.captions else None)
         bits = {rd.RAW: float(rebuilt.bits * sum(x.size for x in rebuilt.ids))}
         coded = _coded_bits(rebuilt.ids, rebuilt.bits)
         if coded is not None:
@@ -188,7 +179,7 @@ class Compression(Task):
         found = quality([video], [rebuilt.video], self._networks)
         return {"key": [rd.TOKENS, name], "bits": bits, "quality": found}, rebuilt.video
 
-    def aggregate(self, partials: Mapping[str, Partial]) -> dict[str, Any]:
+    def aggregate(self, partials: Mapping[str, Partial]) -> Metrics:
         """Rows over all clips, comparisons of the curves; the headline is the first checkpoint."""
         parts = list(partials.values())
         sizes = [p["clip"]["frames"] * p["clip"]["height"] * p["clip"]["width"] for p in parts]
@@ -204,7 +195,7 @@ class Compression(Task):
             "rows": rows,
         }
 
-    def tables(self, metrics: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    def tables(self, metrics: Metrics) -> dict[str, list[dict[str, Any]]]:
         """Tokens with each codec at their rate, all points of the codecs, and BD-rates."""
         rows = metrics["rows"]
         return {
@@ -224,18 +215,13 @@ class Compression(Task):
             ],
         }
 
-    def rate_distortion(self, metrics: Mapping[str, Any]) -> dict[str, Sequence[Any]]:
+    def rate_distortion(self, metrics: Metrics) -> Mapping[str, RatePoints]:
         """PSNR over bits per pixel, for the chart."""
         return rd.curves(metrics["rows"])
 
-    def pictures(self, partials: Mapping[str, Partial], folder: Path) -> list[Picture]:
-        """The middle frame of the first clips as everything codes it."""
-        found = []
-        for number, (name, part) in enumerate(list(partials.items())[:6]):
-            path = folder / f"clip_{number:02d}.png"
-            Image.fromarray(np.asarray(part["middle"], np.uint8)).save(path)
-            found.append(Picture(f"pictures/{path.name}", f"{name}: {', '.join(part['names'])}"))
-        return found
+    def caption(self, name: str, part: Partial) -> str:
+        """What coded the frames, in their order."""
+        return f"{name}: {', '.join(part['names'])}"
 
 
 class _Run:

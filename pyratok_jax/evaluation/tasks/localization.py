@@ -9,30 +9,38 @@ from typing import Any
 import numpy as np
 
 from pyratok_jax.data.video.files import iter_frames, probe
+from pyratok_jax.evaluation.data.class_names import parse_templates, spoken
+from pyratok_jax.evaluation.data.clips import resized
 from pyratok_jax.evaluation.data.localization import (
     Annotations,
     find_video,
     load_annotations,
     load_splits,
-    spoken,
 )
-from pyratok_jax.evaluation.framework import BrokenItemError, Item, Partial, Picture, Task
 from pyratok_jax.evaluation.models.features import (
     Extractor,
-    TokenizerFeatures,
     Truth,
     normalized,
     prompt_features,
-    stand_in,
 )
-from pyratok_jax.evaluation.settings import parse_range, parse_templates
-from pyratok_jax.evaluation.vision.detection_map import Detection, mean_average_precision
-from pyratok_jax.evaluation.vision.framing import resized
-from pyratok_jax.evaluation.vision.proposals import propose
+from pyratok_jax.evaluation.task import (
+    BrokenItemError,
+    Item,
+    Metrics,
+    Partial,
+    Picture,
+    parse_range,
+)
+from pyratok_jax.evaluation.tasks.base import FeatureTask
+from pyratok_jax.evaluation.vision.temporal_detection import (
+    Detection,
+    mean_average_precision,
+    propose,
+)
 
 
 @dataclasses.dataclass
-class Localization(Task):
+class Localization(FeatureTask[None]):
     """The task; see `description`."""
 
     name = "localization"
@@ -42,7 +50,7 @@ class Localization(Task):
         "connected runs. Average mAP over IoU thresholds, mean and spread over class splits."
     )
     data_help = (
-        "folder with annotations.json (ActivityNet's form), videos/ and, if wanted, splits/ of "
+        "folder with annotations.json (ActivityNet's format), videos/ and, if wanted, splits/ of "
         "class lists; or the JSON file, with --set videos=... and --set splits=..."
     )
     columns = (("average_map", "avg mAP", 2), ("average_map_std", "+-", 2), ("splits", "splits", 0))
@@ -69,7 +77,7 @@ class Localization(Task):
 
     def __post_init__(self) -> None:
         self._annotations: Annotations | None = None
-        self._queries: np.ndarray | None = None
+        self._queries = np.zeros((0, 0), np.float32)
 
     @property
     def file(self) -> Path:
@@ -77,13 +85,9 @@ class Localization(Task):
         path = Path(self.data)
         return path / "annotations.json" if path.is_dir() else path
 
-    def wrap(self, tokenizer: Any) -> Extractor:
-        """Features of a tokenizer."""
-        return TokenizerFeatures(tokenizer, self.clip_frames)
-
-    def stand_in(self, kind: str) -> Extractor:
-        """Oracle or random features."""
-        return stand_in(kind)
+    def window(self) -> int:
+        """Frames of the pieces that a video is encoded in."""
+        return self.clip_frames
 
     def check(self) -> None:
         """Read the annotations, the splits and the thresholds."""
@@ -114,24 +118,22 @@ class Localization(Task):
             "feature": "level 1, mean over space",
         }
 
-    def items(self) -> list[Item]:
+    def items(self) -> list[Item[None]]:
         """One item per annotated video."""
-        return [Item(video) for video in self.annotations().videos]
+        return [Item(video, None) for video in self.annotations().videos]
 
     def prepare(self, model: Extractor) -> None:
         """Embed the class names."""
         names = [spoken(label) for label in self.annotations().labels]
         self._queries = prompt_features(model, names, parse_templates(self.templates))
 
-    def evaluate_item(self, model: Extractor, item: Item) -> Partial:
+    def evaluate_item(self, model: Extractor, item: Item[None]) -> Partial:
         """Similarity of every frame with every class."""
         folder = Path(self.videos) if self.videos else self.file.parent / "videos"
         path = find_video(folder, item.id)
         if path is None:
             raise BrokenItemError(f"no video {item.id} in {folder}")
         info = probe(str(path))
-        queries = self._queries
-        assert queries is not None
         step = max(info.fps / self.fps, 1.0) if self.fps else 1.0
         scores, bits, size, frames = [], 0.0, (0, 0), 0
         for clip in self._clips(str(path), step):
@@ -139,7 +141,7 @@ class Localization(Task):
             features = model.video(clip, functools.partial(self._truth, item.id, *span))
             level = features.levels[0]
             vectors = normalized(level.values.mean(axis=(1, 2)))[level.rows]
-            scores.append(vectors @ queries.T)
+            scores.append(vectors @ self._queries.T)
             bits += features.bits or 0.0
             frames, size = frames + len(clip), clip.shape[1:3]
         clip_size = {"frames": frames, "height": size[0], "width": size[1], "bits": bits or None}
@@ -171,7 +173,6 @@ class Localization(Task):
         for instance in self.annotations().videos[video]:
             inside = (instance.start <= middle) & (middle < instance.end)
             masks[labels.index(instance.label), :, 0, 0] |= inside
-        assert self._queries is not None
         return Truth(self._queries, masks)
 
     def detections(self, partials: Mapping[str, Partial]) -> list[Detection]:
@@ -195,7 +196,7 @@ class Localization(Task):
                 ]
         return found
 
-    def aggregate(self, partials: Mapping[str, Partial]) -> dict[str, Any]:
+    def aggregate(self, partials: Mapping[str, Partial]) -> Metrics:
         """mAP per split and threshold; the average over thresholds, its mean and spread."""
         thresholds = parse_range(self.ious, "ious")
         detections = self.detections(partials)

@@ -10,11 +10,11 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax
 
 from pyratok_jax.errors import UserError
-from pyratok_jax.evaluation.data.labelled import Labelled, load_labelled
-from pyratok_jax.evaluation.framework import Item, Partial, Task
-from pyratok_jax.evaluation.models.features import Extractor, TokenizerFeatures, Truth, stand_in
-from pyratok_jax.evaluation.models.pooling import level_means, parse_levels
-from pyratok_jax.evaluation.tasks.classification import label_ranks, read_labelled, whole_clip
+from pyratok_jax.evaluation.data.labelled import Labelled, load_labelled, read_labelled
+from pyratok_jax.evaluation.models.features import Extractor, level_means, parse_levels
+from pyratok_jax.evaluation.task import Item, Metrics, Partial, clip_facts
+from pyratok_jax.evaluation.tasks.base import FeatureTask
+from pyratok_jax.evaluation.tasks.classification import label_ranks, whole_clip
 
 
 def nearest_neighbours(
@@ -64,7 +64,7 @@ def linear_probe(
 
 
 @dataclasses.dataclass
-class Probes(Task):
+class Probes(FeatureTask[Labelled]):
     """The task; see `description`."""
 
     name = "probes"
@@ -89,15 +89,10 @@ class Probes(Task):
 
     def __post_init__(self) -> None:
         self._rows: dict[str, list[Labelled]] = {}
-        self._vectors: np.ndarray | None = None
 
-    def wrap(self, tokenizer: Any) -> Extractor:
-        """Features of a tokenizer."""
-        return TokenizerFeatures(tokenizer, self.frames)
-
-    def stand_in(self, kind: str) -> Extractor:
-        """Oracle or random features."""
-        return stand_in(kind)
+    def window(self) -> int:
+        """A clip is encoded as a whole."""
+        return self.frames
 
     def check(self) -> None:
         """Read the levels and both lists.
@@ -126,7 +121,7 @@ class Probes(Task):
         sizes = {f"{part}_videos": len(self.part(part)) for part in ("train", "test")}
         return self.settings() | {"split": "test", "classes": len(self._labels())} | sizes
 
-    def items(self) -> list[Item]:
+    def items(self) -> list[Item[Labelled]]:
         """Training and test videos in turn, so that a limit takes of both."""
         parts = [
             [Item(f"{part}/{row.name}", row) for row in self.part(part)]
@@ -139,28 +134,21 @@ class Probes(Task):
         ]
         return [item for _, _, item in sorted(ranked, key=lambda entry: entry[:2])]
 
-    def prepare(self, model: Extractor) -> None:
-        """Embed the labels, for the oracle alone."""
-        self._vectors = model.texts(self._labels()) if model.checkpoint_hash == "oracle" else None
-
-    def _truth(self, label: int, frames: int) -> Truth:
-        assert self._vectors is not None
-        return whole_clip(self._vectors[label], frames)
-
-    def evaluate_item(self, model: Extractor, item: Item) -> Partial:
+    def evaluate_item(self, model: Extractor, item: Item[Labelled]) -> Partial:
         """The pooled features of one video."""
-        row: Labelled = item.content
+        row = item.content
         clip = read_labelled(row, self.frames, self.side)
         label = self._labels().index(row.label)
-        features = model.video(clip, lambda: self._truth(label, len(clip)))
-        t, h, w = clip.shape[:3]
+        # The oracle alone asks for the labels' embeddings: others need no language model.
+        truth = lambda: whole_clip(model.texts([row.label])[0], len(clip))  # noqa: E731
+        features = model.video(clip, truth)
         return {
             "features": level_means(features, parse_levels(self.levels), self.grid).ravel(),
             "label": label,
-            "clip": {"frames": t, "height": h, "width": w, "bits": features.bits},
+            "clip": clip_facts(clip, features.bits),
         }
 
-    def aggregate(self, partials: Mapping[str, Partial]) -> dict[str, Any]:
+    def aggregate(self, partials: Mapping[str, Partial]) -> Metrics:
         """Train both probes and score them on the test videos, in percent."""
         parts = {}
         for part in ("train", "test"):

@@ -1,32 +1,31 @@
-"""How well clips are rebuilt from their tokens, at what rate, and how the codes are used."""
+"""How well clips are reconstructed from their tokens, at what rate, and the use of the codes."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
-from pyratok_jax.errors import UserError
-from pyratok_jax.evaluation.framework import Item, Partial, Picture, Task
+from pyratok_jax.data.sources.records import ClipRecord
+from pyratok_jax.evaluation.data.clips import central_clip, clip_items, refuse_leakage
 from pyratok_jax.evaluation.models.reconstructors import (
-    Rebuilder,
-    StandIn,
-    TokenizerRebuilder,
-    central_clip,
-    clip_items,
-    refuse_leakage,
+    BaselineReconstructor,
+    Reconstructor,
+    TokenizerReconstructor,
 )
+from pyratok_jax.evaluation.task import Item, Metrics, Partial, clip_facts
+from pyratok_jax.evaluation.tasks.base import QualityTask, middle_frames
 from pyratok_jax.metrics import fvd
-from pyratok_jax.metrics.image import PROTOCOL, CodeUsage, Perceptual, mean_quality, quality
+from pyratok_jax.metrics.image import PROTOCOL, CodeUsage, mean_quality, quality
 
 _QUALITY = ("psnr", "psnr_video", "ssim", "ssim_uniform", "lpips", "lpips_alex")
-NETWORKS = {"none": (), "vgg": ("vgg",), "alex": ("alex",), "both": ("vgg", "alex")}
+
+if TYPE_CHECKING:
+    from pyratok_jax.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass
-class Reconstruction(Task):
+class Reconstruction(QualityTask[Reconstructor, ClipRecord]):
     """The task; see `description`."""
 
     name = "reconstruction"
@@ -37,32 +36,24 @@ class Reconstruction(Task):
     data_help = "folder of videos or images, manifest, shards, or builtin:demo-heldout"
     columns = (("psnr", "PSNR", 2), ("ssim", "SSIM", 3), ("lpips", "LPIPS", 3), ("rfvd", "rFVD", 1))
 
-    frames: int = 17
-    side: int = 256
-    captions: bool = True
-    lpips: str = "vgg"
     fvd: bool = True
     train: str = ""
 
     def __post_init__(self) -> None:
-        self._networks: dict[str, Perceptual] = {}
+        super().__post_init__()
         self._features: Callable[[np.ndarray], np.ndarray | None] | None = None
-        self._vocabulary = 0
 
-    def wrap(self, tokenizer: Any) -> Rebuilder:
+    def wrap(self, tokenizer: "Tokenizer") -> Reconstructor:
         """The tokenizer with its padding rules."""
-        return TokenizerRebuilder(tokenizer)
+        return TokenizerReconstructor(tokenizer)
 
-    def stand_in(self, kind: str) -> Rebuilder:
+    def baseline(self, kind: str) -> Reconstructor:
         """`oracle`: the clip itself; `random`: noise."""
-        return StandIn(kind)
+        return BaselineReconstructor(kind)
 
     def check(self) -> None:
         """Refuse unknown networks, impossible sizes, and clips that were trained on."""
-        if self.lpips not in NETWORKS:
-            raise UserError(f"--set lpips={self.lpips}: expected one of {', '.join(NETWORKS)}")
-        if self.frames < 1 or self.side < 0:
-            raise UserError(f"--set frames={self.frames}, side={self.side}: too small")
+        super().check()
         if self.train:
             refuse_leakage(self.data, self.train)
 
@@ -73,45 +64,39 @@ class Reconstruction(Task):
             "metrics": PROTOCOL | ({"rfvd": fvd.PROTOCOL} if self._measures_fvd() else {}),
         }
 
-    def items(self) -> list[Item]:
+    def items(self) -> list[Item[ClipRecord]]:
         """One item per clip."""
         return clip_items(self.data)
 
     def _measures_fvd(self) -> bool:
         return self.fvd and self.frames >= fvd.FRAMES
 
-    def prepare(self, model: Rebuilder) -> None:
+    def prepare(self, model: Reconstructor) -> None:
         """Load the networks of LPIPS and of the Frechet distance."""
+        super().prepare(model)
         if self._measures_fvd():
             self._features = fvd.load_features()
-        self._vocabulary = model.vocabulary
-        if NETWORKS[self.lpips]:
-            from pyratok_jax.checkpoints.foreign.lpips import load_lpips
 
-            self._networks = {name: load_lpips(name) for name in NETWORKS[self.lpips]}
-
-    def evaluate_item(self, model: Rebuilder, item: Item) -> Partial:
+    def evaluate_item(self, model: Reconstructor, item: Item[ClipRecord]) -> Partial:
         """Quality and token ids of one clip."""
         video = central_clip(item.content, self.frames, self.side)
-        rebuilt = model.rebuild(video, item.content.caption if self.captions else None)
-        t, h, w = video.shape[:3]
+        rebuilt = model.reconstruct(video, item.content.caption if self.captions else None)
         tokens = sum(x.size for x in rebuilt.ids)
         features = {}
-        if self._features is not None and t >= fvd.FRAMES:
+        if self._features is not None and len(video) >= fvd.FRAMES:
             pair = {"fvd_input": video, "fvd_rebuilt": rebuilt.video}
             features = {key: self._features(clip) for key, clip in pair.items()}
-        middle = np.concatenate([video[t // 2], rebuilt.video[t // 2]], axis=1)
         return {
             "quality": quality([video], [rebuilt.video], self._networks),
             "levels": len(rebuilt.ids),
             "vocabulary": model.vocabulary,
-            "clip": {"frames": t, "height": h, "width": w, "bits": float(tokens * rebuilt.bits)},
-            "middle": middle,
+            "clip": clip_facts(video, float(tokens * rebuilt.bits)),
+            "middle": middle_frames([video, rebuilt.video]),
             **features,
             **{f"ids_{level}": x.reshape(-1) for level, x in enumerate(rebuilt.ids)},
         }
 
-    def aggregate(self, partials: Mapping[str, Partial]) -> dict[str, Any]:
+    def aggregate(self, partials: Mapping[str, Partial]) -> Metrics:
         """Means over clips, each with equal weight, and the codes used over all of them."""
         parts = list(partials.values())
         means = mean_quality([part["quality"] for part in parts])
@@ -126,17 +111,9 @@ class Reconstruction(Task):
             "levels": usage.summary(),
         }
 
-    def pictures(self, partials: Mapping[str, Partial], folder: Path) -> list[Picture]:
-        """The middle frame of the first clips beside its reconstruction."""
-        found = []
-        for number, (name, part) in enumerate(list(partials.items())[:8]):
-            path = folder / f"clip_{number:02d}.png"
-            Image.fromarray(np.asarray(part["middle"], np.uint8)).save(path)
-            psnr = part["quality"]["psnr"]
-            found.append(
-                Picture(f"pictures/{path.name}", f"{name}: input, reconstruction ({psnr:.2f} dB)")
-            )
-        return found
+    def caption(self, name: str, part: Partial) -> str:
+        """Name and PSNR."""
+        return f"{name}: input, reconstruction ({part['quality']['psnr']:.2f} dB)"
 
 
 def _distance(parts: Sequence[Partial]) -> float | None:

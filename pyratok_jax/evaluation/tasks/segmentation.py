@@ -8,25 +8,25 @@ from typing import Any
 import numpy as np
 
 from pyratok_jax.errors import UserError
-from pyratok_jax.evaluation.data.localization import spoken
+from pyratok_jax.evaluation.data.class_names import (
+    category_of,
+    parse_templates,
+    semantic_units,
+    spoken,
+)
+from pyratok_jax.evaluation.data.clips import resized
 from pyratok_jax.evaluation.data.vis import (
     VisData,
     VisVideo,
+    decode_mask,
     load_davis,
     load_vis,
     read_frames,
     track_masks,
 )
-from pyratok_jax.evaluation.framework import Item, Partial, Picture, Task
-from pyratok_jax.evaluation.models.features import (
-    Extractor,
-    TokenizerFeatures,
-    Truth,
-    prompt_features,
-    stand_in,
-)
-from pyratok_jax.evaluation.settings import parse_templates
-from pyratok_jax.evaluation.vision.framing import resized
+from pyratok_jax.evaluation.models.features import Extractor, Truth, prompt_features
+from pyratok_jax.evaluation.task import Item, Metrics, Partial, Picture, clip_facts
+from pyratok_jax.evaluation.tasks.base import FeatureTask
 from pyratok_jax.evaluation.vision.masks import (
     FieldSettings,
     make_track,
@@ -37,13 +37,11 @@ from pyratok_jax.evaluation.vision.masks import (
     to_pixels,
     unit_masks,
 )
-from pyratok_jax.evaluation.vision.rle import decode_mask
-from pyratok_jax.evaluation.vision.units import category_of, semantic_units
 from pyratok_jax.evaluation.vision.vis_scores import MAX_TRACKS, score_tracks
 
 
 @dataclasses.dataclass
-class Segmentation(Task):
+class Segmentation(FeatureTask[VisVideo]):
     """The task; see `description`."""
 
     name = "segmentation"
@@ -85,13 +83,9 @@ class Segmentation(Task):
         self._names: dict[int, str] = {}
         self._queries = np.zeros((0, 0), np.float32)
 
-    def wrap(self, tokenizer: Any) -> Extractor:
-        """Features of a tokenizer."""
-        return TokenizerFeatures(tokenizer, self.clip_frames)
-
-    def stand_in(self, kind: str) -> Extractor:
-        """Oracle or random features."""
-        return stand_in(kind)
+    def window(self) -> int:
+        """Frames of the pieces that a video is encoded in."""
+        return self.clip_frames
 
     def check(self) -> None:
         """Read the annotations and the prompt."""
@@ -133,7 +127,7 @@ class Segmentation(Task):
             "metric": "TrackEval: TrackMAP (IoU .5:.05:.95) and J, tracks matched per class",
         }
 
-    def items(self) -> list[Item]:
+    def items(self) -> list[Item[VisVideo]]:
         """One item per video."""
         return [Item(video.name, video) for video in self.dataset().videos]
 
@@ -144,9 +138,9 @@ class Segmentation(Task):
             model, list(self._names.values()), parse_templates(self.templates)
         )
 
-    def evaluate_item(self, model: Extractor, item: Item) -> Partial:
+    def evaluate_item(self, model: Extractor, item: Item[VisVideo]) -> Partial:
         """The predicted tracks of one video."""
-        video: VisVideo = item.content
+        video = item.content
         frames = read_frames(video)
         small = np.stack([resized(frame, self.side) for frame in frames])
         field = np.stack([resized(frame, self.crf_side) for frame in frames])
@@ -165,9 +159,7 @@ class Segmentation(Task):
             category = list(self._names)[unit]
             tracks += self._tracks(video, category, masks[position], maps[..., position])
         tracks = sorted(tracks, key=lambda track: -track["score"])[:MAX_TRACKS]
-        t, h, w = small.shape[:3]
-        clip = {"frames": t, "height": h, "width": w, "bits": features.bits}
-        return {"tracks": tracks, "clip": clip}
+        return {"tracks": tracks, "clip": clip_facts(small, features.bits)}
 
     def _field(self) -> FieldSettings:
         names = [field.name for field in dataclasses.fields(FieldSettings)]
@@ -202,7 +194,7 @@ class Segmentation(Task):
     def _videos(self, partials: Mapping[str, Partial]) -> list[VisVideo]:
         return [video for video in self.dataset().videos if video.name in partials]
 
-    def aggregate(self, partials: Mapping[str, Partial]) -> dict[str, Any]:
+    def aggregate(self, partials: Mapping[str, Partial]) -> Metrics:
         """Track mAP and J over the evaluated videos."""
         tracks = [track for partial in partials.values() for track in partial["tracks"]]
         scores = score_tracks(self.dataset(), self._videos(partials), tracks)

@@ -4,14 +4,14 @@ import dataclasses
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pyratok_jax.data.video.files import read_image
 from pyratok_jax.errors import UserError
+from pyratok_jax.evaluation.data.clips import even_indices, resized, sample_frames
 from pyratok_jax.evaluation.data.mvbench import FRAMES_FPS, LAYOUT, Question, load_questions
-from pyratok_jax.evaluation.framework import BrokenItemError, Item, Partial, Task
 from pyratok_jax.evaluation.models.answering import (
     MODES,
     Answerer,
@@ -19,7 +19,17 @@ from pyratok_jax.evaluation.models.answering import (
     OracleAnswers,
     RandomAnswers,
 )
-from pyratok_jax.evaluation.vision.framing import even_indices, resized, sample_frames
+from pyratok_jax.evaluation.task import (
+    BrokenItemError,
+    Item,
+    Metrics,
+    Partial,
+    Task,
+    clip_facts,
+)
+
+if TYPE_CHECKING:
+    from pyratok_jax.tokenizer import Tokenizer
 
 BLIND = "none"
 
@@ -49,7 +59,7 @@ def read_clip_of(question: Question, frames: int, side: int) -> np.ndarray:
 
 
 @dataclasses.dataclass
-class VideoQuestions(Task):
+class VideoQuestions(Task[Answerer, Question]):
     """The task; see `description`."""
 
     name = "vqa"
@@ -71,7 +81,7 @@ class VideoQuestions(Task):
     side: int = 256
     new_tokens: int = 24
 
-    def wrap(self, tokenizer: Any) -> Answerer:
+    def wrap(self, tokenizer: "Tokenizer") -> Answerer:
         """The tokenizer's language model with the projector.
 
         Raises:
@@ -90,7 +100,7 @@ class VideoQuestions(Task):
         projector, digest = load_projector(self.projector, tokenizer)
         return LanguageAnswers(tokenizer, projector, projector_hash=digest, **settings)
 
-    def stand_in(self, kind: str) -> Answerer:
+    def baseline(self, kind: str) -> Answerer:
         """Oracle or random answers."""
         return OracleAnswers() if kind == "oracle" else RandomAnswers()
 
@@ -110,17 +120,16 @@ class VideoQuestions(Task):
         missing = sorted(set(LAYOUT) - set(present))
         return self.settings() | {"split": "test", "present": present, "not_there": missing}
 
-    def items(self) -> list[Item]:
+    def items(self) -> list[Item[Question]]:
         """One item per question."""
         names = [name for name in self.tasks.split(",") if name]
         return [Item(f"{q.task}/{q.number}", q) for q in load_questions(self.data, names)]
 
-    def evaluate_item(self, model: Answerer, item: Item) -> Partial:
+    def evaluate_item(self, model: Answerer, item: Item[Question]) -> Partial:
         """The answer to one question."""
-        question: Question = item.content
+        question = item.content
         clip = read_clip_of(question, self.frames, self.side)
         answer = model.answer(clip, question)
-        t, h, w = clip.shape[:3]
         return {
             "task": question.task,
             "right": answer.option == question.answer,
@@ -128,10 +137,10 @@ class VideoQuestions(Task):
             "text": answer.text,
             "scores": list(answer.scores),
             "options": len(question.options),
-            "clip": {"frames": t, "height": h, "width": w, "bits": answer.bits},
+            "clip": clip_facts(clip, answer.bits),
         }
 
-    def aggregate(self, partials: Mapping[str, Partial]) -> dict[str, Any]:
+    def aggregate(self, partials: Mapping[str, Partial]) -> Metrics:
         """Accuracy in percent: mean over tasks, over questions, and of every task.
 
         An answer in which no option can be made out is wrong.

@@ -8,9 +8,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from pyratok_jax.evaluation.data.localization import Annotations
-from pyratok_jax.evaluation.framework import Partial, Picture
-from pyratok_jax.evaluation.vision.detection_map import Detection
-from pyratok_jax.evaluation.vision.proposals import window_means
+from pyratok_jax.evaluation.task import Partial, Picture
+from pyratok_jax.evaluation.vision.temporal_detection import Detection, window_means
 
 # Colours that differ in lightness too.
 PALETTE = ((230, 75, 53), (77, 187, 213), (0, 160, 135), (243, 155, 127), (60, 84, 136))

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import ndimage
 
+from pyratok_jax.evaluation.data.vis import encode_mask
 from pyratok_jax.evaluation.models.features import LevelFeatures, normalized
 from pyratok_jax.evaluation.vision.crf import mean_field_binary, video_kernels
-from pyratok_jax.evaluation.vision.rle import encode_mask
 
 
 def similarity_maps(level: LevelFeatures, queries: np.ndarray) -> np.ndarray:

@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco
 
-from pyratok_jax.evaluation.data.vis import VisData, VisVideo
-from pyratok_jax.evaluation.vision.rle import pack
+from pyratok_jax.evaluation.data.vis import VisData, VisVideo, pack
 
 MAX_TRACKS = 100
 _REGIONS = "RegionSimilarity"

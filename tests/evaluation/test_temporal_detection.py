@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pyratok_jax.evaluation.vision.detection_map import (
+from pyratok_jax.evaluation.vision.temporal_detection import (
     Detection,
     Instance,
     mean_average_precision,

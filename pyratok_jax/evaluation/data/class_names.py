@@ -1,6 +1,8 @@
-"""The semantic units of a prompt: its content words, neighbours joined to phrases."""
+"""Words for a text encoder: class names as words, prompt templates, semantic units of a prompt."""
 
 import re
+
+from pyratok_jax.errors import UserError
 
 # Function words, and verbs that captions use without meaning a thing.
 _WORDS = """
@@ -16,6 +18,29 @@ comes coming looks looking shows showing shown seen wearing wears holding holds 
 clip photo picture image film scene left right
 """
 _STOP = frozenset(_WORDS.split())
+
+
+def spoken(label: str) -> str:
+    """A class name as words: "BaseballPitch" and "baseball_pitch" become "baseball pitch"."""
+    if " " not in label:
+        label = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", label)
+        label = label.replace("_", " ").lower()
+    return " ".join(label.split())
+
+
+def parse_templates(text: str) -> list[str]:
+    """Prompt templates, written with | between them; each holds {} once.
+
+    Raises:
+        UserError: one does not.
+    """
+    templates = [part.strip() for part in text.split("|")]
+    for template in templates:
+        if template.count("{}") != 1 or template.count("{") != 1 or template.count("}") != 1:
+            raise UserError(
+                f"--set templates={text}: {template!r} must hold {{}} once, for the class name"
+            )
+    return templates
 
 
 def semantic_units(prompt: str) -> list[str]:

@@ -9,10 +9,9 @@ import pytest
 
 from pyratok_jax import evaluate
 from pyratok_jax.errors import UserError
-from pyratok_jax.evaluation import registry
-from pyratok_jax.evaluation.framework import BrokenItemError, Item, Task, parse_settings
-from pyratok_jax.evaluation.partials import PartialStore
-from pyratok_jax.evaluation.runner import parse_shard
+from pyratok_jax.evaluation import task as tasks
+from pyratok_jax.evaluation.engine import PartialStore, parse_shard
+from pyratok_jax.evaluation.task import BrokenItemError, Item, Task, parse_settings
 
 
 @dataclasses.dataclass
@@ -30,7 +29,10 @@ class Counting(Task):
     shift: float = 0.0
     loud: bool = False
 
-    def stand_in(self, kind):
+    def wrap(self, tokenizer):
+        return tokenizer
+
+    def baseline(self, kind):
         class Model:
             checkpoint_hash = kind
 
@@ -168,7 +170,7 @@ def test_missing_arguments_are_named(tmp_path):
 
 def test_unknown_tasks_are_refused_and_list_explains(monkeypatch, capsys):
     with pytest.raises(UserError, match="expected one of"):
-        registry.load_task("nonsense")
+        tasks.load_task("nonsense")
     evaluate.main(["--task", "list"])
     out = capsys.readouterr().out
-    assert out.count("--set factor=2") == len(registry.TASKS)
+    assert out.count("--set factor=2") == len(tasks.TASKS)

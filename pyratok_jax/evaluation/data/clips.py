@@ -1,0 +1,153 @@
+"""Clips that tasks evaluate: which frames are taken, and how they are resized and cropped.
+
+Zero-shot tasks sample frames evenly over time (`sample_frames`); reconstruction takes consecutive
+frames from the middle and crops squares (`central_clip`).
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from pyratok_jax.assets.fetch import sha256_of
+from pyratok_jax.data.sources.records import ClipRecord
+from pyratok_jax.data.sources.registry import load_source
+from pyratok_jax.data.video.files import (
+    VideoSource,
+    is_remote,
+    iter_frames,
+    probe,
+    read_clip,
+    read_image,
+    resize_image,
+)
+from pyratok_jax.errors import UserError
+from pyratok_jax.evaluation.task import BrokenItemError, Item
+
+
+def resized(frame: np.ndarray, side: int) -> np.ndarray:
+    """A frame (h, w, 3) whose shorter side has at most `side` pixels; 0 leaves it as it is."""
+    height, width = frame.shape[:2]
+    shorter = min(height, width)
+    if not side or shorter <= side:
+        return frame
+    return resize_image(frame, (round(height * side / shorter), round(width * side / shorter)))
+
+
+def sample_frames(
+    path: VideoSource,
+    count: int,
+    side: int,
+    *,
+    start: float | None = None,
+    end: float | None = None,
+) -> np.ndarray:
+    """`count` frames, uint8 (count, h, w, 3): the middles of as many equal parts of the span.
+
+    Frames are counted by decoding, so that their numbers are exact whatever the header says; only
+    those that are taken are kept.
+
+    Args:
+        path: a video.
+        count: number of frames; repeated ones where the video has fewer.
+        side: as in `resized`.
+        start: seconds where the span begins (None: the beginning).
+        end: seconds where it ends (None: the end).
+
+    Raises:
+        BrokenItemError: the span holds no frame.
+        BrokenVideoError: the video cannot be read.
+    """
+    info = probe(path)
+    first = round((start or 0.0) * info.fps)
+    last = None if end is None else max(round(end * info.fps), first + 1)
+    total = max((info.frames if last is None else last) - first, 1)
+    for _ in range(2):  # A second time where the header was wrong about the length.
+        wanted, found, number = even_indices(total, count), {}, -1
+        for number, frame in enumerate(iter_frames(path, first, last)):
+            if number in wanted:
+                found[number] = resized(frame, side)
+        if number + 1 == total:
+            break
+        total = number + 1
+        if not total:
+            raise BrokenItemError(f"there is no frame between {start} s and {end} s")
+    return np.stack([found[i] for i in wanted])
+
+
+def even_indices(available: int, count: int) -> list[int]:
+    """Numbers of the frames in the middles of `count` equal parts of `available` frames."""
+    return [int((i + 0.5) * available / count) for i in range(count)]
+
+
+def clip_items(data: str) -> list[Item[ClipRecord]]:
+    """One item per clip of a source."""
+    return [Item(record.id, record) for record in load_source(data)]
+
+
+def central_clip(record: ClipRecord, frames: int, side: int) -> np.ndarray:
+    """`frames` consecutive frames from the middle, short side resized to `side`, square crop.
+
+    Still images give one frame. `side` 0 keeps the size and crops nothing.
+    """
+    if record.stored is not None:
+        return _from_images(record.stored, frames, side)
+    info = probe(record.media)
+    start, end = record.start or 0.0, record.end if record.end is not None else info.seconds
+    count = min(frames, max(round((end - start) * info.fps), 1))
+    first = start + max((end - start) - count / info.fps, 0.0) / 2
+    size = covering_size((info.height, info.width), side) if side else None
+    return square(read_clip(record.media, start=first, frames=count, size=size), side)
+
+
+def covering_size(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """(height, width) of the same shape, of which the shorter is `side`."""
+    scale = side / min(size)
+    return max(round(size[0] * scale), side), max(round(size[1] * scale), side)
+
+
+def square(video: np.ndarray, side: int) -> np.ndarray:
+    """The middle `side` x `side` pixels of (t, h, w, 3); `side` 0: all."""
+    if not side:
+        return video
+    top, left = (video.shape[1] - side) // 2, (video.shape[2] - side) // 2
+    return video[:, top : top + side, left : left + side]
+
+
+def prepared(frame: np.ndarray, side: int) -> np.ndarray:
+    """A frame (h, w, 3), short side resized to `side` and cropped to a square; 0: as it is."""
+    if not side:
+        return frame
+    return square(resize_image(frame, covering_size(frame.shape[:2], side))[None], side)[0]
+
+
+def _from_images(images: Sequence[bytes], frames: int, side: int) -> np.ndarray:
+    count = min(frames, len(images))
+    first = (len(images) - count) // 2
+    return np.stack([prepared(read_image(x), side) for x in images[first : first + count]])
+
+
+def refuse_leakage(data: str, train: str) -> int:
+    """Compare an evaluation source with a training source, by local path and by file content.
+
+    Returns:
+        how many files of `data` were compared.
+
+    Raises:
+        UserError: a file is in both.
+    """
+    evaluated, trained = _files(load_source(data)), _files(load_source(train))
+    sizes = {path.stat().st_size for path in trained}
+    known = {sha256_of(path) for path in trained} if sizes else set()
+    shared = [p for p in evaluated if p.stat().st_size in sizes and sha256_of(p) in known]
+    if shared:
+        raise UserError(
+            f"{len(shared)} of {len(evaluated)} files of {data} are also in the training source "
+            f"{train}, first {shared[0]}; evaluate on files that were not trained on"
+        )
+    return len(evaluated)
+
+
+def _files(records: Sequence[ClipRecord]) -> list[Path]:
+    paths = {Path(r.path) for r in records if r.data is None and not is_remote(r.path)}
+    return sorted(path for path in paths if path.is_file())
