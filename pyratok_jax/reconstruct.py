@@ -202,7 +202,8 @@ def summarise(
     Quality is the mean over videos, bpp all bits over all pixels, utilisation over all tokens;
     `size` is null where videos differ. `seconds` is computing time.
     """
-    from pyratok_jax.metrics.image import PROTOCOL, bits_per_pixel, mean_quality
+    from pyratok_jax.metrics.image import PROTOCOL, mean_quality
+    from pyratok_jax.metrics.rate import bits_per_pixel
 
     names = [name for name in PROTOCOL if name in videos[0] and _is_quality(name)]
     sizes = {tuple(video["size"]) for video in videos}

@@ -31,7 +31,9 @@ from pyratok_jax.data.video.files import (
     probe,
 )
 from pyratok_jax.errors import UserError
-from pyratok_jax.metrics.image import CodeUsage, Perceptual, Quality, bits_per_pixel
+from pyratok_jax.metrics.code_usage import CodeUsage
+from pyratok_jax.metrics.image import Perceptual, Quality
+from pyratok_jax.metrics.rate import bits_per_pixel
 from pyratok_jax.reports.pictures import error_map, side_by_side
 from pyratok_jax.tokenizer import Tokenizer
 

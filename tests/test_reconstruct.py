@@ -11,6 +11,7 @@ from pyratok_jax.data.padding import crop_clip, pad_clip
 from pyratok_jax.data.video.files import VideoWriter, iter_frames, probe, read_media
 from pyratok_jax.errors import UserError
 from pyratok_jax.metrics import image as metrics
+from pyratok_jax.metrics.rate import token_count
 from tests.data.synthetic import numbered_frames, write_video
 from tests.tiny_tokenizer import GRIDS, tiny_tokenizer
 
@@ -47,7 +48,7 @@ def test_a_long_odd_sized_video(tmp_path, tokenizer):
     wanted, ids = expected(tokenizer, video)
 
     # 5 + 5 + 2 frames, the last padded to 5; sides padded to 16 and 32.
-    tokens = 3 * metrics.token_count([(1 + 4 // dt, 16 // ds, 32 // ds) for dt, ds in GRIDS])
+    tokens = 3 * token_count([(1 + 4 // dt, 16 // ds, 32 // ds) for dt, ds in GRIDS])
     assert result["tokens"] == tokens == sum(level.size for part in ids for level in part)
     assert result["bpp"] == pytest.approx(6 * tokens / (12 * 11 * 27))
     assert (result["frames"], result["size"], result["window"]) == (12, [11, 27], 5)

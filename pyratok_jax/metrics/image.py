@@ -1,4 +1,4 @@
-"""Quality and rate of reconstructions, by fixed conventions that every report names.
+"""Quality of reconstructions, by fixed conventions that every report names.
 
 All functions take uint8 RGB videos (t, h, w, 3) of the true size: what was padded is cropped
 first. Quality is measured on decoded pixels rounded to 8 bits, before any file is written.
@@ -7,12 +7,10 @@ PSNR has data range 1 on [0, 1]; the headline is the mean over frames of each fr
 `psnr_video` beside it takes one mean squared error over the whole video. A PSNR is capped at
 100 dB, so that identical frames leave every mean finite. SSIM is the mean over frames and colour
 channels, on positions whose window lies inside the frame: gaussian 11/1.5 (headline) and uniform
-7x7 with sample covariances. LPIPS is the mean over frames. Rate is the bits of all tokens over
-true frames x height x width.
+7x7 with sample covariances. LPIPS is the mean over frames.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
 import dm_pix
 import jax
@@ -238,82 +236,3 @@ def mean_quality(results: Sequence[Mapping[str, float | None]]) -> dict[str, flo
         known = [value for value in (result[key] for result in results) if value is not None]
         means[key] = float(np.mean(known)) if known else None
     return means
-
-
-def token_count(grids: Iterable[Sequence[int]]) -> int:
-    """Number of tokens of token grids (t, h, w), all levels together."""
-    return int(sum(np.prod(grid, dtype=np.int64) for grid in grids))
-
-
-def bits_per_pixel(tokens: int, bits: int, frames: int, height: int, width: int) -> float:
-    """Rate of `tokens` of `bits` each over the true (unpadded) frames and size."""
-    return tokens * bits / (frames * height * width)
-
-
-class CodeUsage:
-    """How the codes of each level are used, over any number of clips.
-
-    Args:
-        levels: number of levels.
-        vocabulary: number of valid codes K.
-    """
-
-    def __init__(self, levels: int, vocabulary: int) -> None:
-        self._vocabulary = vocabulary
-        self._codes = [np.zeros(0, np.uint32) for _ in range(levels)]
-        self._counts = [np.zeros(0, np.int64) for _ in range(levels)]
-
-    def add(self, ids: Sequence[np.ndarray]) -> None:
-        """Count token ids, one array of any shape per level.
-
-        Raises:
-            ValueError: not as many arrays as levels.
-        """
-        if len(ids) != len(self._codes):
-            raise ValueError(f"expected ids of {len(self._codes)} levels, got {len(ids)}")
-        for level, new in enumerate(ids):
-            codes, counts = np.unique(np.asarray(new, np.uint32).reshape(-1), return_counts=True)
-            self._count(level, codes, counts)
-
-    def merge(self, other: "CodeUsage") -> None:
-        """Count everything that `other`, of as many levels, has counted."""
-        for level, codes in enumerate(other._codes):
-            self._count(level, codes, other._counts[level])
-
-    def _count(self, level: int, codes: np.ndarray, counts: np.ndarray) -> None:
-        merged = np.concatenate([self._codes[level], codes])
-        self._codes[level], inverse = np.unique(merged, return_inverse=True)
-        weights = np.concatenate([self._counts[level], counts])
-        self._counts[level] = np.bincount(inverse, weights).astype(np.int64)
-
-    def summary(self) -> list[dict[str, Any]]:
-        """Per level: level (from 1), tokens, distinct, utilisation, perplexity, dead codes."""
-        return [self._level(number, counts) for number, counts in enumerate(self._counts, start=1)]
-
-    def _level(self, number: int, counts: np.ndarray) -> dict[str, Any]:
-        total, distinct = int(counts.sum()), len(counts)
-        shares = counts / max(total, 1)
-        entropy = -float(np.sum(shares * np.log(shares))) if distinct else 0.0
-        return {
-            "level": number,
-            "tokens": total,
-            "distinct": distinct,
-            "utilisation": distinct / self._vocabulary,
-            "perplexity": float(np.exp(entropy)),
-            "dead": self._vocabulary - distinct,
-        }
-
-
-def code_usage(ids: Iterable[Sequence[np.ndarray]], vocabulary: int) -> list[dict[str, Any]]:
-    """`CodeUsage.summary` of clips, each given as its token ids per level.
-
-    Raises:
-        ValueError: no clip, or clips with unequal numbers of levels.
-    """
-    usage: CodeUsage | None = None
-    for clip in ids:
-        usage = usage or CodeUsage(len(clip), vocabulary)
-        usage.add(clip)
-    if usage is None:
-        raise ValueError("no clip was counted")
-    return usage.summary()

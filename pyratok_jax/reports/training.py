@@ -9,7 +9,9 @@ import numpy as np
 from pyratok_jax.data.heldout import HeldoutClip
 from pyratok_jax.data.padding import crop_clip, pad_clip
 from pyratok_jax.io.atomic import write_json
-from pyratok_jax.metrics.image import PROTOCOL, bits_per_pixel, code_usage, quality, token_count
+from pyratok_jax.metrics.code_usage import code_usage
+from pyratok_jax.metrics.image import PROTOCOL, quality
+from pyratok_jax.metrics.rate import bits_per_pixel, token_count
 from pyratok_jax.reports.report import ReportClip, token_maps, write_report
 from pyratok_jax.tokenizer import Tokenizer
 

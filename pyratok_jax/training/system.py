@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from pyratok_jax.errors import UserError
 from pyratok_jax.losses.autoregressive import autoregressive_loss
 from pyratok_jax.losses.objective import LossSettings, LossWeights, Posterior, objective
-from pyratok_jax.metrics.training_usage import usage_metrics
+from pyratok_jax.metrics.code_usage import usage_metrics
 from pyratok_jax.models import video_vae
 from pyratok_jax.models.alignment import Alignment
 from pyratok_jax.models.dino.model import Dino, DinoFeatures, fit_sides

@@ -1,4 +1,4 @@
-"""Rate-distortion: BD-rates known by hand, real codecs, raw films, the task from end to end."""
+"""Rate-distortion: real codecs, raw videos, the task from end to end."""
 
 import json
 
@@ -13,16 +13,13 @@ from pyratok_jax.evaluation.data.raw_video import raw_videos, read_raw
 from pyratok_jax.evaluation.models import codecs
 from pyratok_jax.evaluation.models.reconstructors import BaselineReconstructor
 from pyratok_jax.evaluation.tasks.compression import Compression
-from pyratok_jax.metrics.bd_rate import bd_rate, frontier, rate_at
 from pyratok_jax.metrics.image import frame_errors, psnr_of
 from pyratok_jax.tokens.coding import pack
 from tests.data.synthetic import write_video
 from tests.tokens.tiny import PixelTokenizer
 
-CURVE = [(0.01, 27.0), (0.03, 30.5), (0.08, 33.0), (0.2, 36.5), (0.5, 38.0)]
 
-
-def film(rng, frames=9, height=64, width=64):
+def moving(rng, frames=9, height=64, width=64):
     """Smooth textures that move."""
     still = gaussian_filter(rng.standard_normal((height, width, 3)), (3, 3, 0)) * 400 + 128
     grain = rng.normal(0, 3, (frames, height, width, 3))
@@ -30,39 +27,9 @@ def film(rng, frames=9, height=64, width=64):
     return np.clip(moved + grain, 0, 255).astype(np.uint8)
 
 
-@pytest.mark.parametrize("factor", [0.8, 1.0, 2.5])
-def test_a_constant_factor_in_rate_is_the_bd_rate(factor):
-    test = [(factor * rate, quality) for rate, quality in CURVE]
-    assert bd_rate(CURVE, test) == pytest.approx(100 * (factor - 1), abs=1e-9)
-
-
-def test_a_constant_gain_in_quality_on_a_straight_curve():
-    # Doubling the rate brings 3 dB, so 3 dB more at equal rate are half the rate.
-    anchor = [(0.1 * 2**n, 30.0 + 3 * n) for n in range(5)]
-    better = [(rate, quality + 3) for rate, quality in anchor]
-    assert bd_rate(anchor, better) == pytest.approx(-50, abs=1e-9)
-    assert bd_rate(better, anchor) == pytest.approx(100, abs=1e-9)
-    # A part of the curve, measured elsewhere on the same line, makes no difference.
-    assert bd_rate(anchor, [(0.1 * 2**1.5, 34.5), (0.1 * 2**2.5, 37.5)]) == pytest.approx(0)
-
-
-def test_no_common_quality_or_one_point_has_no_bd_rate():
-    assert bd_rate(CURVE, [(rate, quality + 20) for rate, quality in CURVE]) is None
-    assert bd_rate(CURVE, CURVE[:1]) is None
-    assert rate_at(CURVE, 30.5) == pytest.approx(0.03)
-    between = rate_at(CURVE, 32)
-    assert between is not None and 0.03 < between < 0.08
-    assert rate_at(CURVE, 26.9) is None and rate_at(CURVE, 38.1) is None
-
-
-def test_points_that_cost_more_and_show_less_are_left_out():
-    rates, qualities = frontier([(0.2, 33), (0.1, 30), (0.15, 29), (0.1, 31), (0.3, 33)])
-    assert rates.tolist() == [0.1, 0.2] and qualities.tolist() == [31, 33]
-
-
 @pytest.mark.parametrize("name", list(codecs.available()))
 def test_codecs_trade_rate_for_quality(name, rng):
-    codec, video = codecs.available()[name], film(rng)
+    codec, video = codecs.available()[name], moving(rng)
     ceiling = psnr_of(frame_errors(video, codecs.converted(video))).mean()
     found = []
     for crf in (10, 35, codec.worst):
@@ -79,7 +46,7 @@ def test_codecs_trade_rate_for_quality(name, rng):
 
 
 def test_odd_sizes_are_coded_and_cropped(rng):
-    codec, video = codecs.available()["x264"], film(rng, 3, 65, 71)
+    codec, video = codecs.available()["x264"], moving(rng, 3, 65, 71)
     decoded = codecs.decode(codec, codecs.encode(codec, video, 25.0, 10), video.shape)
     assert decoded.shape == video.shape
     ceiling = psnr_of(frame_errors(video, codecs.converted(video))).mean()
@@ -87,7 +54,7 @@ def test_odd_sizes_are_coded_and_cropped(rng):
 
 
 def test_the_rate_is_matched_by_bisection(rng):
-    codec, video = codecs.available()["x264"], film(rng)
+    codec, video = codecs.available()["x264"], moving(rng)
 
     def code(crf):
         return codecs.encode(codec, video, 25.0, crf)
@@ -126,8 +93,8 @@ def write_raw(path, video):
     path.write_bytes(data)
 
 
-def test_raw_films_are_read_from_the_middle(tmp_path, rng):
-    video = np.repeat(film(rng, 1, 48, 64), 9, axis=0)
+def test_raw_videos_are_read_from_the_middle(tmp_path, rng):
+    video = np.repeat(moving(rng, 1, 48, 64), 9, axis=0)
     video[2:7] = np.clip(video[2:7] * 0.5 + 20 * np.arange(5)[:, None, None, None], 0, 255)
     write_raw(tmp_path / "videoSRC01_64x48_24.yuv", video)
     (tmp_path / "nameless.yuv").write_bytes(b"123")
@@ -148,10 +115,10 @@ SETTINGS = ("--set=lpips=none", "--set=side=64", "--set=frames=5", "--set=crfs=1
 
 
 @pytest.fixture(scope="module")
-def films(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("films")
+def videos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("videos")
     for i in range(2):
-        write_video(folder / f"clip{i}.mp4", film(np.random.default_rng(i), 7, 64, 80))
+        write_video(folder / f"clip{i}.mp4", moving(np.random.default_rng(i), 7, 64, 80))
     return folder
 
 
@@ -160,12 +127,12 @@ def run(data, output, *arguments):
     return json.loads((output / "results.json").read_text())
 
 
-def test_two_checkpoints_beside_all_codecs(films, tmp_path, monkeypatch):
+def test_two_checkpoints_beside_all_codecs(videos, tmp_path, monkeypatch):
     tokenizers = {"small": PixelTokenizer(0, 6), "large": PixelTokenizer(1, 8)}
     monkeypatch.setattr(
         "pyratok_jax.tokenizer.load_tokenizer", lambda spec: tokenizers[spec.rpartition("/")[2]]
     )
-    results = run(films, tmp_path, "--checkpoint=runs/small", "--checkpoint=runs/large", *SETTINGS)
+    results = run(videos, tmp_path, "--checkpoint=runs/small", "--checkpoint=runs/large", *SETTINGS)
     metrics, rows = results["metrics"], results["metrics"]["rows"]
     assert results["broken"] == [] and results["checkpoint"]["name"] == "runs/small, runs/large"
     assert results["checkpoint"]["hash"] == "tiny-0-6+tiny-1-8"
@@ -194,8 +161,8 @@ def test_two_checkpoints_beside_all_codecs(films, tmp_path, monkeypatch):
     assert (tmp_path / "rate_distortion.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_entropy_coded_bits_are_those_of_the_coder(films):
-    task = Compression(str(films), lpips="none", side=64, frames=5, codecs="x264", crfs="51")
+def test_entropy_coded_bits_are_those_of_the_coder(videos):
+    task = Compression(str(videos), lpips="none", side=64, frames=5, codecs="x264", crfs="51")
     tokenizer = PixelTokenizer()
     model = task.join({"a": task.wrap(tokenizer)})
     part = task.evaluate_item(model, task.items()[0])
@@ -205,7 +172,7 @@ def test_entropy_coded_bits_are_those_of_the_coder(films):
     assert first["bits"]["raw"] == 6 * sum(x.size for x in ids) == part["clip"]["bits"]
 
 
-def test_an_oracle_is_perfect_noise_is_not_and_shares_merge(films, tmp_path, monkeypatch):
+def test_an_oracle_is_perfect_noise_is_not_and_shares_merge(videos, tmp_path, monkeypatch):
     known, encode = {}, codecs.encode
 
     def once(codec, video, fps, crf):
@@ -217,23 +184,23 @@ def test_an_oracle_is_perfect_noise_is_not_and_shares_merge(films, tmp_path, mon
 
     monkeypatch.setattr(codecs, "encode", once)
     arguments = (*SETTINGS, "--set=codecs=x264")
-    best = run(films, tmp_path / "a", "--checkpoint=oracle", *arguments)["metrics"]
+    best = run(videos, tmp_path / "a", "--checkpoint=oracle", *arguments)["metrics"]
     assert best["psnr"] == 100.0 and best["ssim"] == pytest.approx(1.0)
-    worst = run(films, tmp_path / "b", "--checkpoint=random", *arguments)["metrics"]
+    worst = run(videos, tmp_path / "b", "--checkpoint=random", *arguments)["metrics"]
     assert 4.7 < worst["psnr"] < 10.8
     # Noise cannot be coded.
     assert worst["bpp_coded"] == pytest.approx(worst["bpp_raw"], rel=0.02)
     for shard in ("1/2", "0/2"):
         evaluate.main(
-            ["--task=compression", f"--data={films}", f"--output={tmp_path / 'c'}"]
+            ["--task=compression", f"--data={videos}", f"--output={tmp_path / 'c'}"]
             + ["--checkpoint=random", f"--shard={shard}", *arguments]
         )
     merged = json.loads((tmp_path / "c" / "results.json").read_text())["metrics"]
     assert merged == worst
 
 
-def test_raw_films_pictures_and_broken_files(tmp_path, rng):
-    write_raw(tmp_path / "videoSRC01_80x64_24.yuv", film(rng, 7, 64, 80))
+def test_raw_videos_pictures_and_broken_files(tmp_path, rng):
+    write_raw(tmp_path / "videoSRC01_80x64_24.yuv", moving(rng, 7, 64, 80))
     (tmp_path / "videoSRC02_80x64_24.yuv").write_bytes(b"1")
     arguments = (*SETTINGS, "--set=codecs=x264", "--checkpoint=oracle")
     results = run(tmp_path, tmp_path / "out", *arguments)
@@ -246,16 +213,16 @@ def test_raw_films_pictures_and_broken_files(tmp_path, rng):
         task._clip(ClipRecord("a", "a.png"))
 
 
-def test_checkpoints_are_told_apart_and_other_tasks_take_one(films, tmp_path, monkeypatch):
+def test_checkpoints_are_told_apart_and_other_tasks_take_one(videos, tmp_path, monkeypatch):
     monkeypatch.setattr("pyratok_jax.tokenizer.load_tokenizer", lambda spec: PixelTokenizer())
-    task = Compression(str(films))
+    task = Compression(str(videos))
     assert list(evaluate.load_models(task, ["a/run", "b/run"]).models) == ["a/run", "b/run"]
     assert list(evaluate.load_models(task, ["a/one", "b/two"]).models) == ["one", "two"]
     with pytest.raises(UserError, match="the same folder twice"):
         evaluate.load_models(task, ["a/run", "a/run"])
     with pytest.raises(UserError, match="given 2 times; the task reconstruction takes one"):
         evaluate.main(
-            ["--task=reconstruction", f"--data={films}", f"--output={tmp_path}"]
+            ["--task=reconstruction", f"--data={videos}", f"--output={tmp_path}"]
             + ["--checkpoint=oracle", "--checkpoint=random", "--set=fvd=False"]
         )
     assert isinstance(

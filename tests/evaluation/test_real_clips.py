@@ -26,7 +26,7 @@ def clips():
     try:
         records = load_source("builtin:demo-heldout")
     except UserError as error:
-        pytest.skip(f"the sample films cannot be fetched: {error}")
+        pytest.skip(f"the sample videos cannot be fetched: {error}")
     codec, pairs = codecs.available()["x264"], []
     for record in records:
         video = central_clip(record, 5, 144)

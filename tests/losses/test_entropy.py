@@ -142,7 +142,7 @@ _SHARDED = """
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from pyratok_jax.losses import codebook
-from pyratok_jax.metrics.training_usage import code_counts
+from pyratok_jax.metrics.code_usage import code_counts
 devices = jax.device_count()
 mesh = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,))
 z = np.random.default_rng(0).normal(size=(16, 2, 3, 4, 16)).astype(np.float32)

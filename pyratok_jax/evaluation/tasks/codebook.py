@@ -15,7 +15,7 @@ from pyratok_jax.evaluation.models.reconstructors import (
     TokenizerReconstructor,
 )
 from pyratok_jax.evaluation.task import Item, Metrics, Partial, Picture, Task, parse_numbers
-from pyratok_jax.metrics.image import CodeUsage
+from pyratok_jax.metrics.code_usage import CodeUsage
 
 if TYPE_CHECKING:
     from pyratok_jax.tokenizer import Tokenizer

@@ -27,7 +27,7 @@ from pyratok_jax.evaluation.task import (
     parse_numbers,
 )
 from pyratok_jax.evaluation.tasks.base import QualityTask, middle_frames
-from pyratok_jax.metrics import rate_distortion as rd
+from pyratok_jax.metrics import rate as rd
 from pyratok_jax.metrics.image import PROTOCOL, Perceptual, quality
 
 if TYPE_CHECKING:

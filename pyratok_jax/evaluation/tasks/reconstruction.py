@@ -16,7 +16,8 @@ from pyratok_jax.evaluation.models.reconstructors import (
 from pyratok_jax.evaluation.task import Item, Metrics, Partial, clip_facts
 from pyratok_jax.evaluation.tasks.base import QualityTask, middle_frames
 from pyratok_jax.metrics import fvd
-from pyratok_jax.metrics.image import PROTOCOL, CodeUsage, mean_quality, quality
+from pyratok_jax.metrics.code_usage import CodeUsage
+from pyratok_jax.metrics.image import PROTOCOL, mean_quality, quality
 
 _QUALITY = ("psnr", "psnr_video", "ssim", "ssim_uniform", "lpips", "lpips_alex")
 

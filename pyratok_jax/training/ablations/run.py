@@ -20,7 +20,9 @@ from pyratok_jax.data.heldout import HeldoutClip, heldout_clips
 from pyratok_jax.data.padding import crop_clip, pad_clip
 from pyratok_jax.errors import UserError
 from pyratok_jax.io.atomic import write_json
-from pyratok_jax.metrics.image import PROTOCOL, bits_per_pixel, code_usage, quality
+from pyratok_jax.metrics.code_usage import code_usage
+from pyratok_jax.metrics.image import PROTOCOL, quality
+from pyratok_jax.metrics.rate import bits_per_pixel
 from pyratok_jax.models.pyratok.model import PyraTok
 from pyratok_jax.tokenizer import to_model_range, to_pixels
 from pyratok_jax.training.init.previous_stage import report_handover, start_from

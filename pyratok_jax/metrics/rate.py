@@ -1,14 +1,74 @@
-"""Rate-distortion over a set of clips: what a clip's measurements add up to."""
+"""Rates of tokens and codecs, and differences between rate-distortion curves.
 
-from collections.abc import Mapping, Sequence
+Rate is the bits of all tokens over true frames x height x width. Differences are Bjontegaard's
+(VCEG-M33): a curve is any number of (rate, quality) points; the logarithm of the rate is
+interpolated over quality by a piecewise cubic that keeps monotony (PCHIP), as later revisions of
+the measure do, and the mean difference is taken over the qualities that both curves reach.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from pyratok_jax.metrics.bd_rate import bd_rate, rate_at
+import numpy as np
+from scipy.interpolate import PchipInterpolator
+
 from pyratok_jax.metrics.image import mean_quality
 
+Points = Sequence[tuple[float, float]]
 RAW, CODED = "raw", "coded"
 # What was measured on a clip: tokens, a codec at a fixed CRF, a codec at the tokens' rate, 4:2:0.
 TOKENS, CODEC, MATCHED, CONVERSION = "tokens", "codec", "matched", "conversion"
+
+
+def token_count(grids: Iterable[Sequence[int]]) -> int:
+    """Number of tokens of token grids (t, h, w), all levels together."""
+    return int(sum(np.prod(grid, dtype=np.int64) for grid in grids))
+
+
+def bits_per_pixel(tokens: int, bits: int, frames: int, height: int, width: int) -> float:
+    """Rate of `tokens` of `bits` each over the true (unpadded) frames and size."""
+    return tokens * bits / (frames * height * width)
+
+
+def frontier(points: Points) -> tuple[np.ndarray, np.ndarray]:
+    """(rate, quality), both rising: points that cost more without being better are left out."""
+    rates: list[float] = []
+    qualities: list[float] = []
+    for rate, quality in sorted((r, q) for r, q in points if r > 0 and np.isfinite(q)):
+        if not qualities or quality > qualities[-1]:
+            if rates and rate == rates[-1]:
+                rates.pop(), qualities.pop()
+            rates.append(rate)
+            qualities.append(quality)
+    return np.array(rates, np.float64), np.array(qualities, np.float64)
+
+
+def bd_rate(anchor: Points, test: Points) -> float | None:
+    """Mean difference in rate of `test` from `anchor` at equal quality, in percent.
+
+    Negative: the test needs fewer bits. None where a curve has fewer than two points, or no
+    quality is reached by both.
+    """
+    curves = [frontier(anchor), frontier(test)]
+    if min(len(rates) for rates, _ in curves) < 2:
+        return None
+    low = max(qualities[0] for _, qualities in curves)
+    high = min(qualities[-1] for _, qualities in curves)
+    if high <= low:
+        return None
+    means = []
+    for rates, qualities in curves:
+        curve = PchipInterpolator(qualities, np.log(rates))
+        means.append(float(curve.integrate(low, high)) / (high - low))
+    return 100.0 * float(np.expm1(means[1] - means[0]))
+
+
+def rate_at(curve: Points, quality: float) -> float | None:
+    """The rate at which a curve reaches a quality; None outside of it."""
+    rates, qualities = frontier(curve)
+    if len(rates) < 2 or not qualities[0] <= quality <= qualities[-1]:
+        return None
+    return float(np.exp(PchipInterpolator(qualities, np.log(rates))(quality)))
 
 
 def merge(measurements: Sequence[Sequence[Mapping[str, Any]]], pixels: Sequence[int]) -> list[dict]:
@@ -19,7 +79,7 @@ def merge(measurements: Sequence[Sequence[Mapping[str, Any]]], pixels: Sequence[
 
     Args:
         measurements: of each clip; entries with `key` (what identifies it), `bits` by kind of
-            rate, `quality`, and perhaps `crf`.
+            rate, `quality`, and `crf` where there is one.
         pixels: frames x height x width of each clip.
     """
     by_key: dict[tuple, list[tuple[Mapping[str, Any], int]]] = {}
