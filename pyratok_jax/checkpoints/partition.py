@@ -1,5 +1,11 @@
-"""A module as two flat dictionaries of arrays: what training changes, and what it must not."""
+"""A module as two flat dictionaries of arrays: what training changes, and what it must not.
 
+An array's name is its path in the module, joined by dots. Checkpoints, optimizer states (which are
+stored in the order of these names) and configurations hold these names, so they outlive a move of
+the array inside the module: `STORED_PATHS` then says what it is still called.
+"""
+
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar
 
@@ -10,6 +16,19 @@ M = TypeVar("M", bound=nnx.Module)
 Arrays = dict[str, jax.Array]
 # Whether training changes a variable, by its dotted name in the module.
 Trainable = Callable[[str, nnx.Variable], bool]
+# Path in today's modules -> stored name.
+STORED_PATHS = (
+    # The levels of LaPQ, before they became a quantiser like the others.
+    (re.compile(r"(^|\.)quantizer\.(blocks|synthesis)\."), r"\1\2."),
+)
+
+
+def stored_name(path: tuple) -> str:
+    """The name under which the array at `path` of a module is stored."""
+    name = ".".join(map(str, path))
+    for pattern, stored in STORED_PATHS:
+        name = pattern.sub(stored, name)
+    return name
 
 
 class Partition(Generic[M]):
@@ -24,7 +43,7 @@ class Partition(Generic[M]):
         self.trainable: dict[str, Any] = {}
         self.frozen: dict[str, Any] = {}
         for path, variable in nnx.to_flat_state(state):
-            name = ".".join(map(str, path))
+            name = stored_name(path)
             value = variable.get_value()
             # The template must not keep the first weights alive.
             shape = jax.ShapeDtypeStruct(value.shape, value.dtype)

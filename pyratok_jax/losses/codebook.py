@@ -1,6 +1,6 @@
 """The five codebook terms of one level (paper, Eq. 2). Symbols: z logits, q codes, a = 4 tau z.
 
-1 commitment       mean (z - sg(q))^2
+1 commitment       mean (z - sg(q))^2; the quantiser computes it (`Quantizer.commitment`)
 2 entropy          mean_i H(p_i) - gamma H(mean_i p_i)
 3 hierarchy        mean_i KL(p_i(l) || sg(p_i(l-1)))
 4 text             mean_i KL(p_i || pi_i), pi predicted from the text alone
@@ -24,25 +24,6 @@ _TINY = 1e-37  # a normal float32: no denormals, which accelerators flush to 0
 
 # The shared code embedding E: codes of a level (counted from 0) to the language model's width.
 CodeEmbedding = Callable[[Float[Array, "*n bits"], int], Float[Array, "*n d"]]
-
-
-def commitment(z: Float[Array, "*n bits"], q: Float[Array, "*n bits"]) -> Float[Array, ""]:
-    """Mean over tokens and bits of the squared distance to the chosen code, held fixed."""
-    return jnp.mean((z.astype(jnp.float32) - jax.lax.stop_gradient(q)) ** 2)
-
-
-def vector_commitment(
-    features: Float[Array, "*n d"], vectors: Float[Array, "*n d"], *, codebook_share: float = 4.0
-) -> Float[Array, ""]:
-    """Commitment where codes are vectors that learn: mean (f - sg(e))^2 + share (sg(f) - e)^2.
-
-    The second part moves the vectors to the features; with the usual weight of 0.25 on the term,
-    a share of 4 gives it the weight 1.
-    """
-    features, vectors = features.astype(jnp.float32), vectors.astype(jnp.float32)
-    to_vectors = jnp.mean((features - jax.lax.stop_gradient(vectors)) ** 2)
-    to_features = jnp.mean((jax.lax.stop_gradient(features) - vectors) ** 2)
-    return to_vectors + codebook_share * to_features
 
 
 def entropy(

@@ -11,8 +11,8 @@ from pyratok_jax.losses import pixel as reconstruction
 from pyratok_jax.losses.codebook import CodeEmbedding
 from pyratok_jax.losses.features import FeatureNetwork, LatentMap, feature_terms
 from pyratok_jax.losses.pixel import ImageDistance
-from pyratok_jax.models.pyratok.lapq import Level
 from pyratok_jax.models.pyratok.model import PyraTokOutput
+from pyratok_jax.models.pyratok.quantizers.base import Quantizer
 from pyratok_jax.nn.text_attention import TextCondition
 
 Scalar = Float[Array, ""]
@@ -129,6 +129,7 @@ def objective(
     output: PyraTokOutput,
     *,
     settings: LossSettings = LossSettings(),
+    quantizer: Quantizer | None = None,
     text: TextCondition | None = None,
     embed: CodeEmbedding | None = None,
     lpips: ImageDistance | None = None,
@@ -144,6 +145,7 @@ def objective(
         weights, settings: static; a term without a weight is not computed and needs no input.
         video, rebuilt: the clean target in [-1, 1], and what the codes decode to, not clamped.
         output: of the encoder's pass that gave the codes.
+        quantizer: that of the tokenizer, for the codebook terms.
         text: the batch's captions; rows without words count nothing.
         embed: the shared code embedding E.
         lpips: distance of images in [-1, 1].
@@ -159,7 +161,7 @@ def objective(
     terms = Terms(weights.effective())
     _reconstruction_terms(terms, video, rebuilt, settings, lpips, key)
     with jax.named_scope("codebook"):
-        extra = _codebook_terms(terms, output, settings, text, embed)
+        extra = _codebook_terms(terms, output, settings, quantizer, text, embed)
     if terms.wants("autoregressive"):
         terms.values["autoregressive"] = _given(autoregressive, "autoregressive", "value")
     _vae_drift(terms, output, settings, frozen)
@@ -225,6 +227,7 @@ def _codebook_terms(
     terms: Terms,
     output: PyraTokOutput,
     settings: LossSettings,
+    quantizer: Quantizer | None,
     text: TextCondition | None,
     embed: CodeEmbedding | None,
 ) -> dict[str, Scalar]:
@@ -232,10 +235,11 @@ def _codebook_terms(
     tau = settings.temperature
     sums: dict[str, list[Scalar]] = {}
     extra: dict[str, Scalar] = {}
+    _check_bit_terms(terms, quantizer)
     for number, level in enumerate(output.levels):
-        _check_level(terms, level)
         if terms.wants("commitment"):
-            sums.setdefault("commitment", []).append(_commitment(level))
+            value = _given(quantizer, "commitment", "quantiser").commitment(level)
+            sums.setdefault("commitment", []).append(value)
         if terms.wants("entropy"):
             value, parts = codebook.entropy(
                 level.z, temperature=tau, gamma=settings.gamma, vocabulary=settings.vocabulary
@@ -263,14 +267,8 @@ def _codebook_terms(
     return extra
 
 
-def _commitment(level: Level) -> Scalar:
-    if level.vectors is not None:
-        return codebook.vector_commitment(level.z, level.vectors)
-    return codebook.commitment(level.z, level.q)
-
-
-def _check_level(terms: Terms, level: Level) -> None:
+def _check_bit_terms(terms: Terms, quantizer: Quantizer | None) -> None:
     """Refuse terms over bit distributions where codes are vectors, which have none."""
     of_bits = [name for name in ("entropy", "hierarchy", "text") if terms.wants(name)]
-    if level.vectors is not None and of_bits:
+    if quantizer is not None and not quantizer.has_bit_logits and of_bits:
         raise ValueError(f"codebooks of vectors have no {', '.join(of_bits)} term: set it to 0")

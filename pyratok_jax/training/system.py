@@ -188,6 +188,7 @@ class TokenizerLoss:
             rebuilt,
             output,
             settings=self.settings,
+            quantizer=tokenizer.quantizer,
             text=text,
             embed=system.alignment.embed,
             lpips=partitioning.with_whole_kernels(system.lpips) if system.lpips else None,

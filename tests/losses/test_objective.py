@@ -12,8 +12,10 @@ from flax import nnx
 from pyratok_jax.losses import codebook, drift
 from pyratok_jax.losses import pixel as reconstruction
 from pyratok_jax.losses.objective import LossSettings, LossWeights, Posterior, objective
+from pyratok_jax.models.pyratok.quantizers.base import sign_commitment
+from pyratok_jax.models.pyratok.quantizers.registry import build_quantizer
 from pyratok_jax.nn.lora import LoRAParam
-from tests.losses.tiny import Embedding, captions, clip, tiny_model
+from tests.losses.tiny import Embedding, captions, clip, tiny_config, tiny_model
 
 NONE = LossWeights(**{f.name: 0.0 for f in dataclasses.fields(LossWeights)})
 GROUPS = {"reconstruction": 1.0, "codebook": 1.0, "drift": 1.0}
@@ -43,6 +45,7 @@ def run(weights, rebuilt_and_output=None, **inputs):
     # A reference some way off, so that the drift has a gradient.
     frozen = Posterior(jax.lax.stop_gradient(output.mean) + 0.1, output.logvar - 0.1)
     given = dict(text=captions(), embed=Embedding(), lpips=mean_square, frozen=frozen)
+    given["quantizer"] = tiny_model().quantizer
     compute = functools.partial(objective, weights, clip(), **(given | inputs))
     return jax.jit(compute)(rebuilt, output)
 
@@ -73,7 +76,7 @@ def terms_by_hand(rebuilt, output):
         "l1": reconstruction.l1(video, rebuilt),
         "ssim": reconstruction.ssim_loss(video, rebuilt),
         "lpips": jnp.mean((video - rebuilt) ** 2),
-        "commitment": sum(codebook.commitment(x.z, x.q) for x in levels),
+        "commitment": sum(sign_commitment(x.z, x.q) for x in levels),
         "entropy": sum(codebook.entropy(x.z, temperature=0.25)[0] for x in levels),
         "hierarchy": sum(
             codebook.hierarchy(x.z, y.z, temperature=0.25)
@@ -126,10 +129,10 @@ def test_no_weight_at_all_is_refused():
 
 PARTS = {
     "adapters": lambda path, value: isinstance(value, LoRAParam),
-    "head": lambda path, value: path[:1] == ("blocks",) and path[2:3] == ("head",),
-    "text_prior": lambda path, value: path[:1] == ("blocks",) and path[2:3] == ("text_prior",),
-    "text_attention": lambda path, value: path[2:4] in (("attention", "query"),),
-    "synthesis": lambda path, value: path[:1] == ("synthesis",),
+    "head": lambda path, value: path[1:2] == ("blocks",) and path[3:4] == ("head",),
+    "text_prior": lambda path, value: path[3:4] == ("text_prior",),
+    "text_attention": lambda path, value: path[3:5] == ("attention", "query"),
+    "synthesis": lambda path, value: path[:2] == ("quantizer", "synthesis"),
     "embedding": lambda path, value: path[:1] == ("E",),
 }
 LEVELS = {"adapters", "head", "text_attention"}
@@ -191,10 +194,11 @@ def test_vector_codebooks_commit_both_ways_and_have_no_entropy():
     level = output.levels[0]
     vectors = level.z + 0.5
     output = output._replace(levels=(level._replace(vectors=vectors),))
-    _, terms = run(only(commitment=1.0), (rebuilt, output))
+    vq = build_quantizer(tiny_config(quantizer="vq", grids=((4, 8),)), rngs=nnx.Rngs(0))
+    _, terms = run(only(commitment=1.0), (rebuilt, output), quantizer=vq)
     np.testing.assert_allclose(terms["commitment"], 0.25 + 4 * 0.25, rtol=1e-5)
     with pytest.raises(ValueError, match="no entropy term: set it to 0"):
-        run(only(entropy=1.0), (rebuilt, output))
+        run(only(entropy=1.0), (rebuilt, output), quantizer=vq)
 
 
 def test_the_lpips_frames_setting_limits_the_frames():

@@ -18,7 +18,7 @@ BITS = tiny_config().bits
 def tiny_model() -> PyraTok:
     """A tokenizer whose text path is open: no zero-initialised layer hides a gradient."""
     model = nnx.clone(tiny_tokenizer().model)
-    for i, block in enumerate(model.blocks):
+    for i, block in enumerate(model.quantizer.blocks):
         for layer in (block.attention.out, block.head, block.text_prior):
             layer.kernel[...] = jax.random.normal(jax.random.key(i), layer.kernel.shape)
     return model

@@ -25,7 +25,7 @@ def test_a_map_is_what_the_level_pooled_its_values_with():
     """With one head, the pooled value is the map times the words' values."""
     model = PyraTok(tiny_config(heads=1), rngs=nnx.Rngs(0))
     text = TextCondition(jax.random.normal(jax.random.key(0), (2, 2, 12)), jnp.ones((2, 2), bool))
-    block, seen = model.blocks[0], {}
+    block, seen = model.quantizer.blocks[0], {}
     inner = block.attention
 
     class Recorder(nnx.Module):

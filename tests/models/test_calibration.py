@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from pyratok_jax.checkpoints.partition import stored_name
 from pyratok_jax.models.pyratok.latent_metric import each_position, energy, square_root
 from pyratok_jax.models.pyratok.model import PyraTok
 from pyratok_jax.nn.grids import depth_to_space
 from pyratok_jax.nn.lowering import conv_form
-from pyratok_jax.training.init.calibration import calibrate
 from pyratok_jax.training.init.decoder_metric import decoder_metric, metric_of
 from pyratok_jax.training.init.refinement import Encoded, refine
 from tests.models.test_pyratok import tiny_config
@@ -33,7 +33,7 @@ def features(model: PyraTok) -> tuple[jax.Array, ...]:
 
 def test_each_level_lowers_what_is_left_and_held_out_latents_profit():
     model = PyraTok(tiny_config(bits=12), rngs=nnx.Rngs(0))
-    left = calibrate(model, [latents(0)], steps=100)
+    left = model.quantizer.fit([latents(0)], steps=100)
     assert len(left) == 4 and all(a > b for a, b in zip(left, left[1:], strict=False))
     assert left[-1] < 0.25
     target = latents(1)
@@ -45,8 +45,8 @@ def test_the_same_seed_gives_the_same_start():
     runs = []
     for _ in range(2):
         model = PyraTok(tiny_config(), rngs=nnx.Rngs(0))
-        calibrate(model, [latents(0)], steps=10, seed=3)
-        runs.append(np.asarray(model.blocks[3].analysis.rest.kernel[...]))
+        model.quantizer.fit([latents(0)], steps=10, seed=3)
+        runs.append(np.asarray(model.quantizer.blocks[3].analysis.rest.kernel[...]))
     np.testing.assert_array_equal(*runs)
 
 
@@ -56,7 +56,7 @@ def test_the_levels_follow_the_metric():
     left = []
     for root in (np.eye(4), square_root(metric)):
         model = PyraTok(tiny_config(bits=4), rngs=nnx.Rngs(0))
-        calibrate(model, [latents(0)], root=root, steps=50)
+        model.quantizer.fit([latents(0)], root=root, steps=50)
         error = quantize(model, features(model), latents(0), None)[1] - latents(0)
         left.append(np.mean(np.square(error), axis=(0, 1, 2, 3)))
     assert left[1][[1, 3]].max() < 0.7 * left[0][[1, 3]].min()
@@ -118,7 +118,7 @@ def test_the_metric_is_the_same_in_the_form_for_tpus():
 
 def test_descent_of_all_levels_lowers_the_error_and_leaves_the_text_path_alone():
     model = PyraTok(tiny_config(bits=8), rngs=nnx.Rngs(0))
-    calibrate(model, [latents(0)], steps=20)
+    model.quantizer.fit([latents(0)], steps=20)
     batch = Encoded(np.asarray(latents(0)), tuple(np.asarray(x) for x in features(model)))
 
     def error():
@@ -129,7 +129,7 @@ def test_descent_of_all_levels_lowers_the_error_and_leaves_the_text_path_alone()
     refine(model, [batch], np.eye(4), steps=60, learning_rate=2e-3)
     assert error() < 0.9 * start
     changed = {
-        ".".join(map(str, path))
+        stored_name(path)
         for (path, old), (_, new) in zip(
             nnx.to_flat_state(before), nnx.to_flat_state(nnx.state(model)), strict=True
         )
@@ -143,6 +143,6 @@ def test_descent_of_all_levels_lowers_the_error_and_leaves_the_text_path_alone()
 def test_no_steps_of_descent_change_nothing():
     model = PyraTok(tiny_config(bits=8), rngs=nnx.Rngs(0))
     batch = Encoded(np.asarray(latents(0)), tuple(np.asarray(x) for x in features(model)))
-    kernel = np.asarray(model.blocks[0].head.kernel[...])
+    kernel = np.asarray(model.quantizer.blocks[0].head.kernel[...])
     assert np.isnan(refine(model, [batch], np.eye(4), steps=0, learning_rate=1e-3))
-    np.testing.assert_array_equal(kernel, np.asarray(model.blocks[0].head.kernel[...]))
+    np.testing.assert_array_equal(kernel, np.asarray(model.quantizer.blocks[0].head.kernel[...]))

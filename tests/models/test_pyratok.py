@@ -36,7 +36,7 @@ def open_text_path(model: PyraTok) -> PyraTok:
     """A copy whose text attention is no longer switched off by its zero start."""
     graphdef, state = nnx.split(model)
     model = nnx.merge(graphdef, jax.tree.map(jnp.copy, state))
-    for block in model.blocks:
+    for block in model.quantizer.blocks:
         kernel = block.attention.out.kernel
         kernel[...] = jax.random.normal(jax.random.key(7), kernel.shape)
         block.head.kernel[...] = jax.random.normal(jax.random.key(8), block.head.kernel.shape)
@@ -55,7 +55,7 @@ def smoothing_model() -> PyraTok:
     """A model whose synthesis also smooths: its last convolution starts at zero."""
     graphdef, state = nnx.split(tiny_model())
     model = nnx.merge(graphdef, jax.tree.map(jnp.copy, state))
-    for level, synthesis in enumerate(model.synthesis):
+    for level, synthesis in enumerate(model.quantizer.synthesis):
         kernel = synthesis.smooth_out.kernel
         kernel[...] = 0.3 * jax.random.normal(jax.random.key(level), kernel.shape)
     return model
@@ -176,7 +176,7 @@ def test_an_empty_mask_means_the_null_caption_and_padding_does_not_matter():
 def test_attention_weights_are_a_distribution_over_real_words():
     model, text = open_text_path(tiny_model()), captions()
     x = jax.random.normal(jax.random.key(0), (2, 2, 2, 3, 16))
-    weights = model.blocks[0].attention.weights(x, text)
+    weights = model.quantizer.blocks[0].attention.weights(x, text)
     np.testing.assert_allclose(weights.sum(axis=-1), 1.0, rtol=1e-5)
     assert (np.asarray(weights)[1, ..., 2] == 0).all()
 
@@ -194,7 +194,7 @@ def test_the_gradient_reaches_every_trainable_part():
     dead = [
         path
         for path, value in nnx.to_flat_state(grads)
-        if path[0] in ("blocks", "synthesis") and not np.any(np.asarray(value[...]))
+        if path[0] == "quantizer" and not np.any(np.asarray(value[...]))
     ]
     # Behind a zero-initialised output layer nothing arrives at the first step.
     assert all("smooth_in" in path for path in dead)

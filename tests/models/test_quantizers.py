@@ -1,21 +1,24 @@
 """Quantisers of the final latent: codes by brute force, the one rule, gradients, refusals."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from pyratok_jax.losses.codebook import vector_commitment
-from pyratok_jax.models.pyratok.lfq import bits_to_ids, ids_to_bits
+from pyratok_jax.checkpoints.partition import Partition, stored_name
+from pyratok_jax.models.pyratok.lfq import bits_to_ids, ids_to_bits, quantize
 from pyratok_jax.models.pyratok.model import PyraTok
-from pyratok_jax.models.pyratok.quantizers.build import build_quantizer
-from pyratok_jax.models.pyratok.quantizers.fitting import fit_quantizer
+from pyratok_jax.models.pyratok.quantizers.base import Level, Quantizer, check_latent_grids
+from pyratok_jax.models.pyratok.quantizers.fitting import share_left
+from pyratok_jax.models.pyratok.quantizers.registry import QUANTIZERS, Kind, build_quantizer
 from pyratok_jax.models.pyratok.quantizers.vector import nearest
 from tests.losses.tiny import captions, clip, tiny_config
 
 # Compiled as a whole: one by one, operations take long to compile.
-apply = nnx.jit(lambda quantizer, *given: quantizer(*given))
+apply = nnx.jit(lambda quantizer, latent, text: quantizer((), latent, text))
 synthesize = nnx.jit(lambda quantizer, codes: quantizer.synthesize(codes))
 
 LATENT = (4, 8)
@@ -34,19 +37,9 @@ def settings(case: str) -> dict:
 
 
 def make(case: str, text_width: int | None = None):
-    values = settings(case)
-    return build_quantizer(
-        values["quantizer"],
-        grids=values["grids"],
-        latent_stride=LATENT,
-        channels=4,
-        bits=values["bits"],
-        vocabulary=values.get("vocabulary"),
-        code_width=values.get("code_width", 3),
-        text_width=text_width,
-        hidden=6,
-        rngs=nnx.Rngs(0),
-    )
+    changes = settings(case) | dict(synthesis_width=6, code_width=CASES[case].get("code_width", 3))
+    guided = dict(text_guidance=text_width is not None, text_width=text_width or 12)
+    return build_quantizer(tiny_config(**(changes | guided)), rngs=nnx.Rngs(0))
 
 
 def latents(seed=0):
@@ -111,8 +104,8 @@ def test_levels_quantise_groups_or_what_is_left(case):
 @pytest.mark.parametrize("case", list(CASES))
 def test_gradients_reach_projections_and_codebooks(case):
     def loss(quantizer, x):
-        levels, latent = quantizer(x, None)
-        commit = sum(vector_commitment(v.z, v.vectors) for v in levels if v.vectors is not None)
+        levels, latent = quantizer((), x, None)
+        commit = sum(quantizer.commitment(level) for level in levels)
         return jnp.sum((latent - 0.1) ** 2) + commit
 
     differentiate = nnx.jit(nnx.grad(loss, argnums=(0, 1)))
@@ -128,7 +121,7 @@ def test_gradients_reach_projections_and_codebooks(case):
 
 
 def test_the_straight_through_gradient_of_all_stages_adds_up_to_that_of_the_latent():
-    gradient = jax.grad(lambda x: jnp.sum(make("residual")(x, None)[1] * latents(3)))(latents())
+    gradient = jax.grad(lambda x: jnp.sum(make("residual")((), x, None)[1] * latents(3)))(latents())
     np.testing.assert_allclose(gradient, latents(3), rtol=1e-5)
 
 
@@ -166,10 +159,59 @@ def test_a_tokenizer_with_another_quantiser_has_the_same_interface(case):
     np.testing.assert_allclose(decode(state, ids), rebuilt, atol=1e-5)
 
 
+@dataclasses.dataclass(frozen=True)
+class SignsConfig:
+    scale: float
+
+    @classmethod
+    def of(cls, sizes):
+        check_latent_grids(sizes, several_levels=False)
+        return cls(scale=0.5)
+
+
+class Signs(Quantizer):
+    """The worked example of a new quantiser: the signs of the latent's channels."""
+
+    def __init__(self, config, *, rngs, dtype=jnp.float32):
+        self.scale = nnx.Param(jnp.float32(config.scale))
+
+    def __call__(self, stages, target, text, memory=None):
+        q = quantize(target)
+        return (Level(target, q, jnp.zeros_like(target)),), self.synthesize((q,))
+
+    def synthesize(self, codes, memory=None):
+        return self.scale[...] * codes[0]
+
+    def fit(self, latents, *, root=None, seed=0, steps=300):
+        self.scale[...] = jnp.mean(jnp.abs(jnp.asarray(latents[0])))
+        return share_left(self, latents, np.eye(4) if root is None else root)
+
+
+def test_a_new_quantiser_is_a_class_and_a_line_in_the_registry(monkeypatch):
+    monkeypatch.setitem(QUANTIZERS, "signs", Kind(Signs, SignsConfig.of))
+    model = PyraTok(tiny_config(quantizer="signs", grids=(LATENT,), bits=4), rngs=nnx.Rngs(0))
+    assert model.quantizer.fit([latents()])[-1] < 0.6
+    levels, latent = apply(model.quantizer, latents(), None)
+    np.testing.assert_array_equal(synthesize(model.quantizer, (levels[0].q,)), latent)
+    assert np.isfinite(model.quantizer.commitment(levels[0])) and not model.streams
+    names = Partition(model, lambda name, variable: True).trainable
+    assert "quantizer.scale" in names
+
+
+def test_the_pyramids_arrays_keep_their_stored_names():
+    """Checkpoints and optimizer states of before the levels were a quantiser still fit."""
+    model = nnx.eval_shape(lambda: PyraTok(tiny_config(), rngs=nnx.Rngs(0)))
+    names = Partition(model, lambda name, variable: True).trainable
+    assert {"blocks.0.head.kernel", "synthesis.3.smooth_out.kernel"} <= set(names)
+    assert not any(name.startswith("quantizer.") for name in names)
+    inside = ("tokenizer", "quantizer", "blocks", 0, "head", "kernel")
+    assert stored_name(inside) == "tokenizer.blocks.0.head.kernel"
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [
-        (dict(quantizer="fsq"), "not lapq or one of none, residual, lfq, vq, gvq, rvq"),
+        (dict(quantizer="fsq"), "not one of lapq, none, residual, lfq, vq, gvq, rvq"),
         (dict(quantizer="rvq"), "same grid at every level"),
         (dict(quantizer="vq", grids=(LATENT,) * 2), "one level, but grids names 2"),
         (dict(quantizer="lfq", grids=((1, 8),)), "time stride of 4"),
@@ -187,7 +229,7 @@ def test_a_fitted_start_leaves_less_than_a_random_one_and_no_vector_unused(case)
     data = [jax.random.normal(jax.random.key(i), (2, 5, 8, 8, 3)) @ mixing for i in range(2)]
     quantizer = make(case)
     before = float(jnp.mean((apply(quantizer, data[0], None)[1] - data[0]) ** 2))
-    left = fit_quantizer(quantizer, data)
+    left = quantizer.fit(data)[-1]
     after = float(jnp.mean((apply(quantizer, data[0], None)[1] - data[0]) ** 2))
     assert after < 0.7 * before and left < 0.7
     for level in apply(quantizer, data[0], None)[0]:

@@ -16,11 +16,11 @@ CHUNKS = ((0, 5), (5, 9), (9, 13))
 def model():
     """Maps that start at zero would hide what their convolutions remember."""
     model = nnx.clone(tiny_tokenizer().model)
-    for level, synthesis in enumerate(model.synthesis):
+    for level, synthesis in enumerate(model.quantizer.synthesis):
         synthesis.smooth_out.kernel[...] = 0.3 * noise(*synthesis.smooth_out.kernel.shape)
-        for block in (synthesis.smooth_in, model.blocks[level].lateral.mix):
+        for block in (synthesis.smooth_in, model.quantizer.blocks[level].lateral.mix):
             block.bias[...] = 0.3 * noise(*block.bias.shape, seed=level)
-        out = model.blocks[level].attention.out
+        out = model.quantizer.blocks[level].attention.out
         out.kernel[...] = 0.3 * noise(*out.kernel.shape)
     return model
 

@@ -1,9 +1,9 @@
 """Which words of the caption each token attended to, for pictures."""
 
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from pyratok_jax.models.pyratok.model import PyraTok
+from pyratok_jax.models.pyratok.quantizers.lapq import LaPQ
 from pyratok_jax.nn.text_attention import TextCondition
 
 
@@ -22,16 +22,7 @@ def attention_maps(
         ValueError: when the tokenizer has no levels that attend to text.
     """
     condition = model.condition(text, video.shape[0])
-    if condition is None or not len(model.blocks):
+    if condition is None or not isinstance(model.quantizer, LaPQ):
         raise ValueError("this tokenizer's levels do not attend to text")
     output = model.encode(video, text)
-    latent = jnp.zeros_like(output.target)
-    previous, maps = None, []
-    for stage, block, synthesis, level in zip(
-        model.config.stages or (), model.blocks, model.synthesis, output.levels, strict=True
-    ):
-        x, _ = block.visual(output.stages[stage - 1], output.target - latent, previous)
-        maps.append(block.attention.weights(x, condition))
-        latent = latent + synthesis(level.q).astype(latent.dtype)
-        previous = level.q
-    return tuple(maps)
+    return model.quantizer.attention_maps(output.stages, output.target, output.levels, condition)

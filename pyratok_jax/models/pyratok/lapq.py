@@ -5,8 +5,6 @@ the previous level's codes and the part of the latent that is still missing are 
 attends to the text, and a projection gives the logits whose signs are the code.
 """
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -14,29 +12,13 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from pyratok_jax.models.pyratok.lfq import quantize
+from pyratok_jax.models.pyratok.quantizers.base import Level
 from pyratok_jax.models.pyratok.synthesis import Analysis
 from pyratok_jax.nn.causal_conv import CausalConv3d
 from pyratok_jax.nn.grids import Stride, group_time, resample, space_to_depth
 from pyratok_jax.nn.partitioning import convolve
 from pyratok_jax.nn.stream_cache import Memory
 from pyratok_jax.nn.text_attention import TextAttention, TextCondition
-
-
-class Level(NamedTuple):
-    """What one level gives: logits, codes, and the code distribution predicted from the text.
-
-    Attributes:
-        z: logits, float32; the bit j is +1 where z_j >= 0. The features to be quantised, where a
-            codebook of vectors is used.
-        q: codes, exactly -1 or +1, with straight-through gradient.
-        text_logits: bit logits predicted from the text alone (alignment term 4), same shape.
-        vectors: the chosen vectors of a codebook, shaped as `z`; None for lookup-free levels.
-    """
-
-    z: Float[Array, "b t h w bits"]
-    q: Float[Array, "b t h w bits"]
-    text_logits: Float[Array, "b t h w bits"]
-    vectors: Float[Array, "b t h w d"] | None = None
 
 
 class LateralConnection(nnx.Module):

@@ -147,7 +147,8 @@ def measure(
     system = partition.merge(partition.trainable, partition.frozen)
     tokenizer = task.wrap(system)
     config = tokenizer.config
-    continuous = _continuous(system.tokenizer) if config.quantizer == "none" else None
+    has_tokens = system.tokenizer.quantizer.makes_tokens
+    continuous = None if has_tokens else _continuous(system.tokenizer)
     videos, ids = [], []
     for clip in clips:
         padded, padding = pad_clip(clip.video, spatial_multiple=config.spatial_multiple)

@@ -1,6 +1,6 @@
 """The second half of the data-dependent start: all levels descend together on stored features.
 
-`calibration` fits each level's linear maps in turn. Here the whole path from the encoder's
+`Quantizer.fit` fits each level's linear maps in turn. Here the whole path from the encoder's
 features to the synthesised latent (lateral connections, analysis, MLPs, synthesis with its
 smoothing) follows the gradient of the latent's error. Encoder, decoder and language model are not
 run: a step costs a small part of a training step. Text attention is left as it is; a fresh one
@@ -19,7 +19,6 @@ from jaxtyping import Array, Float
 
 from pyratok_jax.models.pyratok.model import PyraTok
 
-_PARTS = ("blocks", "synthesis", "quantizer")
 _TEXT = ("attention", "text_prior")
 _SETTLED = 2.0  # Beyond this logit a sign is settled; what grows further is drawn back.
 _PULL = 1e-3
@@ -96,7 +95,7 @@ def _is_refined(path: tuple, variable: object) -> bool:
     names = [str(key) for key in path]
     return (
         isinstance(variable, nnx.Param)
-        and names[0] in _PARTS
+        and names[0] == "quantizer"
         and not any(name in _TEXT for name in names)
     )
 

@@ -20,10 +20,8 @@ from pyratok_jax.data.pipeline import ClipLoader, ShareOf, make_loader
 from pyratok_jax.errors import UserError
 from pyratok_jax.models.pyratok.latent_metric import square_root
 from pyratok_jax.models.pyratok.model import PyraTok
-from pyratok_jax.models.pyratok.quantizers.fitting import fit_quantizer
 from pyratok_jax.models.wan_vae.model import WanVAE
 from pyratok_jax.tokenizer import Tokenizer, to_model_range, write_description
-from pyratok_jax.training.init.calibration import calibrate
 from pyratok_jax.training.init.decoder_metric import metric_of
 from pyratok_jax.training.init.refinement import Encoded, refine
 from pyratok_jax.training.system import (
@@ -129,10 +127,7 @@ class TokenizerTask:
         encoded = self._encode(tokenizer, settings)
         latents = [batch.latent for batch in encoded]
         root = square_root(metric_of(tokenizer, latents[0], seed))
-        if tokenizer.quantizer is None:
-            left = calibrate(tokenizer, latents, root=root, seed=seed, steps=settings.steps)
-        else:
-            left = [fit_quantizer(tokenizer.quantizer, latents, root=root, seed=seed)]
+        left = tokenizer.quantizer.fit(latents, root=root, seed=seed, steps=settings.steps)
         if any(left):
             refine(
                 tokenizer,

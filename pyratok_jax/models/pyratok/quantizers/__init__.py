@@ -1,5 +1,1 @@
-"""Quantisers of the final latent alone, for comparison with the pyramid (LaPQ)."""
-
-from pyratok_jax.models.pyratok.quantizers.build import QUANTIZERS, LatentQuantizer, build_quantizer
-
-__all__ = ["QUANTIZERS", "LatentQuantizer", "build_quantizer"]
+"""Quantisers: the paper's pyramid (LaPQ), and others of the final latent, for comparison."""

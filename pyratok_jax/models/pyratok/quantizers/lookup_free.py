@@ -1,20 +1,95 @@
 """Lookup-free quantisation of the final latent: one stage, or several on what is left over."""
 
+import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from pyratok_jax.models.pyratok.lapq import Level
 from pyratok_jax.models.pyratok.lfq import quantize
+from pyratok_jax.models.pyratok.quantizers.base import (
+    Codes,
+    Latent,
+    Latents,
+    Level,
+    Quantizer,
+    TokenizerSizes,
+    check_latent_grids,
+    latent_sizes,
+)
+from pyratok_jax.models.pyratok.quantizers.fitting import (
+    principal,
+    sample_patches,
+    set_projection,
+    share_left,
+)
 from pyratok_jax.models.pyratok.quantizers.projection import LatentProjection
+from pyratok_jax.nn.stream_cache import Memory
 from pyratok_jax.nn.text_attention import TextAttention, TextCondition
 
 
-class LookupFreeLatent(nnx.Module):
+@dataclasses.dataclass(frozen=True)
+class LookupFreeConfig:
+    """Sizes.
+
+    Attributes:
+        channels: of the latent.
+        patch: latent positions per token, along rows and columns.
+        depth: stages, each one level of tokens.
+        bits: bits per token.
+        vocabulary: number of valid codes; None means 2^bits.
+        hidden: channels of the smoothing convolution.
+        text_width: width of the text embeddings; None leaves the text out.
+        project: False quantises the latent itself; needs bits == patch^2 * channels.
+    """
+
+    channels: int
+    patch: int
+    depth: int
+    bits: int
+    vocabulary: int | None
+    hidden: int
+    text_width: int | None
+    project: bool
+
+    def __post_init__(self) -> None:
+        if not self.project and (self.patch != 1 or self.bits != self.channels):
+            raise ValueError(
+                f"{self.bits} bits per token do not match the {self.channels} channels of a latent "
+                "position"
+            )
+
+    @classmethod
+    def residual(cls, sizes: TokenizerSizes) -> "LookupFreeConfig":
+        """Several stages; the latent itself where a token has a bit for each of its values.
+
+        Raises:
+            ValueError: see `check_latent_grids`.
+        """
+        check_latent_grids(sizes, several_levels=True)
+        direct = sizes.grids[0][1] == sizes.latent_stride[1] and sizes.bits == sizes.vae.z_dim
+        return cls(**latent_sizes(sizes), text_width=_text_width(sizes), project=not direct)
+
+    @classmethod
+    def single(cls, sizes: TokenizerSizes) -> "LookupFreeConfig":
+        """One projected stage.
+
+        Raises:
+            ValueError: see `check_latent_grids`.
+        """
+        check_latent_grids(sizes, several_levels=False)
+        return cls(**latent_sizes(sizes), text_width=_text_width(sizes), project=True)
+
+
+def _text_width(sizes: TokenizerSizes) -> int | None:
+    return sizes.text_width if sizes.text_guidance else None
+
+
+class LookupFreeLatent(Quantizer):
     """Stage i = 0, 1, ... takes the signs of what is left, scaled by 2^-i, and passes on the rest.
 
     r_0 = f,  q_i = sign(r_i),  r_(i+1) = r_i - 2^-i q_i,  f_hat = sum_i 2^-i q_i.
@@ -24,56 +99,36 @@ class LookupFreeLatent(nnx.Module):
     With text guidance every stage attends to the caption before it takes the signs (zero at first).
     """
 
-    def __init__(
-        self,
-        *,
-        channels: int,
-        patch: int,
-        depth: int,
-        bits: int,
-        vocabulary: int | None,
-        text_width: int | None,
-        hidden: int,
-        project: bool,
-        rngs: nnx.Rngs,
-        dtype: DTypeLike = jnp.float32,
-    ):
-        """Build with random weights.
-
-        Args:
-            channels: of the latent.
-            patch: latent positions per token, along rows and columns.
-            depth: stages, each one level of tokens.
-            bits: bits per token.
-            vocabulary: number of valid codes; None means 2^bits.
-            text_width: width of the text embeddings; None leaves the text out.
-            hidden: channels of the smoothing convolution.
-            project: False quantises the latent itself; needs bits == patch^2 * channels.
-            rngs: for the parameters.
-            dtype: of the way back to the latent.
-        """
-        self.depth, self.vocabulary = depth, vocabulary
-        if not project and (patch != 1 or bits != channels):
-            raise ValueError(
-                f"{bits} bits per token do not match the {channels} channels of a latent position"
-            )
-        settings: dict[str, Any] = {"rngs": rngs, "dtype": dtype}
+    def __init__(self, config: LookupFreeConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
+        """Build with random weights; `dtype` is that of the way back to the latent."""
+        self.depth, self.vocabulary = config.depth, config.vocabulary
+        bits, settings = config.bits, dict[str, Any](rngs=rngs, dtype=dtype)
         self.projection = nnx.data(
-            LatentProjection(channels, patch, bits, hidden, **settings) if project else None
+            LatentProjection(config.channels, config.patch, bits, config.hidden, **settings)
+            if config.project
+            else None
         )
-        heads, stages = 2 if bits % 2 == 0 else 1, range(depth if text_width is not None else 0)
+        text_width = config.text_width
+        heads, stages = (
+            2 if bits % 2 == 0 else 1,
+            range(config.depth if text_width is not None else 0),
+        )
         self.attention = nnx.List(
             TextAttention(bits, text_width or 0, heads, rngs=rngs) for _ in stages
         )
         self.text_prior = nnx.List(nnx.Linear(bits, bits, rngs=rngs) for _ in stages)
 
     def __call__(
-        self, latent: Float[Array, "b t H W z"], text: TextCondition | None
-    ) -> tuple[tuple[Level, ...], Float[Array, "b t H W z"]]:
-        """Levels, and the latent that their codes stand for."""
-        left = latent.astype(jnp.float32)
+        self,
+        stages: tuple[Array, ...],
+        target: Latent,
+        text: TextCondition | None,
+        memory: Memory | None = None,
+    ) -> tuple[tuple[Level, ...], Latent]:
+        """As `Quantizer.__call__`."""
+        left = target.astype(jnp.float32)
         if self.projection is not None:
-            left = self.projection.features(latent)
+            left = self.projection.features(target)
         levels = []
         for stage in range(self.depth):
             scale = 2.0**-stage
@@ -87,11 +142,47 @@ class LookupFreeLatent(nnx.Module):
             left = left - scale * jax.lax.stop_gradient(q)
         return tuple(levels), self.synthesize(tuple(level.q for level in levels))
 
-    def synthesize(self, codes: tuple[Float[Array, "b t h w bits"], ...]) -> Array:
-        """Normalised latent of the codes of all stages."""
+    def synthesize(self, codes: Codes, memory: Memory | None = None) -> Latent:
+        """As `Quantizer.synthesize`."""
         total = jnp.zeros_like(codes[0])
         for stage, q in enumerate(codes):
             # Every stage sees the same feature: each passes on its share of the gradient.
             fixed = jax.lax.stop_gradient(q)
             total = total + 2.0**-stage * (fixed + (q - fixed) / self.depth)
         return total if self.projection is None else self.projection.latent(total)
+
+    def fit(
+        self,
+        latents: Latents,
+        *,
+        root: Float[np.ndarray, "z z"] | None = None,
+        seed: int = 0,
+        steps: int = 300,
+    ) -> list[float]:
+        """Fit the projection in closed form.
+
+        The stages' steps 2^-i suit even channels, so it is fitted without the root's metric.
+        """
+        rng = np.random.default_rng(seed)
+        root = np.eye(latents[0].shape[-1]) if root is None else root
+        if self.projection is not None:
+            self._fit_signs(self.projection, latents, rng)
+        return share_left(self, latents, root)
+
+    def _fit_signs(
+        self, projection: LatentProjection, latents: Latents, rng: np.random.Generator
+    ) -> None:
+        """Principal components under a random rotation, so that bits carry like shares."""
+        x = sample_patches(latents, projection.patch, rng)
+        bits = projection.enter.kernel.shape[-1]
+        mean, basis = principal(x, bits)
+        enter = basis @ np.linalg.qr(rng.normal(size=(bits, bits)))[0]
+        enter = enter / (np.std((x - mean) @ enter, axis=0) + 1e-6)
+        features = jnp.asarray((x - mean) @ enter, jnp.float32)
+        total, left = np.zeros(features.shape), features
+        for stage in range(self.depth):
+            signs = jnp.where(left >= 0, 1.0, -1.0) * 2.0**-stage
+            total, left = total + np.asarray(signs), left - signs
+        gram = total.T @ total + 1e-3 * len(total) * np.eye(bits)
+        leave = np.linalg.solve(gram, total.T @ (x - mean))
+        set_projection(projection, enter, mean, leave)

@@ -4,19 +4,98 @@ A token is the index of a vector. It is carried, as all tokens are, as +-1 bits 
 that files, counts and the autoregressive sequence need not know of the kind of quantiser.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, UInt32
 
-from pyratok_jax.models.pyratok.lapq import Level
+from pyratok_jax.models.pyratok.latent_metric import each_position
 from pyratok_jax.models.pyratok.lfq import bits_to_ids, ids_to_bits
+from pyratok_jax.models.pyratok.quantizers.base import (
+    Codes,
+    Latent,
+    Latents,
+    Level,
+    Quantizer,
+    TokenizerSizes,
+    check_latent_grids,
+    latent_sizes,
+)
+from pyratok_jax.models.pyratok.quantizers.fitting import (
+    closest,
+    k_means,
+    principal,
+    sample_patches,
+    set_projection,
+    share_left,
+)
 from pyratok_jax.models.pyratok.quantizers.projection import LatentProjection
+from pyratok_jax.nn.stream_cache import Memory
 from pyratok_jax.nn.text_attention import TextCondition
 
+ROUNDS = 10  # of k-means
 
-class VectorLatent(nnx.Module):
+
+@dataclasses.dataclass(frozen=True)
+class VectorConfig:
+    """Sizes.
+
+    Attributes:
+        channels: of the latent.
+        patch: latent positions per token, along rows and columns.
+        depth: levels.
+        bits: bits per token.
+        vocabulary: vectors per codebook; None means 2^bits.
+        hidden: channels of the smoothing convolution.
+        code_width: components of a vector.
+        grouped: level i quantises the i-th part of the features; otherwise what is left over.
+    """
+
+    channels: int
+    patch: int
+    depth: int
+    bits: int
+    vocabulary: int | None
+    hidden: int
+    code_width: int
+    grouped: bool = False
+
+    @classmethod
+    def single(cls, sizes: TokenizerSizes) -> "VectorConfig":
+        """One codebook.
+
+        Raises:
+            ValueError: see `check_latent_grids`.
+        """
+        check_latent_grids(sizes, several_levels=False)
+        return cls(**latent_sizes(sizes), code_width=sizes.code_width)
+
+    @classmethod
+    def residual(cls, sizes: TokenizerSizes) -> "VectorConfig":
+        """Codebooks on what is left.
+
+        Raises:
+            ValueError: see `check_latent_grids`.
+        """
+        check_latent_grids(sizes, several_levels=True)
+        return cls(**latent_sizes(sizes), code_width=sizes.code_width)
+
+    @classmethod
+    def grouped_levels(cls, sizes: TokenizerSizes) -> "VectorConfig":
+        """One codebook per part of the features.
+
+        Raises:
+            ValueError: see `check_latent_grids`.
+        """
+        check_latent_grids(sizes, several_levels=True)
+        return cls(**latent_sizes(sizes), code_width=sizes.code_width, grouped=True)
+
+
+class VectorLatent(Quantizer):
     """Codebooks of vectors on the projected latent, one per level.
 
     Residual: level i quantises what levels before it left over, and vectors are added. Grouped:
@@ -24,52 +103,34 @@ class VectorLatent(nnx.Module):
     are plain vector quantisation. Text is not used.
     """
 
-    def __init__(
-        self,
-        *,
-        channels: int,
-        patch: int,
-        depth: int,
-        bits: int,
-        vocabulary: int | None,
-        code_width: int,
-        grouped: bool,
-        hidden: int,
-        rngs: nnx.Rngs,
-        dtype: DTypeLike = jnp.float32,
-    ):
-        """Build with random weights.
+    has_bit_logits = False
 
-        Args:
-            channels: of the latent.
-            patch: latent positions per token, along rows and columns.
-            depth: levels.
-            bits: bits per token.
-            vocabulary: vectors per codebook; None means 2^bits.
-            code_width: components of a vector.
-            grouped: see above.
-            hidden: channels of the smoothing convolution.
-            rngs: for the parameters.
-            dtype: of the way back to the latent.
-        """
-        self.depth, self.bits, self.grouped = depth, bits, grouped
-        width = code_width * (depth if grouped else 1)
-        self.projection = LatentProjection(channels, patch, width, hidden, rngs=rngs, dtype=dtype)
-        size = vocabulary or 2**bits
+    def __init__(self, config: VectorConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
+        """Build with random weights; `dtype` is that of the way back to the latent."""
+        self.depth, self.bits, self.grouped = config.depth, config.bits, config.grouped
+        width = config.code_width * (config.depth if config.grouped else 1)
+        self.projection = LatentProjection(
+            config.channels, config.patch, width, config.hidden, rngs=rngs, dtype=dtype
+        )
+        size = config.vocabulary or 2**config.bits
         self.codebooks = nnx.List(
             # Later levels of a residual see less and less.
             nnx.Param(
-                (1.0 if grouped else 2.0**-level)
-                * jax.random.normal(rngs.params(), (size, code_width))
+                (1.0 if config.grouped else 2.0**-level)
+                * jax.random.normal(rngs.params(), (size, config.code_width))
             )
-            for level in range(depth)
+            for level in range(config.depth)
         )
 
     def __call__(
-        self, latent: Float[Array, "b t H W z"], text: TextCondition | None
-    ) -> tuple[tuple[Level, ...], Float[Array, "b t H W z"]]:
-        """Levels, and the latent that their codes stand for."""
-        features = self.projection.features(latent)
+        self,
+        stages: tuple[Array, ...],
+        target: Latent,
+        text: TextCondition | None,
+        memory: Memory | None = None,
+    ) -> tuple[tuple[Level, ...], Latent]:
+        """As `Quantizer.__call__`."""
+        features = self.projection.features(target)
         parts = jnp.split(features, self.depth, axis=-1) if self.grouped else []
         left, levels, ids = features, [], []
         for level, codebook in enumerate(self.codebooks):
@@ -86,8 +147,8 @@ class VectorLatent(nnx.Module):
         passed = chosen + (features - jax.lax.stop_gradient(features))
         return tuple(levels), self.projection.latent(passed)
 
-    def synthesize(self, codes: tuple[Float[Array, "b t h w bits"], ...]) -> Array:
-        """Normalised latent of the codes of all levels."""
+    def synthesize(self, codes: Codes, memory: Memory | None = None) -> Latent:
+        """As `Quantizer.synthesize`."""
         return self.projection.latent(self._vectors(tuple(bits_to_ids(q) for q in codes)))
 
     def _vectors(self, ids: tuple[UInt32[Array, "b t h w"], ...]) -> Float[Array, "b t h w d"]:
@@ -95,6 +156,52 @@ class VectorLatent(nnx.Module):
         if self.grouped:
             return jnp.concatenate(found, axis=-1)
         return sum(found[1:], found[0])
+
+    def commitment(self, level: Level) -> Float[Array, ""]:
+        """See `vector_commitment`."""
+        assert level.vectors is not None
+        return vector_commitment(level.z, level.vectors)
+
+    def fit(
+        self,
+        latents: Latents,
+        *,
+        root: Float[np.ndarray, "z z"] | None = None,
+        seed: int = 0,
+        steps: int = 300,
+    ) -> list[float]:
+        """Principal components, then k-means on each group, or on what earlier levels left over."""
+        rng = np.random.default_rng(seed)
+        root = np.eye(latents[0].shape[-1]) if root is None else root
+        patches = sample_patches(latents, self.projection.patch, rng)
+        x = each_position(patches, root)
+        mean, basis = principal(x, self.projection.enter.kernel.shape[-1])
+        enter = each_position(basis.T, root).T
+        leave = each_position(basis.T, np.linalg.inv(root))
+        set_projection(self.projection, enter, patches.mean(axis=0), leave)
+        left = (x - mean) @ basis
+        parts = np.split(left, self.depth, axis=-1) if self.grouped else []
+        for level, book in enumerate(self.codebooks):
+            points = parts[level] if self.grouped else left
+            centres = k_means(points.astype(np.float32), book.shape[0], rng, ROUNDS)
+            book[...] = jnp.asarray(centres)
+            if not self.grouped:
+                left = left - centres[closest(points, centres)]
+        return share_left(self, latents, root)
+
+
+def vector_commitment(
+    features: Float[Array, "*n d"], vectors: Float[Array, "*n d"], *, codebook_share: float = 4.0
+) -> Float[Array, ""]:
+    """Commitment where codes are vectors that learn: mean (f - sg(e))^2 + share (sg(f) - e)^2.
+
+    The second part moves the vectors to the features; with the usual weight of 0.25 on the term,
+    a share of 4 gives it the weight 1.
+    """
+    features, vectors = features.astype(jnp.float32), vectors.astype(jnp.float32)
+    to_vectors = jnp.mean((features - jax.lax.stop_gradient(vectors)) ** 2)
+    to_features = jnp.mean((jax.lax.stop_gradient(features) - vectors) ** 2)
+    return to_vectors + codebook_share * to_features
 
 
 def nearest(

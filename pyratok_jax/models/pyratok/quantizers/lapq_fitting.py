@@ -1,11 +1,11 @@
-"""Data-dependent start of the levels, first half: linear codes fitted to real latents.
+"""Data-dependent start of LaPQ's levels: linear codes fitted to real latents.
 
 From random weights the straight-through gradient needs thousands of steps to find a code. Here each
 level's linear paths are fitted in turn, coarse to fine, to the latents of a few real clips: the
 analysis starts at the principal directions of what the earlier levels leave over (under a random
 rotation, so that every bit carries a like share), the synthesis is the least-squares answer to the
-resulting signs, and both are then refined together. It changes the first step, not the model. The
-second half is `refinement`, where all levels descend together.
+resulting signs, and both are then refined together. It changes the first step, not the model.
+`training.init.refinement` continues from here with all levels together.
 """
 
 import functools
@@ -20,7 +20,6 @@ from jaxtyping import Array, Float
 
 from pyratok_jax.models.pyratok.latent_metric import each_position, energy
 from pyratok_jax.models.pyratok.lfq import hard_sign, straight_through
-from pyratok_jax.models.pyratok.model import PyraTok
 from pyratok_jax.models.pyratok.synthesis import Analysis, Synthesis
 from pyratok_jax.nn.grids import space_to_depth
 
@@ -28,8 +27,8 @@ MAX_SAMPLES = 16384
 _FLOOR = 0.05  # of the latents' root mean square
 
 
-def calibrate(
-    model: PyraTok,
+def fit_levels(
+    levels: Sequence[tuple[Analysis, Synthesis]],
     latents: Sequence[Float[Array | np.ndarray, "b t h w z"]],
     *,
     root: Float[np.ndarray, "z z"] | None = None,
@@ -39,15 +38,12 @@ def calibrate(
     """Fit the analysis and synthesis of every level to `latents`, in place.
 
     Args:
-        model: a tokenizer with fresh levels.
-        latents: normalised latents of real clips; time and space sizes must suit the grids.
-        root: R, where an error e of a latent position counts |e R|^2 (`models.metric`); None counts
-            all channels alike.
-        seed: of the rotations, the sample of patches and the refinement.
+        levels: fresh maps, coarse to fine.
+        latents, root, seed: see `Quantizer.fit`.
         steps: refinement steps per map; 0 keeps the closed form.
 
     Returns:
-        share of the latent's energy, by the metric, that is left after each level.
+        share of the latents' energy, by the metric, that is left after each level.
     """
     rng = np.random.default_rng(seed)
     channels = latents[0].shape[-1]
@@ -57,8 +53,7 @@ def calibrate(
     # A remainder far below the latents themselves is not blown up to logits of order one.
     floor = _FLOOR * total**0.5
     left = []
-    for block, synthesis in zip(model.blocks, model.synthesis, strict=True):
-        analysis = block.analysis
+    for analysis, synthesis in levels:
         patches = [np.asarray(space_to_depth(jnp.asarray(x), analysis.patch)) for x in missing]
         parts = (("first", slice(0, 1)), ("rest", slice(1, None)))
         for name, frames in parts:

@@ -1,0 +1,118 @@
+"""Sizes of the tokenizer: its VAE, the grids of its levels, and its quantiser."""
+
+import dataclasses
+from typing import Any
+
+from pyratok_jax.models.pyratok.quantizers.registry import quantizer_kind
+from pyratok_jax.models.wan_vae.config import WanVAEConfig
+from pyratok_jax.nn.grids import PRESETS, Stride, check_grids
+
+ENCODER_STAGES = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class PyraTokConfig:
+    """Sizes of the tokenizer; the defaults are the paper's.
+
+    Attributes:
+        vae: the backbone.
+        grids: strides (time, space) in pixels of each level, or a name in `grids.PRESETS`.
+        stages: which encoder stage (1..4) feeds each level; None takes the last ones.
+        bits: bits per token.
+        vocabulary: number of valid codes; None means 2^bits.
+        width: channels inside a LaPQ block.
+        heads: attention heads of a LaPQ block.
+        text_width: width of the text embeddings.
+        text_guidance: False leaves the text out of every level (ablation).
+        synthesis_width: hidden channels of each level's smoothing convolution.
+        lora_rank: rank of the adapters in the encoder; 0 leaves them out.
+        lora_alpha: their scale, as in update = alpha / rank * A B.
+        quantizer: a name of `quantizers.registry`: "lapq", or for comparison a quantiser of the
+            final latent alone; then all grids are equal, and stages and width have no meaning.
+        code_width: components of a vector, for quantisers with codebooks of vectors.
+    """
+
+    vae: WanVAEConfig
+    grids: tuple[Stride, ...] = PRESETS["pyramid"]
+    stages: tuple[int, ...] | None = None
+    bits: int = 16
+    vocabulary: int | None = None
+    width: int = 512
+    heads: int = 8
+    text_width: int = 2048
+    text_guidance: bool = True
+    synthesis_width: int = 128
+    lora_rank: int = 16
+    lora_alpha: float = 32.0
+    quantizer: str = "lapq"
+    code_width: int = 16
+
+    def __post_init__(self) -> None:
+        grids = PRESETS[self.grids] if isinstance(self.grids, str) else self.grids
+        object.__setattr__(self, "grids", tuple((int(dt), int(ds)) for dt, ds in grids))
+        check_grids(self.grids, self.vae.temporal_factor, self.vae.spatial_factor)
+        first = ENCODER_STAGES - len(self.grids) + 1
+        stages = self.stages or tuple(range(first, ENCODER_STAGES + 1))
+        kind = quantizer_kind(self.quantizer)
+        if not kind.quantizer.reads_stages:
+            stages = (ENCODER_STAGES,) * len(self.grids)
+        object.__setattr__(self, "stages", tuple(stages))
+        if len(stages) != len(self.grids):
+            raise ValueError(f"{len(self.grids)} grids need as many stages, not {stages}")
+        if not all(1 <= stage <= ENCODER_STAGES for stage in stages):
+            raise ValueError(f"stages {stages} must lie within 1..{ENCODER_STAGES}")
+        kind.config(self)  # It refuses sizes that the quantiser cannot have.
+
+    @property
+    def level_stages(self) -> tuple[int, ...]:
+        """`stages` with its default filled in."""
+        assert self.stages is not None
+        return self.stages
+
+    @property
+    def latent_stride(self) -> Stride:
+        """Strides of the latent grid in pixels."""
+        return self.vae.temporal_factor, self.vae.spatial_factor
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Number K of valid token ids, which are 0 .. K - 1."""
+        return self.vocabulary or 2**self.bits
+
+    @property
+    def bits_per_token(self) -> int:
+        """What a token counts in every rate: the raw rate of the stored code.
+
+        A token is stored as a word of `bits` bits, also where K < 2^bits. log2(K) would be the rate
+        of an ideal entropy coder for equally likely ids; entropy-coded sizes are reported apart.
+        """
+        return self.bits
+
+    @property
+    def spatial_multiple(self) -> int:
+        """Sides of a video must be multiples of this (pad by edge replication)."""
+        return max(ds for _, ds in self.grids)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for a JSON file; `from_dict` reads them back."""
+        values = dataclasses.asdict(self)
+        values["vae"] = self.vae.to_dict()
+        return values
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "PyraTokConfig":
+        """The configuration written by `to_dict`.
+
+        Raises:
+            ValueError: for keys that are not fields.
+        """
+        unknown = set(values) - {field.name for field in dataclasses.fields(cls)}
+        if unknown:
+            raise ValueError(f"unknown keys in the tokenizer's configuration: {sorted(unknown)}")
+        values = dict(values, vae=WanVAEConfig.from_dict(values["vae"]))
+        # JSON knows no tuples.
+        if isinstance(values.get("grids"), list):
+            values["grids"] = tuple((int(dt), int(ds)) for dt, ds in values["grids"])
+        if isinstance(values.get("stages"), list):
+            values["stages"] = tuple(values["stages"])
+        return cls(**values)

@@ -1,0 +1,193 @@
+"""The interface of a quantiser: encoder features to levels of codes, codes back to the latent.
+
+A quantiser is a subclass of `Quantizer`, a frozen dataclass that holds its sizes, and one line in
+`quantizers.registry`. Nothing else in the package names it.
+"""
+
+import abc
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from pyratok_jax.nn.grids import Stride
+from pyratok_jax.nn.stream_cache import Memory
+from pyratok_jax.nn.text_attention import TextCondition
+
+Latent = Float[Array, "b t h w z"]
+Latents = Sequence[Float[Array | np.ndarray, "b t h w z"]]
+Codes = tuple[Float[Array, "b _t _h _w bits"], ...]
+
+
+class Level(NamedTuple):
+    """What one level gives: logits, codes, and the code distribution predicted from the text.
+
+    Attributes:
+        z: logits, float32; the bit j is +1 where z_j >= 0. The features to be quantised, where a
+            codebook of vectors is used.
+        q: codes, exactly -1 or +1, with straight-through gradient.
+        text_logits: bit logits predicted from the text alone (alignment term 4), same shape.
+        vectors: the chosen vectors of a codebook, shaped as `z`; None for lookup-free levels.
+    """
+
+    z: Float[Array, "b t h w bits"]
+    q: Float[Array, "b t h w bits"]
+    text_logits: Float[Array, "b t h w bits"]
+    vectors: Float[Array, "b t h w d"] | None = None
+
+
+@runtime_checkable
+class VAESizes(Protocol):
+    """What a quantiser reads of the video VAE's configuration."""
+
+    @property
+    def z_dim(self) -> int:
+        """Channels of the latent."""
+        ...
+
+    @property
+    def stage_channels(self) -> tuple[int, ...]:
+        """Channels of each encoder stage's output."""
+        ...
+
+    @property
+    def stage_strides(self) -> tuple[Stride, ...]:
+        """(time, space) stride in pixels of each encoder stage's output."""
+        ...
+
+
+@runtime_checkable
+class TokenizerSizes(Protocol):
+    """What a quantiser reads of the tokenizer's configuration (`PyraTokConfig`, see there)."""
+
+    @property
+    def vae(self) -> VAESizes: ...  # noqa: D102
+    @property
+    def quantizer(self) -> str: ...  # noqa: D102
+    @property
+    def grids(self) -> tuple[Stride, ...]: ...  # noqa: D102
+    @property
+    def level_stages(self) -> tuple[int, ...]: ...  # noqa: D102
+    @property
+    def latent_stride(self) -> Stride: ...  # noqa: D102
+    @property
+    def bits(self) -> int: ...  # noqa: D102
+    @property
+    def vocabulary(self) -> int | None: ...  # noqa: D102
+    @property
+    def code_width(self) -> int: ...  # noqa: D102
+    @property
+    def width(self) -> int: ...  # noqa: D102
+    @property
+    def heads(self) -> int: ...  # noqa: D102
+    @property
+    def text_width(self) -> int: ...  # noqa: D102
+    @property
+    def text_guidance(self) -> bool: ...  # noqa: D102
+    @property
+    def synthesis_width(self) -> int: ...  # noqa: D102
+
+
+class Quantizer(nnx.Module, abc.ABC):
+    """Base class of quantisers. The constructor takes (config, *, rngs, dtype).
+
+    `__call__` must hand on `synthesize` of the very codes that it returns: the decoder sees what a
+    file of tokens gives back, to the bit.
+
+    Attributes:
+        reads_stages: whether each level reads an encoder stage; otherwise the latent alone.
+        makes_tokens: whether there are codes at all.
+        streams: whether clips can be quantised in chunks with carried caches.
+        has_bit_logits: whether `Level.z` are logits of independent bits, for which the entropy,
+            hierarchy and text terms of the objective are defined.
+    """
+
+    reads_stages: ClassVar[bool] = False
+    makes_tokens: ClassVar[bool] = True
+    streams: ClassVar[bool] = False
+    has_bit_logits: ClassVar[bool] = True
+
+    @abc.abstractmethod
+    def __call__(
+        self,
+        stages: tuple[Array, ...],
+        target: Latent,
+        text: TextCondition | None,
+        memory: Memory | None = None,
+    ) -> tuple[tuple[Level, ...], Latent]:
+        """Levels, coarse to fine, and the normalised latent that their codes synthesise.
+
+        Args:
+            stages: outputs of all encoder stages.
+            target: the normalised latent that the codes are to stand for.
+            text: captions; None switches text guidance off.
+            memory: caches, where a clip is quantised in chunks (only if `streams`).
+        """
+
+    @abc.abstractmethod
+    def synthesize(self, codes: Codes, memory: Memory | None = None) -> Latent:
+        """Normalised latent of the codes of all levels; with a memory, of one chunk of a clip."""
+
+    @abc.abstractmethod
+    def fit(
+        self,
+        latents: Latents,
+        *,
+        root: Float[np.ndarray, "z z"] | None = None,
+        seed: int = 0,
+        steps: int = 300,
+    ) -> list[float]:
+        """Fit a fresh quantiser to normalised latents of real clips, in place.
+
+        Args:
+            latents: their time and space sizes must suit the grids.
+            root: R, where an error e of a latent position counts |e R|^2 (`latent_metric`); None
+                weights all channels equally.
+            seed: of rotations, samples and first centres.
+            steps: of gradient descent, where there is one; 0 keeps the closed form.
+
+        Returns:
+            share of the latents' energy, by the root's metric, that is left: after each level, or
+            one number after all of them.
+        """
+
+    def commitment(self, level: Level) -> Float[Array, ""]:
+        """The commitment term of one level; see `sign_commitment`."""
+        return sign_commitment(level.z, level.q)
+
+
+def sign_commitment(z: Float[Array, "*n bits"], q: Float[Array, "*n bits"]) -> Float[Array, ""]:
+    """Mean over tokens and bits of (z - sg(q))^2: the code is held fixed."""
+    return jnp.mean((z.astype(jnp.float32) - jax.lax.stop_gradient(q)) ** 2)
+
+
+def check_latent_grids(sizes: TokenizerSizes, *, several_levels: bool) -> None:
+    """Refuse grids that a quantiser of the final latent alone cannot have.
+
+    Raises:
+        ValueError: unequal grids, a time stride that is not the latent's, or too many levels.
+    """
+    name, grids, latent_stride = sizes.quantizer, sizes.grids, sizes.latent_stride
+    if len(set(grids)) != 1 or grids[0][0] != latent_stride[0]:
+        raise ValueError(
+            f"quantizer {name} needs the same grid at every level, with the latent's time stride "
+            f"of {latent_stride[0]}: grids={(latent_stride,) * len(grids)} for example, not {grids}"
+        )
+    if len(grids) > 1 and not several_levels:
+        raise ValueError(f"quantizer {name} has one level, but grids names {len(grids)}")
+
+
+def latent_sizes(sizes: TokenizerSizes) -> dict[str, Any]:
+    """The fields that the configurations of all quantisers of the final latent have."""
+    return {
+        "channels": sizes.vae.z_dim,
+        "patch": sizes.grids[0][1] // sizes.latent_stride[1],
+        "depth": len(sizes.grids),
+        "bits": sizes.bits,
+        "vocabulary": sizes.vocabulary,
+        "hidden": sizes.synthesis_width,
+    }
