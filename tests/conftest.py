@@ -1,28 +1,26 @@
-"""Test set-up: the CPU alone, full matmul precision, and shape annotations that are checked."""
+"""Test set-up: the CPU alone, programs compiled once for all, and shape annotations checked."""
 
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-from tests.compiler_flags import quick_flags  # noqa: E402
+from tests.compiler_flags import bound_cache, cache_variables, quick_flags  # noqa: E402
 
 os.environ["XLA_FLAGS"] = quick_flags()
+# In the environment, so that all workers and the processes that tests start share one cache.
+os.environ.update(cache_variables())
+bound_cache()
 
 import ctypes  # noqa: E402
 import gc  # noqa: E402
+import resource  # noqa: E402
 import sys  # noqa: E402
-import tempfile  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import jax  # noqa: E402
 import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
-
-# Whole training steps are compiled by several tests; a program compiled once is kept.
-_CACHE = Path(tempfile.gettempdir()) / f"pyratok-test-programs-{os.getuid()}"
-jax.config.update("jax_compilation_cache_dir", str(_CACHE))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 # Tracing makes many small objects; at the usual thresholds much time goes into looking for cycles.
 gc.set_threshold(100_000, 20, 50)
@@ -30,21 +28,34 @@ gc.set_threshold(100_000, 20, 50)
 # Every jaxtyping annotation in these packages is checked at run time in all tests.
 jaxtyping.install_import_hook(["pyratok_jax.models", "pyratok_jax.losses"], "beartype.beartype")
 
-
-# Minutes each. A worker that took one of them last would end alone.
+# The longest modules, minutes each. A worker that took one of them last would end alone.
 _LONG = ("test_meshes.py", "test_run.py", "test_compile.py", "test_ablations.py")
+# A worker that holds more lets go of its compiled programs.
+_MEMORY_LIMIT = 3e9
+# What a save of a source file need not wait for.
+_NOT_FAST = ("slow", "heavy", "process", "tpu_compile")
 
 
 def pytest_collection_modifyitems(items):
-    """The longest modules first."""
+    """The longest modules first; whatever is neither long nor a process of its own is `fast`."""
     items.sort(key=lambda item: item.path.name not in _LONG)
+    for item in items:
+        if not any(item.get_closest_marker(name) for name in _NOT_FAST):
+            item.add_marker(pytest.mark.fast)
+
+
+def _resident_bytes() -> float:
+    if sys.platform == "linux":
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _programs_of_one_module():
-    """Compiled programs are let go after each module: kept, they fill a worker's memory by GBs."""
+def _bounded_memory():
+    """Modules share compiled programs (most tests build the same tiny networks) up to a limit."""
     yield
-    jax.clear_caches()
+    if _resident_bytes() > _MEMORY_LIMIT:
+        jax.clear_caches()
     gc.collect()
     if sys.platform == "linux":
         # What compiling has freed, the allocator otherwise keeps.

@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pyratok_jax.compile_report import STEPS, parser
+from tests.compiler_flags import plain_environment
 
 ROOT = Path(__file__).parents[2]
 
@@ -66,11 +66,6 @@ sys.stdout.flush()
 os._exit(0)
 """
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
-
-
-def plain_environment():
-    """Without the tests' flags for XLA: the TPUs' compiler has others."""
-    return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
 
 
 def answers(script, topology):

@@ -1,11 +1,9 @@
 """Starting `tests.training.worker` in processes, alone or joined over loopback."""
 
 import json
-import os
 import socket
 import subprocess
 import sys
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,7 +12,6 @@ import numpy as np
 from tests.compiler_flags import quick_environment
 
 ROOT = Path(__file__).parents[2]
-CACHE = Path(tempfile.gettempdir()) / f"pyratok-test-processes-{os.getuid()}"
 # Devices of one process wait for one another, and here they share two cores.
 PATIENT = (
     "--xla_cpu_collective_call_warn_stuck_timeout_seconds=300"
@@ -32,8 +29,7 @@ def environment(devices: int = 1, large: bool = False) -> dict[str, str]:
     variables = quick_environment(devices, large)
     variables["XLA_FLAGS"] += f" {PATIENT}"
     # Without PyTorch, transformers loads its tokenizers in half the time.
-    variables |= {"TF_CPP_MIN_LOG_LEVEL": "3", "USE_TORCH": "0"}
-    return variables | {"PYRATOK_TEST_CACHE": str(CACHE)}
+    return variables | {"TF_CPP_MIN_LOG_LEVEL": "3", "USE_TORCH": "0"}
 
 
 def launch(trainings: list[dict], count: int = 1, devices: int = 1) -> list[subprocess.Popen]:

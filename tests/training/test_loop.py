@@ -11,7 +11,8 @@ from pyratok_jax.training.config import parse_command, training_config
 from pyratok_jax.training.loop.loop import train
 from pyratok_jax.training.loop.profiling import profiled_steps
 from pyratok_jax.training.loop.timing import over_processes
-from tests.training.processes import environment, rows
+from tests.compiler_flags import plain_environment
+from tests.training.processes import rows
 from tests.training.worker import LineTask, without_tensorboard
 
 
@@ -80,7 +81,7 @@ def test_compiled_programs_are_dumped_on_request(tmp_path):
         "import jax\njax.jit(lambda x: x + 1)(1.0).block_until_ready()\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], env=environment(), capture_output=True, text=True
+        [sys.executable, "-c", program], env=plain_environment(), capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     folder = done.stdout.strip()

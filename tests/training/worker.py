@@ -262,11 +262,8 @@ def main():
     without_tensorboard()
     # Everything is tiny here, and must be split all the same.
     sharding.MIN_SHARDED_SIZE = 16
-    cache = os.environ.get("PYRATOK_TEST_CACHE")
-    if cache:
+    if jax.config.jax_compilation_cache_dir:
         compile_once()
-        jax.config.update("jax_compilation_cache_dir", cache)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     trainings = json.loads(sys.argv[1])
     limits = (trainings[0].get("host_timeout", 60.0), trainings[0].get("step_timeout", 1800.0))
     join_hosts(False, limits[0])
