@@ -28,7 +28,7 @@ from pyratok_jax.models.pyratok.model import PyraTok, PyraTokConfig
 from pyratok_jax.models.wan_vae.config import tiny
 from pyratok_jax.tokenizer import Tokenizer, load_tokenizer
 from pyratok_jax.tokens.exporting import Machine, export
-from pyratok_jax.tokens.plan import ExportOptions, Plan, provenance_of, source_fingerprint
+from pyratok_jax.tokens.plan import ExportOptions, provenance_of, source_fingerprint
 
 
 def demo_tokenizer() -> Tokenizer:
@@ -91,7 +91,7 @@ def exported(
     """Seconds for exporting the clips to a new folder."""
     with tempfile.TemporaryDirectory() as output:
         options = ExportOptions(shards=2, window=frames, batch=batch)
-        plan = Plan(output, options, provenance_of(tokenizer), "benchmark",
+        plan = ExportPlan(output, options, provenance_of(tokenizer), "benchmark",
                     source_fingerprint(records), len(records))  # fmt: skip
         begin = clock()
         progress = export(plan, records, tokenizer, Machine(readers=readers))

@@ -4,25 +4,20 @@ import argparse
 import time
 from collections.abc import Sequence
 
-from etils import epath
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.progress import Progress as Bar
+from rich.progress import TextColumn
 
-from pyratok_jax.data.shard_writing import FORMATS
+from pyratok_jax.data.sources.records import ClipRecord
 from pyratok_jax.data.sources.registry import load_source
 from pyratok_jax.errors import UserError, run_cli
-from pyratok_jax.tokenizer import load_tokenizer, local_devices
-from pyratok_jax.tokens.card import CARD_TEXT, REJECTED, write_card
+from pyratok_jax.io.progress import progress_bar
+from pyratok_jax.io.sharded_job import REJECTED, check_output
+from pyratok_jax.io.shards import FORMATS
+from pyratok_jax.tokenizer import Tokenizer, load_tokenizer, local_devices
+from pyratok_jax.tokens.card import CARD_TEXT, write_card
 from pyratok_jax.tokens.exporting import Machine, Progress, export, rates, shards_of
 from pyratok_jax.tokens.locks import export_lock
-from pyratok_jax.tokens.plan import ExportOptions, Plan, provenance_of, source_fingerprint
+from pyratok_jax.tokens.plan import ExportOptions, ExportPlan, provenance_of, source_fingerprint
 
 _SIZES = {
     "shards": "number of files",
@@ -43,8 +38,8 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = argparse.ArgumentParser(
         prog="python -m pyratok_jax.export_tokens",
-        description="Encode videos to a TFDS dataset of tokens. A run that was interrupted goes on "
-        "when the same command is given again. Several processes may share the work.",
+        description="Encode videos to a TFDS dataset of tokens. A run that was interrupted "
+        "resumes when the same command is given again. Several processes may share the work.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     d, m = ExportOptions(), Machine()
@@ -77,15 +72,13 @@ def _machine(arguments: argparse.Namespace) -> Machine:
     return Machine(a.process, a.processes, a.readers, a.buffer_mb << 20)
 
 
-def _bar(console: Console) -> Bar:
-    return Bar(
-        TextColumn("videos"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-        TextColumn("ETA"), TimeRemainingColumn(), TextColumn("{task.fields[rates]}"),
-        console=console,
-    )  # fmt: skip
-
-
-def run(plan: Plan, records: Sequence, tokenizer, machine: Machine, console: Console) -> Progress:
+def run(
+    plan: ExportPlan,
+    records: Sequence[ClipRecord],
+    tokenizer: Tokenizer,
+    machine: Machine,
+    console: Console,
+) -> Progress:
     """Export with a progress bar: what this process has done."""
     todo = shards_of(plan, machine)
     total = sum(len(plan.clips_of(number)) for number in todo)
@@ -94,15 +87,12 @@ def run(plan: Plan, records: Sequence, tokenizer, machine: Machine, console: Con
         f"{total} clips"
     )
     began = time.monotonic()
-    with _bar(console) as bar:
-        task = bar.add_task("", total=total, rates="")
+    with progress_bar(console, TextColumn("{task.fields[rates]}")) as bar:
+        task = bar.add_task("videos", total=total, rates="")
 
         def advance(progress: Progress) -> None:
             r = rates(progress, began)
-            text = (
-                f"{r['videos_per_second']:.2f} videos/s, {r['tokens_per_second']:.0f} tokens/s, "
-                f"{r['gigabytes_per_hour']:.1f} GB/h"
-            )
+            text = f"{r['videos_per_second']:.2f}/s, {r['tokens_per_second']:.0f} tokens/s"
             bar.update(task, completed=progress.clips + progress.rejected, rates=text)
 
         return export(plan, records, tokenizer, machine, advance)
@@ -115,15 +105,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         **{key: getattr(arguments, key) for key in ExportOptions.__dataclass_fields__}
     )
     machine = _machine(arguments)
-    output = epath.Path(arguments.output)
-    if output.exists() and not output.is_dir():
-        raise UserError(f"--output {output} is a file; give a folder")
+    output = check_output(arguments.output)
     records = load_source(arguments.input)
     tokenizer = load_tokenizer(arguments.checkpoint)
     options.check(tokenizer.config.vae.temporal_factor, options.side_multiple(tokenizer))
     if options.spatial > 1:
         tokenizer = tokenizer.split_rows(local_devices(options.spatial))
-    plan = Plan(
+    plan = ExportPlan(
         str(output), options, provenance_of(tokenizer), arguments.input,
         source_fingerprint(records), len(records),
     )  # fmt: skip

@@ -1,25 +1,35 @@
 """Turn raw videos into shards for training: `python -m pyratok_jax.data.prepare --help`."""
 
 import argparse
+import collections
+import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
+import tensorflow_datasets as tfds
 from etils import epath
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pyratok_jax.data.buckets import parse_buckets
-from pyratok_jax.data.preparing import (
-    REJECTED,
-    STATISTICS,
-    Options,
-    ShardJob,
-    finish,
-    is_done,
+from pyratok_jax.data.clip_shards import (
+    ClipRow,
+    ClipShard,
+    PrepareOptions,
     plan_shards,
     write_shard,
 )
+from pyratok_jax.data.sources.examples import CLIP_SCHEMA, MEDIA_KEY
 from pyratok_jax.data.sources.registry import load_source
+from pyratok_jax.data.sources.shards import INDEX_FILE
 from pyratok_jax.errors import UserError, run_cli
+from pyratok_jax.io.atomic import write_json, write_npz
+from pyratok_jax.io.progress import track
+from pyratok_jax.io.sharded_job import REJECTED, Rejection, check_output
+from pyratok_jax.io.shards import FORMATS
+
+STATISTICS = "statistics.json"
+EXTRA = "beam"  # The optional dependencies in pyproject.toml that bring Apache Beam.
 
 
 def parser() -> argparse.ArgumentParser:
@@ -27,13 +37,13 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="python -m pyratok_jax.data.prepare",
         description="Decode, cut, filter and bucket raw videos, and write them as TFDS shards. "
-        "A run that was interrupted goes on where it stopped. Further --options go to Beam.",
+        "A run that was interrupted resumes where it stopped. Further --options go to Beam.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    d = Options()
+    d = PrepareOptions()
     p.add_argument("--input", required=True, help="folder, manifest or other source of clips")
     p.add_argument("--output", required=True, help="folder of the dataset (local or gs://)")
-    p.add_argument("--format", choices=("array_record", "tfrecord"), default=d.format)
+    p.add_argument("--format", choices=FORMATS, default=d.format)
     p.add_argument("--name", default=d.name, help="name of the TFDS dataset")
     p.add_argument("--shards", type=int, default=d.shards, help="number of files")
     p.add_argument(
@@ -58,27 +68,23 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def options_of(arguments: argparse.Namespace) -> Options:
+def options_of(arguments: argparse.Namespace) -> PrepareOptions:
     """The part of the arguments that decides the shards' content."""
-    fields = {key: getattr(arguments, key) for key in Options.__dataclass_fields__}
+    fields = {key: getattr(arguments, key) for key in PrepareOptions.__dataclass_fields__}
     fields["buckets"] = tuple(fields["buckets"])
     if fields["shards"] < 1:
         raise UserError(f"--shards is {fields['shards']}; expected at least 1")
     parse_buckets(fields["buckets"])
-    return Options(**fields)
+    return PrepareOptions(**fields)
 
 
-def run_local(jobs: Sequence[ShardJob], console: Console) -> None:
+def run_local(shards: Sequence[ClipShard], console: Console) -> None:
     """All shards in this process, with a progress bar."""
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=console) as progress:
-        for job in progress.track(jobs, description="shards"):
-            write_shard(job)
+    for shard in track(shards, "shards", console):
+        write_shard(shard)
 
 
-def run_beam(jobs: Sequence[ShardJob], runner: str, extra: Sequence[str]) -> None:
+def run_beam(shards: Sequence[ClipShard], runner: str, extra: Sequence[str]) -> None:
     """All shards as a Beam pipeline.
 
     Raises:
@@ -90,16 +96,95 @@ def run_beam(jobs: Sequence[ShardJob], runner: str, extra: Sequence[str]) -> Non
     except ImportError as error:
         raise UserError(
             "preparation runs on Apache Beam, which is not installed: pip install -e "
-            "'.[prepare]', or add --runner none to work in this process"
+            f"'.[{EXTRA}]', or add --runner none to work in this process"
         ) from error
     options = PipelineOptions(list(extra), runner=runner, save_main_session=False)
     with beam.Pipeline(options=options) as pipeline:
         _ = (
             pipeline
-            | "shards" >> beam.Create(list(jobs))
+            | "shards" >> beam.Create(list(shards))
             | "spread" >> beam.Reshuffle()
             | "write" >> beam.Map(write_shard)
         )
+
+
+def finish(shards: Sequence[ClipShard]) -> dict[str, Any]:
+    """Gather the shards' reports into the dataset's metadata: the statistics, which it returns.
+
+    Writes TFDS's dataset_info.json and features.json, the index of sizes, `statistics.json` and
+    `rejected.jsonl`.
+
+    Raises:
+        UserError: no clip at all was kept.
+    """
+    job, options = shards[0].job, shards[0].options
+    output = epath.Path(job.output)
+    reports = job.reports([shard.key() for shard in shards])
+    if reports is None:
+        raise UserError(f"{output} lacks shards that were just written; is another run at work?")
+    clips: list[ClipRow] = [clip for report in reports for clip in report["clips"]]
+    rejected = job.write_rejected(reports)
+    statistics = _statistics(clips, rejected, options)
+    write_json(output / STATISTICS, statistics)
+    if not clips:
+        first = rejected[0] if rejected else {"path": "-", "reason": "no input"}
+        raise UserError(
+            f"no clip was kept; the first rejected is {first['path']}: {first['reason']}; "
+            f"all are in {output / REJECTED}"
+        )
+    _write_index(output, clips)
+    job.write_metadata(
+        _features(options), [len(report["clips"]) for report in reports],
+        sum(clip["bytes"] for clip in clips), "Video clips prepared by pyratok_jax.data.prepare.",
+    )  # fmt: skip
+    return statistics
+
+
+def _statistics(
+    clips: Sequence[ClipRow], rejected: Sequence[Rejection], options: PrepareOptions
+) -> dict[str, Any]:
+    reasons = collections.Counter(entry["reason"].split(":")[0] for entry in rejected)
+    sizes = collections.Counter(f"{clip['width']}x{clip['height']}" for clip in clips)
+    buckets = collections.Counter(b for clip in clips for b in clip["buckets"].split(","))
+    return {
+        "clips": len(clips),
+        "frames": sum(clip["frames"] for clip in clips),
+        "hours": sum(max(clip["seconds"], 0.0) for clip in clips) / 3600,
+        "bytes": sum(clip["bytes"] for clip in clips),
+        "with_caption": sum(clip["caption"] > 0 for clip in clips),
+        "rejected": len(rejected),
+        "rejected_by_reason": dict(sorted(reasons.items())),
+        "resolutions": dict(sizes.most_common(50)),
+        "buckets": {name: buckets.get(name, 0) for name in _bucket_names(options)},
+        "options": dataclasses.asdict(options),
+    }
+
+
+def _bucket_names(options: PrepareOptions) -> list[str]:
+    return [bucket.name for bucket in parse_buckets(options.buckets)]
+
+
+def _write_index(output: epath.Path, clips: Sequence[ClipRow]) -> None:
+    """Sizes and lengths in shard order, which the training pipeline reads instead of the clips."""
+    seconds = np.array([clip["seconds"] for clip in clips], np.float64)
+    write_npz(
+        output / INDEX_FILE,
+        height=np.array([clip["height"] for clip in clips], np.float64),
+        width=np.array([clip["width"] for clip in clips], np.float64),
+        seconds=np.where(seconds < 0, np.inf, seconds),
+        fps=np.array([clip["fps"] for clip in clips], np.float64),
+    )
+
+
+def _features(options: PrepareOptions) -> dict[str, tfds.features.FeatureConnector]:
+    features = CLIP_SCHEMA.tfds_features()
+    if options.store == "frames":
+        features[MEDIA_KEY] = tfds.features.Video(
+            shape=(None, None, None, 3), encoding_format="jpeg"
+        )
+    else:
+        features[MEDIA_KEY] = tfds.features.Tensor(shape=(), dtype=np.object_)
+    return features
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -108,20 +193,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     options, console = options_of(arguments), Console()
     if arguments.runner == "none" and extra:
         raise UserError(f"unknown arguments {' '.join(extra)}; see --help")
-    output = epath.Path(arguments.output)
-    if output.exists() and not output.is_dir():
-        raise UserError(f"--output {output} is a file; give a folder")
+    output = check_output(arguments.output)
     records = load_source(arguments.input)
-    jobs = plan_shards(records, str(output), options)
-    done = sum(map(is_done, jobs))
-    console.print(f"{len(records)} records, {len(jobs)} shards, {done} of them already written")
+    shards = plan_shards(records, str(output), options)
+    done = sum(shard.is_done() for shard in shards)
+    console.print(f"{len(records)} records, {len(shards)} shards, {done} of them already written")
     output.mkdir(parents=True, exist_ok=True)
-    waiting = [job for job in jobs if not is_done(job)]
+    waiting = [shard for shard in shards if not shard.is_done()]
     if waiting and arguments.runner == "none":
         run_local(waiting, console)
     elif waiting:
         run_beam(waiting, arguments.runner, extra)
-    statistics = finish(jobs)
+    statistics = finish(shards)
     console.print(f"kept {statistics['clips']} clips, rejected {statistics['rejected']}")
     console.print(f"dataset: {output}\nstatistics: {output / STATISTICS}", soft_wrap=True)
     console.print(f"rejected, with reasons: {output / REJECTED}", soft_wrap=True)

@@ -1,20 +1,34 @@
-"""Files that are seen complete or not at all: written beside their place and then renamed.
+"""Files and folders that are seen complete or not at all: written beside their place, then renamed.
 
-Paths may be local or remote (anything `epath` opens). A crash leaves a hidden scratch file at most;
-processes that write the same file at the same time do not disturb each other.
+Paths may be local or remote (anything `epath` opens). Local files are flushed to the disk before
+they are renamed, so that a machine that loses power leaves the old file or the new one. A crash
+leaves a hidden scratch file at most; writers of the same file do not disturb each other.
 """
 
 import contextlib
 import json
 import os
+import shutil
+import tempfile
+import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from etils import epath
+from PIL import Image
+
+PathLike = str | os.PathLike
+
+
+def is_remote(path: PathLike) -> bool:
+    """Whether a path names an object of a storage service (`gs://...`) and not a local file."""
+    return "://" in os.fspath(path)
 
 
 @contextlib.contextmanager
-def atomic_path(path: str | os.PathLike) -> Iterator[epath.Path]:
+def atomic_path(path: PathLike) -> Iterator[epath.Path]:
     """A scratch path beside `path`, with its suffix; renamed to it when the block ends.
 
     When the block raises, the scratch file is removed and a file already at `path` stays. Missing
@@ -22,27 +36,95 @@ def atomic_path(path: str | os.PathLike) -> Iterator[epath.Path]:
     """
     target = epath.Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = target.parent / f".part-{os.getpid()}-{target.name}"
+    scratch = target.parent / f".part-{uuid.uuid4().hex[:8]}-{target.name}"
     try:
         yield scratch
+        _flush(scratch)
         scratch.replace(target)
+        _flush(target.parent)
     except BaseException:
         with contextlib.suppress(OSError):
             scratch.unlink(missing_ok=True)
         raise
 
 
-def write_bytes(path: str | os.PathLike, data: bytes) -> None:
+def _flush(path: epath.Path) -> None:
+    """Have the system write a local file, or the names in a folder, to the disk."""
+    if is_remote(path):
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_bytes(path: PathLike, data: bytes) -> None:
     """Write a file atomically."""
     with atomic_path(path) as scratch:
         scratch.write_bytes(data)
 
 
-def write_text(path: str | os.PathLike, text: str) -> None:
+def write_text(path: PathLike, text: str) -> None:
     """Write a file atomically, as UTF-8."""
     write_bytes(path, text.encode())
 
 
-def write_json(path: str | os.PathLike, value: Any, *, indent: int | None = 1) -> None:
+def write_json(path: PathLike, value: Any, *, indent: int | None = 1) -> None:
     """Write a JSON file atomically, with a newline at its end."""
     write_text(path, json.dumps(value, indent=indent) + "\n")
+
+
+def write_npz(path: PathLike, *, compress: bool = False, **arrays: np.ndarray) -> None:
+    """Write NumPy arrays by name as one npz file, atomically."""
+    save = np.savez_compressed if compress else np.savez
+    with atomic_path(path) as scratch, scratch.open("wb") as file:
+        save(file, allow_pickle=False, **arrays)
+
+
+def write_png(path: PathLike, picture: Image.Image | np.ndarray) -> None:
+    """Write a PNG file atomically: a picture, or its pixels, uint8 (h, w) or (h, w, 3)."""
+    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+    with atomic_path(path) as scratch, scratch.open("wb") as file:
+        image.save(file, "PNG")
+
+
+def publish(local: Path, path: PathLike) -> None:
+    """Move a finished local file to its place, local or remote, atomically."""
+    target = epath.Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if not is_remote(target) and os.stat(target.parent).st_dev == os.stat(local).st_dev:
+        _flush(epath.Path(local))
+        os.replace(local, target)
+        _flush(target.parent)
+        return
+    with atomic_path(target) as scratch, local.open("rb") as source, scratch.open("wb") as copy:
+        shutil.copyfileobj(source, copy, 1 << 20)
+    local.unlink()
+
+
+@contextlib.contextmanager
+def atomic_folder(path: PathLike) -> Iterator[Path]:
+    """A local scratch folder beside `path`, which takes its place when the block ends.
+
+    A folder already at `path` is moved aside first and removed last; when the block raises, it
+    stays, and the scratch folder is removed. Missing parent folders are made.
+
+    Raises:
+        OSError: the folder cannot be made or renamed.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
+        new, old = Path(scratch) / "new", Path(scratch) / "old"
+        new.mkdir()
+        yield new
+        if not target.exists():
+            os.replace(new, target)
+            return
+        os.replace(target, old)
+        try:
+            os.replace(new, target)
+        except OSError:
+            os.replace(old, target)
+            raise

@@ -1,53 +1,47 @@
 """The end of an export: TFDS's metadata, the dataset card, and the list of rejected clips."""
 
-import json
 from typing import Any
 
 import numpy as np
 from etils import epath
 
-from pyratok_jax.data.shard_writing import write_text, write_tfds_metadata
+from pyratok_jax.io.atomic import write_json, write_text
 from pyratok_jax.metrics.code_usage import counted_bits, usage
-from pyratok_jax.tokens.plan import DATASET, Plan
+from pyratok_jax.tokens.dataset import CARD
+from pyratok_jax.tokens.plan import ExportPlan
 from pyratok_jax.tokens.schema import SCHEMA_VERSION, feature_spec, tfds_features
-from pyratok_jax.tokens.shards import finished_report, report_path
 
-CARD, CARD_TEXT, REJECTED = "dataset_card.json", "DATASET_CARD.md", "rejected.jsonl"
+CARD_TEXT = "DATASET_CARD.md"
 _SUMS = ("clips", "records", "frames", "seconds", "pixels", "tokens", "raw_bits", "stored_bits",
          "bytes", "file_bytes", "with_caption")  # fmt: skip
 
 
-def write_card(plan: Plan) -> dict[str, Any] | None:
+def write_card(plan: ExportPlan) -> dict[str, Any] | None:
     """Describe the dataset when all its shards are finished: the card; None when some are not.
 
     It depends on the shards alone: whichever process comes last writes the same.
     """
-    reports = [finished_report(plan, number) for number in range(plan.options.shards)]
-    if not all(reports):
+    reports = plan.job.reports()
+    if reports is None:
         return None
-    whole = [report for report in reports if report is not None]
-    output = epath.Path(plan.output)
-    rejected = [entry for report in whole for entry in report["rejected"]]
-    write_text(output / REJECTED, "".join(json.dumps(entry) + "\n" for entry in rejected))
-    card = _card(plan, whole, len(rejected), _counts(plan))
-    provenance, options = plan.provenance, plan.options
-    features = tfds_features(provenance.bits, len(provenance.grids), options.compress)
-    write_tfds_metadata(
-        output, dataset=DATASET, kind=options.format, features=features,
-        lengths=[report["records"] for report in whole], size=card["bytes"],
-        description="Video tokens exported by pyratok_jax.export_tokens.",
+    output, provenance, options = epath.Path(plan.output), plan.provenance, plan.options
+    card = _card(plan, reports, len(plan.job.write_rejected(reports)), _counts(plan))
+    plan.job.write_metadata(
+        tfds_features(provenance.bits, len(provenance.grids), options.compress),
+        [report["records"] for report in reports], card["bytes"],
+        "Video tokens exported by pyratok_jax.export_tokens.",
     )  # fmt: skip
     write_text(output / CARD_TEXT, card_text(card))
-    write_text(output / CARD, json.dumps(card, indent=1))
+    write_json(output / CARD, card)
     return card
 
 
-def _counts(plan: Plan) -> np.ndarray:
+def _counts(plan: ExportPlan) -> np.ndarray:
     shape = len(plan.provenance.grids), 2 ** counted_bits(plan.provenance.bits)
     total = np.zeros(shape, np.int64)
     for number in range(plan.options.shards):
         with (
-            report_path(plan.output, number, "npz").open("rb") as file,
+            plan.job.report_path(number, "npz").open("rb") as file,
             np.load(file, allow_pickle=False) as arrays,
         ):
             total += arrays["counts"]
@@ -55,7 +49,7 @@ def _counts(plan: Plan) -> np.ndarray:
 
 
 def _card(
-    plan: Plan, reports: list[dict[str, Any]], rejected: int, counts: np.ndarray
+    plan: ExportPlan, reports: list[dict[str, Any]], rejected: int, counts: np.ndarray
 ) -> dict[str, Any]:
     sums = {key: sum(report[key] for report in reports) for key in _SUMS}
     pixels, p = max(sums["pixels"], 1), plan.provenance

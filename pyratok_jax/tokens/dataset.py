@@ -10,18 +10,20 @@ from typing import Any, SupportsIndex
 import numpy as np
 from etils import epath
 
-from pyratok_jax.data.sources.record_files import (
-    RecordFile,
+from pyratok_jax.errors import UserError
+from pyratok_jax.io.shards import (
+    ShardedRecords,
     TFRecordFile,
     is_shard,
     is_tfrecord,
     open_records,
     shard_files,
 )
-from pyratok_jax.errors import UserError
 from pyratok_jax.tokens.salvage import walk_array_record
 from pyratok_jax.tokens.schema import DamagedRecordError, TokenRecord, decode_record
 from pyratok_jax.tokens.sequence import flatten
+
+CARD = "dataset_card.json"
 
 
 def token_shards(path: str) -> list[str]:
@@ -41,45 +43,32 @@ def token_shards(path: str) -> list[str]:
     raise UserError(f"{path} is neither a folder nor a shard (*.array_record-*, *.tfrecord-*)")
 
 
-class TokenDataset(Sequence[TokenRecord]):
-    """The records of a dataset, read when they are asked for.
+class TokenDataset(ShardedRecords[TokenRecord]):
+    """The records of a dataset, read when they are asked for; `dataset[i]` is one.
 
     It is a data source for grain as it stands: `grain.MapDataset.source(TokenDataset(folder))`.
-    It can be pickled; every process opens the files for itself.
+    It can be pickled; every process opens the files for itself. A record that is damaged raises a
+    DamagedRecordError.
 
     Args:
         path: folder or shard.
 
     Raises:
-        UserError: no shard, or one that is cut off (see `read_all` for what is left of it).
+        UserError: no shard, or one that is cut off (see `read_all` for what can be read of it).
     """
 
     def __init__(self, path: str) -> None:
         self.path = str(path)
-        self.files = token_shards(self.path)
-        self._readers: list[RecordFile] = [open_records(file) for file in self.files]
-        self._ends = np.cumsum([len(reader) for reader in self._readers])
+        super().__init__(token_shards(self.path))
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[type["TokenDataset"], tuple[str]]:
         return TokenDataset, (self.path,)
 
-    def __len__(self) -> int:
-        return int(self._ends[-1])
-
-    def __getitem__(self, number: SupportsIndex) -> TokenRecord:  # type: ignore[override]
-        """One record. Raises: DamagedRecordError, IndexError."""
-        index = number.__index__()
-        index = index + len(self) if index < 0 else index
-        if not 0 <= index < len(self):
-            raise IndexError(number)
-        shard = int(np.searchsorted(self._ends, index, side="right"))
-        offset = index - (int(self._ends[shard - 1]) if shard else 0)
-        where = f"{self.files[shard]}#{offset}"
-        try:
-            data = self._readers[shard][offset]
-        except (RuntimeError, OSError, ValueError, IndexError) as error:
-            raise DamagedRecordError(where, f"it cannot be read ({error})") from error
+    def _decode(self, data: bytes, where: str) -> TokenRecord:
         return decode_record(data, where)
+
+    def _unreadable(self, where: str, reason: str) -> DamagedRecordError:
+        return DamagedRecordError(where, f"it cannot be read ({reason})")
 
     def sequences(self, as_jax: bool = False) -> "SequenceSource":
         """The same records as flat sequences, see `sequence.flatten`."""
@@ -88,7 +77,7 @@ class TokenDataset(Sequence[TokenRecord]):
     @property
     def card(self) -> dict[str, Any]:
         """The dataset card; empty for a lone shard or an unfinished export."""
-        path = epath.Path(self.path) / "dataset_card.json"
+        path = epath.Path(self.path) / CARD
         return json.loads(path.read_text()) if path.exists() else {}
 
 
@@ -107,7 +96,7 @@ class SequenceSource(Sequence[dict[str, Any]]):
 
     def __getitem__(self, number: SupportsIndex) -> dict[str, Any]:  # type: ignore[override]
         """One record's sequence. Raises: DamagedRecordError, IndexError."""
-        record = self._dataset[number]
+        record = self._dataset[number.__index__()]
         sequence: Any = flatten(record.tokens, record.vocabulary)
         grids: Any = np.array(record.grids, np.int32)
         if self._as_jax:

@@ -17,9 +17,9 @@ from typing import Any
 
 from pyratok_jax.data.sources.records import ClipRecord
 from pyratok_jax.tokens.batches import Batch, Encoding, ShapeBatcher
-from pyratok_jax.tokens.plan import Plan
+from pyratok_jax.tokens.plan import ExportPlan
 from pyratok_jax.tokens.prefetch import Budget, ClipEnd, ReadBlock, ReaderFailure, Readers
-from pyratok_jax.tokens.shards import ShardSpool, finished_report, full_disk, is_full_disk
+from pyratok_jax.tokens.shards import ShardSpool, full_disk, is_full_disk
 
 _OPEN_SHARDS = 3  # Shards that may be read but not finished, before batches go out unfilled.
 
@@ -44,14 +44,14 @@ class Machine:
     buffer_bytes: int = 1 << 30
 
 
-def shards_of(plan: Plan, machine: Machine) -> list[int]:
+def shards_of(plan: ExportPlan, machine: Machine) -> list[int]:
     """The shards that a process has to make and that are not finished."""
     own = range(machine.index, plan.options.shards, machine.count)
-    return [number for number in own if finished_report(plan, number) is None]
+    return [number for number in own if not plan.job.is_done(number)]
 
 
 def export(
-    plan: Plan,
+    plan: ExportPlan,
     records: Sequence[ClipRecord],
     tokenizer: Any,
     machine: Machine,
@@ -77,14 +77,14 @@ def export(
             if not is_full_disk(error):
                 raise
             flow.stop()
-            done = sum(finished_report(plan, n) is not None for n in range(plan.options.shards))
+            done = sum(plan.job.is_done(n) for n in range(plan.options.shards))
             raise full_disk(plan.output, done, plan.options.shards) from error
         finally:
             flow.stop()
 
 
 @contextlib.contextmanager
-def _scratch(plan: Plan, machine: Machine) -> Iterator[Path]:
+def _scratch(plan: ExportPlan, machine: Machine) -> Iterator[Path]:
     """A folder for unfinished work; a killed run's is emptied first.
 
     It lies in the output, where shards can be renamed into place, or on the local disk if the
@@ -111,7 +111,7 @@ class _Flow:
 
     def __init__(
         self,
-        plan: Plan,
+        plan: ExportPlan,
         records: Sequence[ClipRecord],
         tokenizer: Any,
         machine: Machine,
@@ -168,7 +168,7 @@ class _Flow:
             raise message.error
         spool = self._spool(message.shard)
         if isinstance(message, ReadBlock):
-            spool.outstanding += 1
+            spool.expect()
             self._send(self._batcher.add(message))
             return
         if message.reason is None:

@@ -8,8 +8,8 @@ from etils import epath
 from rich.console import Console
 from rich.table import Table
 
-from pyratok_jax.data.shard_writing import write_text
 from pyratok_jax.errors import UserError, run_cli
+from pyratok_jax.io.atomic import write_text
 from pyratok_jax.tokens.dataset import TokenDataset, read_all
 from pyratok_jax.tokens.inspecting import Inspection, contact_sheet, html_page
 

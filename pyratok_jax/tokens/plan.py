@@ -10,10 +10,11 @@ from typing import Any
 
 from etils import epath
 
-from pyratok_jax.data.shard_writing import shard_name, write_text
 from pyratok_jax.data.sources.records import ClipRecord
 from pyratok_jax.data.sources.shards import ShardRecords
 from pyratok_jax.errors import UserError
+from pyratok_jax.io.atomic import write_json
+from pyratok_jax.io.sharded_job import ShardedJob
 from pyratok_jax.tokens.schema import SCHEMA_VERSION
 
 PLAN = "export.json"
@@ -164,7 +165,7 @@ def source_fingerprint(records: Sequence[ClipRecord]) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class ExportPlan:
     """An export: which clips, made into tokens by what, with which options."""
 
     output: str
@@ -185,9 +186,12 @@ class Plan:
             "provenance": dataclasses.asdict(self.provenance),
         }
 
-    def shard_name(self, number: int) -> str:
-        """File name of a shard."""
-        return shard_name(DATASET, self.options.format, number, self.options.shards)
+    @property
+    def job(self) -> ShardedJob:
+        """The dataset's shards; the counts of codes (npz) belong to every report."""
+        return ShardedJob(
+            self.output, DATASET, self.options.format, self.options.shards, companions=("npz",)
+        )
 
     def clips_of(self, shard: int) -> range:
         """The numbers of a shard's clips: consecutive, whatever the number of hosts."""
@@ -202,7 +206,7 @@ class Plan:
         """
         path = epath.Path(self.output) / PLAN
         if not path.exists():
-            write_text(path, json.dumps(self.to_dict(), indent=1))
+            write_json(path, self.to_dict())
             return
         try:
             found = json.loads(path.read_text())

@@ -1,4 +1,4 @@
-"""What a record of tokens holds, and how it lies in a tf.train.Example.
+"""What a record of tokens holds, and how it is stored in a tf.train.Example.
 
 A record is one block of a video: a window of its frames, or a tile of such a window. All keys are
 listed here; token arrays are little-endian uint16 for up to 16 bits, and uint32 above.
@@ -6,30 +6,33 @@ listed here; token arrays are little-endian uint16 for up to 16 bits, and uint32
 
 import struct
 import zlib
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 
 # Not where it is used: while TFDS is imported, imports in other threads fail.
 import tensorflow_datasets as tfds
-from google.protobuf.message import DecodeError
-from tensorflow_datasets.proto import tf_example_pb2
 
 from pyratok_jax.data.padding import Padding
 from pyratok_jax.errors import UserError
+from pyratok_jax.io.records import ExampleSchema, Features, parse_example
 from pyratok_jax.tokens.coding import pack, unpack
 
 SCHEMA_VERSION = 1
 
-TEXT_KEYS = ("id", "video", "path", "caption", "text_encoder", "code", "checkpoint")
-FLOAT_KEYS = ("fps", "start", "end")
-INT_KEYS = (
-    "schema", "block", "blocks", "first_frame", "top", "left", "overlap", "frames", "height",
-    "width", "padded_frames", "padded_height", "padded_width", "video_frames", "video_height",
-    "video_width", "bits", "vocabulary", "levels",
+TOKEN_SCHEMA = ExampleSchema(
+    texts=("id", "video", "path", "caption", "text_encoder", "code", "checkpoint"),
+    floats=("fps", "start", "end"),
+    integers=(
+        "schema", "block", "blocks", "first_frame", "top", "left", "overlap", "frames", "height",
+        "width", "padded_frames", "padded_height", "padded_width", "video_frames", "video_height",
+        "video_width", "bits", "vocabulary", "levels",
+    ),
 )  # fmt: skip
 CHECKSUM_KEY = "checksum"
+_STORED = replace(TOKEN_SCHEMA, integers=(*TOKEN_SCHEMA.integers, CHECKSUM_KEY))
 MAX_LEVELS = 64
 
 
@@ -138,15 +141,15 @@ def token_dtype(bits: int) -> np.dtype:
 
 
 def checksum(record: TokenRecord) -> int:
-    """CRC-32 of a record's content, whatever form it is stored in.
+    """CRC-32 of a record's content, however it is stored.
 
-    It runs over the keys in the order of TEXT_KEYS, FLOAT_KEYS, INT_KEYS, then the levels' arrays:
-    texts as UTF-8, numbers as little-endian float32 and int64, tokens as little-endian integers in
-    raster order; each item is preceded by its length in bytes as int64.
+    It runs over the texts, floats and integers of `TOKEN_SCHEMA` in that order, then the levels'
+    arrays: texts as UTF-8, numbers as little-endian float32 and int64, tokens as little-endian
+    integers in raster order; each item is preceded by its length in bytes as int64.
     """
-    parts = [getattr(record, key).encode() for key in TEXT_KEYS]
-    parts += [struct.pack("<f", getattr(record, key)) for key in FLOAT_KEYS]
-    parts += [struct.pack("<q", getattr(record, key)) for key in INT_KEYS]
+    parts = [getattr(record, key).encode() for key in TOKEN_SCHEMA.texts]
+    parts += [struct.pack("<f", getattr(record, key)) for key in TOKEN_SCHEMA.floats]
+    parts += [struct.pack("<q", getattr(record, key)) for key in TOKEN_SCHEMA.integers]
     dtype = token_dtype(record.bits)
     parts += [np.ascontiguousarray(level, dtype).tobytes() for level in record.tokens]
     value = 0
@@ -162,29 +165,22 @@ def encode_record(record: TokenRecord, packed: bool = False) -> bytes:
         record: what to store.
         packed: entropy-code the tokens.
     """
-    example = tf_example_pb2.Example()
-    feature = example.features.feature
-    for key in TEXT_KEYS:
-        feature[key].bytes_list.value.append(getattr(record, key).encode())
-    for key in FLOAT_KEYS:
-        feature[key].float_list.value.append(getattr(record, key))
-    for key in INT_KEYS:
-        feature[key].int64_list.value.append(getattr(record, key))
-    feature[CHECKSUM_KEY].int64_list.value.append(checksum(record))
+    values = {key: getattr(record, key) for key in _FIELDS} | {CHECKSUM_KEY: checksum(record)}
+    arrays: dict[str, Sequence[bytes] | Sequence[int]] = {}
     for number, level in enumerate(record.tokens, start=1):
         if packed:
-            feature[f"packed_{number}"].bytes_list.value.append(pack(level, record.bits))
-            feature[f"grid_{number}"].int64_list.value.extend(level.shape)
+            arrays[f"packed_{number}"] = [pack(level, record.bits)]
+            arrays[f"grid_{number}"] = level.shape
         elif record.bits <= 16:
-            # The form of tfds.features.Tensor(shape=(None,) * 3, encoding="bytes").
+            # As tfds.features.Tensor(shape=(None,) * 3, encoding="bytes") stores it.
             data = np.ascontiguousarray(level, token_dtype(record.bits)).tobytes()
-            feature[f"tokens_{number}/value"].bytes_list.value.append(data)
-            feature[f"tokens_{number}/shape"].int64_list.value.extend(level.shape)
+            arrays[f"tokens_{number}/value"] = [data]
+            arrays[f"tokens_{number}/shape"] = level.shape
         else:
             # TensorFlow decodes no raw uint32.
-            feature[f"tokens_{number}"].int64_list.value.extend(level.ravel().tolist())
-            feature[f"grid_{number}"].int64_list.value.extend(level.shape)
-    return example.SerializeToString(deterministic=True)
+            arrays[f"tokens_{number}"] = level.ravel().tolist()
+            arrays[f"grid_{number}"] = level.shape
+    return _STORED.encode(values, arrays)
 
 
 def decode_record(data: bytes, where: str, any_schema: bool = False) -> TokenRecord:
@@ -200,9 +196,9 @@ def decode_record(data: bytes, where: str, any_schema: bool = False) -> TokenRec
         SchemaError: written in a schema that is not known here.
     """
     try:
-        feature = tf_example_pb2.Example.FromString(data).features.feature
-    except DecodeError as error:
-        raise DamagedRecordError(where, f"it is not a tf.train.Example ({error})") from error
+        feature = parse_example(data)
+    except ValueError as error:
+        raise DamagedRecordError(where, f"it is {error}") from error
     if "schema" not in feature or not feature["schema"].int64_list.value:
         raise DamagedRecordError(where, "it has no key schema, so it is not a record of tokens")
     version = feature["schema"].int64_list.value[0]
@@ -223,16 +219,14 @@ def decode_record(data: bytes, where: str, any_schema: bool = False) -> TokenRec
     return record
 
 
-def _scalars(feature: Any) -> dict[str, Any]:
-    values: dict[str, Any] = {k: feature[k].bytes_list.value[0].decode() for k in TEXT_KEYS}
-    values |= {k: feature[k].float_list.value[0] for k in FLOAT_KEYS}
-    values |= {k: feature[k].int64_list.value[0] for k in INT_KEYS}
+def _scalars(features: Features) -> dict[str, Any]:
+    values = TOKEN_SCHEMA.scalars(features)
     if not (1 <= values["bits"] <= 32 and 1 <= values["levels"] <= MAX_LEVELS):
         raise ValueError(f"{values['levels']} levels of {values['bits']} bits")
     return values
 
 
-def _level(feature: Any, number: int, bits: int) -> np.ndarray:
+def _level(feature: Features, number: int, bits: int) -> np.ndarray:
     dtype = token_dtype(bits)
     if f"packed_{number}" in feature:
         grid = tuple(feature[f"grid_{number}"].int64_list.value)
@@ -246,11 +240,11 @@ def _level(feature: Any, number: int, bits: int) -> np.ndarray:
     return np.array(feature[f"tokens_{number}"].int64_list.value, dtype).reshape(grid)
 
 
-def tfds_features(bits: int, levels: int, packed: bool) -> dict[str, Any]:
+def tfds_features(
+    bits: int, levels: int, packed: bool
+) -> dict[str, tfds.features.FeatureConnector]:
     """TFDS's feature connectors of such records, by key."""
-    features: dict[str, Any] = {key: tfds.features.Text() for key in TEXT_KEYS}
-    features |= {key: tfds.features.Scalar(np.float32) for key in FLOAT_KEYS}
-    features |= {key: tfds.features.Scalar(np.int64) for key in (*INT_KEYS, CHECKSUM_KEY)}
+    features = _STORED.tfds_features()
     for number in range(1, levels + 1):
         if packed:
             features[f"packed_{number}"] = tfds.features.Tensor(shape=(), dtype=np.object_)
@@ -267,9 +261,7 @@ def tfds_features(bits: int, levels: int, packed: bool) -> dict[str, Any]:
 
 def feature_spec(bits: int, levels: int, packed: bool) -> dict[str, str]:
     """The feature spec for `tf.io.parse_single_example`, as source text by key."""
-    spec = {key: "tf.io.FixedLenFeature([], tf.string)" for key in TEXT_KEYS}
-    spec |= {key: "tf.io.FixedLenFeature([], tf.float32)" for key in FLOAT_KEYS}
-    spec |= {key: "tf.io.FixedLenFeature([], tf.int64)" for key in (*INT_KEYS, CHECKSUM_KEY)}
+    spec = _STORED.parsing_spec()
     for number in range(1, levels + 1):
         if packed:
             spec[f"packed_{number}"] = "tf.io.FixedLenFeature([], tf.string)"
@@ -284,4 +276,4 @@ def feature_spec(bits: int, levels: int, packed: bool) -> dict[str, str]:
 
 
 _FIELDS = {field.name for field in fields(TokenRecord)} - {"tokens"}
-assert {*TEXT_KEYS, *FLOAT_KEYS, *INT_KEYS} == _FIELDS
+assert {*TOKEN_SCHEMA.texts, *TOKEN_SCHEMA.floats, *TOKEN_SCHEMA.integers} == _FIELDS

@@ -8,74 +8,60 @@ a report is finished.
 
 import dataclasses
 import errno
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from etils import epath
-from tensorflow_datasets.proto import tf_example_pb2
 
-from pyratok_jax.data.shard_writing import ShardWriter, publish, write_text
-from pyratok_jax.data.sources.record_files import open_records
 from pyratok_jax.errors import UserError
+from pyratok_jax.io.records import parse_example
+from pyratok_jax.io.sharded_job import Rejection, Report
+from pyratok_jax.io.shards import ShardWriter, open_records
 from pyratok_jax.metrics.code_usage import count_codes, counted_bits
-from pyratok_jax.tokens.plan import Plan
+from pyratok_jax.tokens.plan import ExportPlan
 from pyratok_jax.tokens.schema import TokenRecord, decode_record, encode_record
 
-REPORTS = "reports"
 # Uncompressed, so that the records of a damaged file can be found.
 ARRAY_RECORD_OPTIONS = "group_size:1,uncompressed"
 _TOTALS = ("records", "frames", "seconds", "pixels", "tokens", "raw_bits", "stored_bits", "bytes",
            "with_caption")  # fmt: skip
 
 
-def report_path(output: str, number: int, suffix: str = "json") -> epath.Path:
-    """Where a shard's report (json) and code counts (npz) lie."""
-    return epath.Path(output) / REPORTS / f"{number:05d}.{suffix}"
-
-
-def finished_report(plan: Plan, number: int) -> dict[str, Any] | None:
-    """The report of a finished shard; None when the shard has to be made (again)."""
-    path, shard = report_path(plan.output, number), epath.Path(plan.output, plan.shard_name(number))
-    try:
-        report = json.loads(path.read_text())
-        whole = shard.stat().length == report["file_bytes"]
-        return report if whole and report_path(plan.output, number, "npz").exists() else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
 class ShardSpool:
     """Collects the blocks of one shard.
 
-    Call `begin` for every clip, `add` for every encoded block, and `end` or `reject` when the clip
-    is read; the shard is `complete` when all clips are and no block is outstanding.
+    Call `expect` for every block that is sent to be encoded, `add` when it is, and `end` or
+    `reject` when a clip was read; the shard is `complete` when all clips were and no block is
+    outstanding.
     """
 
-    def __init__(self, plan: Plan, number: int, scratch: Path) -> None:
+    def __init__(self, plan: ExportPlan, number: int, scratch: Path) -> None:
         self.plan, self.number = plan, number
         self.waiting = len(plan.clips_of(number))
-        self.outstanding = 0
+        self._outstanding = 0
         self._scratch = scratch
         self._path = scratch / f"{number:05d}.spool"
         self._file = self._path.open("w+b", buffering=1 << 16)
         self._places: dict[tuple[int, int], tuple[int, int]] = {}
         self._ends: dict[int, dict[str, int]] = {}
-        self.rejected: dict[int, dict[str, str]] = {}
+        self.rejected: dict[int, Rejection] = {}
 
     @property
     def complete(self) -> bool:
         """Whether nothing is missing any more."""
-        return not self.waiting and not self.outstanding
+        return not self.waiting and not self._outstanding
+
+    def expect(self) -> None:
+        """A block of the shard is on its way to be encoded."""
+        self._outstanding += 1
 
     def add(self, clip: int, record: TokenRecord) -> None:
         """An encoded block of a clip."""
         data = encode_record(record)
         self._places[clip, record.block] = self._file.tell(), len(data)
         self._file.write(data)
-        self.outstanding -= 1
+        self._outstanding -= 1
 
     def end(self, clip: int, blocks: int, frames: int, height: int, width: int) -> None:
         """A clip was read to its end."""
@@ -89,13 +75,13 @@ class ShardSpool:
         self.waiting -= 1
         self.rejected[clip] = {"id": name, "path": path, "reason": reason}
 
-    def finish(self) -> dict[str, Any]:
+    def finish(self) -> Report:
         """Write the shard, its code counts and its report, which is returned."""
         plan, options = self.plan, self.plan.options
         bits = plan.provenance.bits
         counts = np.zeros((len(plan.provenance.grids), 2 ** counted_bits(bits)), np.int64)
         totals = dict.fromkeys(_TOTALS, 0)
-        local = self._scratch / plan.shard_name(self.number)
+        local = self._scratch / plan.job.shard_name(self.number)
         with ShardWriter(local, options.format, ARRAY_RECORD_OPTIONS) as writer:
             for clip, block in sorted(self._places):
                 if clip in self.rejected:
@@ -109,11 +95,12 @@ class ShardSpool:
             raise OSError(errno.EIO, "the written shard does not hold all its records")
         npz = self._scratch / f"{self.number:05d}.npz"
         np.savez_compressed(npz, counts=counts)
-        report = {"clips": len(self._ends), "file_bytes": local.stat().st_size, **totals,
-                  "rejected": [self.rejected[clip] for clip in sorted(self.rejected)]}  # fmt: skip
-        publish(local, epath.Path(plan.output) / local.name)
-        publish(npz, report_path(plan.output, self.number, "npz"))
-        write_text(report_path(plan.output, self.number), json.dumps(report, indent=1))
+        report = plan.job.publish(
+            self.number, local,
+            {"clips": len(self._ends), **totals,
+             "rejected": [self.rejected[clip] for clip in sorted(self.rejected)]},
+            companions={"npz": npz},
+        )  # fmt: skip
         self.close()
         return report
 
@@ -146,7 +133,7 @@ def _add_totals(totals: dict[str, Any], record: TokenRecord, data: bytes, packed
 
 
 def _packed_bits(data: bytes) -> int:
-    feature = tf_example_pb2.Example.FromString(data).features.feature
+    feature = parse_example(data)
     packed = (key for key in feature if key.startswith("packed_"))
     return sum(8 * len(feature[key].bytes_list.value[0]) for key in packed)
 
@@ -163,5 +150,5 @@ def full_disk(output: str, finished: int, shards: int) -> UserError:
     """What to tell the user then."""
     return UserError(
         f"the disk of {output} is full: {finished} of {shards} shards are finished and valid, the "
-        "unfinished ones are not kept; make room and run the same command again to go on"
+        "unfinished ones are not kept; make room and run the same command again to resume"
     )

@@ -1,15 +1,16 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from pyratok_jax.data import preparing
 from pyratok_jax.data.config import data_config
 from pyratok_jax.data.pipeline import make_loader
 from pyratok_jax.data.prepare import main, parser
@@ -17,6 +18,7 @@ from pyratok_jax.data.sources.index import index_clips
 from pyratok_jax.data.sources.registry import load_source
 from pyratok_jax.data.video.files import BrokenVideoError, read_clip, read_image
 from pyratok_jax.errors import UserError
+from pyratok_jax.io import sharded_job
 from tests.data.synthetic import numbers_of
 
 ROOT = Path(__file__).parents[2]
@@ -152,8 +154,8 @@ def test_same_bytes_again_and_resumed_without_redoing(raw, prepared, tmp_path, m
     shard.write_bytes(b"half")
     stamps = {p.name: p.stat().st_mtime_ns for p in other.glob("clips-train*")}
     written = []
-    real = preparing.publish
-    monkeypatch.setattr(preparing, "publish", lambda a, b: (written.append(b.name), real(a, b)))
+    real = sharded_job.publish
+    monkeypatch.setattr(sharded_job, "publish", lambda a, b: (written.append(b.name), real(a, b)))
     prepare(raw, other)
     assert hashes(other) == hashes(prepared)
     assert [n for n in written if n.startswith("clips-train")] == [shard.name]
@@ -204,4 +206,8 @@ def test_without_beam_the_command_says_what_to_install(raw, tmp_path):
         capture_output=True, text=True, check=False, env=dict(os.environ, PYTHONPATH=str(ROOT)),
     )  # fmt: skip
     assert result.returncode == 2
-    assert result.stderr.count("\n") == 1 and ".[prepare]" in result.stderr
+    assert result.stderr.count("\n") == 1
+    named = re.search(r"pip install -e '\.\[(\w+)\]'", result.stderr).group(1)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = project["optional-dependencies"][named]
+    assert any(requirement.startswith("apache-beam") for requirement in wanted)

@@ -1,10 +1,23 @@
 """Atomic writes: the old file until the new one is complete, and no scratch file afterwards."""
 
 import json
+import os
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from pyratok_jax.io.atomic import atomic_path, write_bytes, write_json, write_text
+from pyratok_jax.io import atomic
+from pyratok_jax.io.atomic import (
+    atomic_folder,
+    atomic_path,
+    publish,
+    write_bytes,
+    write_json,
+    write_npz,
+    write_png,
+    write_text,
+)
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path):
@@ -34,3 +47,48 @@ def test_a_block_that_writes_nothing_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError), atomic_path(tmp_path / "a"):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+def test_arrays_and_pictures(tmp_path):
+    write_npz(tmp_path / "a.npz", compress=True, counts=np.arange(3))
+    with np.load(tmp_path / "a.npz", allow_pickle=False) as arrays:
+        np.testing.assert_array_equal(arrays["counts"], [0, 1, 2])
+    pixels = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
+    write_png(tmp_path / "a.png", pixels)
+    write_png(tmp_path / "b.png", Image.fromarray(pixels))
+    for name in ("a.png", "b.png"):
+        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / name)), pixels)
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_file_is_on_the_disk_before_it_takes_its_name(tmp_path, monkeypatch):
+    path, flushed = tmp_path / "a", []
+    real = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda d: (flushed.append(path.exists()), real(d)))
+    write_text(path, "x")
+    assert flushed == [False, True]  # The file itself, then the folder that names it.
+
+
+def test_publishing_moves_a_file(tmp_path, monkeypatch):
+    for copied in (False, True):
+        local, target = tmp_path / "local", tmp_path / "out" / f"{copied}"
+        local.write_text("x")
+        if copied:  # As if on another disk: no rename is possible, the bytes are copied.
+            monkeypatch.setattr(atomic, "is_remote", lambda path: True)
+        publish(local, target)
+        assert target.read_text() == "x" and not local.exists()
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["False", "True"]
+
+
+def test_a_folder_appears_whole_and_replaces_an_older_one(tmp_path):
+    path = tmp_path / "deep" / "folder"
+    for content in ("first", "second"):
+        with atomic_folder(path) as scratch:
+            (scratch / content).write_text(content)
+            assert not (path / content).exists()
+        assert [p.name for p in path.iterdir()] == [content]
+    with pytest.raises(ValueError), atomic_folder(path) as scratch:
+        (scratch / "third").write_text("half")
+        raise ValueError
+    assert [p.name for p in path.iterdir()] == ["second"]
+    assert [p.name for p in path.parent.iterdir()] == ["folder"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pyratok_jax.tokens.plan import ExportOptions, Plan, provenance_of, source_fingerprint
+from pyratok_jax.tokens.plan import ExportOptions, ExportPlan, provenance_of, source_fingerprint
 from tests.data.synthetic import numbered_frames, write_video
 from tests.tokens.tiny import PixelTokenizer
 
@@ -46,7 +46,7 @@ def videos(tmp_path_factory):
 def plan_of(tokenizer, records, output, **changes):
     options = ExportOptions(**({"shards": 3, "window": 5, "batch": 2} | changes))
     output.mkdir(parents=True, exist_ok=True)
-    return Plan(str(output), options, provenance_of(tokenizer), "test",
+    return ExportPlan(str(output), options, provenance_of(tokenizer), "test",
                 source_fingerprint(records), len(records))  # fmt: skip
 
 

@@ -16,9 +16,9 @@ from pyratok_jax.data.padding import pad_clip
 from pyratok_jax.data.sources.registry import load_source
 from pyratok_jax.data.video.files import BrokenVideoError, iter_frames, read_image
 from pyratok_jax.errors import UserError
+from pyratok_jax.io import sharded_job
 from pyratok_jax.tokens import TokenDataset, exporting, frames
 from pyratok_jax.tokens import prefetch as reading
-from pyratok_jax.tokens import shards as shards_module
 from pyratok_jax.tokens.blocks import WindowJoiner, cut_blocks, tile_starts
 from pyratok_jax.tokens.card import write_card
 from pyratok_jax.tokens.exporting import Machine, export
@@ -159,13 +159,13 @@ def test_finished_shards_are_not_computed_again(
     plan = make_plan(records, output)
     plan.write_or_compare()
     (output / "reports" / "00001.json").unlink()
-    damaged = output / plan.shard_name(2)
+    damaged = output / plan.job.shard_name(2)
     damaged.write_bytes(damaged.read_bytes()[:-9])
-    stamp = (output / plan.shard_name(0)).stat().st_mtime_ns
+    stamp = (output / plan.job.shard_name(0)).stat().st_mtime_ns
     seen = []
     export(plan, records, tokenizer, Machine(), lambda p: seen.append(p.clips + p.rejected))
     assert seen[-1] == len(plan.clips_of(1)) + len(plan.clips_of(2)) < len(records)
-    assert (output / plan.shard_name(0)).stat().st_mtime_ns == stamp
+    assert (output / plan.job.shard_name(0)).stat().st_mtime_ns == stamp
     assert hashes(output) == hashes(exported[0])
 
 
@@ -290,7 +290,7 @@ def test_a_full_disk_ends_clearly_and_can_be_continued(
     exported, records, tokenizer, tmp_path, make_plan, monkeypatch
 ):
     plan = make_plan(records, tmp_path / "o", shards=3)
-    real, calls = shards_module.publish, []
+    real, calls = sharded_job.publish, []
 
     def publish(local, target):
         calls.append(target.name)
@@ -299,7 +299,7 @@ def test_a_full_disk_ends_clearly_and_can_be_continued(
             raise OSError(errno.ENOSPC, "No space left on device")
         real(local, target)
 
-    monkeypatch.setattr(shards_module, "publish", publish)
+    monkeypatch.setattr(sharded_job, "publish", publish)
     with pytest.raises(UserError, match="full: 1 of 3 shards are finished.*same command"):
         export(plan, records, tokenizer, Machine())
     assert [p for p in (tmp_path / "o").iterdir() if p.name.startswith(".unf")] == []
@@ -318,9 +318,9 @@ def test_a_file_system_that_is_too_small(records, tokenizer, tmp_path, make_plan
         plan = make_plan(records, disk / "o")
         with pytest.raises(UserError, match="is full"):
             export(plan, records, tokenizer, Machine())
-        whole = [n for n in range(3) if shards_module.finished_report(plan, n)]
+        whole = [n for n in range(3) if plan.job.is_done(n)]
         for number in whole:
-            assert len(TokenDataset(str(disk / "o" / plan.shard_name(number))))
+            assert len(TokenDataset(str(disk / "o" / plan.job.shard_name(number))))
         mount[4] = "remount,size=30m"
         subprocess.run(mount, check=True)
         export(plan, records, tokenizer, Machine())
@@ -330,12 +330,12 @@ def test_a_file_system_that_is_too_small(records, tokenizer, tmp_path, make_plan
         subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
-@pytest.mark.parametrize("name", ["publish", "write_text"])
+@pytest.mark.parametrize("name", ["publish", "write_json"])
 def test_interrupted_at_every_write_and_started_again(
     exported, records, tokenizer, tmp_path, make_plan, monkeypatch, name
 ):
     """Shard, counts and report of each of three shards; then the same bytes as in one go."""
-    real = getattr(shards_module, name)
+    real = getattr(sharded_job, name)
     for stop in range(1, 7 if name == "publish" else 4):
         plan = make_plan(records, tmp_path / str(stop))
         calls = []
@@ -346,7 +346,7 @@ def test_interrupted_at_every_write_and_started_again(
                 raise KeyboardInterrupt
             real(*arguments)
 
-        monkeypatch.setattr(shards_module, name, write)
+        monkeypatch.setattr(sharded_job, name, write)
         with pytest.raises(KeyboardInterrupt):
             export(plan, records, tokenizer, Machine())
         monkeypatch.undo()

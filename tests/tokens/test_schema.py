@@ -14,7 +14,7 @@ from pyratok_jax.metrics.code_usage import count_codes, usage
 from pyratok_jax.tokens import DamagedRecordError, flatten, separator_id, soi_id, unflatten
 from pyratok_jax.tokens.coding import pack, unpack
 from pyratok_jax.tokens.schema import (
-    INT_KEYS,
+    TOKEN_SCHEMA,
     SchemaError,
     TokenRecord,
     checksum,
@@ -29,7 +29,7 @@ def record(bits=16, **changes):
     rng = np.random.default_rng(bits)
     dtype = np.uint16 if bits <= 16 else np.uint32
     tokens = tuple(rng.integers(0, 2**bits, g, dtype=np.uint64).astype(dtype) for g in GRIDS)
-    numbers = dict.fromkeys(INT_KEYS, 3) | {"bits": bits, "levels": 2, "schema": 1}
+    numbers = dict.fromkeys(TOKEN_SCHEMA.integers, 3) | {"bits": bits, "levels": 2, "schema": 1}
     values = dict(tokens=tokens, id="a", video="a", path="/x/ä.mp4", caption="Ein Hund", fps=25.0,
                   text_encoder="", code="c", checkpoint="k", start=-1.0, end=1.5)  # fmt: skip
     return TokenRecord(**(values | numbers | changes))
@@ -59,7 +59,7 @@ def test_the_checksum_is_the_documented_one():
     texts = [r.id, r.video, r.path, r.caption, r.text_encoder, r.code, r.checkpoint]
     items = [t.encode() for t in texts]
     items += [np.float32(v).astype("<f4").tobytes() for v in (r.fps, r.start, r.end)]
-    items += [np.int64(getattr(r, key)).astype("<i8").tobytes() for key in INT_KEYS]
+    items += [np.int64(getattr(r, key)).astype("<i8").tobytes() for key in TOKEN_SCHEMA.integers]
     items += [level.astype("<u2").tobytes() for level in r.tokens]
     expected = zlib.crc32(b"".join(len(i).to_bytes(8, "little") + i for i in items))
     assert checksum(r) == expected

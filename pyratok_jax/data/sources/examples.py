@@ -1,24 +1,22 @@
 """Clips as tf.train.Example messages, the content of ArrayRecord and TFRecord shards.
 
-Ours hold the keys of `EXAMPLE_KEYS`; of others, the media and the caption are found by the names
-that are common for them. An Example's bytes are parsed as a protocol buffer only.
+Ours hold the keys of `CLIP_SCHEMA` and `MEDIA_KEY`; of others, the media and the caption are found
+by the names that are common for them.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from google.protobuf.message import DecodeError
-
-# Not where it is used: while TFDS is imported, imports in other threads fail.
-from tensorflow_datasets.proto import tf_example_pb2
-
 from pyratok_jax.data.sources.records import ClipRecord
 from pyratok_jax.data.video.files import BrokenVideoError
+from pyratok_jax.io.records import ExampleSchema, Values, feature_values, parse_example
 
-# Our keys: text, then numbers. `video` holds the compressed clip, or one image file per frame.
-TEXT_KEYS = ("id", "caption", "path", "buckets")
-FLOAT_KEYS = ("start", "end", "seconds", "fps")
-INT_KEYS = ("width", "height", "frames")
+CLIP_SCHEMA = ExampleSchema(
+    texts=("id", "caption", "path", "buckets"),
+    floats=("start", "end", "seconds", "fps"),
+    integers=("width", "height", "frames"),
+)
+# The compressed clip, or one image file per frame.
 MEDIA_KEY = "video"
 
 _MEDIA = (MEDIA_KEY, "video_bytes", "mp4", "video/encoded", "image", "image/encoded", "jpg", "png")
@@ -30,21 +28,11 @@ def encode_example(values: Mapping[str, Any], media: Sequence[bytes]) -> bytes:
     """Serialise one clip; equal content gives equal bytes.
 
     Args:
-        values: by our keys; a missing or None text is stored as "", a missing number as -1.
+        values: by the keys of `CLIP_SCHEMA`; a missing or None text is stored as "", a missing
+            number as -1.
         media: the compressed clip as one item, or the image files of its frames.
     """
-    example = tf_example_pb2.Example()
-    feature = example.features.feature
-    for key in TEXT_KEYS:
-        feature[key].bytes_list.value.append((values.get(key) or "").encode())
-    for key in FLOAT_KEYS:
-        number = values.get(key)
-        feature[key].float_list.value.append(-1.0 if number is None else number)
-    for key in INT_KEYS:
-        number = values.get(key)
-        feature[key].int64_list.value.append(-1 if number is None else number)
-    feature[MEDIA_KEY].bytes_list.value.extend(media)
-    return example.SerializeToString(deterministic=True)
+    return CLIP_SCHEMA.encode(values, {MEDIA_KEY: media})
 
 
 def decode_example(data: bytes, where: str) -> ClipRecord:
@@ -54,11 +42,11 @@ def decode_example(data: bytes, where: str) -> ClipRecord:
         BrokenVideoError: not an Example, or without media.
     """
     try:
-        feature = tf_example_pb2.Example.FromString(data).features.feature
-    except DecodeError as error:
-        raise BrokenVideoError(where, f"not a tf.train.Example ({error})") from error
-    values = {key: _values(feature[key]) for key in feature}
-    media = next((values[key] for key in _MEDIA if _is_media(values.get(key))), None)
+        features = parse_example(data)
+    except ValueError as error:
+        raise BrokenVideoError(where, str(error)) from error
+    values = {key: feature_values(features[key]) for key in features}
+    media = next((found for key in _MEDIA if (found := _media(values.get(key)))), None)
     if media is None:
         keys = ", ".join(sorted(values)) or "none"
         raise BrokenVideoError(where, f"it has none of the keys {', '.join(_MEDIA)} (its: {keys})")
@@ -78,34 +66,27 @@ def decode_example(data: bytes, where: str) -> ClipRecord:
     )
 
 
-def _values(feature: Any) -> list:
-    kind = feature.WhichOneof("kind")
-    return [] if kind is None else list(getattr(feature, kind).value)
+def _media(values: Values | None) -> list[bytes]:
+    """The values of a key, if they are bytes and the first is not empty; else none."""
+    found = [value for value in values or () if isinstance(value, bytes)]
+    return found if found and found[0] else []
 
 
-def _is_media(values: list | None) -> bool:
-    return (
-        values is not None
-        and len(values) > 0
-        and isinstance(values[0], bytes)
-        and len(values[0]) > 0
-    )
-
-
-def _text(values: Mapping[str, list], keys: tuple[str, ...]) -> str | None:
+def _text(values: Mapping[str, Values], keys: tuple[str, ...]) -> str | None:
     for key in keys:
-        if values.get(key) and isinstance(values[key][0], bytes):
-            return values[key][0].decode("utf-8", "replace") or None
+        first = next(iter(values.get(key) or ()), None)
+        if isinstance(first, bytes):
+            return first.decode("utf-8", "replace") or None
     return None
 
 
-def _number(values: Mapping[str, list], key: str) -> float | None:
+def _number(values: Mapping[str, Values], key: str) -> float | None:
     found = values.get(key)
     if not found or isinstance(found[0], bytes) or found[0] < 0:
         return None
     return float(found[0])
 
 
-def _whole(values: Mapping[str, list], key: str) -> int | None:
+def _whole(values: Mapping[str, Values], key: str) -> int | None:
     number = _number(values, key)
     return None if number is None else int(number)

@@ -15,11 +15,11 @@ from etils import epath
 
 from pyratok_jax.data.sources.builtin import demo_records
 from pyratok_jax.data.sources.manifests import MANIFEST_SUFFIXES, load_manifest, read_bytes
-from pyratok_jax.data.sources.record_files import shard_files
 from pyratok_jax.data.sources.records import ClipRecord
 from pyratok_jax.data.sources.shards import ShardRecords
 from pyratok_jax.data.video.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, BrokenVideoError
 from pyratok_jax.errors import UserError
+from pyratok_jax.io.shards import shard_files
 
 MEDIA_SUFFIXES = VIDEO_SUFFIXES + IMAGE_SUFFIXES
 

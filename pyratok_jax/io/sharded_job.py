@@ -1,0 +1,149 @@
+"""A dataset written shard by shard, by several processes if need be, and resumable at each shard.
+
+A finished shard leaves a report beside it, which is written last: a shard with a report is
+complete. A later run writes only the shards that have none. Whoever finds all reports there
+describes the dataset, from the reports alone, so that it does not matter who comes last.
+
+    OUTPUT/NAME-train.array_record-00003-of-00016    the records
+    OUTPUT/reports/00003.json                        the report, plain JSON
+    OUTPUT/rejected.jsonl                            what was left out, with the reasons
+    OUTPUT/dataset_info.json, features.json          TFDS's metadata
+"""
+
+import contextlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypedDict
+
+from etils import epath
+
+from pyratok_jax.errors import UserError
+from pyratok_jax.io.atomic import publish, write_json, write_text
+from pyratok_jax.io.shards import shard_name, write_tfds_metadata
+
+REPORTS, REJECTED = "reports", "rejected.jsonl"
+Report = dict[str, Any]
+
+
+class Rejection(TypedDict):
+    """A clip that was left out."""
+
+    id: str
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class ShardedJob:
+    """The shards of one dataset and how far they are.
+
+    Attributes:
+        output: the dataset's folder, local or remote.
+        dataset: the name in the shards' names.
+        format: one of `shards.FORMATS`.
+        shards: how many.
+        companions: suffixes of further files that belong to every shard's report.
+    """
+
+    output: str
+    dataset: str
+    format: str
+    shards: int
+    companions: tuple[str, ...] = ()
+
+    def shard_name(self, number: int) -> str:
+        """File name of a shard."""
+        return shard_name(self.dataset, self.format, number, self.shards)
+
+    def shard_path(self, number: int) -> epath.Path:
+        """Where a shard belongs."""
+        return epath.Path(self.output) / self.shard_name(number)
+
+    def report_path(self, number: int, suffix: str = "json") -> epath.Path:
+        """Where a shard's report (json) or a companion of it belongs."""
+        return epath.Path(self.output) / REPORTS / f"{number:05d}.{suffix}"
+
+    def finished_report(self, number: int, key: str | None = None) -> Report | None:
+        """The report of a finished shard; None when the shard has to be written (again).
+
+        Args:
+            number: of the shard.
+            key: what it has to be made from, as it was given to `publish`.
+        """
+        try:
+            report = json.loads(self.report_path(number).read_text())
+            size = self.shard_path(number).stat().length
+            whole = size == report.get("file_bytes", size) and report.get("key") == key
+        except (OSError, ValueError, AttributeError):
+            return None
+        there = all(self.report_path(number, suffix).exists() for suffix in self.companions)
+        return report if whole and there else None
+
+    def is_done(self, number: int, key: str | None = None) -> bool:
+        """Whether a shard is complete, and made from what `key` stands for."""
+        return self.finished_report(number, key) is not None
+
+    def publish(
+        self,
+        number: int,
+        local: Path,
+        report: Mapping[str, Any],
+        *,
+        key: str | None = None,
+        companions: Mapping[str, Path] | None = None,
+    ) -> Report:
+        """Put a shard in its place, then its companions, and its report last, which is returned.
+
+        Args:
+            number: of the shard.
+            local: the finished file, which is moved.
+            report: plain JSON values.
+            key: names what the shard is made from, so that a changed input is not taken as done.
+            companions: local files by suffix; the suffixes of `self.companions`.
+        """
+        whole = dict(report) | {"file_bytes": local.stat().st_size}
+        if key is not None:
+            whole["key"] = key
+        publish(local, self.shard_path(number))
+        for suffix, file in (companions or {}).items():
+            publish(file, self.report_path(number, suffix))
+        write_json(self.report_path(number), whole)
+        return whole
+
+    def reports(self, keys: Iterable[str | None] | None = None) -> list[Report] | None:
+        """The reports of all shards; None while some are missing."""
+        wanted = [None] * self.shards if keys is None else list(keys)
+        found = [self.finished_report(number, key) for number, key in enumerate(wanted)]
+        whole = [report for report in found if report is not None]
+        return whole if len(whole) == self.shards else None
+
+    def write_rejected(self, reports: Iterable[Report]) -> list[Rejection]:
+        """Gather what the shards have left out (`rejected` of each report) in one file."""
+        rejected = [entry for report in reports for entry in report["rejected"]]
+        lines = "".join(json.dumps(entry) + "\n" for entry in rejected)
+        write_text(epath.Path(self.output) / REJECTED, lines)
+        return rejected
+
+    def write_metadata(
+        self, features: Mapping[str, Any], lengths: list[int], size: int, description: str
+    ) -> None:
+        """Write TFDS's metadata, see `shards.write_tfds_metadata`."""
+        write_tfds_metadata(
+            epath.Path(self.output), dataset=self.dataset, kind=self.format, features=features,
+            lengths=lengths, size=size, description=description,
+        )  # fmt: skip
+
+
+def check_output(output: str) -> epath.Path:
+    """The folder that a command is to write to, which need not exist yet.
+
+    Raises:
+        UserError: it is a file.
+    """
+    path = epath.Path(output)
+    with contextlib.suppress(OSError):
+        if path.exists() and not path.is_dir():
+            raise UserError(f"--output {output} is a file; give a folder")
+    return path

@@ -1,0 +1,243 @@
+"""Shards of a dataset: ArrayRecord and TFRecord files, read by position and written in order.
+
+Readers load neither TensorFlow nor anything of video or models.
+"""
+
+import abc
+import re
+import struct
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, overload
+
+import numpy as np
+from etils import epath
+
+from pyratok_jax.errors import UserError
+
+T = TypeVar("T")
+SPLIT = "train"
+FORMATS = ("array_record", "tfrecord")
+_SHARD = re.compile(r"\.(array_record|arrayrecord|tfrecords?)(-\d+-of-\d+)?$")
+_LENGTH = struct.Struct("<Q")
+_HEAD, _FOOT = 12, 4  # TFRecord: 8 bytes length and 4 bytes checksum before, 4 bytes after.
+
+
+class RecordFile(Protocol):
+    """The records of one file, as bytes."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, number: int) -> bytes: ...
+
+
+def is_shard(name: str) -> bool:
+    """Whether a file's name is that of an ArrayRecord or TFRecord file."""
+    return _SHARD.search(name) is not None
+
+
+def is_tfrecord(name: str) -> bool:
+    """Whether a file's name is that of a TFRecord file."""
+    match = _SHARD.search(name)
+    return match is not None and match.group(1).startswith("tfrecord")
+
+
+def shard_files(folder: str, split: str | None = None) -> list[str]:
+    """The shards directly in a folder, sorted; with `split`, only those of that TFDS split."""
+    files = []
+    for entry in epath.Path(folder).iterdir():
+        if not entry.name.startswith(".") and is_shard(entry.name):
+            in_split = split is None or re.search(rf"(^|-){re.escape(split)}\.", entry.name)
+            if in_split:
+                files.append(str(entry))
+    return sorted(files)
+
+
+def open_records(file: str) -> RecordFile:
+    """One shard, by the format that its name tells.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        return TFRecordFile(file) if is_tfrecord(file) else ArrayRecordFile(file)
+    except (RuntimeError, OSError, ValueError) as error:
+        raise UserError(f"cannot read the shard {file}: {error}; prepare it again") from error
+
+
+class ArrayRecordFile:
+    """One ArrayRecord file; empty ones, which the library refuses, have no record.
+
+    Raises:
+        RuntimeError: it is cut off.
+    """
+
+    def __init__(self, file: str) -> None:
+        from array_record.python.array_record_data_source import ArrayRecordDataSource
+        from array_record.python.array_record_module import ArrayRecordReader
+
+        size = epath.Path(file).stat().length
+        self._source: Sequence[bytes] = () if not size else ArrayRecordDataSource([file])
+        if size and not len(self._source):
+            # The library takes a file without its end for an empty one, until it is read.
+            ArrayRecordReader(file).read_all()
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, number: int) -> bytes:
+        return self._source[number]
+
+
+class TFRecordFile:
+    """One TFRecord file, made seekable by one pass over its record lengths.
+
+    `damaged` is where it was cut off, in bytes, or None; only with `tolerant` it may be.
+
+    Raises:
+        ValueError: it is cut off, and `tolerant` was not asked for.
+    """
+
+    def __init__(self, file: str, tolerant: bool = False) -> None:
+        self._file = epath.Path(file)
+        self._spans: list[tuple[int, int]] = []
+        self.damaged: int | None = None
+        size, position = self._file.stat().length, 0
+        with self._file.open("rb") as stream:
+            while position < size:
+                stream.seek(position)
+                head = stream.read(_HEAD)
+                length = _LENGTH.unpack(head[:8])[0] if len(head) == _HEAD else size
+                if position + _HEAD + length + _FOOT > size:
+                    self.damaged = position
+                    break
+                self._spans.append((position + _HEAD, length))
+                position += _HEAD + length + _FOOT
+        if self.damaged is not None and not tolerant:
+            raise ValueError("it is cut off")
+
+    def __len__(self) -> int:
+        return len(self._spans)
+
+    def __getitem__(self, number: int) -> bytes:
+        offset, length = self._spans[number]
+        with self._file.open("rb") as stream:
+            stream.seek(offset)
+            return stream.read(length)
+
+
+class ShardedRecords(Sequence[T]):
+    """The records of several shards in order, decoded when they are asked for.
+
+    A data source for grain: it has a length, random access, and pickles as its list of files, which
+    every process opens for itself. Subclasses say how a record is decoded.
+
+    Raises:
+        UserError: a shard cannot be read.
+    """
+
+    def __init__(self, files: Sequence[str]) -> None:
+        self.files = list(files)
+        self._readers: list[RecordFile] = [open_records(file) for file in self.files]
+        self._ends = np.cumsum([len(reader) for reader in self._readers])
+
+    @abc.abstractmethod
+    def _decode(self, data: bytes, where: str) -> T:
+        """The record in the bytes at `where`, SHARD#NUMBER."""
+
+    @abc.abstractmethod
+    def _unreadable(self, where: str, reason: str) -> Exception:
+        """The error that says that the bytes at `where` cannot be read."""
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    @overload
+    def __getitem__(self, number: int) -> T: ...
+    @overload
+    def __getitem__(self, number: slice) -> Sequence[T]: ...
+    def __getitem__(self, number: int | slice) -> T | Sequence[T]:
+        """One record, or a list of several."""
+        if isinstance(number, slice):
+            return [self[i] for i in range(*number.indices(len(self)))]
+        index = number.__index__()
+        index = index + len(self) if index < 0 else index
+        if not 0 <= index < len(self):
+            raise IndexError(number)
+        shard = int(np.searchsorted(self._ends, index, side="right"))
+        offset = index - (int(self._ends[shard - 1]) if shard else 0)
+        where = f"{self.files[shard]}#{offset}"
+        try:
+            data = self._readers[shard][offset]
+        except (RuntimeError, OSError, ValueError, IndexError) as error:
+            raise self._unreadable(where, str(error)) from error
+        return self._decode(data, where)
+
+
+def shard_name(dataset: str, kind: str, number: int, shards: int) -> str:
+    """A shard's file name, as TFDS expects it."""
+    return f"{dataset}-{SPLIT}.{kind}-{number:05d}-of-{shards:05d}"
+
+
+class ShardWriter:
+    """The writer of one shard, as a context manager with `write(bytes)`.
+
+    Args:
+        path: a local file.
+        kind: one of `FORMATS`.
+        options: of ArrayRecord; one record per group, so that each can be read alone.
+    """
+
+    def __init__(self, path: Path, kind: str, options: str = "group_size:1") -> None:
+        if kind == "array_record":
+            from array_record.python.array_record_module import ArrayRecordWriter
+
+            self._writer: Any = ArrayRecordWriter(str(path), options)
+        else:
+            import tensorflow as tf
+
+            self._writer = tf.io.TFRecordWriter(str(path))
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def write(self, data: bytes) -> None:
+        """Append one record."""
+        self._writer.write(data)
+
+    def __exit__(self, *_: object) -> None:
+        self._writer.close()
+
+
+def write_tfds_metadata(
+    output: epath.Path,
+    *,
+    dataset: str,
+    kind: str,
+    features: Mapping[str, Any],
+    lengths: Sequence[int],
+    size: int,
+    description: str,
+) -> None:
+    """Write dataset_info.json and features.json, by which TFDS opens the folder.
+
+    Args:
+        output: the folder of the shards.
+        dataset: the name in the shards' names.
+        kind: one of `FORMATS`.
+        features: TFDS's feature connectors by key.
+        lengths: number of records of each shard.
+        size: bytes of all records.
+        description: for people.
+    """
+    import tensorflow_datasets as tfds
+
+    template = tfds.core.ShardedFileTemplate(
+        data_dir=output, dataset_name=dataset, split=SPLIT, filetype_suffix=kind
+    )
+    split = tfds.core.SplitInfo(
+        name=SPLIT, shard_lengths=list(lengths), num_bytes=size, filename_template=template
+    )
+    tfds.folder_dataset.write_metadata(
+        data_dir=str(output), features=dict(features), split_infos=[split], version="1.0.0",
+        filename_template=template, check_data=False, description=description,
+    )  # fmt: skip
