@@ -16,9 +16,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from pyratok_jax.pods.chips import GIBIBYTE, parse_slice
-from pyratok_jax.pods.compiling import EFFORTS, compile_into
-from pyratok_jax.pods.topology import describe, prepare
+from pyratok_jax.pods.topology import GIBIBYTE, describe, parse_slice, prepare
 
 LEVELS = ((9, 7, 6), (5, 14, 12), (3, 14, 12), (3, 28, 24))
 BITS, TEXT = 16, 128
@@ -94,9 +92,9 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=2, help="over all chips")
     parser.add_argument("--layers", type=int, default=0, help="of the language model; 0: all")
     parser.add_argument("--remat", default="layers", help="what the backward pass keeps")
-    parser.add_argument("--fsdp", type=int, default=1, help="chips over which weights lie")
+    parser.add_argument("--fsdp", type=int, default=1, help="chips over which weights are sharded")
     parser.add_argument("--spatial", type=int, default=1, help="chips that share a large clip")
-    parser.add_argument("--effort", default="full", choices=[e for e in EFFORTS if e != "memory"])
+    parser.add_argument("--effort", default="full", choices=["full", "medium", "low"])
     parser.add_argument("--top", type=int, default=0, help="costliest operations to name")
     parser.add_argument("--hlo", default="", help="where to keep the compiled program")
     options = parser.parse_args()
@@ -106,8 +104,9 @@ def main() -> None:
     import jax
 
     from pyratok_jax.nn.partitioning import over_devices
+    from pyratok_jax.pods.aot import compile_into
     from pyratok_jax.pods.flops import traced_flops
-    from pyratok_jax.pods.hlo import Program
+    from pyratok_jax.pods.hlo import HloProgram
     from pyratok_jax.training.distributed.sharding import make_mesh, split_of
 
     count = options.fsdp * options.spatial
@@ -125,7 +124,7 @@ def main() -> None:
         answer = compile_into(lowered, options.effort, Path(folder))
     if options.hlo:
         Path(options.hlo).write_text(answer.text)
-    compiled = Program(answer.text)
+    compiled = HloProgram(answer.text)
     seconds = compiled.cycles / where.chip.clock
     memory = answer.memory
     report = {
@@ -145,7 +144,7 @@ def main() -> None:
         ],
     }
     print(json.dumps(report, indent=1), flush=True)
-    # Without waiting for the compiler's threads.
+    # Do not wait for the compiler's threads.
     os._exit(0)
 
 

@@ -13,8 +13,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from pyratok_jax.pods.chips import parse_slice  # noqa: E402
-from pyratok_jax.pods.topology import describe, prepare  # noqa: E402
+from pyratok_jax.pods.topology import describe, parse_slice, prepare
 
 CHIP = parse_slice("v5p:2x2x1")
 prepare(CHIP)
@@ -32,11 +31,11 @@ from pyratok_jax.nn.causal_conv import CausalConv3d  # noqa: E402
 from pyratok_jax.nn.halo import in_strips  # noqa: E402
 from pyratok_jax.nn.lora import LoRAParam, add_lora  # noqa: E402
 from pyratok_jax.nn.lowering import conv_form, filled_lanes  # noqa: E402
-from pyratok_jax.pods.compiling import EFFORTS, compile_into  # noqa: E402
-from pyratok_jax.pods.hlo import Program  # noqa: E402
+from pyratok_jax.pods.aot import EFFORTS, compile_into  # noqa: E402
+from pyratok_jax.pods.hlo import HloProgram  # noqa: E402
 
 FULL, HALF, QUARTER = (8, 17, 64, 512), (8, 17, 32, 256), (8, 9, 16, 128)
-# How a layer is made, and its input; 96 channels come filled up to 128.
+# How a layer is made, and its input; 96 channels are padded to 128.
 LAYERS = {
     "residual_96": (lambda **s: ResidualBlock(96, 96, **s), (*FULL, 128)),
     "residual_192": (lambda **s: ResidualBlock(192, 192, **s), (*HALF, 192)),
@@ -68,8 +67,8 @@ def program(name: str, what: str):
         with conv_form("tpu"), in_strips(8), filled_lanes():
             return nnx.merge(graph, adapters, frozen)(x)
 
-    def backward(adapters, frozen, x, given):
-        return jax.vjp(lambda a, x: forward(a, frozen, x), adapters, x)[1](given)
+    def backward(adapters, frozen, x, cotangent):
+        return jax.vjp(lambda a, x: forward(a, frozen, x), adapters, x)[1](cotangent)
 
     if what == "forward":
         return forward, (adapters, frozen, x)
@@ -93,13 +92,13 @@ def main() -> None:
             )
             with jax.set_mesh(mesh), tempfile.TemporaryDirectory() as folder:
                 lowered = jax.jit(function).lower(*arguments)
-                compiled = Program(compile_into(lowered, options.effort, Path(folder)).text)
+                compiled = HloProgram(compile_into(lowered, options.effort, Path(folder)).text)
             print(f"{name} {what}: {compiled.cycles / 1e6:.1f} M cycles", flush=True)
             for cost in compiled.costliest(options.top):
                 print(
                     f"    {cost.cycles / 1e6:8.2f} M  {cost.count:.0f} x {cost.shape}  {cost.where}"
                 )
-    # Without waiting for the compiler's threads.
+    # Do not wait for the compiler's threads.
     os._exit(0)
 
 

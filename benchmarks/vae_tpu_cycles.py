@@ -10,37 +10,24 @@ operations, its costliest operations, its memory analysis, and flops.
 import argparse
 import json
 import os
-import re
-from collections import defaultdict
+import tempfile
+from pathlib import Path
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "true")
+from pyratok_jax.pods.topology import GIGABYTE, describe, parse_slice, prepare
 
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
-from flax import nnx  # noqa: E402
-from jax.experimental import topologies  # noqa: E402
-from jax.sharding import Mesh, NamedSharding  # noqa: E402
-from jax.sharding import PartitionSpec as P  # noqa: E402
-
-from pyratok_jax.models.wan_vae.config import WAN21, WAN22  # noqa: E402
-from pyratok_jax.models.wan_vae.model import WanVAE  # noqa: E402
-from pyratok_jax.nn.lowering import FORMS, conv_form
-
-CHIPS = {
-    "v5p": ("v5p-8", "v5p:2x2x1"),
-    "v5e": ("v5litepod-8", "v5e:2x4"),
-    "v6e": ("v6e-8", "v6e:2x4"),
-}
-CLOCK_HZ = {"v5p": 1.75e9, "v5e": 1.5e9, "v6e": 1.75e9}
-PEAK_FLOPS = {"v5p": 459e12, "v5e": 197e12, "v6e": 918e12}
+# The smallest slice of each generation that the compiler describes.
+SLICES = {"v5p": "v5p:2x2x1", "v5e": "v5e:2x4", "v6e": "v6e:2x4"}
 
 
 def program(options: argparse.Namespace):
     """The function to compile, and the shapes of its arguments."""
+    import jax
+    import jax.numpy as jnp
+    from flax import nnx
+
+    from pyratok_jax.models.wan_vae.config import WAN21, WAN22
+    from pyratok_jax.models.wan_vae.model import WanVAE
+
     config = {"wan21": WAN21, "wan22": WAN22}[options.model]
     vae = nnx.eval_shape(
         lambda: WanVAE(config, rngs=nnx.Rngs(0), dtype=jnp.bfloat16, param_dtype=jnp.bfloat16,
@@ -67,55 +54,53 @@ def program(options: argparse.Namespace):
     return run, state, latent if options.what == "decode" else video
 
 
-def costs(text: str, top: int) -> tuple[int, list[dict]]:
-    """Sum of the estimated cycles in an optimised program, and its costliest operations."""
-    total, entries = 0, []
-    groups: dict[str, list[int]] = defaultdict(list)
-    for line in text.splitlines():
-        found = re.search(r'"estimated_cycles":"?(\d+)', line)
-        if not found:
-            continue
-        cycles = int(found[1])
-        total += cycles
-        shape = re.search(r"= \(?(\w+\[[\d,]*\])", line)
-        name = re.search(r'op_name="([^"]*)"', line)
-        where = name[1].split("/", 1)[-1][-60:] if name else line.split("=")[0].strip()[-40:]
-        groups[f"{shape[1] if shape else '?'} {where}"].append(cycles)
-    for key, values in groups.items():
-        entries.append({"operation": key, "count": len(values), "cycles": sum(values)})
-    return total, sorted(entries, key=lambda e: -e["cycles"])[:top]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("what", choices=["encode", "decode", "gradient"])
     parser.add_argument("--model", default="wan21", choices=["wan21", "wan22"])
-    parser.add_argument("--form", default="tpu", choices=FORMS)
+    parser.add_argument("--form", default="tpu", choices=["tpu", "conv3d", "shifts"])
     parser.add_argument("--frames", type=int, default=17)
     parser.add_argument("--side", type=int, default=256)
-    parser.add_argument("--chip", default="v5p", choices=list(CHIPS))
+    parser.add_argument("--chip", default="v5p", choices=list(SLICES))
     parser.add_argument("--remat", default="none", choices=["none", "stages", "all"])
     parser.add_argument("--of", default="video", choices=["video", "parameters"])
     parser.add_argument("--top", type=int, default=12)
     options = parser.parse_args()
-    os.environ["TPU_ACCELERATOR_TYPE"], topology = CHIPS[options.chip]
-    devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
-    place = NamedSharding(Mesh(np.array(devices[:1]), ("x",)), P())
+    where = parse_slice(SLICES[options.chip])
+    prepare(where)
+
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+    from pyratok_jax.nn.lowering import conv_form
+    from pyratok_jax.pods.aot import compile_into
+    from pyratok_jax.pods.hlo import HloProgram
+
+    here = NamedSharding(Mesh(np.array(describe(where)[:1]), ("x",)), PartitionSpec())
     run, state, shape = program(options)
-    state = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), state)
-    x = jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=place)
-    with conv_form(options.form):
-        compiled = jax.jit(run).lower(state, x).compile()
-    total, top = costs(compiled.as_text(), options.top)
-    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
-    print(json.dumps({
-        **vars(options), "input": list(shape), "estimated_cycles": total,
-        "flops": cost.get("flops"),
-        "cycles_at_peak": round(cost.get("flops", 0) / PEAK_FLOPS[options.chip]
-                                * CLOCK_HZ[options.chip]),
-        "temporary_gigabytes": round(memory.temp_size_in_bytes / 1e9, 3),
-        "costliest": top,
-    }, indent=1))  # fmt: skip
+    state = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here), state)
+    x = jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=here)
+    with conv_form(options.form), tempfile.TemporaryDirectory() as folder:
+        answer = compile_into(jax.jit(run).lower(state, x), "full", Path(folder))
+    compiled, flops = HloProgram(answer.text), answer.costs.get("flops", 0.0)
+    report = {
+        **vars(options),
+        "input": list(shape),
+        "estimated_cycles": round(compiled.cycles),
+        "flops": flops,
+        "cycles_at_peak": round(flops / where.chip.peak * where.chip.clock),
+        "temporary_gigabytes": answer.memory and round(answer.memory.temporaries / GIGABYTE, 3),
+        "error": answer.error,
+        "costliest": [
+            {"operation": f"{cost.shape} {cost.where}", "count": cost.count, "cycles": cost.cycles}
+            for cost in compiled.costliest(options.top)
+        ],
+    }
+    print(json.dumps(report, indent=1), flush=True)
+    # Do not wait for the compiler's threads.
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ from typing import Any
 from rich.console import Console
 
 from pyratok_jax.errors import UserError, run_cli
-from pyratok_jax.pods.chips import parse_slice
-from pyratok_jax.pods.topology import describe, prepare
+from pyratok_jax.io.atomic import write_text
+from pyratok_jax.pods.topology import describe, parse_slice, prepare
 
 STEPS = ("train", "tokenise", "decode")
 
@@ -70,8 +70,8 @@ def main() -> int:
     options = parser().parse_args(own)
     where = parse_slice(options.topology)
     prepare(where)
-    # Only now: importing the rest asks for JAX's backend.
-    from pyratok_jax.pods.plan import Options, choose_bucket, compile_all
+    # Only now: importing the rest initialises JAX's backend.
+    from pyratok_jax.pods.plan import CompileRequest, choose_bucket, compile_all
     from pyratok_jax.training.config import parse_flags
 
     config, _ = parse_flags(
@@ -87,7 +87,7 @@ def main() -> int:
         console.print(f"candidates: {output}")
         return 0
     devices = describe(where, slices)[: options.chips or None]
-    plan = Options(
+    request = CompileRequest(
         where, slices, options.chips, options.step, bucket, options.clips, options.effort
     )
 
@@ -99,14 +99,14 @@ def main() -> int:
     report = compile_all(
         config,
         devices,
-        plan,
+        request,
         say=lambda text: console.print(text),
         keep_text=keep if options.keep_program else None,
     )
     report["command"] = " ".join(["python -m pyratok_jax.compile_report", *sys.argv[1:]])
     finish(report, output, console)
     if options.effort == "memory":
-        # The compiler is still at work on code that nobody waits for.
+        # The compiler is still generating code that is not needed.
         sys.stdout.flush()
         os._exit(0)
     return 0
@@ -142,8 +142,7 @@ def _sweep(
 
 def finish(report: dict[str, Any], output: Path, console: Console) -> None:
     """Write and print a report."""
-    from pyratok_jax.pods.report import ASSUMPTIONS
-    from pyratok_jax.pods.table import show
+    from pyratok_jax.pods.report import ASSUMPTIONS, show
 
     report["assumptions"] = list(ASSUMPTIONS)
     write(output, json.dumps(report, indent=1) + "\n")
@@ -152,16 +151,14 @@ def finish(report: dict[str, Any], output: Path, console: Console) -> None:
 
 
 def write(path: Path, text: str) -> None:
-    """Write a file whole or not at all.
+    """Write a file atomically.
 
     Raises:
         UserError: the folder is missing.
     """
     if not path.parent.is_dir():
         raise UserError(f"--output {path}: the folder {path.parent} does not exist; make it first")
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    scratch.write_text(text)
-    scratch.replace(path)
+    write_text(path, text)
 
 
 if __name__ == "__main__":

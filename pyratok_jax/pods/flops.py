@@ -1,12 +1,12 @@
-"""Model FLOPs: the multiply-adds that the mathematics needs, counted in the traced program.
+"""Model FLOPs: multiply-adds of matrix products and convolutions, counted in the jaxpr.
 
-Two per multiply-add of matrix products and convolutions; nothing else counts. Loops count as often
-as they run, a part that is split over devices as often as there are devices. Trace without
-rematerialisation and without padded channels, or what is recomputed and padded counts too.
+Two FLOPs per multiply-add; nothing else counts. A scan's body counts once per iteration, the body
+of a `shard_map` once per device. Trace without rematerialisation and without padded channels, or
+that work is counted too.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -19,7 +19,7 @@ def count_flops(jaxpr: core.Jaxpr) -> float:
     return sum(_of_equation(equation) for equation in jaxpr.eqns)
 
 
-def _of_equation(equation: Any) -> float:
+def _of_equation(equation: core.JaxprEqn) -> float:
     name, params = equation.primitive.name, equation.params
     if name == "dot_general":
         return _of_product(equation)
@@ -36,27 +36,25 @@ def _of_equation(equation: Any) -> float:
 
 
 def _inner(params: dict[str, Any]) -> Iterator[core.Jaxpr]:
-    """The programs inside an operation (calls, custom derivatives, loops of unknown length)."""
-    for name, value in params.items():
-        # The rules for derivatives are not run beside the function that they belong to.
-        if name in ("jvp_jaxpr_fun", "fwd_jaxpr_thunk", "bwd"):
-            continue
-        if hasattr(value, "eqns") or hasattr(value, "jaxpr"):
+    """Jaxprs inside an equation (calls, custom derivatives, loops of unknown length)."""
+    # Rules for derivatives are functions, not jaxprs, until they are traced themselves.
+    for value in params.values():
+        if isinstance(value, core.Jaxpr | core.ClosedJaxpr):
             yield _open(value)
 
 
-def _open(value: Any) -> core.Jaxpr:
-    return value if hasattr(value, "eqns") else value.jaxpr
+def _open(value: core.Jaxpr | core.ClosedJaxpr) -> core.Jaxpr:
+    return value if isinstance(value, core.Jaxpr) else value.jaxpr
 
 
-def _of_product(equation: Any) -> float:
+def _of_product(equation: core.JaxprEqn) -> float:
     (contracted, _), _ = equation.params["dimension_numbers"]
     left = equation.invars[0].aval.shape
     depth = math.prod(left[i] for i in contracted)
     return 2.0 * math.prod(equation.outvars[0].aval.shape) * depth
 
 
-def _of_convolution(equation: Any) -> float:
+def _of_convolution(equation: core.JaxprEqn) -> float:
     """Every window position that meets a real (not a padded or dilated) value counts."""
     params = equation.params
     numbers = params["dimension_numbers"]
@@ -94,6 +92,6 @@ def _meetings(
     return total
 
 
-def traced_flops(step: Any, *arguments: Any) -> float:
+def traced_flops(step: Callable[..., Any], *arguments: Any) -> float:
     """FLOPs of `step` on arguments given by shapes."""
     return count_flops(jax.make_jaxpr(step)(*arguments).jaxpr)

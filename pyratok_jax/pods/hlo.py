@@ -1,13 +1,13 @@
-"""What an optimised TPU program says of itself: estimated cycles, collectives, costliest parts.
+"""Parse optimised TPU HLO: estimated cycles, collectives, costliest operations.
 
-The compiler notes `estimated_cycles` at every operation. A loop's body is written once; where the
-program states how often it runs (`known_trip_count`, or a condition that compares a counter with a
-constant, as scans have) everything inside counts that often, otherwise once, and
-`Program.open_loops` tells how many loops that concerns.
+The compiler annotates every operation with `estimated_cycles`. A loop's body is
+printed once; where its trip count is stated (`known_trip_count`, or a condition that compares a
+counter with a constant, as scans have) everything inside counts that often, otherwise once, and
+`HloProgram.open_loops` counts the loops without a stated trip count.
 
-What crosses slices is not written as a collective: every chip sends to its host and receives the
-result from it (`send` and `recv` with an attribute that names the collective and its slices), after
-a collective within the slice where more chips take part.
+Collectives between slices are not printed as collectives: every chip sends to its host and receives
+the result from it (`send` and `recv` with an attribute that names the collective and its slices),
+after a collective within the slice where more chips take part.
 """
 
 import dataclasses
@@ -42,7 +42,7 @@ _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _LIMIT = re.compile(r"^s32\[\]\S* constant\((\d+)\)")
 _COUNTER = re.compile(r"compare\(%?[\w.\-]+, %?([\w.\-]+)\), direction=LT")
 _CYCLES = re.compile(r'"estimated_cycles":"?(\d+)')
-# The compiler writes the largest number for what it cannot estimate (scatters, for example).
+# The compiler prints the largest number for what it cannot estimate (scatters, for example).
 _UNKNOWN = 2**48
 _CHANNEL = re.compile(r"\bchannel_id=(\d+)")
 _ASYNC, _ASYNC_START = "async_collective_fusion_config", "async-collective-start"
@@ -67,7 +67,7 @@ class Instruction:
 
     @property
     def where(self) -> str:
-        """The operation of the model that this was made of."""
+        """The operation of the model that this was lowered from."""
         found = _WHERE.search(self.text)
         return found[1] if found else self.name
 
@@ -78,7 +78,7 @@ class Collective:
 
     Attributes:
         count: how often one runs in a step.
-        bytes: that one chip sends over all of them, in the usual ring forms.
+        bytes: that one chip sends over all of them, with ring algorithms.
         across_slices: of these, in groups that reach over slices.
     """
 
@@ -89,7 +89,7 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Operations with one place in the model and one shape, summed."""
+    """Operations of one name and one shape, summed."""
 
     where: str
     shape: str
@@ -97,7 +97,7 @@ class Cost:
     cycles: float
 
 
-class Program:
+class HloProgram:
     """An optimised program, taken from its text."""
 
     def __init__(self, text: str):
@@ -135,7 +135,7 @@ class Program:
                     yield from self._walk(callee, inner)
 
     def _trips(self, loop: Instruction) -> int | None:
-        """How often a loop runs, where it is stated."""
+        """The trip count of a loop, where it is stated."""
         stated = _TRIPS.search(loop.text)
         if stated:
             return int(stated[1])
@@ -154,15 +154,15 @@ class Program:
 
     @property
     def unknown(self) -> list[str]:
-        """Operations whose cycles the compiler does not know; they count 0."""
-        return sorted({place(one.where) for one, _ in self._runs if one.unknown})
+        """Operations without an estimate; they count 0."""
+        return sorted({short_name(one.where) for one, _ in self._runs if one.unknown})
 
     def costliest(self, top: int = 10) -> list[Cost]:
-        """Operations of equal place and shape together, costliest first."""
+        """Operations summed by name and shape, costliest first."""
         groups: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
         for one, times in self._runs:
             if one.cycles:
-                key = (place(one.where), one.shape.split("{")[0].lstrip("("))
+                key = (short_name(one.where), one.shape.split("{")[0].lstrip("("))
                 groups[key].append((times, one.cycles * times))
         costs = [
             Cost(where, shape, sum(n for n, _ in runs), sum(c for _, c in runs))
@@ -171,7 +171,7 @@ class Program:
         return sorted(costs, key=lambda cost: -cost.cycles)[:top]
 
     def by_part(self, parts: tuple[str, ...]) -> dict[str, float]:
-        """Cycles by the first of `parts` that an operation's place contains; the rest: other."""
+        """Cycles by the first of `parts` that an operation's name contains; the rest: other."""
         sums = dict.fromkeys((*parts, "other"), 0.0)
         for one, times in self._runs:
             if one.cycles:
@@ -180,7 +180,7 @@ class Program:
         return sums
 
     def collectives(self, chips_per_slice: int = 0) -> dict[str, Collective]:
-        """Collectives by type; groups reach over slices when their chips lie in several."""
+        """Collectives by type; a group reaches over slices when its chips are in several."""
         found: dict[str, Collective] = {}
         for one, times in self._runs:
             crossing = across_slices(one)
@@ -240,9 +240,9 @@ def _instruction(name: str, rest: str) -> Instruction:
 
 
 def _drop_continuations(computations: dict[str, list[Instruction]]) -> None:
-    """Of a collective that goes on beside other work, only its start stays one.
+    """Count an asynchronous collective once, at its start.
 
-    The compiler writes it again into every fusion that it is hidden behind, and into its end.
+    The compiler prints it again in every fusion that overlaps with it, and in its end.
     """
     calls = [
         (one, callee) for body in computations.values() for one in body for _, callee in one.calls
@@ -276,8 +276,8 @@ def _as_scatter(body: list[Instruction]) -> list[Instruction]:
     ]
 
 
-def place(op_name: str) -> str:
-    """The last parts of an operation's name, without the wrapping of transformations."""
+def short_name(op_name: str) -> str:
+    """The last 70 characters of an operation's name, without the outermost transformation."""
     return "/".join(op_name.split("/")[1:])[-70:] or op_name
 
 
@@ -338,7 +338,7 @@ def _members(written: str) -> int:
 
 
 def device_groups(text: str) -> list[list[int]]:
-    """Devices of each group of a collective, from either written form; pairs of a permute."""
+    """Devices of each group of a collective, in any printed notation; pairs of a permute."""
     pairs = re.search(r"source_target_pairs=\{(\{.*?\})\}", text)
     explicit = pairs or re.search(r"replica_groups=\{(\{.*?\})\}", text)
     if explicit:

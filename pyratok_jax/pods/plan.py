@@ -1,4 +1,4 @@
-"""From a config, a topology and options to measured programs."""
+"""Compile the steps of a config for a topology, and report on each."""
 
 import dataclasses
 import math
@@ -7,21 +7,22 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from pyratok_jax.data.buckets import Bucket, parse_buckets
 from pyratok_jax.errors import UserError
 from pyratok_jax.nn.lowering import conv_form
-from pyratok_jax.pods.chips import Slice
 from pyratok_jax.pods.flops import traced_flops
 from pyratok_jax.pods.programs import (
     STEPS,
-    Program,
+    StepProgram,
     decode_program,
     tokenise_program,
     train_program,
 )
 from pyratok_jax.pods.report import measure
+from pyratok_jax.pods.topology import Slice
 from pyratok_jax.training.abstract import (
     AbstractTraining,
     abstract_batch,
@@ -31,23 +32,23 @@ from pyratok_jax.training.abstract import (
 )
 from pyratok_jax.training.distributed.sharding import make_mesh, replicated, row_groups
 
-# Values from which an array that every chip holds whole is named in the report.
+# Replicated arrays of at least this many values are named in the report.
 LARGE = 2**20
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class CompileRequest:
     """What to compile.
 
     Attributes:
         where: one slice.
         slices: how many of them.
-        chips: use so many chips of the slice (0: all).
+        chips: use the first n chips of the slice (0: all).
         steps: of `programs.STEPS`.
         bucket: clip shape; None takes the config's largest.
         clips: of a batch of the tokenise and decode steps; 0: one for each chip, or for each group
             of chips that share a frame.
-        effort: a key of `compiling.EFFORTS`.
+        effort: a key of `aot.EFFORTS`.
     """
 
     where: Slice
@@ -74,8 +75,8 @@ def choose_bucket(config: ConfigDict, written: str | None) -> Bucket:
 
 def compile_all(
     config: ConfigDict,
-    devices: Sequence[Any],
-    options: Options,
+    devices: Sequence[jax.Device],
+    request: CompileRequest,
     *,
     say: Callable[[str], None] = lambda _: None,
     keep_text: Callable[[str, str], None] | None = None,
@@ -85,23 +86,23 @@ def compile_all(
     Args:
         config: of the training.
         devices: of all slices.
-        options: what to compile.
-        say: is told what is being done.
-        keep_text: is given step and optimised program.
+        request: what to compile.
+        say: prints what is being done.
+        keep_text: takes a step's name and its optimised HLO.
 
     Raises:
         UserError: sizes that do not fit together.
     """
     mesh = make_mesh(config.mesh, list(devices))
-    bucket = options.bucket or largest_bucket(config)
+    bucket = request.bucket or largest_bucket(config)
     training = abstract_training(config)
     everything = {**training.frozen, **training.state.params}
     report: dict[str, Any] = {
-        "topology": options.where.name,
-        "accelerator_type": options.where.accelerator_type,
-        "slices": options.slices,
+        "topology": request.where.name,
+        "accelerator_type": request.where.accelerator_type,
+        "slices": request.slices,
         "chips": mesh.size,
-        "chip": dataclasses.asdict(options.where.chip),
+        "chip": dataclasses.asdict(request.where.chip),
         "mesh": dict(mesh.shape),
         "bucket": bucket.name,
         "remat": config.remat,
@@ -111,24 +112,24 @@ def compile_all(
         "versions": {"jax": jax.__version__, "libtpu": _libtpu_version()},
         "steps": {},
     }
-    # The largest last: where only memory is asked for, the compiler stays at work on each program.
-    for step in reversed(options.steps):
-        say(f"{step}: {bucket.name} for {options.slices} x {options.where.name}")
-        program = make_program(step, training, config, bucket, mesh, options.clips)
+    # The largest last: with effort "memory" the compiler keeps working on each program.
+    for step in reversed(request.steps):
+        say(f"{step}: {bucket.name} for {request.slices} x {request.where.name}")
+        program = make_program(step, training, config, bucket, mesh, request.clips)
         try:
-            timed = options.effort != "memory"
+            timed = request.effort != "memory"
             flops = model_flops(step, config, bucket, program) if timed else 0.0
             report["steps"][step] = measure(
                 program,
                 mesh,
-                options.where,
-                effort=options.effort,
+                request.where,
+                effort=request.effort,
                 model_flops=flops,
                 keep_text=(lambda text, step=step: keep_text(step, text)) if keep_text else None,
             )
         except ValueError as error:
             raise UserError(f"{step} step of bucket {bucket.name}: {error}") from error
-    report["steps"] = {step: report["steps"][step] for step in options.steps}
+    report["steps"] = {step: report["steps"][step] for step in request.steps}
     return report
 
 
@@ -137,9 +138,9 @@ def make_program(
     training: AbstractTraining,
     config: ConfigDict,
     bucket: Bucket,
-    mesh: Any,
+    mesh: Mesh,
     clips: int = 0,
-) -> Program:
+) -> StepProgram:
     """One of the three programs."""
     if step == "train":
         return train_program(training, config, bucket, mesh)
@@ -148,12 +149,12 @@ def make_program(
     return make(training, config, bucket, mesh, wanted)
 
 
-def model_flops(step: str, config: ConfigDict, bucket: Bucket, program: Program) -> float:
-    """FLOPs of one step as the mathematics needs them: no recomputation, no padded channels."""
+def model_flops(step: str, config: ConfigDict, bucket: Bucket, program: StepProgram) -> float:
+    """Model FLOPs of one step: no rematerialisation, no padded channels."""
     plain = ConfigDict(config.to_dict(), convert_dict=True)
     plain.remat, plain.language.remat, plain.accumulate = "none", "none", 1
     training = abstract_training(plain)
-    # All clips cost the same: one is traced.
+    # All clips cost the same: trace one.
     with conv_form("conv3d"):
         if step == "train":
             plain.batch_size = 1

@@ -1,7 +1,7 @@
 """The three programs of a pod, ready to compile: train step, tokenise step, decode step.
 
 They are what `training.loop` and `tokenizer.Tokenizer` compile, on a mesh of devices that need not
-be there, with shapes in place of arrays.
+be attached, with shapes in place of arrays.
 """
 
 import contextlib
@@ -31,13 +31,13 @@ from pyratok_jax.training.distributed.sharding import (
 STEPS = ("train", "tokenise", "decode")
 
 
-class Program(NamedTuple):
+class StepProgram(NamedTuple):
     """A function and the shapes of its arguments.
 
     Attributes:
         run: the function.
         arguments: shapes with shardings.
-        donated: numbers of the arguments whose memory the results may take.
+        donated: positions of donated arguments.
         out_shardings: of the results; None leaves them to the compiler.
         clips: of the batch, over all devices.
     """
@@ -51,7 +51,7 @@ class Program(NamedTuple):
 
 def train_program(
     training: AbstractTraining, config: ConfigDict, bucket: Bucket, mesh: Mesh
-) -> Program:
+) -> StepProgram:
     """The step of `training.loop`, with the batch that the config gives the bucket."""
     state = _placed(training.state, parameter_shardings(training.state, mesh))
     frozen = _placed(training.frozen, parameter_shardings(training.frozen, mesh))
@@ -60,12 +60,12 @@ def train_program(
     clips = batch["video"].shape[0]
     seed = jax.ShapeDtypeStruct((), jnp.uint32, sharding=NamedSharding(mesh, PartitionSpec()))
     arguments = (state, frozen, batch, seed)
-    return Program(training.step, arguments, (0,), (shardings, None), clips)
+    return StepProgram(training.step, arguments, (0,), (shardings, None), clips)
 
 
 def tokenise_program(
     training: AbstractTraining, config: ConfigDict, bucket: Bucket, mesh: Mesh, clips: int
-) -> Program:
+) -> StepProgram:
     """What `Tokenizer.encode` compiles: uint8 pixels and text embeddings to ids."""
     graph, state = _tokenizer(training, mesh)
     width, length = config_text_width(training), config.language.length
@@ -86,12 +86,12 @@ def tokenise_program(
         with over_devices(split_of(clips, mesh)):
             return step(state, video, text)
 
-    return Program(run, (state, batch["video"], text), (), None, clips)
+    return StepProgram(run, (state, batch["video"], text), (), None, clips)
 
 
 def decode_program(
     training: AbstractTraining, config: ConfigDict, bucket: Bucket, mesh: Mesh, clips: int
-) -> Program:
+) -> StepProgram:
     """What `Tokenizer.decode` compiles: ids to uint8 pixels."""
     graph, state = _tokenizer(training, mesh)
     model: PyraTok = nnx.merge(graph, state)
@@ -106,9 +106,9 @@ def decode_program(
         with over_devices(split_of(clips, mesh)):
             return step(state, ids)
 
-    # The frames lie as they came: without this the compiler may gather them.
+    # Frames stay sharded as their tokens: without this the compiler may gather them.
     video = (clips, bucket.frames, bucket.height, bucket.width, 3)
-    return Program(run, (state, ids), (), NamedSharding(mesh, batch_spec(video, mesh)), clips)
+    return StepProgram(run, (state, ids), (), NamedSharding(mesh, batch_spec(video, mesh)), clips)
 
 
 def config_text_width(training: AbstractTraining) -> int:

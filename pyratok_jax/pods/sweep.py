@@ -1,8 +1,8 @@
 """Trying settings of the train step: which is the fastest that fits.
 
-Every candidate is compiled in a process of its own, so that one that brings the compiler down is a
-row like any other. Rows are appended to a JSON-lines file as they come; started again with the same
-file, a sweep goes on after the last.
+Every candidate is compiled in a process of its own, so that a crash of the compiler is a row like
+any other. Rows are appended to a JSON-lines file as they come; started again with the same file, a
+sweep resumes after the last.
 """
 
 import dataclasses
@@ -16,18 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 
 from pyratok_jax.errors import UserError
-from pyratok_jax.pods.chips import GIBIBYTE
+from pyratok_jax.io.progress import progress_bar
+from pyratok_jax.pods.topology import GIBIBYTE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +30,7 @@ class Candidate:
     Attributes:
         remat: of the VAE.
         clips: of each chip at a time, where chips hold whole clips.
-        fsdp, spatial: sizes of these mesh axes; data takes what is left.
+        fsdp, spatial: sizes of these mesh axes; data takes the rest.
     """
 
     remat: str
@@ -51,7 +44,7 @@ class Candidate:
         return f"remat {self.remat}, {self.clips} at once, fsdp {self.fsdp}, spatial {self.spatial}"
 
     def changes(self, batch: int, chips: int) -> list[str]:
-        """What it changes of a config for a batch of so many clips."""
+        """Flags that make these settings, for a batch of `batch` clips."""
         parts = max(batch // (self.clips * chips), 1)
         return [
             f"--config.remat={self.remat}",
@@ -92,7 +85,7 @@ def parse_meshes(written: str) -> list[tuple[int, int]]:
     """`4x16,64x1`: fsdp x spatial.
 
     Raises:
-        UserError: another form.
+        UserError: written otherwise.
     """
     try:
         pairs = [tuple(int(n) for n in part.split("x")) for part in written.split(",")]
@@ -109,7 +102,7 @@ def parse_counts(written: str) -> list[int]:
     """`1,2`: numbers of clips.
 
     Raises:
-        UserError: another form.
+        UserError: written otherwise.
     """
     parts = written.split(",")
     if not all(part.isdigit() and int(part) for part in parts):
@@ -132,7 +125,7 @@ def rank(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows written so far; a last line that was cut off is left out."""
+    """Rows written so far, without a truncated last line."""
     rows = []
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
@@ -157,16 +150,12 @@ def sweep(
         console: for progress and the table.
     """
     if output.exists() and not output.read_text().endswith("\n"):
-        # A crash cut the last line off: what follows must not stand on it.
+        # A crash truncated the last line: start a new one.
         with output.open("a") as file:
             file.write("\n")
     rows = [row for row in read_rows(output) if row.get("command") == list(command)]
     done = {row["name"] for row in rows}
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-        TextColumn("left"), TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=console) as bar:
+    with progress_bar(console) as bar:
         task = bar.add_task("", total=len(given), completed=len(done))
         for one in given:
             if one.name in done:

@@ -1,15 +1,108 @@
-"""Devices of a TPU slice that is not there: `libtpu` describes and compiles for it.
+"""TPU generations, slices of them (`v5p:4x4x4`), and the devices of a slice that is not attached.
 
-`prepare` must run before JAX's backend is asked for anything; it imports nothing of JAX.
+`libtpu` describes a topology and compiles for it on a machine without a TPU. `prepare` must run
+before JAX's backend is initialised; this module imports nothing of JAX until then.
 """
 
+import dataclasses
 import importlib.util
+import math
 import os
+import re
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pyratok_jax.errors import UserError
-from pyratok_jax.pods.chips import Slice
+
+if TYPE_CHECKING:
+    import jax
+
+GIGABYTE = 1e9
+GIBIBYTE = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """Published figures of one TPU chip.
+
+    Attributes:
+        name: as in a topology.
+        accelerator: the runtime's name of the generation.
+        unit: what the number in an accelerator type counts per chip (TensorCores or chips).
+        memory: bytes of HBM that a program may use, as the compiler states them.
+        bandwidth: of HBM, bytes per second.
+        peak: bfloat16 operations per second.
+        clock: cycles per second, which turn the compiler's cycles into seconds.
+        links: interconnect bytes per second, all links together, one direction.
+        dimensions: axes of a slice.
+        host: chips per host.
+    """
+
+    name: str
+    accelerator: str
+    unit: int
+    memory: float
+    bandwidth: float
+    peak: float
+    clock: float
+    links: float
+    dimensions: int
+    host: int
+
+
+CHIPS = {
+    chip.name: chip
+    for chip in (
+        Chip("v5e", "v5litepod", 1, 15.75 * GIBIBYTE, 0.82e12, 197e12, 1.5e9, 200e9, 2, 8),
+        Chip("v5p", "v5p", 2, 95.73 * GIBIBYTE, 2.76e12, 459e12, 1.75e9, 600e9, 3, 4),
+        Chip("v6e", "v6e", 1, 31.25 * GIBIBYTE, 1.64e12, 918e12, 1.75e9, 448e9, 2, 8),
+    )
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Slice:
+    """One slice: a chip and the shape of its interconnect."""
+
+    chip: Chip
+    shape: tuple[int, ...]
+
+    @property
+    def count(self) -> int:
+        """Chips of one slice."""
+        return math.prod(self.shape)
+
+    @property
+    def name(self) -> str:
+        """As written on the command line."""
+        return f"{self.chip.name}:{'x'.join(map(str, self.shape))}"
+
+    @property
+    def accelerator_type(self) -> str:
+        """The cloud's name, for example v5p-128 for 64 chips."""
+        return f"{self.chip.accelerator}-{self.count * self.chip.unit}"
+
+
+def parse_slice(written: str) -> Slice:
+    """A slice written as CHIP:SHAPE.
+
+    Raises:
+        UserError: written otherwise, an unknown chip, or a shape with another number of axes.
+    """
+    match = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", written.strip())
+    if match is None or match[1] not in CHIPS:
+        raise UserError(
+            f"--topology {written!r}: expected CHIP:SHAPE with a chip of {', '.join(CHIPS)}, for "
+            "example v5p:4x4x4, v5e:16x16 or v6e:8x8"
+        )
+    chip, shape = CHIPS[match[1]], tuple(map(int, match[2].split("x")))
+    if len(shape) != chip.dimensions or 0 in shape:
+        raise UserError(
+            f"--topology {written!r}: a {chip.name} slice has {chip.dimensions} axes, for example "
+            f"{chip.name}:{'x'.join(['4'] * chip.dimensions)}"
+        )
+    return Slice(chip, shape)
+
 
 # Without these libtpu looks for a TPU, its hosts and its metadata server.
 _ENVIRONMENT = {
@@ -17,7 +110,7 @@ _ENVIRONMENT = {
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_SKIP_MDS_QUERY": "1",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",
-    # Its notices of a missing TPU concern nobody here.
+    # No log messages about the missing TPU.
     "TF_CPP_MIN_LOG_LEVEL": "3",
     "TPU_STDERR_LOG_LEVEL": "3",
     "TPU_MIN_LOG_LEVEL": "3",
@@ -36,11 +129,11 @@ def prepare(where: Slice) -> None:
             "tpu: pip install 'pyratok-jax[tpu]'"
         )
     os.environ.update(_ENVIRONMENT)
-    # Of the smallest slice: the shape comes from the topology.
+    # The smallest slice: its shape is overridden by the topology.
     os.environ["TPU_ACCELERATOR_TYPE"] = f"{where.chip.accelerator}-8"
 
 
-def describe(where: Slice, slices: int = 1) -> Sequence[Any]:
+def describe(where: Slice, slices: int = 1) -> "Sequence[jax.Device]":
     """The devices of one or several slices.
 
     Raises:

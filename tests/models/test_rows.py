@@ -15,7 +15,7 @@ from pyratok_jax.nn import partitioning
 from pyratok_jax.nn.lowering import conv_form
 from pyratok_jax.models.wan_vae.config import WanVAEConfig
 from pyratok_jax.models.wan_vae.model import WanVAE
-from pyratok_jax.pods.hlo import Program
+from pyratok_jax.pods.hlo import HloProgram
 from pyratok_jax.training.distributed.sharding import (
     batch_spec, make_mesh, parameter_shardings, split_of)
 config = WanVAEConfig(base_dim=8, z_dim=2, dim_mult=(1, 1, 1, 2), num_res_blocks=1,
@@ -44,7 +44,7 @@ assert abs(float(whole) - float(value)) < 1e-5, (whole, value)
 worst = jax.tree.map(lambda a, b: float(abs(a - jax.device_get(b)).max() / (abs(a).max() + 1e-6)),
                      gradient, got)
 assert max(jax.tree.leaves(worst)) < 1e-3, worst
-program = Program(compiled.as_text())
+program = HloProgram(compiled.as_text())
 assert "collective-permute" in program.collectives()
 # One clip of this part of the mesh at the latent's resolution: nothing as large is put together.
 gathered = [row for row in program.gathers() if row[2] >= 2 * 4 * 2 * 16 * 4]

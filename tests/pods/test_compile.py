@@ -15,13 +15,12 @@ ROOT = Path(__file__).parents[2]
 
 SCRIPT = """
 import json, sys
-from pyratok_jax.pods.chips import parse_slice
-from pyratok_jax.pods.topology import describe, prepare
+from pyratok_jax.pods.topology import describe, parse_slice, prepare
 where = parse_slice(sys.argv[1])
 prepare(where)
 import jax, jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec as P
-from pyratok_jax.pods.programs import Program
+from pyratok_jax.pods.programs import StepProgram
 from pyratok_jax.pods.report import measure
 from pyratok_jax.training.distributed.sharding import make_mesh
 mesh = make_mesh({"data": -1, "fsdp": 1, "spatial": 1, "tensor": 1, "slices": 1}, describe(where))
@@ -31,8 +30,8 @@ def shape(*sizes):
 def run(x, w):
     x = jax.lax.scan(lambda x, _: (jnp.tanh(x @ w), None), x, None, length=7)[0]
     return jnp.sum(x.astype(jnp.float32))
-small = Program(run, (shape(512, 1024), shape(1024, 1024)), (), None, 4)
-huge = Program(lambda x: jnp.outer(x, x), (shape(1 << 19),), (), None, 4)
+small = StepProgram(run, (shape(512, 1024), shape(1024, 1024)), (), None, 4)
+huge = StepProgram(lambda x: jnp.outer(x, x), (shape(1 << 19),), (), None, 4)
 print(json.dumps([measure(small, mesh, where, model_flops=7 * 2 * 512 * 1024**2),
                   measure(small, mesh, where, effort="memory"),
                   measure(huge, mesh, where)]))
@@ -44,13 +43,12 @@ os._exit(0)
 # A gradient step with the batch over two slices and the weights over the chips of each.
 SLICES = """
 import json, os, sys
-from pyratok_jax.pods.chips import parse_slice
-from pyratok_jax.pods.topology import describe, prepare
+from pyratok_jax.pods.topology import describe, parse_slice, prepare
 where = parse_slice(sys.argv[1])
 prepare(where)
 import jax, jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec as P
-from pyratok_jax.pods.programs import Program
+from pyratok_jax.pods.programs import StepProgram
 from pyratok_jax.pods.report import measure
 from pyratok_jax.training.distributed.sharding import make_mesh
 sizes = {"data": 1, "fsdp": -1, "spatial": 1, "tensor": 1, "slices": 2}
@@ -60,7 +58,7 @@ def shape(spec, *sizes):
 def step(w, x):
     return w - jax.grad(lambda w: jnp.sum(jnp.tanh(x @ w)))(w)
 w, x = shape(P("fsdp"), 512, 1024), shape(P(("slice", "fsdp")), 128, 512)
-program = Program(step, (w, x), (), w.sharding, 128)
+program = StepProgram(step, (w, x), (), w.sharding, 128)
 print(json.dumps([measure(program, mesh, where, effort=e) for e in ("full", "memory")]))
 sys.stdout.flush()
 os._exit(0)

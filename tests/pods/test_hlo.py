@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from pyratok_jax.pods.hlo import Program, device_groups, sent_bytes
+from pyratok_jax.pods.hlo import HloProgram, device_groups, sent_bytes
 
 # Shortened from what the compiler writes: a loop of 5 turns with a fusion and a gather inside, a
 # fusion and a reduction over pairs of chips outside.
@@ -11,25 +11,27 @@ TEXT = (Path(__file__).parent / "program.hlo.txt").read_text()
 
 @pytest.fixture(scope="module")
 def program():
-    return Program(TEXT)
+    return HloProgram(TEXT)
 
 
 def test_a_loop_counts_as_often_as_it_runs(program):
     assert program.cycles == 5 * 1000 + 700
     assert program.open_loops == 0
     untold = TEXT.replace('"known_trip_count":{"n":"5"},', "")
-    assert (Program(untold).cycles, Program(untold).open_loops) == (1700, 1)
+    assert (HloProgram(untold).cycles, HloProgram(untold).open_loops) == (1700, 1)
     scanned = untold.replace(
         "ROOT %less = pred[]{:T(512)} constant(true)",
         "%i = s32[]{:T(128)} get-tuple-element(%state.2), index=0\n"
         "  %limit.1 = s32[]{:T(128)} constant(36)\n"
         "  ROOT %less = pred[]{:T(512)} compare(%i, %limit.1), direction=LT",
     )
-    assert (Program(scanned).cycles, Program(scanned).open_loops) == (36_700, 0)
+    assert (HloProgram(scanned).cycles, HloProgram(scanned).open_loops) == (36_700, 0)
 
 
 def test_what_the_compiler_cannot_estimate_is_named():
-    unknown = Program(TEXT.replace('"estimated_cycles":"700"', f'"estimated_cycles":"{2**64 - 1}"'))
+    unknown = HloProgram(
+        TEXT.replace('"estimated_cycles":"700"', f'"estimated_cycles":"{2**64 - 1}"')
+    )
     assert unknown.cycles == 5000
     assert unknown.unknown == ["head/dot"]
 
@@ -89,7 +91,7 @@ def across(kind, shape, target):
     ],
 )  # fmt: skip
 def test_what_is_sent_to_other_slices_is_counted_once(kind, shape, target, name, sent):
-    (found,) = Program(across(kind, shape, target)).collectives(chips_per_slice=4).items()
+    (found,) = HloProgram(across(kind, shape, target)).collectives(chips_per_slice=4).items()
     assert found[0] == name
     assert (found[1].count, found[1].bytes, found[1].across_slices) == (1, sent, sent)
 
@@ -97,7 +99,7 @@ def test_what_is_sent_to_other_slices_is_counted_once(kind, shape, target, name,
 def test_a_transfer_to_the_host_for_another_reason_is_no_collective():
     text = across("ALL_REDUCE", "f32[64,512]", '"{1,2}x{0:3}"')
     text = text.replace('_xla_megascale_transfer_type="ALL_REDUCE",', "")
-    assert Program(text).collectives(chips_per_slice=4) == {}
+    assert HloProgram(text).collectives(chips_per_slice=4) == {}
 
 
 def test_a_fused_reduction_that_keeps_a_part_is_a_reduce_scatter():
@@ -111,7 +113,7 @@ ENTRY %main (p: f32[512,1024]) -> f32[128,1024] {
   ROOT %fusion = f32[128,1024]{1,0:T(8,128)} fusion(%p), kind=kCustom, calls=%all-reduce-scatter.2
 }
 """  # noqa: E501
-    (found,) = Program(text).collectives().items()
+    (found,) = HloProgram(text).collectives().items()
     assert (found[0], found[1].bytes) == ("reduce-scatter", 3 * 128 * 1024 * 4)
 
 
@@ -156,7 +158,7 @@ def test_a_gather_hidden_behind_other_work_counts_once():
         ]
     )  # fmt: skip
     text = f"{bodies}ENTRY %main (x: bf16[16,128]) -> bf16[64,128] {{\n{calls}  %g = {plain}\n}}\n"
-    program = Program(text)
+    program = HloProgram(text)
     assert program.collectives()["all-gather"].count == 2
     assert program.collectives()["all-gather"].bytes == 2 * 64 * 128 * 2 * 3 / 4
     assert len(program.gathers()) == 2

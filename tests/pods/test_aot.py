@@ -3,9 +3,8 @@ from pathlib import Path
 import jax
 import pytest
 
-from pyratok_jax.pods.chips import GIBIBYTE
-from pyratok_jax.pods.compiling import compile_into
-from pyratok_jax.pods.memory import Memory, parse_assignment, parse_exhausted
+from pyratok_jax.pods.aot import HbmUsage, compile_into, parse_assignment, parse_exhausted
+from pyratok_jax.pods.topology import GIBIBYTE
 
 LONG = """RESOURCE_EXHAUSTED: XLA:TPU compile permanent error.
 Ran out of memory in memory space hbm. Used 19.76G of 15.75G hbm. Exceeded hbm capacity by 4.02G.
@@ -76,4 +75,4 @@ def test_assigned_buffers_are_summed_by_kind():
 
 
 def test_what_fits_says_what_is_left():
-    assert Memory(used=GIBIBYTE, capacity=3 * GIBIBYTE).verdict == "fits (2.0 GB free)"
+    assert HbmUsage(used=GIBIBYTE, capacity=3 * GIBIBYTE).verdict == "fits (2.0 GB free)"

@@ -1,7 +1,7 @@
 import pytest
 
 from pyratok_jax.errors import UserError
-from pyratok_jax.pods.chips import CHIPS, GIBIBYTE, parse_slice
+from pyratok_jax.pods.topology import CHIPS, GIBIBYTE, parse_slice
 
 
 def test_slices_are_read():
