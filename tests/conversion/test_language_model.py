@@ -1,9 +1,7 @@
 """Language models in every container and naming, down to the same logits."""
 
 import json
-import subprocess
 import sys
-from pathlib import Path
 
 import gguf
 import jax.numpy as jnp
@@ -27,8 +25,8 @@ from pyratok_jax.errors import UserError
 from pyratok_jax.models.language.config import RopeConfig
 from pyratok_jax.models.language.model import LanguageModel
 from pyratok_jax.models.language.rope import frequencies
-from tests.compiler_flags import quick_environment
 from tests.models.language.families import ours, reference, state_arrays
+from tests.processes import run_script
 from weights_conversion import language_model
 from weights_conversion.language_model import source_config
 
@@ -86,40 +84,11 @@ def test_sharded_folder_through_the_command(qwen, tmp_path, monkeypatch, capsys)
         _run(monkeypatch, "--input", folder, "--output", output)
 
 
-SHARDED = """
-import sys
-import jax, numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-from pyratok_jax.checkpoints.foreign.language_model import load_language_model
-from pyratok_jax.checkpoints.modules import module_arrays
-mesh = Mesh(np.array(jax.devices()), ("fsdp",))
-def place(name, shape):
-    last = "fsdp" if shape[-1] % 4 == 0 else None
-    return NamedSharding(mesh, P(*[None] * (len(shape) - 1), last))
-whole = module_arrays(load_language_model(sys.argv[1])[0])
-held = wanted = total = 0
-for name, array in module_arrays(load_language_model(sys.argv[1], sharding=place)[0]).items():
-    assert array.sharding.is_equivalent_to(place(name, array.shape), array.ndim), name
-    assert np.array_equal(array, whole[name]), name
-    held += array.addressable_shards[0].data.nbytes
-    wanted += array.nbytes // (1 if array.shape[-1] % 4 else 4)
-    total += array.nbytes
-assert held == wanted < total / 2, (held, wanted, total)
-print("sharded")
-"""
-
-
+@pytest.mark.process
 def test_loading_onto_a_mesh(qwen, tmp_path, monkeypatch):
     """Four virtual devices each hold a quarter of whatever can be cut in four."""
     assert _run(monkeypatch, "--input", qwen[0], "--output", tmp_path / "out") == 0
-    done = subprocess.run(
-        [sys.executable, "-c", SHARDED, str(tmp_path / "out")],
-        cwd=Path(__file__).parents[2],
-        env=quick_environment(devices=4),
-        capture_output=True,
-        text=True,
-    )
-    assert done.stdout.strip() == "sharded", done.stderr[-2000:]
+    run_script("load_sharded", "language_model", tmp_path / "out", devices=4)
 
 
 def test_dry_run_writes_nothing(qwen, tmp_path, monkeypatch, capsys):

@@ -3,7 +3,6 @@
 import functools
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -17,8 +16,8 @@ from pyratok_jax.checkpoints.modules import module_arrays
 from pyratok_jax.checkpoints.weights import read_config, sources_from_arrays
 from pyratok_jax.errors import UserError
 from pyratok_jax.models.wan_vae.config import WAN21, WAN22
-from tests.compiler_flags import quick_environment
 from tests.models.wan_vae.reference import small, torch_vae
+from tests.processes import run_script
 from weights_conversion import wan_vae
 from weights_conversion.wan_vae import load_wan_vae, main, make_plan, vae_shapes
 from weights_conversion.wan_vae_export import WEIGHTS, diffusers_config
@@ -239,39 +238,10 @@ def test_a_published_file_loads_directly(tmp_path):
         assert np.array_equal(value, expected[name]), name
 
 
-SHARDED = """
-import sys
-import jax, numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-from pyratok_jax.checkpoints.modules import module_arrays
-from weights_conversion.wan_vae import load_wan_vae
-mesh = Mesh(np.array(jax.devices()), ("data",))
-def place(name, shape):
-    last = "data" if shape[-1] % 4 == 0 else None
-    return NamedSharding(mesh, P(*[None] * (len(shape) - 1), last))
-whole = module_arrays(load_wan_vae(sys.argv[1]))
-for path in sys.argv[1:]:
-    held = total = 0
-    for name, array in module_arrays(load_wan_vae(path, sharding=place)).items():
-        assert array.sharding.is_equivalent_to(place(name, array.shape), array.ndim), name
-        assert np.array_equal(array, whole[name]), name
-        held += array.addressable_shards[0].data.nbytes
-        total += array.nbytes
-    assert held < 0.3 * total, (held, total)
-print("sharded")
-"""
-
-
+@pytest.mark.process
 def test_loading_onto_a_mesh(tmp_path):
     """Four virtual devices each hold a quarter, from our folder and from the published file."""
     config = small(False, blocks=1)
     given = write(tmp_path / "in", "diffusers", config, arrays_of(config))
     output = run(given, tmp_path / "out")
-    done = subprocess.run(
-        [sys.executable, "-c", SHARDED, str(output), str(given)],
-        cwd=Path(__file__).parents[2],
-        env=quick_environment(devices=4),
-        capture_output=True,
-        text=True,
-    )
-    assert done.stdout.strip() == "sharded", done.stderr[-2000:]
+    run_script("load_sharded", "wan_vae", output, given, devices=4)

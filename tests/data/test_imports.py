@@ -6,9 +6,6 @@ then took a good image for a broken one.
 """
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,23 +13,9 @@ from PIL import Image
 
 from pyratok_jax.data.prepare import main as prepare
 from tests.data.synthetic import numbered_frames, write_video
+from tests.processes import run_script
 
-ROOT = Path(__file__).parents[2]
-# Runs the function `main` of a module, and ends with 7 when the import is replaced beside threads.
-GUARDED = """
-import importlib, os, sys, threading, traceback
-from etils import epy
-
-def guarded(**options):
-    if threading.active_count() > 1:
-        traceback.print_stack()
-        os._exit(7)
-    return real(**options)
-
-real, epy.lazy_imports = epy.lazy_imports, guarded
-sys.argv = sys.argv[1:]
-importlib.import_module(sys.argv[0]).main()
-"""
+pytestmark = pytest.mark.process
 
 
 @pytest.fixture(scope="module")
@@ -45,15 +28,10 @@ def folder(tmp_path_factory):
     return folder
 
 
-def run_guarded(*arguments) -> None:
-    command = [sys.executable, "-c", GUARDED, *map(str, arguments)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
-
-
 def test_an_export(folder, tmp_path):
-    run_guarded("tests.tokens.export_process", "--checkpoint", 0, "--input", folder, "--output",
-                tmp_path / "o", "--shards", 2, "--window", 5, "--batch", 2)  # fmt: skip
+    arguments = ("--checkpoint", 0, "--input", folder, "--output", tmp_path / "o")
+    options = ("--shards", 2, "--window", 5, "--batch", 2)
+    run_script("guard_lazy_imports", "tests.tokens.export_process", *arguments, *options)
     assert (tmp_path / "o" / "rejected.jsonl").read_text() == ""
 
 
@@ -66,4 +44,4 @@ def test_a_training_pipeline(folder, tmp_path, prepared):
                  "--min-side", "16", "--buckets", "5x32x32"])  # fmt: skip
     config = {"sources": (source,), "buckets": ("5x32x32", "1x32x32"), "threads": 2}
     job = {"config": config, "seed": 0, "batch_size": 2, "steps": 4}
-    run_guarded("tests.data.stream_process", json.dumps(job))
+    run_script("guard_lazy_imports", "tests.data.stream_process", json.dumps(job))

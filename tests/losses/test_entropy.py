@@ -1,8 +1,7 @@
 """Entropies against sums over all codes in float64, gradients at large logits, many devices."""
 
 import functools
-import subprocess
-import sys
+import json
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyratok_jax.losses.entropy import batch_entropy, bit_logits, mean_distribution, token_entropy
-from tests.compiler_flags import quick_environment
+from tests.processes import run_script
 
 
 def all_codes(bits: int, vocabulary: int) -> np.ndarray:
@@ -138,35 +137,8 @@ def test_too_many_bits_for_a_batch_entropy_are_refused():
         batch_entropy(jnp.zeros((1, 25)))
 
 
-_SHARDED = """
-import jax, jax.numpy as jnp, numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from pyratok_jax.losses import codebook
-from pyratok_jax.metrics.code_usage import code_counts
-devices = jax.device_count()
-mesh = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,))
-z = np.random.default_rng(0).normal(size=(16, 2, 3, 4, 16)).astype(np.float32)
-z[:8] = np.abs(z[:8])  # the halves differ: a mean of per-device entropies would be another number
-def loss(z):
-    value, parts = codebook.entropy(z, temperature=0.25, vocabulary=48000)
-    return value, (parts["batch_entropy"], jnp.sum(code_counts(z) > 0))
-with jax.set_mesh(mesh):
-    place = NamedSharding(mesh, PartitionSpec("data"))
-    step = jax.jit(jax.value_and_grad(loss, has_aux=True), in_shardings=place)
-    (value, (batch, used)), gradient = step(jax.device_put(z, place))
-print(devices, float(value), float(batch), int(used), float(jnp.sum(jnp.abs(gradient))))
-"""
-
-
+@pytest.mark.process
 def test_the_loss_is_the_same_on_1_and_on_8_devices():
-    def run(devices: int) -> list[float]:
-        environment = quick_environment(devices)
-        command = [sys.executable, "-c", _SHARDED]
-        result = subprocess.run(command, env=environment, capture_output=True, text=True)
-        assert result.returncode == 0, result.stderr
-        return [float(word) for word in result.stdout.split()]
-
-    one, eight = run(1), run(8)
-    assert (one[0], eight[0]) == (1, 8)
+    one, eight = json.loads(run_script("sharded_entropy", devices=8).stdout)
     # The term is a difference of two entropies of about 10.
-    np.testing.assert_allclose(eight[1:], one[1:], rtol=1e-5)
+    np.testing.assert_allclose(eight, one, rtol=1e-5)

@@ -4,84 +4,28 @@ import importlib.util
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from pyratok_jax.compile_report import STEPS, parser
 from tests.compiler_flags import plain_environment
-
-ROOT = Path(__file__).parents[2]
-
-SCRIPT = """
-import json, sys
-from pyratok_jax.pods.topology import describe, parse_slice, prepare
-where = parse_slice(sys.argv[1])
-prepare(where)
-import jax, jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec as P
-from pyratok_jax.pods.programs import StepProgram
-from pyratok_jax.pods.report import measure
-from pyratok_jax.training.distributed.sharding import make_mesh
-mesh = make_mesh({"data": -1, "fsdp": 1, "spatial": 1, "tensor": 1, "slices": 1}, describe(where))
-def shape(*sizes):
-    rows = NamedSharding(mesh, P("data"))
-    return jax.ShapeDtypeStruct(sizes, jnp.bfloat16, sharding=rows)
-def run(x, w):
-    x = jax.lax.scan(lambda x, _: (jnp.tanh(x @ w), None), x, None, length=7)[0]
-    return jnp.sum(x.astype(jnp.float32))
-small = StepProgram(run, (shape(512, 1024), shape(1024, 1024)), (), None, 4)
-huge = StepProgram(lambda x: jnp.outer(x, x), (shape(1 << 19),), (), None, 4)
-print(json.dumps([measure(small, mesh, where, model_flops=7 * 2 * 512 * 1024**2),
-                  measure(small, mesh, where, effort="memory"),
-                  measure(huge, mesh, where)]))
-sys.stdout.flush()
-import os
-os._exit(0)
-"""
-
-# A gradient step with the batch over two slices and the weights over the chips of each.
-SLICES = """
-import json, os, sys
-from pyratok_jax.pods.topology import describe, parse_slice, prepare
-where = parse_slice(sys.argv[1])
-prepare(where)
-import jax, jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec as P
-from pyratok_jax.pods.programs import StepProgram
-from pyratok_jax.pods.report import measure
-from pyratok_jax.training.distributed.sharding import make_mesh
-sizes = {"data": 1, "fsdp": -1, "spatial": 1, "tensor": 1, "slices": 2}
-mesh = make_mesh(sizes, describe(where, 2))
-def shape(spec, *sizes):
-    return jax.ShapeDtypeStruct(sizes, jnp.float32, sharding=NamedSharding(mesh, spec))
-def step(w, x):
-    return w - jax.grad(lambda w: jnp.sum(jnp.tanh(x @ w)))(w)
-w, x = shape(P("fsdp"), 512, 1024), shape(P(("slice", "fsdp")), 128, 512)
-program = StepProgram(step, (w, x), (), w.sharding, 128)
-print(json.dumps([measure(program, mesh, where, effort=e) for e in ("full", "memory")]))
-sys.stdout.flush()
-os._exit(0)
-"""
-needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
+from tests.processes import ROOT, run_script
 
 
-def answers(script, topology):
-    ended = subprocess.run(
-        [sys.executable, "-c", script, topology],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=plain_environment(),
-    )
-    assert ended.returncode == 0, ended.stderr[-2000:]
-    return json.loads(ended.stdout.splitlines()[-1])
+def needs_libtpu(test):
+    missing = importlib.util.find_spec("libtpu") is None
+    return pytest.mark.tpu_compile(pytest.mark.skipif(missing, reason="needs libtpu")(test))
+
+
+def answers(name, topology):
+    done = run_script("tpu_reports", name, topology, environment=plain_environment())
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 @needs_libtpu
 def test_gradients_cross_slices_in_parts():
     """Each of four chips holds the sum of its quarter and exchanges it with the other slice."""
-    for facts in answers(SLICES, "v5p:2x2x1"):
+    for facts in answers("slices", "v5p:2x2x1"):
         across = {name: one["across_slices"] for name, one in facts["collectives"].items()}
         assert across.pop("all-reduce") == 512 * 1024 * 4 / 4
         assert set(across.values()) == {0}
@@ -92,7 +36,7 @@ def test_gradients_cross_slices_in_parts():
 @needs_libtpu
 @pytest.mark.parametrize("topology", ["v5p:2x2x1", "v5e:2x2"])
 def test_programs_are_measured_and_want_of_memory_is_an_answer(topology):
-    small, early, huge = answers(SCRIPT, topology)
+    small, early, huge = answers("programs", topology)
     assert small["memory"]["fits"] and small["error"] == ""
     # A quarter of the rows of x and w, and the code.
     arguments = small["memory"]["by_kind"]["arguments"]

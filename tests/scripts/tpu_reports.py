@@ -1,0 +1,76 @@
+"""Compiles small programs for a TPU slice and prints what is reported of each, as JSON.
+
+Arguments: `programs` or `slices`, and the slice.
+"""
+
+import json
+import os
+import sys
+from typing import Any
+
+from pyratok_jax.pods.topology import Slice, describe, parse_slice, prepare
+
+
+def programs(where: Slice) -> list[dict[str, Any]]:
+    """A scan in full and until its memory is known, and a program that needs too much memory."""
+    import jax
+    import jax.numpy as jnp
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    from pyratok_jax.pods.programs import StepProgram
+    from pyratok_jax.pods.report import measure
+    from pyratok_jax.training.distributed.sharding import make_mesh
+
+    sizes = {"data": -1, "fsdp": 1, "spatial": 1, "tensor": 1, "slices": 1}
+    mesh = make_mesh(sizes, describe(where))
+
+    def shape(*sizes: int) -> jax.ShapeDtypeStruct:
+        rows = NamedSharding(mesh, PartitionSpec("data"))
+        return jax.ShapeDtypeStruct(sizes, jnp.bfloat16, sharding=rows)
+
+    def run(x: jax.Array, w: jax.Array) -> jax.Array:
+        x = jax.lax.scan(lambda x, _: (jnp.tanh(x @ w), None), x, None, length=7)[0]
+        return jnp.sum(x.astype(jnp.float32))
+
+    small = StepProgram(run, (shape(512, 1024), shape(1024, 1024)), (), None, 4)
+    huge = StepProgram(lambda x: jnp.outer(x, x), (shape(1 << 19),), (), None, 4)
+    return [
+        measure(small, mesh, where, model_flops=7 * 2 * 512 * 1024**2),
+        measure(small, mesh, where, effort="memory"),
+        measure(huge, mesh, where),
+    ]
+
+
+def slices(where: Slice) -> list[dict[str, Any]]:
+    """A gradient step with the batch over two slices and the weights over the chips of each."""
+    import jax
+    import jax.numpy as jnp
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    from pyratok_jax.pods.programs import StepProgram
+    from pyratok_jax.pods.report import measure
+    from pyratok_jax.training.distributed.sharding import make_mesh
+
+    sizes = {"data": 1, "fsdp": -1, "spatial": 1, "tensor": 1, "slices": 2}
+    mesh = make_mesh(sizes, describe(where, 2))
+
+    def shape(spec: PartitionSpec, *sizes: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(sizes, jnp.float32, sharding=NamedSharding(mesh, spec))
+
+    def step(w: jax.Array, x: jax.Array) -> jax.Array:
+        return w - jax.grad(lambda w: jnp.sum(jnp.tanh(x @ w)))(w)
+
+    w = shape(PartitionSpec("fsdp"), 512, 1024)
+    x = shape(PartitionSpec(("slice", "fsdp")), 128, 512)
+    program = StepProgram(step, (w, x), (), w.sharding, 128)
+    return [measure(program, mesh, where, effort=effort) for effort in ("full", "memory")]
+
+
+if __name__ == "__main__":
+    where = parse_slice(sys.argv[2])
+    # Before JAX is imported.
+    prepare(where)
+    print(json.dumps({"programs": programs, "slices": slices}[sys.argv[1]](where)))
+    sys.stdout.flush()
+    # libtpu's threads would keep the process for a while.
+    os._exit(0)
