@@ -2,25 +2,25 @@
 
     python -m pyratok_jax.train --config configs/demo.py [--config.key=value ...] [--workdir DIR]
 
-An interrupted training goes on when the same command is given again. Exit codes: 0 finished, 2 a
+An interrupted training resumes when the same command is given again. Exit codes: 0 finished, 2 a
 mistake of the user, 130 stopped by Ctrl-C or SIGTERM with a checkpoint saved, 3 another process of
-a run on many hosts was lost or failed, 1 a defect. After 1, 3, 130 and a kill the same command goes
-on from the newest checkpoint.
+a run on many hosts was lost or failed, 1 a defect. After 1, 3, 130 and a kill the same command
+resumes from the newest checkpoint.
 """
 
 import sys
-from pathlib import Path
-from typing import Any
 
 from pyratok_jax.errors import EXIT_INTERRUPTED, UserError, run_cli
 
 
 def main() -> int:
     """Run one training; returns the exit code."""
+    from pyratok_jax import demo
     from pyratok_jax.training.config import parse_command
-    from pyratok_jax.training.distributed.heartbeat import watched
+    from pyratok_jax.training.distributed.heartbeat import heartbeats
     from pyratok_jax.training.distributed.hosts import join_hosts
-    from pyratok_jax.training.loop.profiling import dump_programs, profiled_steps
+    from pyratok_jax.training.loop.monitoring import dump_programs, profiled_steps
+    from pyratok_jax.training.registry import TASKS, Run, lookup
 
     config, workdir, dump_to = parse_command(sys.argv, default_config="configs/demo.py")
     if workdir.is_file():
@@ -28,8 +28,9 @@ def main() -> int:
     profiled_steps(config.profile_steps)
     dumped = dump_programs(dump_to)
     join_hosts(config.multi_host, config.host_timeout)
-    with watched(config.host_timeout, config.step_timeout):
-        outputs = _run(config, workdir)
+    with heartbeats(config.host_timeout, config.step_timeout):
+        run: Run = lookup(TASKS | demo.TASKS, config.task, "task")
+        outputs = run(config, workdir)
     if outputs is None:
         return EXIT_INTERRUPTED
     if dumped is not None:
@@ -38,22 +39,6 @@ def main() -> int:
     for name, path in outputs.items():
         print(f"{name:<{width}}  {path}")
     return 0
-
-
-def _run(config: Any, workdir: Path) -> dict[str, Path] | None:
-    if config.task == "backbone":
-        from pyratok_jax.demo.backbone import run
-    elif config.task == "tokenizer":
-        from pyratok_jax.training.tasks.run import run
-    elif config.task == "projector":
-        from pyratok_jax.training.tasks.projector import run
-    elif config.task == "vision":
-        from pyratok_jax.demo.vision import run
-    else:
-        raise UserError(
-            f"config.task is {config.task!r}, expected tokenizer, backbone, vision or projector"
-        )
-    return run(config, workdir)
 
 
 if __name__ == "__main__":

@@ -1,1 +1,7 @@
 """The demo's own small networks and their training."""
+
+# `config.task` -> its `Run`, see `training.registry`.
+TASKS = {
+    "backbone": "pyratok_jax.demo.backbone:run",
+    "vision": "pyratok_jax.demo.vision:run",
+}

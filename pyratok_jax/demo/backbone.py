@@ -19,7 +19,7 @@ from pyratok_jax.models.wan_vae.config import WanVAEConfig
 from pyratok_jax.models.wan_vae.model import WanVAE
 from pyratok_jax.nn import partitioning
 from pyratok_jax.tokenizer import to_model_range
-from pyratok_jax.training.loop.loop import Trained, train
+from pyratok_jax.training.loop.train import Trained, train
 
 
 class BackboneSystem(nnx.Module):
@@ -104,7 +104,7 @@ def export(task: BackboneTask, trained: Trained, workdir: Path) -> dict[str, Pat
     system = trained.partition.merge(weights, trained.frozen)
     graph, state = nnx.split(system.vae)
     encode = jax.jit(lambda s, x: nnx.merge(graph, s).encode(to_model_range(x)).mean)
-    loader = task.make_loader(0, 1)
+    loader = task.clips()
     loader.set_state({"step": task.config.steps})
     latents = [np.asarray(encode(state, next(loader)["video"])) for _ in range(32)]
     flat = np.concatenate([x.reshape(-1, x.shape[-1]) for x in latents])

@@ -1,30 +1,30 @@
-"""What trainings on phases of built-in clips share (the demo's own small networks)."""
-
-from collections.abc import Mapping
-from typing import Any
+"""The data of trainings on phases of built-in clips (the demo's own small networks)."""
 
 from ml_collections import ConfigDict
 
 from pyratok_jax.demo.clips import PhasedClips
 from pyratok_jax.errors import UserError
+from pyratok_jax.training.loop.contracts import ShareOf
+from pyratok_jax.training.tasks.clip_batches import ClipBatches
 
 
 class PhasedTask:
-    """The data half of a `loop.Task`; `config.data` has phases and clips, see `PhasedClips`."""
+    """The data half of a `contracts.Task`; `config.data` has phases and clips (`PhasedClips`)."""
 
     config: ConfigDict
 
-    def make_loader(self, index: int, count: int) -> PhasedClips:
-        """The stream of batches.
-
-        Raises:
-            UserError: for a part of several; the clips are not shared out over hosts.
-        """
-        if count > 1:
-            raise UserError(f"config.task {self.config.task} trains in one process, not in {count}")
+    def clips(self) -> PhasedClips:
+        """All clips of every batch."""
         data = self.config.data
         return PhasedClips(data.phases, data.clips.to_dict(), self.config.seed)
 
-    def device_batch(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Of a batch, the arrays that the step reads."""
-        return {"video": batch["video"]}
+    def make_loader(self, share_of: ShareOf) -> ClipBatches:
+        """The stream of batches.
+
+        Raises:
+            UserError: for a shard of several; the clips are not shared out over processes.
+        """
+        count = share_of(self.config.batch_size).shard_count
+        if count > 1:
+            raise UserError(f"config.task {self.config.task} trains in one process, not in {count}")
+        return ClipBatches(self.clips(), ("video",))

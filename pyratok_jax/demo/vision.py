@@ -23,7 +23,7 @@ from pyratok_jax.models.dino.config import DinoConfig
 from pyratok_jax.models.dino.model import Dino
 from pyratok_jax.models.perceptual.lpips import LPIPS
 from pyratok_jax.tokenizer import to_model_range
-from pyratok_jax.training.loop.loop import Trained, train
+from pyratok_jax.training.loop.train import Trained, train
 
 
 class VisionSystem(nnx.Module):

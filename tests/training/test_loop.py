@@ -8,9 +8,8 @@ import pytest
 
 from pyratok_jax.errors import UserError
 from pyratok_jax.training.config import parse_command, training_config
-from pyratok_jax.training.loop.loop import train
-from pyratok_jax.training.loop.profiling import profiled_steps
-from pyratok_jax.training.loop.timing import over_processes
+from pyratok_jax.training.loop.monitoring import over_processes, profiled_steps
+from pyratok_jax.training.loop.train import train
 from tests.compiler_flags import plain_environment
 from tests.training.processes import rows
 from tests.training.worker import LineTask, without_tensorboard
@@ -76,7 +75,7 @@ def test_flags_are_in_the_help_and_understood(capsys, tmp_path):
 
 def test_compiled_programs_are_dumped_on_request(tmp_path):
     program = (
-        "from pyratok_jax.training.loop.profiling import dump_programs\n"
+        "from pyratok_jax.training.loop.monitoring import dump_programs\n"
         f"print(dump_programs({str(tmp_path)!r}))\n"
         "import jax\njax.jit(lambda x: x + 1)(1.0).block_until_ready()\n"
     )
@@ -90,10 +89,10 @@ def test_compiled_programs_are_dumped_on_request(tmp_path):
 
 def test_a_run_cut_off_between_two_logged_rows_leaves_the_rows_of_an_unbroken_one(tmp_path):
     class CutOff(LineTask):
-        def device_batch(self, batch):
-            if self.step == 9:
+        def __next__(self):
+            if self.step == 8:
                 raise RuntimeError("cut off")
-            return batch
+            return super().__next__()
 
     train(config(checkpoint={"every": 4, "keep": 2, "keep_every": 0}), tmp_path / "a", LineTask(8))
     with pytest.raises(RuntimeError, match="cut off"):

@@ -1,4 +1,4 @@
-"""Real processes on a small problem: they end together, stop together, and go on elsewhere.
+"""Real processes on a small problem: they end together, stop together, and resume elsewhere.
 
 What a kill leaves is tested with the demo, in `test_meshes`.
 """
@@ -38,7 +38,11 @@ def whole(tmp_path_factory):
     [
         ((1, 5, "error"), [3, 1], "process 1 on .* failed: RuntimeError: the disk is on fire"),
         ((1, 5, "SIGKILL"), [3, -9], "process 1 on .* was not heard of for .* s"),
-        ((0, 5, "SIGKILL"), [-9, 3], "process 0 on .*, which holds the run together, is gone"),
+        (
+            (0, 5, "SIGKILL"),
+            [-9, 3],
+            "process 0 on .*coordination service, is gone",
+        ),
         ((1, 5, "sleep"), [3, 3], "no step was done for 3 s, behind is process 1 on .*for data"),
     ],
 )
@@ -63,7 +67,7 @@ def test_a_signal_to_one_process_stops_both_after_the_same_step(tmp_path, whole)
     settings = line(tmp_path / "run", accident=[1, 7, "SIGTERM"])
     ended = finish(launch([settings], count=2))
     assert [code for code, _ in ended] == [130, 130], ended
-    assert "checkpoint saved; the same command goes on from here" in ended[0][1]
+    assert "checkpoint saved; the same command resumes from here" in ended[0][1]
     execute([line(tmp_path / "run")], count=2)
     assert [row["step"] for row in rows(tmp_path / "run")] == [5, 10, 15, 20]
     for a, b in zip(rows(tmp_path / "run"), rows(whole), strict=True):
@@ -75,7 +79,7 @@ def test_a_signal_to_one_process_stops_both_after_the_same_step(tmp_path, whole)
     )
 
 
-def test_a_checkpoint_goes_on_on_other_meshes_and_process_counts(tmp_path, whole):
+def test_a_checkpoint_resumes_on_other_meshes_and_process_counts(tmp_path, whole):
     """9 steps on 8 devices (data 2, fsdp 4) and 1 process, then up to 20 on 2 processes."""
     folder = tmp_path / "run"
     split = line(folder, mesh={"data": 2, "fsdp": 4}, accident=[0, 9, "SIGTERM"])

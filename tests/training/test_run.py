@@ -14,10 +14,11 @@ from pyratok_jax.checkpoints.partition import Partition
 from pyratok_jax.checkpoints.working_folder import read_parameters
 from pyratok_jax.errors import UserError
 from pyratok_jax.tokenizer import load_tokenizer
-from pyratok_jax.training.loop.loop import train
+from pyratok_jax.training.loop.train import train
 from pyratok_jax.training.tasks.run import run
 from pyratok_jax.training.tasks.tokenizer import TokenizerTask
 from tests.training.tiny import arrays_equal, clip, tiny_config
+from tests.training.worker import before_each_batch
 
 
 @pytest.fixture(scope="module")
@@ -69,16 +70,12 @@ def stopped(world, tmp_path_factory):
     config = tiny_config(world)
     config.calibration.batches = 0
     task = TokenizerTask(config)
-    take, count = task.device_batch, 0
 
-    def counting(batch):
-        nonlocal count
-        count += 1
-        if count == 9:
+    def interrupt(number):
+        if number == 9:
             os.kill(os.getpid(), signal.SIGINT)
-        return take(batch)
 
-    task.device_batch = counting
+    before_each_batch(task, interrupt)
     return train(config, workdir, task), workdir
 
 

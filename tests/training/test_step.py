@@ -11,7 +11,8 @@ from ml_collections import ConfigDict
 from pyratok_jax.checkpoints.partition import Partition
 from pyratok_jax.errors import UserError
 from pyratok_jax.training.config import training_config
-from pyratok_jax.training.loop.loop import train
+from pyratok_jax.training.loop.contracts import Batch
+from pyratok_jax.training.loop.train import train
 from pyratok_jax.training.optimizer import learning_rate, make_optimizer
 from pyratok_jax.training.step import initial_state, make_train_step
 
@@ -137,15 +138,13 @@ class PoisonedTask:
     def is_trainable(self, name, variable):
         return name == "w"
 
-    def make_loader(self, index, count):
+    def make_loader(self, share_of):
         return self
 
     def __next__(self):
         self.step += 1
-        return {"x": np.full((2, 2), np.nan if self.step > 2 else 1.0, np.float32)}
-
-    def device_batch(self, batch):
-        return batch
+        value = np.nan if self.step > 2 else 1.0
+        return Batch({"x": np.full((2, 2), value, np.float32)}, 2)
 
     def get_state(self):
         return {"step": self.step}

@@ -10,6 +10,7 @@ import pytest
 from pyratok_jax import embed_captions
 from pyratok_jax.checkpoints.partition import Partition
 from pyratok_jax.errors import UserError
+from pyratok_jax.training.distributed.transfer import DataShard
 from pyratok_jax.training.tasks.tokenizer import TokenizerTask
 from tests.training.tiny import tiny_config
 
@@ -29,8 +30,8 @@ def stored(world, tmp_path_factory):
 def _terms(config):
     """Losses of the first batch of a fresh model, before any step."""
     task = TokenizerTask(config)
-    loader = task.make_loader(0, 1)
-    batch = task.device_batch(next(loader))
+    loader = task.make_loader(lambda rows: DataShard(0, 1))
+    batch = next(loader).arrays
     loader.close()
     partition = Partition(task.system, task.is_trainable)
 

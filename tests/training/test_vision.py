@@ -14,6 +14,7 @@ from pyratok_jax.checkpoints.pretrained import load_vision
 from pyratok_jax.demo.vision import VisionTask
 from pyratok_jax.errors import UserError
 from pyratok_jax.models.perceptual.lpips import LPIPS
+from pyratok_jax.training.distributed.transfer import DataShard
 
 
 @pytest.fixture
@@ -57,7 +58,7 @@ def test_student_and_heads_learn_from_a_frozen_teacher(task):
 
 def test_several_processes_are_refused(task):
     with pytest.raises(UserError, match="trains in one process, not in 2"):
-        task.make_loader(0, 2)
+        task.make_loader(lambda rows: DataShard(0, 2))
 
 
 def test_shipped_sizes_are_the_config():

@@ -34,11 +34,12 @@ from pyratok_jax.models.perceptual import lpips
 from pyratok_jax.models.wan_vae.config import WanVAEConfig
 from pyratok_jax.training.config import training_config
 from pyratok_jax.training.distributed import sharding
-from pyratok_jax.training.distributed.compile_barrier import meet
-from pyratok_jax.training.distributed.heartbeat import watched
+from pyratok_jax.training.distributed.compile_barrier import barrier
+from pyratok_jax.training.distributed.heartbeat import heartbeats
 from pyratok_jax.training.distributed.hosts import join_hosts
 from pyratok_jax.training.loop import loop
-from pyratok_jax.training.loop.loop import train
+from pyratok_jax.training.loop.contracts import Batch
+from pyratok_jax.training.loop.train import train
 
 SMALL_VAE = WanVAEConfig(
     base_dim=4,
@@ -113,7 +114,8 @@ class LineTask:
     def is_trainable(self, name, variable):
         return True
 
-    def make_loader(self, index, count):
+    def make_loader(self, share_of):
+        index, count = share_of(self.rows)
         self.first, self.count = index * self.rows // count, self.rows // count
         return self
 
@@ -121,10 +123,7 @@ class LineTask:
         rows = np.arange(self.first, self.first + self.count)
         self.step += 1
         x = np.sin(self.step * 7.0 + rows[:, None] + np.arange(4.0)).astype(np.float32)
-        return {"x": x, "y": np.cos(x).astype(np.float32)}
-
-    def device_batch(self, batch):
-        return batch
+        return Batch({"x": x, "y": np.cos(x).astype(np.float32)}, self.rows)
 
     def get_state(self):
         return {"step": self.step}
@@ -175,31 +174,51 @@ def run(settings):
 
 
 def _prepare(task, process, step, what):
-    take, count = task.device_batch, 0
-
-    def counting(batch):
-        nonlocal count
-        count += 1
-        if count == step and process in (-1, jax.process_index()):
+    def happen(number):
+        if number == step and process in (-1, jax.process_index()):
             _happen(what)
-        return take(batch)
 
-    task.device_batch = counting
+    before_each_batch(task, happen)
+
+
+def before_each_batch(task, call):
+    """Have `call(number)` called when this run takes its batch `number`, from 1 on."""
+    make_loader = task.make_loader
+
+    def make(share_of):
+        return Counted(make_loader(share_of), call)
+
+    task.make_loader = make
+
+
+class Counted:
+    """A loader that calls before each of its batches."""
+
+    def __init__(self, loader, call):
+        self.loader, self.call, self.number = loader, call, 0
+
+    def __next__(self):
+        self.number += 1
+        self.call(self.number)
+        return next(self.loader)
+
+    def __getattr__(self, name):
+        return getattr(self.loader, name)
 
 
 def _note_shards(path):
-    put = loop.to_mesh
+    put = loop.batch_to_mesh
 
-    def noting(batch, mesh, parts=1):
-        arrays = put(batch, mesh, parts)
+    def noting(batch, mesh, rows):
+        arrays = put(batch, mesh, rows)
         shards = arrays["video"].addressable_shards
         places = {str(shard.index) for shard in shards}
         shapes = sorted({shard.data.shape for shard in shards})
         path.write_text(json.dumps({"shapes": shapes, "places": len(places)}))
-        loop.to_mesh = put
+        loop.batch_to_mesh = put
         return arrays
 
-    loop.to_mesh = noting
+    loop.batch_to_mesh = noting
 
 
 def _happen(what):
@@ -244,10 +263,10 @@ def compile_once():
 
     def waiting(lowered, *arguments, **options):
         if jax.process_index():
-            meet()
+            barrier()
         program = compile_now(lowered, *arguments, **options)
         if not jax.process_index():
-            meet()
+            barrier()
         if sys.platform == "linux":
             # A step takes up to 4 GB while it is compiled.
             ctypes.CDLL(None).malloc_trim(0)
@@ -267,7 +286,7 @@ def main():
     trainings = json.loads(sys.argv[1])
     limits = (trainings[0].get("host_timeout", 60.0), trainings[0].get("step_timeout", 1800.0))
     join_hosts(False, limits[0])
-    with watched(*limits):
+    with heartbeats(*limits):
         done = [run(settings).finished for settings in trainings]
     return 0 if all(done) else EXIT_INTERRUPTED
 

@@ -1,56 +1,60 @@
-"""Programs that every process of a run has compiled before any of them starts one.
+"""Compile barrier: every process has compiled a program before any of them runs it.
 
-Hosts compile at different speeds. A program that one of them starts alone waits inside its first
-collective operation for the others, and the runtime gives up after half a minute there.
+Hosts compile at different speeds. A host that starts a program alone waits for the others inside
+its first collective operation, and the runtime aborts that after half a minute. So programs are
+compiled ahead of time, and all processes wait for each other before the first execution.
 """
 
 import itertools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Hashable
+from typing import Any, Generic, TypeVar
 
 import jax
-from jax._src import distributed  # The barriers of the coordinator have no public name.
+from jaxtyping import PyTree
 
-_LIMIT_SECONDS = 24 * 3600
-_meetings = itertools.count()
+from pyratok_jax.training.distributed.coordinator import coordinator
+
+R = TypeVar("R")
+_numbers = itertools.count()
 
 
-def meet() -> None:
-    """Wait until all processes have come here; nothing for a process that is alone.
+def barrier() -> None:
+    """Wait until all processes have called this equally often; nothing for a process alone.
 
-    For how long is not limited here: `watch` ends a run whose processes are lost.
+    There is no time limit: `heartbeat` ends a run that has lost a process.
     """
-    number = next(_meetings)
-    client = distributed.global_state.client
-    if client is not None and distributed.global_state.num_processes > 1:
-        client.wait_at_barrier(f"pyratok/meeting/{number}", _LIMIT_SECONDS * 1000)
+    number = next(_numbers)
+    service = coordinator()
+    if service is not None:
+        service.wait(f"pyratok/barrier/{number}")
 
 
-class CompiledTogether:
-    """A jitted function whose programs, one for each set of shapes, all processes have compiled.
+class AheadOfTime(Generic[R]):
+    """A jitted function that is compiled on all processes, for each set of shapes, before it runs.
 
-    Args:
-        function: made by `jax.jit`; inputs of the same shapes always have the same shardings. Every
-            process calls it with the same shapes in the same order.
+    Inputs of the same shapes and dtypes must always have the same shardings, and every process must
+    call it with the same shapes in the same order.
     """
 
-    def __init__(self, function: Any):
+    def __init__(self, function: jax.stages.Wrapped):
+        """Wrap what `jax.jit` has made; `R` is the type of its result."""
         self._function = function
-        self._programs: dict[Any, Callable[..., Any]] = {}
+        self._programs: dict[Hashable, jax.stages.Compiled] = {}
 
-    def knows(self, *inputs: Any) -> bool:
-        """Whether inputs of these shapes came before."""
-        return _kind(inputs) in self._programs
+    def is_compiled(self, *inputs: PyTree) -> bool:
+        """Whether there is a program for inputs of these shapes."""
+        return _signature(inputs) in self._programs
 
-    def __call__(self, *inputs: Any) -> Any:
-        """The function's result."""
-        kind = _kind(inputs)
-        if kind not in self._programs:
-            self._programs[kind] = self._function.lower(*inputs).compile()
-            meet()
-        return self._programs[kind](*inputs)
+    def __call__(self, *inputs: PyTree) -> R:
+        """The function's result; compiles first where inputs of these shapes are new."""
+        signature = _signature(inputs)
+        if signature not in self._programs:
+            self._programs[signature] = self._function.lower(*inputs).compile()
+            barrier()
+        result: Any = self._programs[signature](*inputs)
+        return result
 
 
-def _kind(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+def _signature(inputs: tuple[PyTree, ...]) -> Hashable:
     leaves, structure = jax.tree.flatten(inputs)
     return structure, *((x.shape, x.dtype) for x in leaves)

@@ -1,7 +1,6 @@
-"""Many hosts: joining them."""
+"""`jax.distributed.initialize` for the processes of one run, on a pod or on one machine."""
 
 import os
-from typing import Any
 
 import jax
 
@@ -12,13 +11,13 @@ COORDINATOR, COUNT, INDEX = "PYRATOK_COORDINATOR", "PYRATOK_PROCESSES", "PYRATOK
 
 
 def join_hosts(wanted: bool, silence: float = 60.0) -> None:
-    """Connect this process to the others of its run; nothing for a single process.
+    """Connect this process to the others of its run; nothing for a process that is alone.
 
     Args:
         wanted: let JAX find the hosts of a pod (`config.multi_host`). The environment variables of
             a local run take precedence.
-        silence: seconds after which a process that is not heard of counts as lost
-            (`config.host_timeout`). JAX's own limit lies above it, since it cannot name a host.
+        silence: seconds without a heartbeat after which a process counts as lost
+            (`config.host_timeout`). JAX's own limit is set above it: its message names no host.
 
     Raises:
         UserError: the others cannot be reached, or the variables are incomplete.
@@ -29,20 +28,20 @@ def join_hosts(wanted: bool, silence: float = 60.0) -> None:
     missing = [name for name, value in given.items() if not value]
     if missing and len(missing) < len(given):
         raise UserError(f"{', '.join(missing)} not set; set all of {', '.join(given)}, or none")
-    # On CPUs, a process with one device would run the step beside the small programs of `Exchange`,
-    # and their collective operations would meet those of the other processes in another order.
+    # On CPUs, a process with one device would run the step concurrently with the small programs of
+    # `ProcessAllGather`: collectives would start in another order than in the other processes.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
-    limit: dict[str, Any] = {"heartbeat_timeout_seconds": int(2 * silence) + 10}
+    timeout = int(2 * silence) + 10
     try:
         if missing:
-            jax.distributed.initialize(**limit)
+            jax.distributed.initialize(heartbeat_timeout_seconds=timeout)
         else:
             jax.distributed.initialize(
                 given[COORDINATOR],
                 int(given[COUNT] or 1),
                 int(given[INDEX] or 0),
                 initialization_timeout=120,
-                **limit,
+                heartbeat_timeout_seconds=timeout,
             )
     except (RuntimeError, ValueError) as error:
         raise UserError(

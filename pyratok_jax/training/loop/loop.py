@@ -1,84 +1,53 @@
-"""The training loop: data, step, numbers, checkpoints; interrupted anywhere, resumed exactly."""
+"""The loop around a step: data, step, numbers, evaluation, checkpoints; resumed exactly."""
 
-import functools
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Generic
 
 import jax
 import numpy as np
-from flax import nnx
+import optax
 from jax.sharding import Mesh
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 from ml_collections import ConfigDict
 
 from pyratok_jax.checkpoints.partition import Arrays, Partition
-from pyratok_jax.data.buckets import parse_buckets
 from pyratok_jax.errors import UserError
 from pyratok_jax.training.checkpoints import Checkpoints
-from pyratok_jax.training.distributed.compile_barrier import CompiledTogether, meet
-from pyratok_jax.training.distributed.feeding import Exchange, Share, data_share, spread, to_mesh
-from pyratok_jax.training.distributed.heartbeat import doing
-from pyratok_jax.training.distributed.sharding import make_mesh, parameter_shardings
-from pyratok_jax.training.loop.collapse import CollapseGuard
+from pyratok_jax.training.distributed.compile_barrier import AheadOfTime, barrier
+from pyratok_jax.training.distributed.heartbeat import Phase, report_phase
+from pyratok_jax.training.distributed.sharding import parameter_shardings
+from pyratok_jax.training.distributed.transfer import (
+    ProcessAllGather,
+    batch_to_mesh,
+    host_to_mesh,
+)
+from pyratok_jax.training.loop.contracts import Loader, S, Task
 from pyratok_jax.training.loop.metrics_log import MetricsLog, StepBar
-from pyratok_jax.training.loop.profiling import Profiler, profiled_steps
-from pyratok_jax.training.loop.stopping import StopSignal, StopVote
-from pyratok_jax.training.loop.timing import Times, over_processes
+from pyratok_jax.training.loop.monitoring import (
+    CollapseGuard,
+    Profiler,
+    StepTimer,
+    over_processes,
+    profiled_steps,
+)
+from pyratok_jax.training.loop.preemption import StopConsensus, StopSignal
 from pyratok_jax.training.optimizer import make_optimizer
-from pyratok_jax.training.step import Metrics, TrainState, initial_state, make_train_step
+from pyratok_jax.training.step import Batch, Metrics, TrainState, initial_state, make_train_step
+
+# Metrics of one step that no logged row holds yet: on devices, or as a checkpoint had them.
+Unlogged = Mapping[str, ArrayLike]
 
 
-class Task(Protocol):
-    """What is trained: a module, its loss and its data."""
-
-    @property
-    def system(self) -> nnx.Module:
-        """The module, with its first weights."""
-
-    def is_trainable(self, name: str, variable: nnx.Variable) -> bool:
-        """Whether training changes a variable."""
-
-    def make_loader(self, index: int, count: int) -> Any:
-        """Batches of host `index` of `count`, with get_state, set_state and close."""
-
-    def device_batch(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Of a batch, the arrays that the step reads."""
-
-    def loss(
-        self, system: Any, batch: Mapping[str, Array], key: PRNGKeyArray, progress: Float[Array, ""]
-    ) -> tuple[Float[Array, ""], Metrics]:
-        """Scalar loss, and its terms to log."""
-
-
-class Trained(NamedTuple):
-    """What a training leaves in memory.
-
-    Attributes:
-        state: after the last step.
-        frozen: arrays that it did not change.
-        partition: of the task's module, whose `merge` takes the two.
-        finished: False when it was interrupted and saved.
-        steps_run: steps of this run alone.
-        seconds: of these steps, without the first, which compiles.
-        waited: of these seconds, those in which the loop waited for a batch.
-    """
-
-    state: TrainState
-    frozen: Arrays
-    partition: Partition
-    finished: bool
-    steps_run: int
-    seconds: float
-    waited: float
-
-
-def place(partition: Partition, config: ConfigDict, mesh: Mesh) -> tuple[TrainState, Arrays, Any]:
+def place(
+    partition: Partition[S], config: ConfigDict, mesh: Mesh
+) -> tuple[TrainState, Arrays, optax.GradientTransformation]:
     """State at step 0, frozen arrays and optimizer, laid out on the mesh by its rules."""
     optimizer = make_optimizer(config.optimizer, config.steps)
-    params = spread(partition.trainable, parameter_shardings(partition.trainable, mesh))
-    frozen = spread(partition.frozen, parameter_shardings(partition.frozen, mesh))
+    params = host_to_mesh(partition.trainable, parameter_shardings(partition.trainable, mesh))
+    frozen = host_to_mesh(partition.frozen, parameter_shardings(partition.frozen, mesh))
 
     def build(params: Arrays) -> TrainState:
         return initial_state(params, optimizer, config.ema_decay)
@@ -90,11 +59,20 @@ def place(partition: Partition, config: ConfigDict, mesh: Mesh) -> tuple[TrainSt
 
 
 def jit_step(
-    task: Task, partition: Partition, config: ConfigDict, optimizer: Any, state: Any
-) -> Any:
-    """The compiled-on-first-use step `(state, frozen, batch, seed) -> (state, metrics)`."""
+    task: Task[S],
+    partition: Partition[S],
+    config: ConfigDict,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+) -> jax.stages.Wrapped:
+    """The step `(state, frozen, batch, seed) -> (state, metrics)`, jitted with its state donated.
 
-    def loss(params: Arrays, frozen: Arrays, batch: Any, key: Any, progress: Any) -> Any:
+    The new state is sharded as `state` is.
+    """
+
+    def loss(
+        params: Arrays, frozen: Arrays, batch: Batch, key: PRNGKeyArray, progress: Float[Array, ""]
+    ) -> tuple[Float[Array, ""], Metrics]:
         return task.loss(partition.merge(params, frozen), batch, key, progress)
 
     step = make_train_step(
@@ -108,179 +86,141 @@ def jit_step(
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
 
 
-def train(config: ConfigDict, workdir: Path, task: Task, *, on_start: Any = None) -> Trained:
-    """Train to `config.steps`, going on from the newest checkpoint in `workdir`.
+class Loop(Generic[S]):
+    """The steps of one run, from the newest checkpoint on.
 
-    `on_start(partition)` is called once before a training that begins at step 0 and may change
-    the partition's trainable arrays (a data-dependent start); in each process, alike.
+    Used as a context manager within `jax.set_mesh`, which ends logs and traces.
 
-    Raises:
-        UserError: an impossible setting, unreadable data, a loss that stays not finite.
+    Attributes:
+        state: the newest.
+        frozen: arrays that training does not change.
+        start: step that this run began at.
+        timer: of the steps of this run.
     """
-    profiled = profiled_steps(config.profile_steps)
-    # An impossible setting shows before the levels are fitted, not after.
-    make_optimizer(config.optimizer, config.steps)
-    # Processes may have been long apart while they read weights; the checkpoints' manager begins
-    # with a collective operation.
-    meet()
-    checkpoints = Checkpoints(workdir, config)
-    mesh = make_mesh(config.mesh)
-    shares = _shares(config, mesh)
-    partition = Partition(task.system, task.is_trainable)
-    loader = _loader(task, shares, mesh)
-    with StopSignal() as stop:
-        if on_start is not None and checkpoints.newest() is None:
-            on_start(partition)
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        workdir: Path,
+        task: Task[S],
+        partition: Partition[S],
+        mesh: Mesh,
+        loader: Loader,
+        checkpoints: Checkpoints,
+        stop: StopSignal,
+    ):
+        """Lay the model out on the mesh, restore the newest checkpoint, open the logs.
+
+        Raises:
+            UserError: the checkpoint does not fit, or the data cannot be resumed.
+        """
+        self._config, self._mesh = config, mesh
+        self._loader, self._checkpoints = loader, checkpoints
         with jax.set_mesh(mesh):
-            state, frozen, optimizer = place(partition, config, mesh)
-            state, pending = _restored(checkpoints, state, loader)
-            start = int(state.step)
-            primary = jax.process_index() == 0
-            log = MetricsLog(workdir, start=start, primary=primary)
-            step = CompiledTogether(jit_step(task, partition, config, optimizer, state))
-            times, vote = Times(), StopVote(stop, mesh)
-            exchange, profiler = Exchange(mesh), Profiler(profiled, workdir)
-            try:
-                with StepBar(start, config.steps, enabled=primary) as bar:
-                    if start:
-                        bar.say(f"resuming from step {start} in {workdir}")
-                        for key, (old, new) in checkpoints.changes.items():
-                            bar.say(f"changed on resuming: {key} was {old!r}, is {new!r}")
-                    run = _Run(config, task, mesh, shares, step, frozen, loader, checkpoints,
-                               log, bar, vote, times, exchange, profiler,
-                               CollapseGuard(**config.collapse))  # fmt: skip
-                    state = run.steps(state, pending)
-            finally:
-                profiler.close()
-                checkpoints.close()
-                log.close()
-                loader.close()
-    done = int(state.step)
-    finished = done >= config.steps
-    return Trained(state, frozen, partition, finished, done - start, times.total, times.waiting)
-
-
-def _shares(config: ConfigDict, mesh: Mesh) -> dict[str, Share]:
-    """What this process reads of the batches of each bucket; of all batches where none is named."""
-    buckets = parse_buckets(config.data.get("buckets", ()) or ("1x8x8",))
-    return {bucket.name: data_share(mesh, bucket.clips or config.batch_size) for bucket in buckets}
-
-
-def _loader(task: Task, shares: dict[str, Share], mesh: Mesh) -> Any:
-    """The task's batches. A task with an attribute `share_of` reads each bucket in its own parts.
-
-    Raises:
-        UserError: the buckets differ in that, and the task has no such attribute.
-    """
-    share = next(iter(shares.values()))
-    if hasattr(task, "share_of"):
-        task.share_of = functools.partial(data_share, mesh)
-    elif len(set(shares.values())) > 1:
-        counts = ", ".join(f"{name}: {share.parts}" for name, share in shares.items())
-        raise UserError(
-            f"the processes would read these buckets in unlike parts ({counts}); give them batches "
-            "that split alike over config.mesh"
-        )
-    return task.make_loader(*share)
-
-
-def _restored(
-    checkpoints: Checkpoints, state: TrainState, loader: Any
-) -> tuple[TrainState, list[Metrics]]:
-    """State, data and unlogged metrics as the newest checkpoint has them, if there is one."""
-    found = checkpoints.restore(state)
-    if found is None:
-        return state, []
-    state, rest = found
-    loader.set_state(rest.get("loader", rest))
-    loader.broken.update(rest.get("broken", {}))
-    return state, [
-        {name: np.float32(float.fromhex(value)) for name, value in values.items()}
-        for values in rest.get("pending", [])
-    ]
-
-
-class _Run(NamedTuple):
-    """The parts of a running loop."""
-
-    config: ConfigDict
-    task: Task
-    mesh: Mesh
-    shares: dict[str, Share]
-    step: CompiledTogether
-    frozen: Arrays
-    loader: Any
-    checkpoints: Checkpoints
-    log: MetricsLog
-    bar: StepBar
-    vote: StopVote
-    times: Times
-    exchange: Exchange
-    profiler: Profiler
-    guard: CollapseGuard
-
-    def steps(self, state: TrainState, pending: list[Metrics]) -> TrainState:
-        """Step until the end or a signal; `pending` are metrics of steps not logged yet."""
-        number, what = int(state.step), "first step"
-        meet()
-        if number >= self.config.steps:
-            self._save(state, pending)
-        while number < self.config.steps:
-            number += 1
-            self.profiler.before(number)
-            asked = time.perf_counter()
-            doing(number, what if what == "first step" else "waiting for data")
-            read = next(self.loader)
-            batch = self.task.device_batch(read)
-            data_wait = time.perf_counter() - asked
-            share = self.shares.get(read.get("bucket")) or next(iter(self.shares.values()))
-            placed = to_mesh(batch, self.mesh, share.parts)
-            inputs = (state, self.frozen, placed, np.uint32(self.config.seed % 2**32))
-            # The time limit of a step is not one of compilation.
-            doing(number, what if self.step.knows(*inputs) else "first step")
-            state, metrics = self.step(*inputs)
-            del inputs, placed
-            self.vote.step_started()
-            pending.append(metrics)
-            # One step may run ahead, no more: Ctrl-C and progress must not wait for a long queue.
-            asked = time.perf_counter()
-            jax.block_until_ready(pending[-2:][0])
-            self.times.waited(data_wait, time.perf_counter() - asked)
-            self.times.step_done()
-            what = "in the step"
-            self.bar.advance(number)
-            last = self.vote.must_stop() or number == self.config.steps
-            if self.profiler.after(number, last, metrics):
-                self.bar.say(f"profile of the steps: {self.profiler.folder}")
-            if number % self.config.log_every == 0 or number == self.config.steps:
-                self._log(number, pending, state)
-            if last or self.checkpoints.due(number):
-                doing(number, "saving a checkpoint")
-                self._save(state, pending)
-            if last:
-                break
-        if self.vote.reason is not None:
-            self.bar.say(
-                f"{self.vote.reason}: stopped after step {number}, checkpoint saved; the same "
-                "command goes on from here"
+            state, self.frozen, optimizer = place(partition, config, mesh)
+            self._step: AheadOfTime[tuple[TrainState, Metrics]] = AheadOfTime(
+                jit_step(task, partition, config, optimizer, state)
             )
-        return state
+            self.state, self._unlogged = _restored(checkpoints, state, loader)
+        self.start = int(self.state.step)
+        primary = jax.process_index() == 0
+        self._log = MetricsLog(workdir, start=self.start, primary=primary)
+        self._bar = StepBar(self.start, config.steps, enabled=primary)
+        self._workdir = workdir
+        self.timer = StepTimer()
+        self._waits = ProcessAllGather(mesh)
+        self._consensus = StopConsensus(stop, mesh)
+        self._profiler = Profiler(profiled_steps(config.profile_steps), workdir)
+        self._guard = CollapseGuard(**config.collapse)
 
-    def _log(self, number: int, pending: list[Metrics], state: TrainState) -> None:
-        """Write the means since the last time; stop when nothing good has come for long."""
-        values = jax.device_get(pending)
+    def __enter__(self) -> "Loop[S]":
+        self._bar.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.__exit__(*error)
+        self._profiler.close()
+        self._log.close()
+
+    def run(self) -> None:
+        """Step until the end or a signal, and save.
+
+        Raises:
+            UserError: the data cannot be read, or losses stay not finite.
+        """
+        self._report_start()
+        number, steps = self.start, self._config.steps
+        barrier()
+        if number >= steps:
+            self._save()
+        last = number >= steps
+        while not last:
+            number += 1
+            metrics = self._take_step(number)
+            last = self._consensus.must_stop() or number == steps
+            if self._profiler.after(number, last, metrics):
+                self._bar.say(f"profile of the steps: {self._profiler.folder}")
+            if number % self._config.log_every == 0 or number == steps:
+                self._log_means(number)
+            if last or self._checkpoints.due(number):
+                report_phase(number, Phase.SAVING)
+                self._save()
+        if self._consensus.reason is not None:
+            self._bar.say(
+                f"{self._consensus.reason}: stopped after step {number}, checkpoint saved; the "
+                "same command resumes from here"
+            )
+
+    def _report_start(self) -> None:
+        if self.start:
+            self._bar.say(f"resuming from step {self.start} in {self._workdir}")
+            for key, (old, new) in self._checkpoints.changes.items():
+                self._bar.say(f"changed on resuming: {key} was {old!r}, is {new!r}")
+
+    def _take_step(self, number: int) -> Metrics:
+        """Read a batch, start its step, and wait for the step before it."""
+        first = number == self.start + 1
+        self._profiler.before(number)
+        begin = time.perf_counter()
+        report_phase(number, Phase.FIRST_STEP if first else Phase.WAITING_FOR_DATA)
+        batch = next(self._loader)
+        data_wait = time.perf_counter() - begin
+        arrays = batch_to_mesh(batch.arrays, self._mesh, batch.rows)
+        inputs = (self.state, self.frozen, arrays, np.uint32(self._config.seed % 2**32))
+        # The time limit of a step does not hold for compilation.
+        compiled = not first and self._step.is_compiled(*inputs)
+        report_phase(number, Phase.IN_STEP if compiled else Phase.FIRST_STEP)
+        self.state, metrics = self._step(*inputs)
+        del inputs, arrays
+        self._consensus.step_started()
+        self._unlogged.append(metrics)
+        # One step may run ahead, no more: Ctrl-C and progress must not wait for a long queue.
+        begin = time.perf_counter()
+        jax.block_until_ready(self._unlogged[-2:][0])
+        self.timer.waited(data_wait, time.perf_counter() - begin)
+        self.timer.step_done()
+        self._bar.advance(number)
+        return metrics
+
+    def _log_means(self, number: int) -> None:
+        """Log the means since the last time; stop when no step has been good for long.
+
+        Raises:
+            UserError: losses or gradients stay not finite.
+        """
+        values = jax.device_get(self._unlogged)
         means = {name: float(np.mean([np.float32(v[name]) for v in values])) for name in values[-1]}
         means["skipped_steps"] = float(values[-1]["skipped_steps"])
-        means["skipped_clips"] = float(len(self.loader.broken))
-        pending.clear()
-        self.log.write(number, means)
+        means["skipped_clips"] = float(len(self._loader.broken))
+        self._unlogged.clear()
+        self._log.write(number, means)
         self._log_timing(number)
-        self.bar.show(number, means)
-        warning = self.guard.check(means)
+        self._bar.show(number, means)
+        warning = self._guard.check(means)
         if warning is not None:
-            self.bar.say(warning)
-        bad = int(state.skipped_in_a_row)
-        if bad >= self.config.max_bad_steps:
+            self._bar.say(warning)
+        bad = int(self.state.skipped_in_a_row)
+        if bad >= self._config.max_bad_steps:
             terms = ", ".join(f"{k} {v:.3g}" for k, v in values[-1].items())
             raise UserError(
                 f"loss or gradient was not finite for {bad} steps up to step {number} ({terms}); "
@@ -289,16 +229,38 @@ class _Run(NamedTuple):
             )
 
     def _log_timing(self, number: int) -> None:
-        window = self.times.window()
+        window = self.timer.window()
         if window is not None:
-            waits = self.exchange.receive(self.exchange.send(window[1]))
-            self.log.write_timing(number, {"seconds_per_step": window[0], **over_processes(waits)})
+            waits = self._waits.finish(self._waits.start(window[1]))
+            self._log.write_timing(number, {"seconds_per_step": window[0], **over_processes(waits)})
 
-    def _save(self, state: TrainState, pending: list[Metrics]) -> None:
+    def _save(self) -> None:
         # As text of all bits: the row that these become must be the one of an unbroken run.
         unlogged = [
             {name: float(value).hex() for name, value in values.items()}
-            for values in jax.device_get(pending)
+            for values in jax.device_get(self._unlogged)
         ]
-        rest = {"loader": self.loader.get_state(), "pending": unlogged}
-        self.checkpoints.save(state, rest | {"broken": dict(self.loader.broken)})
+        self._checkpoints.save(
+            self.state,
+            {
+                "loader": dict(self._loader.get_state()),
+                "pending": unlogged,
+                "broken": dict(self._loader.broken),
+            },
+        )
+
+
+def _restored(
+    checkpoints: Checkpoints, state: TrainState, loader: Loader
+) -> tuple[TrainState, list[Unlogged]]:
+    """State and unlogged metrics of the newest checkpoint, if there is one; the loader's is set."""
+    found = checkpoints.restore(state)
+    if found is None:
+        return state, []
+    state, rest = found
+    loader.set_state(rest["loader"])
+    loader.broken.update(rest["broken"])
+    return state, [
+        {name: np.float32(float.fromhex(value)) for name, value in values.items()}
+        for values in rest["pending"]
+    ]

@@ -1,18 +1,29 @@
-"""Where a training's numbers go: TensorBoard through clu, a JSON-lines file, the progress bar."""
+"""Where a training's numbers go: TensorBoard through clu, JSON-lines files, the progress bar."""
 
 import json
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.progress import TimeRemainingColumn as Remaining
+from rich.progress import TextColumn
+
+from pyratok_jax.io.atomic import write_text
+from pyratok_jax.io.progress import progress_bar
+from pyratok_jax.training.loop.contracts import Evaluation
+
+if TYPE_CHECKING:
+    from clu.metric_writers import MetricWriter
 
 SHOWN = ("loss", "l1", "lpips", "codebook", "autoregressive", "drift", "psnr")
+
+
+class _Outputs(NamedTuple):
+    metrics: TextIO
+    timing: TextIO
+    tensorboard: "MetricWriter"
 
 
 class MetricsLog:
@@ -24,46 +35,55 @@ class MetricsLog:
     """
 
     def __init__(self, workdir: Path, *, start: int, primary: bool = True):
-        self._writer: Any = None
+        self._outputs: _Outputs | None = None
         if not primary:
             return
-        self._metrics = _continued(workdir / "metrics.jsonl", start)
-        self._timing = _continued(workdir / "timing.jsonl", start)
         # Imported here: it loads TensorFlow.
         from clu.metric_writers import SummaryWriter
 
-        self._writer = SummaryWriter(str(workdir))
+        self._outputs = _Outputs(
+            _continued(workdir / "metrics.jsonl", start),
+            _continued(workdir / "timing.jsonl", start),
+            SummaryWriter(str(workdir)),
+        )
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Record one step's numbers."""
-        self._write(step, values, "_metrics", "")
+        if self._outputs is not None:
+            _append(self._outputs.metrics, step, values)
+            self._outputs.tensorboard.write_scalars(step, dict(values))
+
+    def write_evaluation(self, step: int, name: str, evaluation: Evaluation) -> None:
+        """Record what the evaluator `name` has found, in a line of its own."""
+        self.write(step, {f"{name}/{key}": value for key, value in evaluation.metrics.items()})
+        if self._outputs is not None and evaluation.pictures:
+            pictures = {f"{name}/{key}": x[None] for key, x in evaluation.pictures.items()}
+            self._outputs.tensorboard.write_images(step, pictures)
 
     def write_timing(self, step: int, values: Mapping[str, float]) -> None:
         """Record how long steps took and waited."""
-        self._write(step, values, "_timing", "timing/")
-
-    def _write(self, step: int, values: Mapping[str, float], file: str, prefix: str) -> None:
-        if self._writer is None:
-            return
-        stream = getattr(self, file)
-        stream.write(json.dumps({"step": step} | dict(values)) + "\n")
-        stream.flush()
-        self._writer.write_scalars(step, {prefix + name: x for name, x in values.items()})
+        if self._outputs is not None:
+            _append(self._outputs.timing, step, values)
+            self._outputs.tensorboard.write_scalars(
+                step, {f"timing/{name}": x for name, x in values.items()}
+            )
 
     def close(self) -> None:
         """Flush and close."""
-        if self._writer is not None:
-            self._metrics.close()
-            self._timing.close()
-            self._writer.close()
+        if self._outputs is not None:
+            for output in self._outputs:
+                output.close()
 
 
-def _continued(path: Path, start: int) -> Any:
+def _append(file: TextIO, step: int, values: Mapping[str, float]) -> None:
+    file.write(json.dumps({"step": step} | dict(values)) + "\n")
+    file.flush()
+
+
+def _continued(path: Path, start: int) -> TextIO:
     """The file, open for appending, with no line of a step after `start`."""
     lines = [line for line in read_metrics(path) if line["step"] <= start]
-    scratch = path.with_suffix(".tmp")
-    scratch.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    os.replace(scratch, path)
+    write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
     return path.open("a")
 
 
@@ -95,21 +115,12 @@ class StepBar:
         self._console = Console(highlight=False)
         self._enabled, self._steps, self._start = enabled, steps, start
         self._begin = time.monotonic()
-        columns = (
-            TextColumn("training"),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("ETA"),
-            Remaining(),
-            TextColumn("{task.description}"),
+        self._bar = progress_bar(
+            self._console, TextColumn("{task.fields[terms]}"), only_on_terminal=True
         )
-        self._bar = Progress(
-            *columns,
-            console=self._console,
-            disable=not (enabled and self._console.is_terminal),
+        self._task = self._bar.add_task(
+            "training", total=steps, completed=start, terms="", visible=enabled
         )
-        self._task = self._bar.add_task("", total=steps, completed=start)
 
     def __enter__(self) -> "StepBar":
         self._bar.start()
@@ -119,13 +130,13 @@ class StepBar:
         self._bar.stop()
 
     def advance(self, step: int) -> None:
-        """A step is done."""
+        """Note that a step is done."""
         self._bar.update(self._task, completed=step)
 
     def show(self, step: int, values: Mapping[str, float]) -> None:
-        """New numbers."""
+        """Show new numbers."""
         text = "  ".join(f"{name} {values[name]:.4g}" for name in SHOWN if name in values)
-        self._bar.update(self._task, description=text)
+        self._bar.update(self._task, terms=text)
         if self._enabled and not self._console.is_terminal:
             rate = (time.monotonic() - self._begin) / max(step - self._start, 1)
             left = round(rate * (self._steps - step))
@@ -133,6 +144,6 @@ class StepBar:
             self._console.print(f"step {step}/{self._steps}  ETA {eta}  {text}", soft_wrap=True)
 
     def say(self, text: str) -> None:
-        """A line above the bar."""
+        """Print a line above the bar."""
         if self._enabled:
             self._console.print(text, soft_wrap=True)

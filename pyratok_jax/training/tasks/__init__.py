@@ -1,1 +1,1 @@
-"""What is trained."""
+"""What can be trained: tasks, and the registry of them."""

@@ -4,8 +4,6 @@ The language model reads the projected tokens and is to continue with the clip's
 projector changes. `load_projector` reads the result for question answering.
 """
 
-import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,16 +15,19 @@ from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 from ml_collections import ConfigDict
 
-from pyratok_jax.data.pipeline import ClipLoader, make_loader
+from pyratok_jax.data.pipeline import make_loader
 from pyratok_jax.errors import UserError
 from pyratok_jax.evaluation.models.projector import DESCRIPTION, FORMAT, make_projector
+from pyratok_jax.io.atomic import write_json
 from pyratok_jax.models.alignment import Alignment
 from pyratok_jax.models.language.model import LanguageModel
 from pyratok_jax.models.projector import Projector
 from pyratok_jax.models.pyratok.lfq import ids_to_bits
 from pyratok_jax.models.pyratok.model import PyraTok
 from pyratok_jax.tokenizer import Tokenizer, load_tokenizer, to_model_range
-from pyratok_jax.training.loop.loop import train
+from pyratok_jax.training.loop.contracts import ShareOf
+from pyratok_jax.training.loop.train import train
+from pyratok_jax.training.tasks.clip_batches import ClipBatches, pipeline_batches
 
 
 class ProjectorSystem(nnx.Module):
@@ -70,7 +71,7 @@ def caption_loss(
 
 
 class ProjectorTask:
-    """What `loop.train` needs to know."""
+    """A `contracts.Task`."""
 
     def __init__(self, config: ConfigDict, tokenizer: Tokenizer | None = None):
         self.config = config
@@ -103,20 +104,16 @@ class ProjectorTask:
         """The projector alone."""
         return name.startswith("projector.")
 
-    def make_loader(self, index: int, count: int) -> ClipLoader:
-        """The training stream of one host."""
-        return make_loader(
+    def make_loader(self, share_of: ShareOf) -> ClipBatches:
+        """The training stream of this process."""
+        clips = make_loader(
             self.config.data,
             seed=self.config.seed,
             batch_size=self.config.batch_size,
             tokenize=self.tokenizer.captions,
-            process_index=index,
-            process_count=count,
+            share_of=share_of,
         )
-
-    def device_batch(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Of a batch, the arrays that the step reads."""
-        return {name: batch[name] for name in ("video", "text_ids", "text_mask")}
+        return pipeline_batches(clips, ("video", "text_ids", "text_mask"), self.config.batch_size)
 
     def loss(
         self,
@@ -136,15 +133,12 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Path] | None:
         UserError: whatever the user can mend.
     """
     task = ProjectorTask(config)
-    workdir.mkdir(parents=True, exist_ok=True)
     record = {
         "format": FORMAT,
         "projector": task.arguments(),
         "tokenizer": task.tokenizer.checkpoint_hash,
     }
-    scratch = workdir / f".{DESCRIPTION}.tmp"
-    scratch.write_text(json.dumps(record, indent=1) + "\n")
-    os.replace(scratch, workdir / DESCRIPTION)
+    write_json(workdir / DESCRIPTION, record)
     trained = train(config, workdir, task)
     if not trained.finished:
         return None

@@ -1,6 +1,6 @@
 """Training a tokenizer: frozen parts, data, and levels calibrated before the first step."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from pyratok_jax.checkpoints.partition import Partition
 from pyratok_jax.checkpoints.pretrained import Language, load_backbone, load_language, load_vision
 from pyratok_jax.data.caption_embeddings import StoredCaptions
 from pyratok_jax.data.captions import CaptionTokenizer
-from pyratok_jax.data.pipeline import ClipLoader, ShareOf, make_loader
+from pyratok_jax.data.pipeline import ClipLoader, make_loader
 from pyratok_jax.errors import UserError
 from pyratok_jax.models.pyratok.latent_metric import square_root
 from pyratok_jax.models.pyratok.model import PyraTok
@@ -24,6 +24,7 @@ from pyratok_jax.models.wan_vae.model import WanVAE
 from pyratok_jax.tokenizer import Tokenizer, to_model_range, write_description
 from pyratok_jax.training.init.decoder_metric import metric_of
 from pyratok_jax.training.init.refinement import Encoded, refine
+from pyratok_jax.training.loop.contracts import ShareOf
 from pyratok_jax.training.system import (
     TokenizerLoss,
     TokenizerSystem,
@@ -32,6 +33,7 @@ from pyratok_jax.training.system import (
     is_trainable,
     tokenizer_config,
 )
+from pyratok_jax.training.tasks.clip_batches import ClipBatches, pipeline_batches
 
 
 class TokenizerTask:
@@ -39,8 +41,6 @@ class TokenizerTask:
 
     def __init__(self, config: ConfigDict):
         self.config = config
-        # How a batch of so many clips is shared out over the hosts; the loop says.
-        self.share_of: ShareOf | None = None
         self.backbone = load_backbone(config.model.backbone)
         self.language = load_language(
             config.language.spec, remat=config.language.remat, bits=config.language.bits
@@ -78,28 +78,21 @@ class TokenizerTask:
         """See `system.is_trainable`."""
         return is_trainable(name, variable)
 
-    def make_loader(self, index: int, count: int) -> ClipLoader:
-        """The training stream of one host."""
-        return self._loader(index, count, self.config.data.buckets, self.share_of)
+    def make_loader(self, share_of: ShareOf) -> ClipBatches:
+        """The training stream of this process."""
+        names = ("video", "text_ids", "text_mask", "text_embeddings")
+        clips = self._clips(self.config.data.buckets, share_of)
+        return pipeline_batches(clips, names, self.config.batch_size)
 
-    def _loader(
-        self, index: int, count: int, buckets: Sequence[str], share_of: ShareOf | None = None
-    ) -> ClipLoader:
+    def _clips(self, buckets: Sequence[str], share_of: ShareOf | None = None) -> ClipLoader:
         return make_loader(
             self.config.data.to_dict() | {"buckets": tuple(buckets)},
             seed=self.config.seed,
             batch_size=self.config.batch_size,
             tokenize=self.captions,
             embed=self.stored,
-            process_index=index,
-            process_count=count,
             share_of=share_of,
         )
-
-    def device_batch(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Of a batch, the arrays that the step reads."""
-        names = ("video", "text_ids", "text_mask", "text_embeddings")
-        return {name: batch[name] for name in names if name in batch}
 
     def wrap(self, system: TokenizerSystem) -> Tokenizer:
         """The tokenizer inside a system, for measuring it without a checkpoint."""
@@ -151,7 +144,7 @@ class TokenizerTask:
             posterior = vae.posterior(to_model_range(video))
             return vae.normalize(posterior.mean.astype(jnp.float32)), tuple(posterior.stages)
 
-        loader = self._loader(0, 1, settings.buckets or self.config.data.buckets)
+        loader = self._clips(settings.buckets or self.config.data.buckets)
         numbers = _shown(iter(range(settings.batches)), settings.batches, "features of clips")
         batches = [encode(state, jnp.asarray(next(loader)["video"])) for _ in numbers]
         loader.close()

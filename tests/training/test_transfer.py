@@ -7,8 +7,8 @@ import pytest
 from jax.sharding import Mesh
 
 from pyratok_jax.errors import UserError
-from pyratok_jax.training.distributed.feeding import data_share
 from pyratok_jax.training.distributed.sharding import AXES
+from pyratok_jax.training.distributed.transfer import data_shard
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +27,7 @@ def mesh(processes, each, **sizes):
 
 
 def shares(mesh, processes, rows):
-    return [tuple(data_share(mesh, rows, process=i)) for i in range(processes)]
+    return [tuple(data_shard(mesh, rows, process=i)) for i in range(processes)]
 
 
 def test_rows_over_all_processes_are_read_once():
@@ -47,4 +47,4 @@ def test_one_process_reads_all():
 
 def test_batches_that_do_not_split_are_refused():
     with pytest.raises(UserError, match="config.batch_size 6 does not split"):
-        data_share(mesh(4, 1, data=4), 6, process=0)
+        data_shard(mesh(4, 1, data=4), 6, process=0)

@@ -1,14 +1,17 @@
-"""Ctrl-C and SIGTERM: all processes of a run stop after the same step."""
+"""Ctrl-C and SIGTERM (preemption): all processes of a run stop after the same step."""
 
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType
-from typing import Any
 
 import jax
 from jax.sharding import Mesh
+from jaxtyping import Array
 
-from pyratok_jax.training.distributed.feeding import Exchange
+from pyratok_jax.training.distributed.transfer import ProcessAllGather
+
+Handler = Callable[[int, FrameType | None], object] | int | None
 
 
 class StopSignal:
@@ -16,7 +19,7 @@ class StopSignal:
 
     def __init__(self) -> None:
         self.received: str | None = None
-        self._old: dict[int, Any] = {}
+        self._old: dict[int, Handler] = {}
 
     def __enter__(self) -> "StopSignal":
         if threading.current_thread() is threading.main_thread():
@@ -34,30 +37,30 @@ class StopSignal:
             signal.signal(number, handler)
 
 
-class StopVote:
-    """Whether any process was asked to stop, known to all of them at the same step.
+class StopConsensus:
+    """Whether any process was asked to stop, agreed on by all of them at the same step.
 
-    A signal may reach one process alone or several at different steps, and a process that leaves
-    early would leave the others waiting in a step for ever. Each step therefore carries the
-    requests along, as a computation of its own; its result is read a step later, when it is there
-    anyway, so that no step waits for it.
+    A signal may reach one process alone, or several at different steps, and a process that left
+    early would leave the others waiting in a collective operation. So every step is followed by an
+    all-gather of the requests. Its result is read one step later, when it is there anyway, so that
+    no step waits for it.
     """
 
     def __init__(self, stop: StopSignal, mesh: Mesh):
         self._stop = stop
-        self._exchange = Exchange(mesh) if jax.process_count() > 1 else None
-        self._sent: list[jax.Array] = []
+        self._gather = ProcessAllGather(mesh) if jax.process_count() > 1 else None
+        self._started: list[Array] = []
         self.reason: str | None = None
 
     def step_started(self) -> None:
-        """Once after each step was begun."""
-        if self._exchange is not None:
-            self._sent.append(self._exchange.send([self._stop.received is not None]))
+        """To be called once after each step was dispatched."""
+        if self._gather is not None:
+            self._started.append(self._gather.start([self._stop.received is not None]))
 
     def must_stop(self) -> bool:
-        """Once at the end of each step."""
-        if self._exchange is None:
+        """To be called once at the end of each step."""
+        if self._gather is None:
             self.reason = self._stop.received
-        elif len(self._sent) > 1 and self._exchange.receive(self._sent.pop(0)).any():
+        elif len(self._started) > 1 and self._gather.finish(self._started.pop(0)).any():
             self.reason = self._stop.received or "a signal to another process"
         return self.reason is not None

@@ -1,0 +1,75 @@
+"""The loader of tasks that train on clips: dictionaries of the pipeline to `contracts.Batch`."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from pyratok_jax.data.pipeline import ClipLoader
+from pyratok_jax.training.loop.contracts import Batch, LoaderState
+
+
+class Clips(Protocol):
+    """`data.pipeline.ClipLoader`, or another resumable stream of such dictionaries.
+
+    A batch holds arrays with a row per clip of this process, among them `video`, and the name of
+    its `bucket` where batches differ.
+    """
+
+    broken: dict[str, str]
+
+    def __next__(self) -> Mapping[str, Any]:
+        """The next batch of this process."""
+
+    def get_state(self) -> LoaderState:
+        """Where the stream is."""
+
+    def set_state(self, state: Any) -> None:
+        """Continue from there."""
+
+    def close(self) -> None:
+        """End threads and processes."""
+
+
+class ClipBatches:
+    """A `contracts.Loader` that keeps the arrays of each batch that a step reads."""
+
+    def __init__(self, clips: Clips, names: Sequence[str], rows: Mapping[str, int] | None = None):
+        """Wrap a stream.
+
+        Args:
+            clips: the stream of this process.
+            names: of the arrays that the step reads, where a batch holds them.
+            rows: of the global batch of each bucket; None: this process reads all rows.
+        """
+        self._clips, self._names, self._rows = clips, names, rows
+
+    @property
+    def broken(self) -> dict[str, str]:
+        """Paths of clips skipped so far, and why."""
+        return self._clips.broken
+
+    def __next__(self) -> Batch:
+        """The next batch; see `contracts.Loader`."""
+        read = next(self._clips)
+        arrays = {name: read[name] for name in self._names if name in read}
+        bucket = read.get("bucket", "")
+        return Batch(
+            arrays, len(read["video"]) if self._rows is None else self._rows[bucket], bucket
+        )
+
+    def get_state(self) -> LoaderState:
+        """Where the stream is."""
+        return self._clips.get_state()
+
+    def set_state(self, state: LoaderState) -> None:
+        """Continue from there."""
+        self._clips.set_state(state)
+
+    def close(self) -> None:
+        """End the stream's threads and processes."""
+        self._clips.close()
+
+
+def pipeline_batches(clips: ClipLoader, names: Sequence[str], batch_size: int) -> ClipBatches:
+    """Batches of the data pipeline; `batch_size` holds for buckets that do not state their own."""
+    rows = {bucket.name: bucket.clips or batch_size for bucket in clips.buckets}
+    return ClipBatches(clips, names, rows)
