@@ -23,7 +23,7 @@ from pyratok_jax.models.pyratok.model import PyraTokConfig
 def training_config(**changes: Any) -> ConfigDict:
     """Defaults of everything but the model, the loss and the data source.
 
-    - task: "tokenizer" or "backbone" (the small VAE).
+    - task: "tokenizer", or another name of `registry.TASKS` and `demo.TASKS`.
     - steps, batch_size, accumulate, seed: batch_size is over all hosts and is cut into
       `accumulate` parts.
     - optimizer: see `optimizer.make_optimizer`; ema_decay: 0 keeps no averages.
@@ -36,6 +36,8 @@ def training_config(**changes: Any) -> ConfigDict:
     - profile_steps: steps to trace, such as "10:15" (`--profile_steps`).
     - checkpoint: every how many steps, how many to keep, and which to keep for ever (0: none).
     - log_every: steps between logged losses.
+    - evaluators: measurements during the training, such as ({"name": "heldout", "every": 500},),
+      see `registry.make_evaluators`.
     - max_bad_steps: steps in a row with a loss that is not finite after which training stops.
     - collapse: share of different codes (of the tokens of a step, or of the vocabulary) under which
       a level is reported after so many logged values in a row; patience 0: never.
@@ -76,6 +78,7 @@ def training_config(**changes: Any) -> ConfigDict:
             "mesh": {"data": -1, "fsdp": 1, "spatial": 1, "tensor": 1, "slices": 1},
             "checkpoint": {"every": 500, "keep": 2, "keep_every": 0},
             "log_every": 10,
+            "evaluators": (),
             "max_bad_steps": 10,
             "collapse": {"threshold": 0.02, "patience": 5},
             "init_from": "",

@@ -1,6 +1,7 @@
-"""Components by name: `config.task` and the like, loaded from "module:attribute" when used."""
+"""Components by their names in a config, as "module:attribute", imported when they are used."""
 
 import importlib
+import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from pyratok_jax.errors import UserError
+from pyratok_jax.training.loop.contracts import Evaluator, Task
 
 # Trains to the end and gives the files it wrote, by what they are; None: interrupted and saved.
 Run = Callable[[ConfigDict, Path], dict[str, Path] | None]
@@ -16,6 +18,8 @@ TASKS = {
     "tokenizer": "pyratok_jax.training.tasks.run:run",
     "projector": "pyratok_jax.training.tasks.projector:run",
 }
+# Kind of an entry of `config.evaluators` -> its class.
+EVALUATORS = {"heldout": "pyratok_jax.training.evaluators.heldout:HeldoutReconstruction"}
 
 
 def lookup(table: Mapping[str, str], name: str, key: str) -> Any:
@@ -33,3 +37,30 @@ def lookup(table: Mapping[str, str], name: str, key: str) -> Any:
         raise UserError(f"config.{key} is {name!r}, expected one of {', '.join(sorted(table))}")
     module, _, attribute = table[name].partition(":")
     return getattr(importlib.import_module(module), attribute)
+
+
+def make_evaluators(config: ConfigDict, task: Task[Any]) -> list[Evaluator]:
+    """The evaluators that `config.evaluators` asks for.
+
+    An entry has `name`, `every` (steps), the options of its class, and `kind` where that is not its
+    name. The class is called with (config, task, name=..., every=..., options).
+
+    Raises:
+        UserError: an unknown kind or option, a name that comes twice, a period below 1.
+    """
+    made: list[Evaluator] = []
+    for entry in config.evaluators:
+        options = dict(entry)
+        name = str(options.get("name", ""))
+        make = lookup(EVALUATORS, str(options.pop("kind", name)), "evaluators")
+        if name in (other.name for other in made):
+            raise UserError(f"config.evaluators has {name} twice; give each a name of its own")
+        try:
+            inspect.signature(make).bind(config, task, **options)
+        except TypeError as error:
+            raise UserError(f"config.evaluators: {name}: {error}") from error
+        every = options["every"]
+        if not isinstance(every, int) or every < 1:
+            raise UserError(f"config.evaluators: {name}: every is {every!r}, expected steps >= 1")
+        made.append(make(config, task, **options))
+    return made

@@ -25,7 +25,7 @@ from pyratok_jax.io.atomic import write_json
 
 CONFIG, CHANGES = "config.json", "config_changes.jsonl"
 OPERATIONAL = (
-    "steps", "checkpoint", "log_every", "max_bad_steps", "collapse", "report", "mesh",
+    "steps", "checkpoint", "log_every", "evaluators", "max_bad_steps", "collapse", "report", "mesh",
     "multi_host", "host_timeout", "step_timeout", "profile_steps", "init_from", "remat",
     "calibration", "data.workers", "data.threads", "data.prefetch", "data.phases", "model.vae",
     "language.size", "vision.size",

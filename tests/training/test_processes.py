@@ -15,6 +15,7 @@ CONFIG = {
     "batch_size": 8,
     "log_every": 5,
     "checkpoint": {"every": 4, "keep": 2, "keep_every": 0},
+    "evaluators": [{"name": "weight_norm", "every": 8}],
 }
 
 
@@ -69,7 +70,8 @@ def test_a_signal_to_one_process_stops_both_after_the_same_step(tmp_path, whole)
     assert [code for code, _ in ended] == [130, 130], ended
     assert "checkpoint saved; the same command resumes from here" in ended[0][1]
     execute([line(tmp_path / "run")], count=2)
-    assert [row["step"] for row in rows(tmp_path / "run")] == [5, 10, 15, 20]
+    # The evaluator's rows are those of steps 8, 16 and 20.
+    assert [row["step"] for row in rows(tmp_path / "run")] == [5, 8, 10, 15, 16, 20, 20]
     for a, b in zip(rows(tmp_path / "run"), rows(whole), strict=True):
         assert a == pytest.approx(b, rel=1e-5)
     timing = rows(tmp_path / "run", "timing.jsonl")[-1]

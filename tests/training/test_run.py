@@ -25,7 +25,9 @@ from tests.training.worker import before_each_batch
 def finished(world, tmp_path_factory):
     """A working folder after a whole run, and what the run said it wrote."""
     workdir = tmp_path_factory.mktemp("run") / "work"
-    return workdir, run(tiny_config(world), workdir)
+    config = tiny_config(world)
+    config.evaluators = ({"name": "heldout", "every": 15},)
+    return workdir, run(config, workdir)
 
 
 def test_a_run_leaves_what_it_names(finished):
@@ -41,9 +43,15 @@ def test_a_run_leaves_what_it_names(finished):
     assert "<video" in page and not re.search(r'(src|href)="https?://', page)
     assert list(workdir.glob("events*"))
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [5, 10, 15, 20]
+    assert [line["step"] for line in lines] == [5, 10, 15, 15, 20, 20]
     wanted = "l1 ssim commitment entropy hierarchy text text_codebook autoregressive drift_vae"
-    assert set(f"{wanted} drift_dinov3 retention".split()) <= lines[-1].keys()
+    assert set(f"{wanted} drift_dinov3 retention".split()) <= lines[-2].keys()
+    # The evaluator measures during the training what the report does at its end.
+    measured = {name.removeprefix("heldout/"): x for name, x in lines[-1].items() if name != "step"}
+    assert {"psnr", "psnr_video", "ssim", "ssim_uniform"} == measured.keys()
+    for name, value in measured.items():
+        assert value == pytest.approx(rows["model"][name], rel=1e-4), name
+    assert lines[3]["heldout/psnr"] != lines[5]["heldout/psnr"]
 
 
 def test_only_adapters_levels_synthesis_and_embeddings_change(stopped, world):

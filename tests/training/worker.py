@@ -26,6 +26,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
 
 from pyratok_jax.checkpoints.foreign import lpips as published
@@ -34,12 +35,13 @@ from pyratok_jax.models.perceptual import lpips
 from pyratok_jax.models.wan_vae.config import WanVAEConfig
 from pyratok_jax.training.config import training_config
 from pyratok_jax.training.distributed import sharding
-from pyratok_jax.training.distributed.compile_barrier import barrier
+from pyratok_jax.training.distributed.compile_barrier import AheadOfTime, barrier
 from pyratok_jax.training.distributed.heartbeat import heartbeats
 from pyratok_jax.training.distributed.hosts import join_hosts
 from pyratok_jax.training.loop import loop
-from pyratok_jax.training.loop.contracts import Batch
+from pyratok_jax.training.loop.contracts import Batch, Evaluation
 from pyratok_jax.training.loop.train import train
+from pyratok_jax.training.registry import EVALUATORS
 
 SMALL_VAE = WanVAEConfig(
     base_dim=4,
@@ -138,6 +140,22 @@ class LineTask:
         found = batch["x"] @ system.weight[...] + system.bias[...]
         value = jnp.mean((found - batch["y"]) ** 2)
         return value, {"square": value, "noise": jax.random.normal(key)}
+
+
+class WeightNorm:
+    """An evaluator of any module: the norm of its trainable arrays, by a program on the mesh."""
+
+    def __init__(self, config, task, *, name, every):
+        self.name, self.every, self.steps = name, every, []
+        self.norm = AheadOfTime(jax.jit(optax.global_norm))
+
+    def run(self, view, step):
+        self.steps.append(step)
+        norm = float(self.norm(view.params))
+        return Evaluation({"norm": norm}, {"grey": np.full((2, 2, 3), step, np.uint8)})
+
+
+EVALUATORS["weight_norm"] = "tests.training.worker:WeightNorm"
 
 
 def make(settings):
@@ -252,7 +270,9 @@ def without_tensorboard():
     """Its writer loads TensorFlow, which takes longer than these trainings."""
     stub = types.ModuleType("clu.metric_writers")
     stub.SummaryWriter = lambda folder: types.SimpleNamespace(
-        write_scalars=lambda *values: None, close=lambda: None
+        write_scalars=lambda *values: None,
+        write_images=lambda *values: None,
+        close=lambda: None,
     )
     sys.modules["clu.metric_writers"] = stub
 

@@ -9,6 +9,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
 from pyratok_jax.checkpoints.partition import Arrays, Partition
@@ -100,14 +101,16 @@ class Task(Protocol[S]):
 
 
 class ModelView(NamedTuple, Generic[S]):
-    """The model in training as an evaluator sees it: global arrays on the mesh of `jax.set_mesh`.
+    """The model in training as an evaluator sees it.
 
     Attributes:
+        mesh: that the arrays are on, also that of `jax.set_mesh`.
         partition: `partition.merge(params, frozen)` is the module; to be called inside of jit.
         params: trainable arrays: their moving averages where the training keeps some.
         frozen: the other arrays.
     """
 
+    mesh: Mesh
     partition: Partition[S]
     params: Arrays
     frozen: Arrays

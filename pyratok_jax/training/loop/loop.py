@@ -1,7 +1,7 @@
 """The loop around a step: data, step, numbers, evaluation, checkpoints; resumed exactly."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Generic
 
@@ -24,7 +24,7 @@ from pyratok_jax.training.distributed.transfer import (
     batch_to_mesh,
     host_to_mesh,
 )
-from pyratok_jax.training.loop.contracts import Loader, S, Task
+from pyratok_jax.training.loop.contracts import Evaluator, Loader, ModelView, S, Task
 from pyratok_jax.training.loop.metrics_log import MetricsLog, StepBar
 from pyratok_jax.training.loop.monitoring import (
     CollapseGuard,
@@ -108,13 +108,15 @@ class Loop(Generic[S]):
         loader: Loader,
         checkpoints: Checkpoints,
         stop: StopSignal,
+        evaluators: Sequence[Evaluator] = (),
     ):
         """Lay the model out on the mesh, restore the newest checkpoint, open the logs.
 
         Raises:
             UserError: the checkpoint does not fit, or the data cannot be resumed.
         """
-        self._config, self._mesh = config, mesh
+        self._config, self._mesh, self._partition = config, mesh, partition
+        self._evaluators = evaluators
         self._loader, self._checkpoints = loader, checkpoints
         with jax.set_mesh(mesh):
             state, self.frozen, optimizer = place(partition, config, mesh)
@@ -162,6 +164,7 @@ class Loop(Generic[S]):
                 self._bar.say(f"profile of the steps: {self._profiler.folder}")
             if number % self._config.log_every == 0 or number == steps:
                 self._log_means(number)
+            self._evaluate(number)
             if last or self._checkpoints.due(number):
                 report_phase(number, Phase.SAVING)
                 self._save()
@@ -233,6 +236,27 @@ class Loop(Generic[S]):
         if window is not None:
             waits = self._waits.finish(self._waits.start(window[1]))
             self._log.write_timing(number, {"seconds_per_step": window[0], **over_processes(waits)})
+
+    def _evaluate(self, number: int) -> None:
+        """Run the evaluators that are due.
+
+        Before the checkpoint of this step is saved: a run resumed from it has their rows already.
+        """
+        due = [
+            evaluator
+            for evaluator in self._evaluators
+            if number % evaluator.every == 0 or number == self._config.steps
+        ]
+        if not due:
+            return
+        params = self.state.ema or self.state.params
+        view = ModelView(self._mesh, self._partition, params, self.frozen)
+        with self.timer.paused():
+            for evaluator in due:
+                report_phase(number, Phase.EVALUATING)
+                found = evaluator.run(view, number)
+                self._log.write_evaluation(number, evaluator.name, found)
+                self._bar.say_metrics(evaluator.name, number, found.metrics)
 
     def _save(self) -> None:
         # As text of all bits: the row that these become must be the one of an unbroken run.

@@ -143,6 +143,11 @@ class StepBar:
             eta = f"{left // 60}:{left % 60:02d}"
             self._console.print(f"step {step}/{self._steps}  ETA {eta}  {text}", soft_wrap=True)
 
+    def say_metrics(self, name: str, step: int, metrics: Mapping[str, float]) -> None:
+        """Print what the evaluator `name` has measured."""
+        text = "  ".join(f"{key} {value:.4g}" for key, value in metrics.items())
+        self.say(f"step {step}  {name}: {text}")
+
     def say(self, text: str) -> None:
         """Print a line above the bar."""
         if self._enabled:

@@ -19,6 +19,7 @@ from pyratok_jax.training.loop.loop import Loop
 from pyratok_jax.training.loop.monitoring import profiled_steps
 from pyratok_jax.training.loop.preemption import StopSignal
 from pyratok_jax.training.optimizer import make_optimizer
+from pyratok_jax.training.registry import make_evaluators
 from pyratok_jax.training.step import TrainState
 
 
@@ -67,6 +68,7 @@ def train(
     # Impossible settings are refused before anything is computed.
     profiled_steps(config.profile_steps)
     make_optimizer(config.optimizer, config.steps)
+    evaluators = make_evaluators(config, task)
     # Processes may have taken unequal time to read weights; the checkpoint manager begins with a
     # collective operation.
     barrier()
@@ -78,7 +80,7 @@ def train(
     with StopSignal() as stop, contextlib.closing(loader), contextlib.closing(checkpoints):
         if on_start is not None and checkpoints.newest() is None:
             on_start(partition)
-        loop = Loop(config, workdir, task, partition, mesh, loader, checkpoints, stop)
+        loop = Loop(config, workdir, task, partition, mesh, loader, checkpoints, stop, evaluators)
         with jax.set_mesh(mesh), loop:
             loop.run()
     step = int(loop.state.step)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Array, Bool, Int, UInt8
 from ml_collections import ConfigDict
 from rich.progress import track
 
@@ -16,12 +17,13 @@ from pyratok_jax.checkpoints.partition import Partition
 from pyratok_jax.checkpoints.pretrained import Language, load_backbone, load_language, load_vision
 from pyratok_jax.data.caption_embeddings import StoredCaptions
 from pyratok_jax.data.captions import CaptionTokenizer
+from pyratok_jax.data.padding import Padding, pad_clip
 from pyratok_jax.data.pipeline import ClipLoader, make_loader
 from pyratok_jax.errors import UserError
 from pyratok_jax.models.pyratok.latent_metric import square_root
 from pyratok_jax.models.pyratok.model import PyraTok
 from pyratok_jax.models.wan_vae.model import WanVAE
-from pyratok_jax.tokenizer import Tokenizer, to_model_range, write_description
+from pyratok_jax.tokenizer import Tokenizer, to_model_range, to_pixels, write_description
 from pyratok_jax.training.init.decoder_metric import metric_of
 from pyratok_jax.training.init.refinement import Encoded, refine
 from pyratok_jax.training.loop.contracts import ShareOf
@@ -93,6 +95,25 @@ class TokenizerTask:
             embed=self.stored,
             share_of=share_of,
         )
+
+    def pad(self, video: UInt8[np.ndarray, "t h w 3"]) -> tuple[np.ndarray, Padding]:
+        """A clip of any size, padded to one that the tokenizer takes."""
+        return pad_clip(video, spatial_multiple=self.system.tokenizer.config.spatial_multiple)
+
+    def reconstruct(
+        self,
+        system: TokenizerSystem,
+        video: UInt8[Array, "b t h w 3"],
+        text_ids: Int[Array, "b l"],
+        text_mask: Bool[Array, "b l"],
+    ) -> UInt8[Array, "b t h w 3"]:
+        """Padded clips decoded from their token ids (from the latent, for a model without ids)."""
+        text = system.text(text_ids, text_mask)
+        text = text._replace(embeddings=text.embeddings.astype(jnp.float32))
+        tokenizer, frames = system.tokenizer, to_model_range(video)
+        if not tokenizer.quantizer.makes_tokens:
+            return to_pixels(tokenizer.decode(tokenizer.encode(frames, text).latent))
+        return to_pixels(tokenizer.detokenize(tokenizer.tokenize(frames, text)))
 
     def wrap(self, system: TokenizerSystem) -> Tokenizer:
         """The tokenizer inside a system, for measuring it without a checkpoint."""

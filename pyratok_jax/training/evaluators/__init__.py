@@ -1,0 +1,1 @@
+"""Measurements of a model during its training (`config.evaluators`)."""

@@ -1,0 +1,117 @@
+"""Evaluators run when they are due, on an unchanged model, and survive an interruption."""
+
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from pyratok_jax.errors import UserError
+from pyratok_jax.training.config import parse_flags, training_config
+from pyratok_jax.training.loop.train import train
+from pyratok_jax.training.registry import make_evaluators
+from tests.training.processes import rows
+from tests.training.tiny import arrays_equal
+from tests.training.worker import LineTask, before_each_batch, without_tensorboard
+
+NORM = {"name": "weight_norm", "every": 4}
+
+
+@pytest.fixture(autouse=True)
+def no_tensorboard(monkeypatch):
+    monkeypatch.setitem(sys.modules, "clu.metric_writers", None)
+    without_tensorboard()
+
+
+def config(*evaluators, **changes):
+    values = {"steps": 10, "batch_size": 8, "log_every": 3}
+    checkpoint = {"every": 4, "keep": 2, "keep_every": 0}
+    return training_config(evaluators=evaluators, **values | {"checkpoint": checkpoint} | changes)
+
+
+def norm(params):
+    return float(np.sqrt(sum(np.sum(np.square(x, dtype=np.float64)) for x in params.values())))
+
+
+def test_an_evaluator_sees_the_model_of_its_step_and_changes_nothing(tmp_path):
+    plain = train(config(), tmp_path / "plain", LineTask(8))
+    watched = train(config(NORM), tmp_path / "watched", LineTask(8))
+    assert arrays_equal(plain.state.params, watched.state.params)
+    leaves = [jax.tree.leaves(trained.state.opt_state) for trained in (plain, watched)]
+    assert all(np.array_equal(a, b) for a, b in zip(*leaves, strict=True))
+    found = {r["step"]: r for r in rows(tmp_path / "watched") if "weight_norm/norm" in r}
+    assert list(found) == [4, 8, 10]
+    assert all(row.keys() == {"step", "weight_norm/norm"} for row in found.values())
+    assert found[10]["weight_norm/norm"] == pytest.approx(norm(watched.state.params), rel=1e-6)
+    assert found[4]["weight_norm/norm"] != found[8]["weight_norm/norm"]
+    others = [r for r in rows(tmp_path / "watched") if "weight_norm/norm" not in r]
+    assert others == rows(tmp_path / "plain")
+
+
+def test_averages_are_measured_where_there_are_some(tmp_path):
+    trained = train(config(NORM, ema_decay=0.5), tmp_path, LineTask(8))
+    assert rows(tmp_path)[-1]["weight_norm/norm"] == pytest.approx(
+        norm(trained.state.ema), rel=1e-6
+    )
+    assert norm(trained.state.ema) != pytest.approx(norm(trained.state.params), rel=1e-6)
+
+
+@pytest.mark.parametrize("cut_before", [5, 6, 9, 10])
+def test_a_run_cut_off_anywhere_leaves_the_rows_of_an_unbroken_one(tmp_path, cut_before):
+    """Also just after step 4 and 8, which are evaluated and saved."""
+
+    def cut(number):
+        if number == cut_before:
+            raise RuntimeError("cut off")
+
+    train(config(NORM), tmp_path / "a", LineTask(8))
+    task = LineTask(8)
+    before_each_batch(task, cut)
+    with pytest.raises(RuntimeError, match="cut off"):
+        train(config(NORM), tmp_path / "b", task)
+    train(config(NORM), tmp_path / "b", LineTask(8))
+    assert rows(tmp_path / "b") == rows(tmp_path / "a")
+
+
+def test_the_time_of_evaluators_is_not_that_of_steps(tmp_path, monkeypatch):
+    import time
+
+    from tests.training.worker import WeightNorm
+
+    run = WeightNorm.run
+
+    def slow(self, view, step):
+        time.sleep(0.5)
+        return run(self, view, step)
+
+    monkeypatch.setattr(WeightNorm, "run", slow)
+    slowly = config(NORM | {"every": 1}, checkpoint={"every": 0, "keep": 2, "keep_every": 0})
+    assert train(slowly, tmp_path, LineTask(8)).seconds < 10 * 0.5
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        (({"name": "fid", "every": 1},), "config.evaluators is 'fid', expected one of heldout"),
+        (({"name": "weight_norm", "every": 0},), "every is 0, expected steps >= 1"),
+        (({"name": "weight_norm"},), "weight_norm: missing a required.* argument: 'every'"),
+        (({"name": "weight_norm", "every": 1, "depth": 2},), "unexpected keyword argument 'depth'"),
+        ((NORM, NORM), "weight_norm twice"),
+        (({"name": "heldout", "every": 1},), "config.task tokenizer makes none"),
+    ],
+)
+def test_impossible_entries_are_refused(entries, message):
+    with pytest.raises(UserError, match=message):
+        make_evaluators(config(*entries), LineTask(8))
+
+
+def test_one_kind_may_have_several_names():
+    more = NORM | {"name": "often", "kind": "weight_norm", "every": 1}
+    made = make_evaluators(config(NORM, more), LineTask(8))
+    assert [(e.name, e.every) for e in made] == [("weight_norm", 4), ("often", 1)]
+
+
+def test_evaluators_can_be_given_on_the_command_line():
+    flag = "--config.evaluators=({'name': 'heldout', 'every': 50},)"
+    config, _ = parse_flags(["train", flag], default_config="configs/demo.py")
+    assert config.evaluators == ({"name": "heldout", "every": 50},)
