@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train on TPU slices of a GKE cluster, by XPK (pip install xpk); restarts go on where they were.
+# Train on TPU slices of a GKE cluster, by XPK (pip install xpk); restarts resume where they were.
 #
 #   CLUSTER=my-cluster ZONE=us-east5-a TPU_TYPE=v5p-128 BUCKET=my-bucket IMAGE=... \
 #       launch/gke_xpk.sh [--dry-run] --config configs/tpu_v5.py:stage1 [more flags]

@@ -3,7 +3,7 @@
 #
 #   launch/local.sh N [--dry-run] --config configs/demo.py [more flags of pyratok_jax.train]
 #
-# Variables: PYTHON, PORT (of the coordinator), MODULE, RESTARTS (how often to go on after a failure).
+# Variables: PYTHON, PORT (of the coordinator), MODULE, RESTARTS (how often to restart after a failure).
 set -euo pipefail
 
 PYTHON=${PYTHON:-python3}
@@ -66,7 +66,7 @@ for ((round = 0; ; round++)); do
   # 0: finished; 2: a mistake of the user; 130: stopped on request.
   case $status in 0 | 2 | 130) break ;; esac
   if [ -n "$stopped" ] || [ "$round" -ge "$RESTARTS" ]; then break; fi
-  echo "exit code $status; going on from the last checkpoint ($((round + 1)) of $RESTARTS)" >&2
+  echo "exit code $status; resuming from the last checkpoint ($((round + 1)) of $RESTARTS)" >&2
   PORT=$((PORT + 1))
 done
 exit "$status"

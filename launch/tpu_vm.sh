@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Start (or go on with) a training on all workers of a TPU VM slice that exists.
+# Start (or resume) a training on all workers of a TPU VM slice that exists.
 #
 #   TPU_NAME=my-slice ZONE=us-east5-a BUCKET=my-bucket launch/tpu_vm.sh [--dry-run] \
 #       --config configs/tpu_v5.py:stage1 [more flags of pyratok_jax.train]
 #
 # Variables: RUN (folder inside the bucket), PROJECT, REPOSITORY (on the workers), RESTARTS.
-# The same command resumes: training goes on from the newest checkpoint of RUN.
+# The same command resumes: training starts from the newest checkpoint of RUN.
 set -euo pipefail
 
 TPU_NAME=${TPU_NAME:?set TPU_NAME to the name of the TPU VM}
@@ -45,6 +45,6 @@ for ((round = 0; ; round++)); do
   # 0: finished; 2: a mistake of the user; 130: stopped on request.
   case $code in 0 | 2 | 130) exit "$code" ;; esac
   if [ "$round" -ge "$RESTARTS" ]; then exit "$code"; fi
-  echo "exit code $code; going on from the last checkpoint in 30 s ($((round + 1)) of $RESTARTS)" >&2
+  echo "exit code $code; resuming from the last checkpoint in 30 s ($((round + 1)) of $RESTARTS)" >&2
   sleep 30
 done

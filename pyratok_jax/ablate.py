@@ -3,18 +3,21 @@
     python -m pyratok_jax.ablate --names full,no_text,rvq --seeds 3 --workdir runs/ablations
 
 Every name and seed is a training of its own under WORKDIR/NAME/seed_N; finished ones are not
-repeated, interrupted ones go on. A failed run is named and left out of the table.
+repeated, interrupted ones resume. A failed run is named and left out of the table.
 """
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
 from pyratok_jax.errors import EXIT_INTERRUPTED, UserError, run_cli
 from pyratok_jax.training.ablations.table import ABLATIONS, DEFAULT_NAMES, find
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -110,7 +113,7 @@ def _keep_programs(folder: Path) -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-def _config(options: argparse.Namespace, name: str, seed: int) -> Any:
+def _config(options: argparse.Namespace, name: str, seed: int) -> "ConfigDict":
     from pyratok_jax.training.config import parse_flags
 
     flags = ["ablate", "--config", f"{options.config}:{name},{options.scale}"]
@@ -120,7 +123,9 @@ def _config(options: argparse.Namespace, name: str, seed: int) -> Any:
     return config
 
 
-def _facts(options: argparse.Namespace, config: Any, name: str, seed: int) -> dict[str, Any]:
+def _facts(
+    options: argparse.Namespace, config: "ConfigDict", name: str, seed: int
+) -> dict[str, Any]:
     ablation = ABLATIONS[name]
     return {
         "name": name,

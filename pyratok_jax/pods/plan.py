@@ -96,7 +96,7 @@ def compile_all(
     mesh = make_mesh(config.mesh, list(devices))
     bucket = request.bucket or largest_bucket(config)
     training = abstract_training(config)
-    everything = {**training.frozen, **training.state.params}
+    everything: dict[str, Any] = {**training.frozen, **training.state.params}
     report: dict[str, Any] = {
         "topology": request.where.name,
         "accelerator_type": request.where.accelerator_type,

@@ -1,14 +1,16 @@
-"""A training without its weights: shapes of every array and of one step, nothing allocated.
+"""A training in shapes alone: every array and the step are abstract, nothing is allocated.
 
-Full-size configs are checked, and compiled for a pod, on machines that could not hold them.
+So full-size configs are checked, and compiled for a pod, on machines that could not hold them.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from pyratok_jax.checkpoints.partition import Partition
@@ -20,8 +22,10 @@ from pyratok_jax.models.language.quantization import quantize_model
 from pyratok_jax.models.perceptual.lpips import LPIPS
 from pyratok_jax.models.sizes import LANGUAGE_MODELS, VAES, VISION_MODELS
 from pyratok_jax.training.optimizer import make_optimizer
-from pyratok_jax.training.step import TrainState, initial_state, make_train_step
+from pyratok_jax.training.step import Step, TrainState, initial_state, make_train_step
 from pyratok_jax.training.system import TokenizerLoss, TokenizerSystem, build_system, is_trainable
+
+T = TypeVar("T")
 
 
 class AbstractTraining(NamedTuple):
@@ -30,13 +34,13 @@ class AbstractTraining(NamedTuple):
     Attributes:
         state: parameters, optimizer and counters.
         frozen: arrays that training does not change, by name.
-        step: `(state, frozen, batch, seed) -> (state, metrics)`, to be traced or compiled.
+        step: to be traced or compiled.
         partition: of the abstract system.
     """
 
     state: TrainState
     frozen: dict[str, jax.ShapeDtypeStruct]
-    step: Any
+    step: Step
     partition: Partition[TokenizerSystem]
 
 
@@ -80,7 +84,7 @@ def abstract_training(config: ConfigDict) -> AbstractTraining:
     return AbstractTraining(state, partition.frozen, step, partition)
 
 
-def _size(known: dict[str, Any], name: str, key: str) -> Any:
+def _size(known: Mapping[str, T], name: str, key: str) -> T:
     if name not in known:
         raise UserError(f"config.{key} is {name!r}, expected one of {', '.join(known)}")
     return known[name]
@@ -102,6 +106,6 @@ def largest_bucket(config: ConfigDict) -> Bucket:
     return max(parse_buckets(config.data.buckets), key=lambda b: b.frames * b.height * b.width)
 
 
-def count(arrays: dict[str, Any]) -> int:
-    """Values in a dictionary of arrays or shapes."""
+def count(arrays: Mapping[str, Array | jax.ShapeDtypeStruct]) -> int:
+    """Number of values in a dictionary of arrays or shapes."""
     return sum(int(np.prod(x.shape)) for x in arrays.values())

@@ -64,7 +64,7 @@ class Checkpoints:
         return bool(self._every) and step % self._every == 0
 
     def save(self, state: TrainState, data: Mapping[str, Any]) -> None:
-        """Begin to save; the arrays are copied before this returns, files are written behind."""
+        """Begin to save: arrays are copied before this returns, files written asynchronously."""
         step = int(state.step)
         if step in self._manager.all_steps():
             return
@@ -74,7 +74,7 @@ class Checkpoints:
         self._manager.save(step, args=args, force=True)
 
     def restore(self, state: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
-        """The newest checkpoint, laid out like `state`, with its data's state; None without one.
+        """The newest checkpoint, sharded like `state`, and the data's state; None without one.
 
         Raises:
             UserError: it does not fit the model, or cannot be read.
@@ -100,19 +100,19 @@ class Checkpoints:
         return _state(found["state"], state), found["data"]
 
     def wait(self) -> None:
-        """Until everything begun is written."""
+        """Wait until everything begun is written."""
         self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Wait and let go of the folder."""
+        """Wait for what is being written, and close."""
         self._manager.close()
 
 
 def _write_small_arrays_whole() -> None:
-    """Let Orbax share out only large arrays over the devices that hold copies of them.
+    """Have Orbax slice only large replicated arrays over their replicas when it saves.
 
-    It cuts them by a program for every shape and place of a slice: with 8 devices some 300 to
-    compile at the first save, for arrays of a few kilobytes.
+    It compiles a program for every shape and position of a slice: with 8 devices some 300 at the
+    first save, for arrays of a few kilobytes.
     """
     handler = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=1 << 20)
     verbosity = logging.get_verbosity()

@@ -25,22 +25,24 @@ def training_config(**changes: Any) -> ConfigDict:
 
     - task: "tokenizer", or another name of `registry.TASKS` and `demo.TASKS`.
     - steps, batch_size, accumulate, seed: batch_size is over all hosts and is cut into
-      `accumulate` parts.
+      `accumulate` microbatches.
     - optimizer: see `optimizer.make_optimizer`; ema_decay: 0 keeps no averages.
     - dtype: of activations; parameters are float32. remat: "none",
       "stages", "all", "convs" or "auto" (`wan_vae.encoder.rematerialised`).
-    - mesh: sizes of the axes, see `sharding.make_mesh`; -1 takes what is left.
-    - multi_host: connect the hosts of a pod before anything else (`hosts.join_hosts`).
-    - host_timeout, step_timeout: seconds after which a host that is not heard of, or a step that
-      does not end (0: any time), ends a run on many hosts (`watch`).
-    - profile_steps: steps to trace, such as "10:15" (`--profile_steps`).
-    - checkpoint: every how many steps, how many to keep, and which to keep for ever (0: none).
+    - mesh: sizes of the axes, see `sharding.make_mesh`; -1 takes the remaining devices.
+    - multi_host: `jax.distributed.initialize` before anything else (`hosts.join_hosts`).
+    - host_timeout, step_timeout: a run on many hosts ends when a host sends no heartbeat for
+      host_timeout seconds, or a step takes step_timeout seconds (0: any time); see `heartbeat`.
+    - profile_steps: steps to trace with the profiler, such as "10:15" (`--profile_steps`).
+    - checkpoint: every (steps between two), keep (number of newest ones that are kept), keep_every
+      (those of multiples of it are kept for good; 0: none).
     - log_every: steps between logged losses.
     - evaluators: measurements during the training, such as ({"name": "heldout", "every": 500},),
       see `registry.make_evaluators`.
-    - max_bad_steps: steps in a row with a loss that is not finite after which training stops.
-    - collapse: share of different codes (of the tokens of a step, or of the vocabulary) under which
-      a level is reported after so many logged values in a row; patience 0: never.
+    - max_bad_steps: training stops after this many consecutive steps without a finite loss.
+    - collapse: threshold of the share of distinct codes (among the tokens of a step, or of the
+      vocabulary) and patience, the number of consecutive logged values below it after which a level
+      is reported; patience 0: never.
     - init_from: a checkpoint folder whose trainable arrays are the start (a previous stage).
     - resume_with_changes: resume a run with another loss, optimizer or data than it had, on
       purpose; the changes are kept in its folder (`run_record`).

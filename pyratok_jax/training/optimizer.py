@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import optax
+from jaxtyping import PyTree
 
 from pyratok_jax.errors import UserError
 
@@ -15,8 +16,9 @@ SCHEDULES = ("cosine", "constant", "trapezoid")
 def learning_rate(config: Mapping[str, Any], steps: int) -> optax.Schedule:
     """Linear warm-up, then the rest by `schedule`.
 
-    "cosine" falls to `final_share` of the peak at `steps`; "constant" stays; "trapezoid" stays and
-    falls linearly to `final_share` over the last `decay_share` of the steps.
+    "cosine" decays to `final_share` of the peak at `steps`; "constant" stays at the peak;
+    "trapezoid" stays there and decays linearly to `final_share` over the last `decay_share` of the
+    steps.
 
     Raises:
         UserError: an unknown schedule, or a warm-up longer than the training.
@@ -40,7 +42,7 @@ def learning_rate(config: Mapping[str, Any], steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config: Mapping[str, Any], steps: int) -> optax.GradientTransformation:
-    """Clipping by global norm, then AdamW, or Muon with Adam for all that is no matrix.
+    """Clipping by global norm, then AdamW, or Muon with Adam for arrays that are not matrices.
 
     Args:
         config: name, learning_rate, warmup, schedule, final_share, decay_share, b1, b2,
@@ -72,8 +74,8 @@ def make_optimizer(config: Mapping[str, Any], steps: int) -> optax.GradientTrans
     return rule
 
 
-def _matrices(params: Any) -> Any:
-    """Kernels (*window, in, out) are matrices from (window, in) to out; all else goes to Adam."""
+def _matrices(params: PyTree) -> PyTree:
+    """Kernels (*window, in, out) are matrices from (window, in) to out; Adam takes the rest."""
 
     def numbers(x: jax.Array) -> optax.contrib.MuonDimensionNumbers | None:
         if x.ndim < 2:

@@ -1,7 +1,7 @@
-"""One training step as a pure function: gradients, a guard against bad ones, update, averages."""
+"""One training step as a pure function: gradients, non-finite guard, update, moving averages."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,8 @@ from pyratok_jax.training.distributed.sharding import parts_of, split_of
 Batch = Mapping[str, Array]
 Metrics = dict[str, Array]
 Seed = UInt32[Array, ""]
+# Gradients of the trainable arrays, the loss, and its terms.
+Gradients = tuple[Arrays, Array, Metrics]
 # (trainable, frozen, batch, key, progress in [0, 1]) -> (loss, terms)
 Loss = Callable[
     [Arrays, Arrays, Batch, PRNGKeyArray, Float[Array, ""]], tuple[Float[Array, ""], Metrics]
@@ -22,7 +24,7 @@ Loss = Callable[
 
 
 class TrainState(NamedTuple):
-    """All that a step changes, and all that a checkpoint must hold beside the data's state.
+    """Everything that a step changes; with the loader's state, all that a checkpoint must hold.
 
     Attributes:
         step: steps done.
@@ -30,15 +32,19 @@ class TrainState(NamedTuple):
         opt_state: the optimizer's.
         ema: exponential moving averages of `params`; empty when not asked for.
         skipped: steps skipped so far because loss or gradient was not finite.
-        skipped_in_a_row: of these, the latest unbroken run.
+        skipped_in_a_row: consecutive skipped steps up to now.
     """
 
     step: Int[Array, ""]
     params: Arrays
-    opt_state: Any
+    opt_state: optax.OptState
     ema: Arrays
     skipped: Int[Array, ""]
     skipped_in_a_row: Int[Array, ""]
+
+
+# (state, frozen arrays, batch, seed) -> (new state, metrics)
+Step = Callable[[TrainState, Arrays, Batch, Seed], tuple[TrainState, Metrics]]
 
 
 def initial_state(
@@ -61,26 +67,26 @@ def make_train_step(
     steps: int,
     accumulate: int = 1,
     ema_decay: float = 0.0,
-) -> Callable[[TrainState, Arrays, Batch, Seed], tuple[TrainState, Metrics]]:
-    """The step `(state, frozen, batch, seed)`; jit it with the state donated.
+) -> Step:
+    """The step; to be jitted with its state donated.
 
-    All randomness is a function of (seed, step); the seed is an argument, so that trainings which
+    All randomness is a function of (seed, step). The seed is an argument, so that trainings that
     differ in nothing else share one compiled program. A step whose loss or gradient is not finite
-    leaves parameters, optimizer and averages as they were and is counted.
+    leaves parameters, optimizer state and averages unchanged and is counted.
 
     Args:
         loss: see `Loss`.
         optimizer: of the trainable arrays.
         steps: length of the training, for the progress that schedules see.
-        accumulate: most parts that a batch is cut into, their gradients averaged; statistics over
-            the batch (entropies) are then taken over each part. A batch of few clips is cut into
-            fewer, so that no device is without one.
-        ema_decay: of the moving averages; 0 keeps none.
+        accumulate: microbatches that a batch is cut into at most; their gradients are averaged.
+            Statistics over the batch (entropies) are then those of each microbatch. A batch of few
+            clips is cut into fewer, so that every device has a clip.
+        ema_decay: of the exponential moving averages; 0 keeps none.
     """
 
     def gradients(
         params: Arrays, frozen: Arrays, batch: Batch, key: PRNGKeyArray, progress: Array
-    ) -> tuple[Arrays, Array, Metrics]:
+    ) -> Gradients:
         with over_devices(split_of(_rows(batch))):
             (value, terms), grads = jax.value_and_grad(loss, has_aux=True)(
                 params, frozen, batch, key, progress
@@ -126,16 +132,16 @@ def _rows(batch: Batch) -> int:
 
 
 def _accumulated(
-    gradients: Callable[[Batch, PRNGKeyArray], tuple[Arrays, Array, Metrics]],
+    gradients: Callable[[Batch, PRNGKeyArray], Gradients],
     batch: Batch,
     key: PRNGKeyArray,
     parts: int,
-) -> tuple[Arrays, Array, Metrics]:
-    """Means over the parts of a batch, one after the other."""
-    # Rows are dealt out in turn, so that each part lies on all devices.
+) -> Gradients:
+    """Means over the microbatches of a batch, by a scan."""
+    # Rows are dealt out in turn, so that each microbatch is sharded over all devices.
     pieces = {k: v.reshape(-1, parts, *v.shape[1:]).swapaxes(0, 1) for k, v in batch.items()}
 
-    def body(total: Any, item: tuple[Batch, Array]) -> tuple[Any, None]:
+    def body(total: Gradients, item: tuple[Batch, Array]) -> tuple[Gradients, None]:
         part, index = item
         result = gradients(part, jax.random.fold_in(key, index))
         return jax.tree.map(jnp.add, total, result), None

@@ -28,7 +28,7 @@ from pyratok_jax.nn.grids import PRESETS, Stride
 from pyratok_jax.nn.lora import LoRAParam, without_adapters
 from pyratok_jax.nn.text_attention import TextCondition
 
-# What trains beside the adapters; everything else is frozen.
+# Names of the trained arrays besides the adapters; everything else is frozen.
 TRAINED = ("tokenizer.blocks.", "tokenizer.synthesis.", "tokenizer.quantizer.",
            "tokenizer.null_text", "tokenizer.mask_value", "alignment.", "drift.")  # fmt: skip
 
@@ -92,9 +92,10 @@ def build_system(
     lpips: nnx.Module | None = None,
     dino: Dino | None = None,
 ) -> TokenizerSystem:
-    """The modules of a training; a fresh VAE of `sizes` where none with weights is given.
+    """The modules of a training.
 
-    The projection of the drift from DINO is there where that term has a weight.
+    Without `vae` the VAE has `sizes` and random weights. The projection of the drift from DINO
+    exists only where that term has a weight.
     """
     width = language_model.config.width
     tokenizer = PyraTok(
@@ -146,12 +147,12 @@ class TokenizerLoss:
         self.masking = MaskingConfig(**config.masking.to_dict())
 
     def uses(self, term: str) -> bool:
-        """Whether a term has a weight."""
+        """Whether a term has a weight that is not 0."""
         return self.weights.effective()[term] != 0
 
     @property
     def uses_dino(self) -> bool:
-        """Whether a term looks through DINO."""
+        """Whether a term compares DINO features."""
         return self.uses("drift_dinov3") or self.uses("retention")
 
     def __call__(
@@ -206,7 +207,7 @@ class TokenizerLoss:
     def _read(
         self, system: TokenizerSystem, batch: Mapping[str, Array]
     ) -> tuple[TextCondition, Any]:
-        """Text embeddings, and from what the autoregressive pass goes on."""
+        """Text embeddings, and what the autoregressive pass continues from: ids or a cache."""
         ids, mask = batch["text_ids"], batch["text_mask"]
         if "text_embeddings" in batch:
             stored = TextCondition(batch["text_embeddings"], mask)

@@ -1,11 +1,10 @@
-"""Runs of ablations: one training per name and seed, measured alike, kept as small JSON files."""
+"""Runs of ablations: one training per name and seed, measured alike, each result a JSON file."""
 
 import gc
 import hashlib
 import json
-import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +12,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from pyratok_jax.checkpoints.partition import Partition
 from pyratok_jax.data.heldout import HeldoutClip, heldout_clips
 from pyratok_jax.data.padding import crop_clip, pad_clip
 from pyratok_jax.errors import UserError
-from pyratok_jax.io.atomic import write_json
+from pyratok_jax.io.atomic import atomic_path, write_json
 from pyratok_jax.metrics.code_usage import code_usage
-from pyratok_jax.metrics.image import PROTOCOL, quality
+from pyratok_jax.metrics.image import PROTOCOL, Perceptual, quality
 from pyratok_jax.metrics.rate import bits_per_pixel
 from pyratok_jax.models.pyratok.model import PyraTok
 from pyratok_jax.tokenizer import to_model_range, to_pixels
@@ -40,9 +40,9 @@ def run_one(
 
     Args:
         config: with the ablation's changes and the seed.
-        folder: of this run alone; an interrupted run goes on from its checkpoint.
-        starts: where calibrated levels are kept: runs of the same model and seed begin alike.
-        facts: kept beside the figures; a result with other facts is of another experiment.
+        folder: of this run alone; an interrupted run resumes from its checkpoint.
+        starts: folder of calibrated levels, which runs of the same model and seed share.
+        facts: written beside the figures; a result with other facts is of another experiment.
 
     Returns:
         The result, or None when the training was interrupted.
@@ -98,27 +98,27 @@ def run_one(
 
 
 def start_key(config: ConfigDict) -> str:
-    """Names all that the calibrated levels follow from."""
+    """Hash of everything that the calibrated levels depend on."""
     parts = ("model", "language", "data", "calibration", "report", "seed", "dtype", "batch_size")
-    told = json.dumps({part: config.to_dict()[part] for part in parts}, sort_keys=True, default=str)
-    return hashlib.sha256(told.encode()).hexdigest()[:16]
+    described = json.dumps(
+        {part: config.to_dict()[part] for part in parts}, sort_keys=True, default=str
+    )
+    return hashlib.sha256(described.encode()).hexdigest()[:16]
 
 
 def keep_start(partition: Partition, psnr: float, path: Path) -> None:
-    """The tokenizer's trainable arrays; what belongs to losses is not calibrated."""
+    """Store the tokenizer's trainable arrays; those of losses are not calibrated."""
     arrays: dict[str, Any] = {
         name: np.asarray(value)
         for name, value in partition.trainable.items()
         if name.startswith(_CALIBRATED)
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.stem}.{os.getpid()}.npz")
-    np.savez(scratch, **arrays, psnr=np.float64(psnr))
-    scratch.replace(path)
+    with atomic_path(path) as scratch:
+        np.savez(scratch, **arrays, psnr=np.float64(psnr))
 
 
 def take_start(partition: Partition, path: Path) -> float:
-    """Put kept arrays into the partition; gives the PSNR measured when they were made."""
+    """Put stored arrays into the partition; returns the PSNR measured when they were made."""
     with np.load(path, allow_pickle=False) as kept:
         for name in partition.trainable:
             if name.startswith(_CALIBRATED):
@@ -126,7 +126,7 @@ def take_start(partition: Partition, path: Path) -> float:
         return float(kept["psnr"])
 
 
-def _lpips(config: ConfigDict) -> dict[str, Any] | None:
+def _lpips(config: ConfigDict) -> dict[str, Perceptual] | None:
     if not config.report.lpips:
         return None
     from pyratok_jax.checkpoints.foreign.lpips import load_lpips
@@ -138,7 +138,7 @@ def measure(
     task: TokenizerTask,
     partition: Partition,
     clips: Sequence[HeldoutClip],
-    lpips: dict[str, Any] | None,
+    lpips: Mapping[str, Perceptual] | None,
 ) -> dict[str, Any]:
     """Quality, rate and use of the codes on held-out clips.
 
@@ -173,7 +173,7 @@ def _continuous(model: PyraTok) -> Callable[[np.ndarray], np.ndarray]:
     graph, state = nnx.split(model)
 
     @jax.jit
-    def run(state: Any, video: Any) -> Any:
+    def run(state: nnx.State, video: Array) -> Array:
         merged = nnx.merge(graph, state)
         return to_pixels(merged.decode(merged.encode(to_model_range(video)).latent))
 

@@ -1,36 +1,40 @@
-"""Where arrays live on the mesh: one table of rules, for every pod size.
+"""Sharding of every array over the mesh: one table of rules, for every pod size.
 
 | what | rule |
 |---|---|
 | batch of enough clips | clips over (slice, data, fsdp, spatial), frames whole |
 | batch of fewer clips | clips over (slice, data, fsdp), height of frames over spatial |
-| activations | as the batch; split frames exchange border rows (`models.rows`) |
+| activations | as the batch; split frames exchange halos (`nn.partitioning`) |
 | tokens of the language model | clips as the batch; of split frames tokens over spatial |
 | frozen VAE, language model, LPIPS, DINO | largest divisible axis over fsdp, the next over tensor |
 | LoRA, LaPQ, synthesis, alignment, projections | the same |
 | optimizer state, moving averages | as the parameter that they belong to |
-| arrays below 16,384 values, counters, keys | one copy per device |
+| arrays below 16,384 values, counters, keys | replicated |
 """
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
 
 from pyratok_jax.errors import UserError
 from pyratok_jax.nn.partitioning import Split
 
+# Arrays, host arrays or abstract shapes.
+Shaped = jax.Array | np.ndarray | jax.ShapeDtypeStruct
 AXES = ("slice", "data", "fsdp", "spatial", "tensor")
 BATCH_AXES = ("slice", "data", "fsdp")
-# Smaller parameters cost more to gather than they take room.
+# Gathering smaller parameters costs more than the memory that sharding saves.
 MIN_SHARDED_SIZE = 2**14
 
 
-def make_mesh(config: Mapping[str, int], devices: Any = None) -> Mesh:
+def make_mesh(
+    config: Mapping[str, int], devices: Sequence[jax.Device] | np.ndarray | None = None
+) -> Mesh:
     """The device mesh.
 
     Args:
@@ -56,7 +60,7 @@ def make_mesh(config: Mapping[str, int], devices: Any = None) -> Mesh:
             allow_split_physical_axes=True,
         )
     elif devices[0].platform == "tpu":
-        # An axis of 32 over a torus of 4x4x4 takes half of one of its axes.
+        # An axis of 32 on a torus of 4x4x4 takes half of one of its axes.
         grid = mesh_utils.create_device_mesh(
             sizes, devices.tolist(), allow_split_physical_axes=True
         )
@@ -69,7 +73,7 @@ def _refusal(config: Mapping[str, int], count: int) -> str:
     sizes = ", ".join(f"{key} {config[key]}" for key in ("slices", *AXES[1:]))
     return (
         f"config.mesh ({sizes}) does not fit {count} devices: the sizes must multiply to that "
-        "number; set one of them to -1 to take what is left"
+        "number; set one of them to -1 to take the remaining devices"
     )
 
 
@@ -86,13 +90,13 @@ def parameter_spec(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     return PartitionSpec(*spec)
 
 
-def parameter_shardings(tree: Any, mesh: Mesh) -> Any:
+def parameter_shardings(tree: PyTree, mesh: Mesh) -> PyTree:
     """Shardings for a tree of arrays or shapes: parameters, frozen weights, optimizer state."""
     return jax.tree.map(lambda x: NamedSharding(mesh, parameter_spec(tuple(x.shape), mesh)), tree)
 
 
-def replicated(arrays: Mapping[str, Any], mesh: Mesh, limit: int) -> list[str]:
-    """Names of parameters of at least `limit` values that every device holds whole."""
+def replicated(arrays: Mapping[str, Shaped], mesh: Mesh, limit: int) -> list[str]:
+    """Names of parameters of at least `limit` values that are replicated."""
     return [
         name
         for name, x in arrays.items()
@@ -103,10 +107,10 @@ def replicated(arrays: Mapping[str, Any], mesh: Mesh, limit: int) -> list[str]:
 
 
 def height_axis(rows: int, mesh: Mesh | AbstractMesh | None = None) -> str | None:
-    """The axis over which a batch of so many clips has its heights split: spatial, or None.
+    """The mesh axis that shards the height of a batch of `rows` clips: spatial, or None.
 
-    Whole frames are cheaper, since nothing is exchanged; heights are split where the clips do not
-    suffice for all devices. The mesh is that of `jax.set_mesh` when none is given.
+    Whole frames are cheaper, since they need no halo exchange. Heights are sharded where there are
+    too few clips for all devices. The mesh is that of `jax.set_mesh` when none is given.
     """
     mesh = jax.sharding.get_abstract_mesh() if mesh is None else mesh
     spatial = dict(mesh.shape).get("spatial", 1)
@@ -116,12 +120,12 @@ def height_axis(rows: int, mesh: Mesh | AbstractMesh | None = None) -> str | Non
 
 
 def row_groups(mesh: Mesh | AbstractMesh) -> int:
-    """Parts into which clips are shared out where heights are split."""
+    """Number of shards of the clips where heights are sharded."""
     return int(np.prod([dict(mesh.shape).get(axis, 1) for axis in BATCH_AXES]))
 
 
 def split_of(rows: int, mesh: Mesh | AbstractMesh | None = None) -> Split:
-    """How a batch of so many clips lies over the mesh, for the models; see `height_axis`."""
+    """How a batch of `rows` clips is sharded over the mesh, for the models; see `height_axis`."""
     mesh = jax.sharding.get_abstract_mesh() if mesh is None else mesh
     height = height_axis(rows, mesh)
     sizes = dict(mesh.shape)
@@ -130,7 +134,7 @@ def split_of(rows: int, mesh: Mesh | AbstractMesh | None = None) -> Split:
 
 
 def parts_of(rows: int, most: int) -> int:
-    """Into how many parts, at most `most`, such a batch can be cut with every device having a clip.
+    """Number of microbatches, at most `most`, that leave every device a clip.
 
     The mesh is that of `jax.set_mesh`.
     """
@@ -141,7 +145,7 @@ def parts_of(rows: int, most: int) -> int:
 
 
 def batch_spec(shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
-    """Clips over all batch axes and spatial, or with too few of them heights over spatial."""
+    """Clips over all batch axes and spatial; where there are too few, heights over spatial."""
     if height_axis(shape[0], mesh) is None:
         return PartitionSpec((*BATCH_AXES, "spatial"))
     if len(shape) == 5:
@@ -149,6 +153,6 @@ def batch_spec(shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSp
     return PartitionSpec(BATCH_AXES)
 
 
-def batch_shardings(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, NamedSharding]:
+def batch_shardings(batch: Mapping[str, Shaped], mesh: Mesh) -> dict[str, NamedSharding]:
     """Shardings of a (global) batch's arrays."""
     return {name: NamedSharding(mesh, batch_spec(np.shape(x), mesh)) for name, x in batch.items()}

@@ -1,7 +1,8 @@
-"""How much a decoder's output changes with each direction of its latent.
+"""The pull-back (Gauss-Newton) metric of the decoder on its latent, from Rademacher probes.
 
-A frozen decoder looks at some channels of its latent closely and hardly at others. Codes that are
-to rebuild videos, not latents, should spend their bits accordingly.
+A frozen decoder is sensitive to some channels of its latent and hardly to others. Codes should
+spend their bits on what changes the video, so errors of the latent are measured by this metric:
+M = mean over positions of J'J, with J the Jacobian of the video by the latent at a position.
 """
 
 from collections.abc import Callable
@@ -15,16 +16,16 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from pyratok_jax.models.pyratok.model import PyraTok
 from pyratok_jax.nn.lowering import conv_form, current_form
 
-_POSITIONS = (2, 3, 8, 8)  # clips, frames, rows and columns that are looked at, at most
-_FLOOR = 0.02  # of the mean, for directions that the decoder does not see at all
+_POSITIONS = (2, 3, 8, 8)  # clips, frames, rows and columns of the latents that are used, at most
+_FLOOR = 0.02  # of the mean eigenvalue, added for directions to which the decoder is blind
 
 
 def metric_of(
     tokenizer: PyraTok, latents: Float[np.ndarray, "b t h w z"], seed: int
 ) -> Float[np.ndarray, "z z"]:
-    """The metric of a tokenizer's decoder at the beginning of some normalised latents."""
+    """The metric of a tokenizer's decoder at the first positions of some normalised latents."""
     graph, state = nnx.split(tokenizer)
-    # Derivatives that are written out for the form on TPUs know only the backward direction.
+    # The custom VJPs of the lowering for TPUs have no forward-mode derivative.
     form = "conv3d" if current_form() == "tpu" else current_form()
 
     def decode(latents: Array) -> Array:
@@ -41,19 +42,21 @@ def decoder_metric(
     latents: Float[Array, "b t h w z"],
     key: PRNGKeyArray,
 ) -> Float[np.ndarray, "z z"]:
-    """M for which e M e tells how much an error e of a latent position changes the video.
+    """Estimate M: e'Me is the squared change of the video by an error e at a latent position.
 
-    M_cd is the mean over positions of the inner product of the decoder's derivatives by channels c
-    and d. One forward derivative per channel finds all of it: every channel is disturbed by the
-    same random signs over the positions, so that products of different positions cancel.
+    One Jacobian-vector product per channel is enough. The probe of channel c is a random sign at
+    every position in that channel, the same signs for all channels; with v_c the product, the
+    inner product of v_c and v_d has the expectation sum over positions of (J'J)_cd, since cross
+    terms of different positions have expectation zero.
 
     Args:
         decode: normalised latents to videos.
-        latents: of real clips, a few are enough.
+        latents: of real clips; a few are enough.
         key: of the signs.
 
     Returns:
-        Positive definite, with diagonal of mean one.
+        symmetric positive definite, its trace the number of channels, its smallest eigenvalue at
+        least about 0.02.
     """
     channels = latents.shape[-1]
     signs = jax.random.rademacher(key, latents.shape[:-1], latents.dtype)

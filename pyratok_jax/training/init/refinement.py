@@ -1,4 +1,4 @@
-"""The second half of the data-dependent start: all levels descend together on stored features.
+"""Data-dependent initialisation, second half: all levels are optimised jointly on stored features.
 
 `Quantizer.fit` fits each level's linear maps in turn. Here the whole path from the encoder's
 features to the synthesised latent (lateral connections, analysis, MLPs, synthesis with its

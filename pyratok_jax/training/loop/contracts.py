@@ -17,7 +17,7 @@ from pyratok_jax.training.distributed.transfer import DataShard
 from pyratok_jax.training.step import Metrics
 
 S = TypeVar("S", bound=nnx.Module)
-# Of a global batch of so many rows: the shard that this process reads.
+# The shard that this process reads, given the number of rows of the global batch.
 ShareOf = Callable[[int], DataShard]
 # What a loader needs to continue its stream; plain JSON.
 LoaderState = Mapping[str, Any]

@@ -22,7 +22,7 @@ class Clips(Protocol):
     def get_state(self) -> LoaderState:
         """Where the stream is."""
 
-    def set_state(self, state: Any) -> None:
+    def set_state(self, state: LoaderState) -> None:
         """Continue from there."""
 
     def close(self) -> None:

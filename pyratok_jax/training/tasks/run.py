@@ -1,4 +1,8 @@
-"""One tokenizer training from config to report."""
+"""One tokenizer training from config to report: the `Run` of `config.task` "tokenizer".
+
+The report compares the trained model with itself before training. That is measured before the first
+step and kept in `before.npz`, since a run that is interrupted and resumed no longer has that model.
+"""
 
 import json
 from pathlib import Path
@@ -13,6 +17,7 @@ from pyratok_jax.checkpoints.partition import Partition
 from pyratok_jax.checkpoints.working_folder import newest_step
 from pyratok_jax.data.heldout import HeldoutClip, heldout_clips
 from pyratok_jax.errors import UserError
+from pyratok_jax.io.atomic import atomic_path
 from pyratok_jax.reports.training import CALIBRATED, START, rebuild_all, report_training
 from pyratok_jax.tokenizer import DESCRIPTION, load_tokenizer
 from pyratok_jax.training.init.previous_stage import report_handover, start_from
@@ -27,11 +32,11 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Path] | None:
     """Train and report; None when the training was interrupted (and saved).
 
     Raises:
-        UserError: whatever the user can mend.
+        UserError: a mistake in the config, the data or the working folder.
     """
     task = TokenizerTask(config)
     if jax.process_index():
-        # Every process fits the levels, from the same clips; the first one shows and writes.
+        # Every process initialises the levels, from the same clips; process 0 measures and writes.
         trained = train(config, workdir, task, on_start=lambda p: first_weights(task, p))
         return {} if trained.finished else None
     clips = heldout_clips(config.data, tuple(config.report.buckets), config.report.clips)
@@ -39,7 +44,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Path] | None:
     console = Console(highlight=False)
 
     def start(partition: Partition) -> None:
-        """Measure the fresh model, then fit its levels to real latents."""
+        """Measure the model at random initialisation and, where that follows, once calibrated."""
         task.describe(workdir)
         before = {START: _rebuilt(task, partition, clips)}
         left = first_weights(task, partition)
@@ -54,7 +59,11 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Path] | None:
 
 
 def first_weights(task: TokenizerTask, partition: Partition) -> list[float]:
-    """Those of a previous stage, or levels fitted to latents (see `TokenizerTask.calibrate`)."""
+    """Initialise from a previous stage, or from data (`TokenizerTask.calibrate`).
+
+    Returns:
+        what `calibrate` does; empty where levels were not fitted.
+    """
     if task.config.init_from:
         report_handover(task.config.init_from, start_from(task.config.init_from, partition))
         return []
@@ -62,7 +71,7 @@ def first_weights(task: TokenizerTask, partition: Partition) -> list[float]:
 
 
 def check_frozen(workdir: Path, backbone: str, language: str) -> None:
-    """Refuse to go on with other frozen weights than the run in `workdir` began with.
+    """Refuse to resume with other frozen weights than the run in `workdir` began with.
 
     Raises:
         UserError: a hash differs from the one in `tokenizer.json`.
@@ -97,6 +106,8 @@ def _report(
 
         lpips = {"vgg": load_lpips("vgg")}
     outputs = report_training(
+        # Read back, not taken from memory: the report is of the artefact that others will load
+        # (float32, with its hash), and arrays of a run on many hosts are not all on this one.
         load_tokenizer(workdir),
         clips,
         _read_before(workdir),
@@ -121,13 +132,12 @@ def _write_before(workdir: Path, before: dict[str, dict[str, np.ndarray]]) -> No
         for stage, videos in before.items()
         for name, video in videos.items()
     }
-    scratch = workdir / f".{BEFORE}.tmp.npz"
-    np.savez_compressed(scratch, **arrays)
-    scratch.replace(workdir / BEFORE)
+    with atomic_path(workdir / BEFORE) as scratch:
+        np.savez_compressed(scratch, **arrays)
 
 
 def _read_before(workdir: Path) -> dict[str, dict[str, np.ndarray]]:
-    """Reconstructions before training by stage and clip; empty when they were not kept."""
+    """Reconstructions before training by stage and clip; empty where there is no such file."""
     found: dict[str, dict[str, np.ndarray]] = {}
     path = workdir / BEFORE
     if path.exists():

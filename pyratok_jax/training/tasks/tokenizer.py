@@ -1,8 +1,7 @@
-"""Training a tokenizer: frozen parts, data, and levels calibrated before the first step."""
+"""Training a tokenizer: frozen parts, data, loss, and data-dependent initialisation."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +38,7 @@ from pyratok_jax.training.tasks.clip_batches import ClipBatches, pipeline_batche
 
 
 class TokenizerTask:
-    """What `loop.train` needs to know of a tokenizer's training."""
+    """The `contracts.Task` of a tokenizer; also an `evaluators.heldout.ReconstructionTask`."""
 
     def __init__(self, config: ConfigDict):
         self.config = config
@@ -116,7 +115,7 @@ class TokenizerTask:
         return to_pixels(tokenizer.detokenize(tokenizer.tokenize(frames, text)))
 
     def wrap(self, system: TokenizerSystem) -> Tokenizer:
-        """The tokenizer inside a system, for measuring it without a checkpoint."""
+        """The tokenizer of a system, to be measured without a checkpoint."""
         return Tokenizer(
             system.tokenizer,
             text=system.text,
@@ -125,13 +124,15 @@ class TokenizerTask:
         )
 
     def calibrate(self, partition: Partition) -> list[float]:
-        """Fit the levels to real clips before the first step, in the partition's arrays.
+        """Data-dependent initialisation of the levels, in the partition's arrays.
 
-        First their linear paths in turn (quantisers of the final latent: as a whole), then
-        everything together (`refinement`), both by what the frozen decoder makes of an error.
+        The quantiser is fitted to the latents of training clips (`Quantizer.fit`), then all levels
+        are optimised jointly (`refinement`). Both weigh errors by the decoder's pull-back metric
+        (`decoder_metric`).
 
         Returns:
-            share of the latent's energy left after each level's linear path (after all, for those).
+            share of the latent's energy that is left after each fitted level; empty where
+            `config.calibration.batches` is 0.
         """
         settings, seed = self.config.calibration, self.config.seed
         if not settings.batches:
@@ -156,11 +157,11 @@ class TokenizerTask:
         return left
 
     def _encode(self, tokenizer: PyraTok, settings: ConfigDict) -> list[Encoded]:
-        """What the encoder, its adapters still at zero, makes of training clips."""
+        """Latents and stage features of training clips; the encoder's adapters are still zero."""
         graph, state = nnx.split(tokenizer)
 
         @jax.jit
-        def encode(state: Any, video: Any) -> Any:
+        def encode(state: nnx.State, video: Array) -> tuple[Array, tuple[Array, ...]]:
             vae = nnx.merge(graph, state).vae
             posterior = vae.posterior(to_model_range(video))
             return vae.normalize(posterior.mean.astype(jnp.float32)), tuple(posterior.stages)
@@ -175,7 +176,7 @@ class TokenizerTask:
         ]
 
     def describe(self, workdir: Path) -> None:
-        """Write what `load_tokenizer` must know beside the checkpoints."""
+        """Write `tokenizer.json`, which `load_tokenizer` reads beside the checkpoints."""
         width = self.language.model.config.width
         write_description(
             workdir,
@@ -192,13 +193,13 @@ class TokenizerTask:
 
 
 def _shown(numbers: Iterator[int], total: int, what: str) -> Iterator[int]:
-    """With a progress bar on the first process."""
+    """The numbers, with a progress bar on process 0."""
     hidden = jax.process_index() > 0
     return iter(track(numbers, f"calibrating: {what}", total, transient=True, disable=hidden))
 
 
 def _stored_captions(config: ConfigDict, language: Language) -> StoredCaptions:
-    """Embeddings computed before, if they are of this model and length.
+    """Stored embeddings, which must be of this model and length.
 
     Raises:
         UserError: no such folder, or made with another model, width or length.
