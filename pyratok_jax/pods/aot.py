@@ -103,7 +103,8 @@ def compile_into(lowered: jax.stages.Lowered, effort: str, folder: Path) -> Comp
     except jax.errors.JaxRuntimeError as error:
         return _failure(error, folder)
     found = memory_of_files(folder)
-    code = compiled.memory_analysis().generated_code_size_in_bytes
+    analysis = compiled.memory_analysis()
+    code = analysis.generated_code_size_in_bytes if analysis else 0
     memory = dataclasses.replace(found, code=code, used=found.used + code)
     return Compiled(memory, _newest(folder, _PROGRAM), compiled.cost_analysis() or {})
 

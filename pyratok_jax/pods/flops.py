@@ -47,19 +47,24 @@ def _open(value: core.Jaxpr | core.ClosedJaxpr) -> core.Jaxpr:
     return value if isinstance(value, core.Jaxpr) else value.jaxpr
 
 
+def _shape(variable: core.Var | core.Literal) -> tuple[int, ...]:
+    assert isinstance(variable.aval, jax.core.ShapedArray)
+    return variable.aval.shape
+
+
 def _of_product(equation: core.JaxprEqn) -> float:
     (contracted, _), _ = equation.params["dimension_numbers"]
-    left = equation.invars[0].aval.shape
+    left = _shape(equation.invars[0])
     depth = math.prod(left[i] for i in contracted)
-    return 2.0 * math.prod(equation.outvars[0].aval.shape) * depth
+    return 2.0 * math.prod(_shape(equation.outvars[0])) * depth
 
 
 def _of_convolution(equation: core.JaxprEqn) -> float:
     """Every window position that meets a real (not a padded or dilated) value counts."""
     params = equation.params
     numbers = params["dimension_numbers"]
-    left, right = (variable.aval.shape for variable in equation.invars)
-    out = equation.outvars[0].aval.shape
+    left, right = (_shape(variable) for variable in equation.invars)
+    out = _shape(equation.outvars[0])
     pairs = 1
     for axis, (lhs, rhs, to) in enumerate(
         zip(numbers.lhs_spec[2:], numbers.rhs_spec[2:], numbers.out_spec[2:], strict=True)

@@ -79,26 +79,8 @@ def write_report(
         Paths by "report" and, with clips, "contact_sheet".
     """
     folder = Path(folder)
-    page = render_page(title, clips, curves, table, settings, rate_distortion)
-    written = {"report": folder / "report.html"}
-    write_text(written["report"], page)
-    if clips:
-        written["contact_sheet"] = folder / "contact_sheet.png"
-        with atomic_path(written["contact_sheet"]) as scratch:
-            contact_sheet(title, clips).save(scratch, "PNG")
-    return written
-
-
-def render_page(
-    title: str,
-    clips: Sequence[ReportClip],
-    curves: Mapping[str, Points],
-    table: Sequence[Mapping[str, Any]],
-    settings: Mapping[str, Any],
-    rate_distortion: Mapping[str, Points] | None = None,
-) -> str:
-    """The whole page; sections without content are left out."""
     shown = [_reading(), *(_clip(clip) for clip in clips)] if clips else []
+    # Sections without content are left out.
     sections = [
         _tiles(table),
         html_table(table),
@@ -107,7 +89,14 @@ def render_page(
         html.section("Curves", *([_curves(curves)] if curves else [])),
         html.section("Settings and protocol", *_settings(settings)),
     ]
-    return html.document(title, sections, style=_STYLE, script=player.SCRIPT)
+    page = html.document(title, sections, style=_STYLE, script=player.SCRIPT)
+    written = {"report": folder / "report.html"}
+    write_text(written["report"], page)
+    if clips:
+        written["contact_sheet"] = folder / "contact_sheet.png"
+        with atomic_path(written["contact_sheet"]) as scratch:
+            contact_sheet(title, clips).save(scratch, "PNG")
+    return written
 
 
 def _tiles(table: Sequence[Mapping[str, Any]]) -> Markup:

@@ -7,6 +7,7 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from pyratok_jax.evaluation.vision.crf import (
+    KernelSettings,
     mean_field,
     mean_field_binary,
     place_positions,
@@ -43,9 +44,7 @@ def test_marginals_equal_pydensecrf_on_pictures(rng, labels):
     expected = reference_2d(
         unary, image, 5, sxy=3, weight=3, bilateral=30, srgb=13, colour_weight=10
     )
-    kernels = video_kernels(
-        image[None], place_weight=3, place_space=3, colour_weight=10, colour_space=30
-    )
+    kernels = video_kernels(image[None], KernelSettings(colour_space=30))
     ours = np.asarray(mean_field(jnp.asarray(unary.T), kernels, 5)).T
     # The field changes the picture of the unary terms a lot: agreement is not for free.
     assert np.abs(ours - np.exp(-unary)).max() > 0.2
@@ -65,9 +64,7 @@ def test_pixels_on_the_border_of_two_simplices_count_as_there(seed, labels, h, w
     expected = reference_2d(
         unary, image, 5, sxy=3, weight=3, bilateral=60, srgb=13, colour_weight=10
     )
-    kernels = video_kernels(
-        image[None], place_weight=3, place_space=3, colour_weight=10, colour_space=60
-    )
+    kernels = video_kernels(image[None], KernelSettings())
     ours = np.asarray(mean_field(jnp.asarray(unary.T), kernels, 5)).T
     np.testing.assert_allclose(ours, expected, atol=1e-4)
 
@@ -83,16 +80,7 @@ def test_marginals_equal_pydensecrf_over_time(rng):
     for positions, weight in ((place, 2), (colour, 4)):
         field.addPairwiseEnergy(np.ascontiguousarray(positions.T, np.float32), compat=weight)
     expected = np.array(field.inference(5))
-    kernels = video_kernels(
-        video,
-        place_weight=2,
-        place_space=3,
-        place_time=2,
-        colour_weight=4,
-        colour_space=15,
-        colour_time=4,
-        colour_range=20,
-    )
+    kernels = video_kernels(video, KernelSettings(2, 3, 2, 4, 15, 4, 20))
     ours = np.asarray(mean_field(jnp.asarray(unary.T), kernels, 5)).T
     np.testing.assert_allclose(ours, expected, atol=1e-3)
 

@@ -10,7 +10,12 @@ from pyratok_jax.evaluate import main
 from pyratok_jax.evaluation.data.class_names import spoken
 from pyratok_jax.evaluation.data.localization import load_annotations, load_splits
 from pyratok_jax.evaluation.tasks.localization import Localization
-from pyratok_jax.evaluation.vision.temporal_detection import connected_runs, propose, window_means
+from pyratok_jax.evaluation.vision.temporal_detection import (
+    ProposalSettings,
+    connected_runs,
+    propose,
+    window_means,
+)
 
 ENTRY = '{"database": {"a": {"subset": "test", "annotations": [%s]}}}'
 
@@ -39,12 +44,12 @@ def test_connected_runs_merge_over_gaps():
 def test_proposals_come_best_first_and_recover_a_step_exactly():
     scores = np.zeros(200)
     scores[40:80] = scores[120:170] = 1.0
-    runs = propose(scores, window=25, threshold=0.5, gap=5)
+    runs = propose(scores, ProposalSettings(window_frames=25, threshold=0.5, gap=5))
     # The longer one loses less at its ends to the windows.
     assert [(r.first, r.end) for r in runs] == [(120, 170), (40, 80)]
     assert runs[0].score > runs[1].score > 0.7
-    assert propose(np.ones(50)) == []
-    assert propose(np.zeros(0)) == []
+    assert propose(np.ones(50), ProposalSettings()) == []
+    assert propose(np.zeros(0), ProposalSettings()) == []
 
 
 def test_spoken_names():

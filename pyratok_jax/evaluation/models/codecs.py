@@ -48,6 +48,7 @@ class Codec:
     remark: Callable[[int], bool] | None = None
 
 
+_AV1_DECODERS = ("libdav1d", "libaom-av1", "av1")
 _CANDIDATES: dict[str, tuple[Codec, ...]] = {
     "x264": (
         Codec("libx264", ("h264",), {"preset": "medium"}, 51.0, 0.1, lambda byte: byte & 31 == 6),
@@ -63,20 +64,8 @@ _CANDIDATES: dict[str, tuple[Codec, ...]] = {
         ),
     ),
     "av1": (
-        Codec(
-            "libsvtav1",
-            ("libdav1d", "libaom-av1", "av1"),
-            {"preset": "4", "svtav1-params": "lp=1"},
-            63.0,
-            1.0,
-        ),
-        Codec(
-            "libaom-av1",
-            ("libdav1d", "libaom-av1", "av1"),
-            {"cpu-used": "4", "b:v": "0"},
-            63.0,
-            1.0,
-        ),
+        Codec("libsvtav1", _AV1_DECODERS, {"preset": "4", "svtav1-params": "lp=1"}, 63.0, 1.0),
+        Codec("libaom-av1", _AV1_DECODERS, {"cpu-used": "4", "b:v": "0"}, 63.0, 1.0),
     ),
 }
 NAMES = tuple(_CANDIDATES)

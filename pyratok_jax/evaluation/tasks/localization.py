@@ -34,13 +34,14 @@ from pyratok_jax.evaluation.task import (
 from pyratok_jax.evaluation.tasks.base import FeatureTask
 from pyratok_jax.evaluation.vision.temporal_detection import (
     Detection,
+    ProposalSettings,
     mean_average_precision,
     propose,
 )
 
 
 @dataclasses.dataclass
-class Localization(FeatureTask[None]):
+class Localization(ProposalSettings, FeatureTask[None]):
     """The task; see `description`."""
 
     name = "localization"
@@ -55,8 +56,7 @@ class Localization(FeatureTask[None]):
     )
     columns = (("average_map", "avg mAP", 2), ("average_map_std", "+-", 2), ("splits", "splits", 0))
     late_settings = frozenset(
-        ("splits", "ious", "window_frames", "threshold", "relative", "gap", "least", "most")
-        + ("all_videos",)
+        ("splits", "ious", "all_videos", *(f.name for f in dataclasses.fields(ProposalSettings)))
     )
 
     videos: str = ""
@@ -66,12 +66,6 @@ class Localization(FeatureTask[None]):
     fps: float = 0.0
     side: int = 256
     clip_frames: int = 97
-    window_frames: int = 25
-    threshold: float = 0.5
-    relative: bool = True
-    gap: int = 5
-    least: int = 1
-    most: int = 100
     all_videos: bool = False
     templates: str = "a video of {}."
 
@@ -180,15 +174,7 @@ class Localization(FeatureTask[None]):
         found = []
         for video, partial in partials.items():
             for column, label in enumerate(self.annotations().labels):
-                runs = propose(
-                    partial["scores"][:, column],
-                    window=self.window_frames,
-                    threshold=self.threshold,
-                    relative=self.relative,
-                    gap=self.gap,
-                    least=self.least,
-                    most=self.most,
-                )
+                runs = propose(partial["scores"][:, column], self)
                 fps = partial["fps"]
                 found += [
                     Detection(video, label, run.first / fps, run.end / fps, run.score)

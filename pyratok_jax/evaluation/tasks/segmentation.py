@@ -41,7 +41,7 @@ from pyratok_jax.evaluation.vision.vis_scores import MAX_TRACKS, score_tracks
 
 
 @dataclasses.dataclass
-class Segmentation(FeatureTask[VisVideo]):
+class Segmentation(FieldSettings, FeatureTask[VisVideo]):
     """The task; see `description`."""
 
     name = "segmentation"
@@ -64,19 +64,9 @@ class Segmentation(FeatureTask[VisVideo]):
     clip_frames: int = 97
     guided: bool = False
     units: int = 8
-    threshold: float = 0.5
-    temperature: float = 0.1
     instances: bool = True
     least_area: float = 0.0005
     crf_side: int = 480
-    crf_iterations: int = 5
-    place_weight: float = 3.0
-    place_space: float = 3.0
-    place_time: float = 3.0
-    colour_weight: float = 10.0
-    colour_space: float = 60.0
-    colour_time: float = 10.0
-    colour_range: float = 13.0
 
     def __post_init__(self) -> None:
         self._data: VisData | None = None
@@ -152,7 +142,7 @@ class Segmentation(FeatureTask[VisVideo]):
         maps = to_pixels(maps[..., chosen], level, small.shape[1:3])
         if small.shape != field.shape:
             maps = np.stack([_zoom(m, field.shape[1:3]) for m in maps])
-        chances = probabilities(field, maps, self._field())
+        chances = probabilities(field, maps, self)
         masks = unit_masks(chances)
         tracks = []
         for position, unit in enumerate(chosen):
@@ -160,11 +150,6 @@ class Segmentation(FeatureTask[VisVideo]):
             tracks += self._tracks(video, category, masks[position], maps[..., position])
         tracks = sorted(tracks, key=lambda track: -track["score"])[:MAX_TRACKS]
         return {"tracks": tracks, "clip": clip_facts(small, features.bits)}
-
-    def _field(self) -> FieldSettings:
-        names = [field.name for field in dataclasses.fields(FieldSettings)]
-        values = {name: getattr(self, name) for name in names if name != "iterations"}
-        return FieldSettings(iterations=self.crf_iterations, **values)
 
     def _tracks(
         self, video: VisVideo, category: int, mask: np.ndarray, similarity: np.ndarray

@@ -4,6 +4,7 @@ Every pixel of a video is joined to every other one by Gaussian kernels: over pl
 over place, time and colour. Labels are to agree (Potts) the more the closer two pixels are.
 """
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -47,21 +48,11 @@ def place_positions(shape: tuple[int, int, int], space: float, time: float) -> n
     return np.stack(axes, axis=-1).reshape(-1, len(axes))
 
 
-def video_kernels(
-    video: np.ndarray,
-    *,
-    place_weight: float = 3.0,
-    place_space: float = 3.0,
-    place_time: float = 3.0,
-    colour_weight: float = 10.0,
-    colour_space: float = 60.0,
-    colour_time: float = 10.0,
-    colour_range: float = 13.0,
-) -> list[Kernel]:
+@dataclasses.dataclass
+class KernelSettings:
     """The two kernels of a video: smoothness in place and time, and likeness of colour.
 
-    Args:
-        video: uint8 (t, h, w, 3).
+    Attributes:
         place_weight: of the smoothness kernel; 0 leaves it out.
         place_space: its standard deviation in pixels.
         place_time: its standard deviation in frames.
@@ -70,14 +61,27 @@ def video_kernels(
         colour_time: its standard deviation in frames.
         colour_range: its standard deviation in colour values 0 .. 255.
     """
-    shape = video.shape[:3]
+
+    place_weight: float = 3.0
+    place_space: float = 3.0
+    place_time: float = 3.0
+    colour_weight: float = 10.0
+    colour_space: float = 60.0
+    colour_time: float = 10.0
+    colour_range: float = 13.0
+
+
+def video_kernels(video: np.ndarray, settings: KernelSettings) -> list[Kernel]:
+    """The kernels of a video uint8 (t, h, w, 3)."""
+    shape, s = video.shape[:3], settings
     kernels = []
-    if place_weight:
-        kernels.append(make_kernel(place_positions(shape, place_space, place_time), place_weight))
-    if colour_weight:
-        place = place_positions(shape, colour_space, colour_time)
-        colour = video.reshape(-1, 3).astype(np.float32) / colour_range
-        kernels.append(make_kernel(np.concatenate([place, colour], axis=1), colour_weight))
+    if s.place_weight:
+        place = place_positions(shape, s.place_space, s.place_time)
+        kernels.append(make_kernel(place, s.place_weight))
+    if s.colour_weight:
+        place = place_positions(shape, s.colour_space, s.colour_time)
+        colour = video.reshape(-1, 3).astype(np.float32) / s.colour_range
+        kernels.append(make_kernel(np.concatenate([place, colour], axis=1), s.colour_weight))
     return kernels
 
 

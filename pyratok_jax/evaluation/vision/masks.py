@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from pyratok_jax.evaluation.data.vis import encode_mask
 from pyratok_jax.evaluation.models.features import LevelFeatures, normalized
-from pyratok_jax.evaluation.vision.crf import mean_field_binary, video_kernels
+from pyratok_jax.evaluation.vision.crf import KernelSettings, mean_field_binary, video_kernels
 
 
 def similarity_maps(level: LevelFeatures, queries: np.ndarray) -> np.ndarray:
@@ -38,27 +38,24 @@ def _resize(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(jax.image.resize(jnp.asarray(maps), shape, "linear", antialias=False))
 
 
-@dataclasses.dataclass(frozen=True)
-class FieldSettings:
-    """How the field over pixels is set up and solved; see `crf.video_kernels`."""
+@dataclasses.dataclass
+class FieldSettings(KernelSettings):
+    """How the field over pixels is set up and solved.
 
-    threshold: float
-    temperature: float
-    iterations: int
-    place_weight: float
-    place_space: float
-    place_time: float
-    colour_weight: float
-    colour_space: float
-    colour_time: float
-    colour_range: float
+    Attributes:
+        threshold: similarity at even odds, as a share of the range of all similarities in a video,
+            0 its least, 1 its greatest: independent of the offset of a text encoder's cosines.
+        temperature: similarity above the threshold over log-odds.
+        crf_iterations: of mean field; 0 leaves the field out.
+    """
+
+    threshold: float = 0.5
+    temperature: float = 0.1
+    crf_iterations: int = 5
 
 
 def probabilities(video: np.ndarray, maps: np.ndarray, settings: FieldSettings) -> np.ndarray:
     """Probability of every unit at every pixel, after the field is solved.
-
-    The threshold is a share of the range of all similarities in this video: 0 its least, 1 its
-    greatest, so that it does not depend on where a language model's cosines happen to lie.
 
     Args:
         video: uint8 (t, h, w, 3).
@@ -72,19 +69,11 @@ def probabilities(video: np.ndarray, maps: np.ndarray, settings: FieldSettings) 
     limit = low + settings.threshold * (high - low)
     logits = jnp.asarray((maps - limit) / settings.temperature, jnp.float32)
     logits = logits.reshape(-1, maps.shape[-1])
-    if not settings.iterations:
+    if not settings.crf_iterations:
         return np.asarray(jax.nn.sigmoid(logits)).reshape(maps.shape)
-    kernels = video_kernels(
-        video,
-        place_weight=settings.place_weight,
-        place_space=settings.place_space,
-        place_time=settings.place_time,
-        colour_weight=settings.colour_weight,
-        colour_space=settings.colour_space,
-        colour_time=settings.colour_time,
-        colour_range=settings.colour_range,
-    )
-    return np.asarray(mean_field_binary(logits, kernels, settings.iterations)).reshape(maps.shape)
+    kernels = video_kernels(video, settings)
+    field = mean_field_binary(logits, kernels, settings.crf_iterations)
+    return np.asarray(field).reshape(maps.shape)
 
 
 def unit_masks(chances: np.ndarray) -> np.ndarray:

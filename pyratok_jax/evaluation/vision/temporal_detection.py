@@ -8,6 +8,7 @@ otherwise. Average precision is the area under the precision-recall curve after 
 made non-increasing. Classes without any ground truth do not count.
 """
 
+import dataclasses
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -66,21 +67,12 @@ def connected_runs(above: np.ndarray, gap: int) -> list[tuple[int, int]]:
     return runs
 
 
-def propose(
-    scores: np.ndarray,
-    *,
-    window: int = 25,
-    threshold: float = 0.5,
-    relative: bool = True,
-    gap: int = 5,
-    least: int = 1,
-    most: int = 100,
-) -> list[Run]:
-    """Intervals of one query in one video, best first.
+@dataclasses.dataclass
+class ProposalSettings:
+    """How intervals are proposed.
 
-    Args:
-        scores: (t,) similarity of each frame.
-        window: frames to average over.
+    Attributes:
+        window_frames: frames to average over.
         threshold: what an averaged score must exceed.
         relative: the threshold is a share of the video's own range of averaged scores (0 its
             lowest, 1 its highest); False: it is a similarity.
@@ -88,19 +80,31 @@ def propose(
         least: shortest instance in frames.
         most: number of instances.
     """
+
+    window_frames: int = 25
+    threshold: float = 0.5
+    relative: bool = True
+    gap: int = 5
+    least: int = 1
+    most: int = 100
+
+
+def propose(scores: np.ndarray, settings: ProposalSettings) -> list[Run]:
+    """Intervals of one query in one video, best first; `scores` (t,) are per frame."""
+    s = settings
     if not len(scores):
         return []
-    means = window_means(scores, window)
+    means = window_means(scores, s.window_frames)
     low, high = float(means.min()), float(means.max())
-    if relative and high - low < 1e-6:
+    if s.relative and high - low < 1e-6:
         return []
-    limit = low + threshold * (high - low) if relative else threshold
+    limit = low + s.threshold * (high - low) if s.relative else s.threshold
     runs = [
         Run(first, end, float(means[first:end].mean()))
-        for first, end in connected_runs(means > limit, gap)
-        if end - first >= least
+        for first, end in connected_runs(means > limit, s.gap)
+        if end - first >= s.least
     ]
-    return sorted(runs, key=lambda run: (-run.score, run.first))[:most]
+    return sorted(runs, key=lambda run: (-run.score, run.first))[: s.most]
 
 
 def temporal_iou(start: float, end: float, segments: np.ndarray) -> np.ndarray:
