@@ -20,7 +20,7 @@ from flax import nnx
 from pyratok_jax.models.wan_vae.config import WAN21, WanVAEConfig
 from pyratok_jax.models.wan_vae.model import WanVAE
 from pyratok_jax.models.wan_vae.tiling import tiled_decode, tiled_encode
-from pyratok_jax.nn.lowering import conv_form
+from pyratok_jax.nn.lowering import conv_lowering
 
 
 def make(config: WanVAEConfig, dtype) -> WanVAE:
@@ -63,7 +63,7 @@ def main() -> None:
 
     def run(dtype, form: str, z: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         graph, state = nnx.split(make(config, dtype))
-        with conv_form(form):
+        with conv_lowering(form):
             mean = jax.jit(lambda s, v: nnx.merge(graph, s).encode(v).mean)(state, video)
             latent = mean if z is None else z
             decoded = jax.jit(lambda s, z: nnx.merge(graph, s).decode(z))(state, latent)

@@ -30,7 +30,7 @@ from pyratok_jax.models.wan_vae.resample import Downsample, Upsample  # noqa: E4
 from pyratok_jax.nn.causal_conv import CausalConv3d  # noqa: E402
 from pyratok_jax.nn.halo import in_strips  # noqa: E402
 from pyratok_jax.nn.lora import LoRAParam, add_lora  # noqa: E402
-from pyratok_jax.nn.lowering import conv_form, filled_lanes  # noqa: E402
+from pyratok_jax.nn.lowering import conv_lowering, padded_lanes  # noqa: E402
 from pyratok_jax.pods.aot import EFFORTS, compile_into  # noqa: E402
 from pyratok_jax.pods.hlo import HloProgram  # noqa: E402
 
@@ -64,7 +64,7 @@ def program(name: str, what: str):
     x = jax.ShapeDtypeStruct(size, jnp.bfloat16)
 
     def forward(adapters, frozen, x):
-        with conv_form("tpu"), in_strips(8), filled_lanes():
+        with conv_lowering("tpu"), in_strips(8), padded_lanes():
             return nnx.merge(graph, adapters, frozen)(x)
 
     def backward(adapters, frozen, x, cotangent):

@@ -74,7 +74,7 @@ def main() -> None:
     import numpy as np
     from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-    from pyratok_jax.nn.lowering import conv_form
+    from pyratok_jax.nn.lowering import conv_lowering
     from pyratok_jax.pods.aot import compile_into
     from pyratok_jax.pods.hlo import HloProgram
 
@@ -82,7 +82,7 @@ def main() -> None:
     run, state, shape = program(options)
     state = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here), state)
     x = jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=here)
-    with conv_form(options.form), tempfile.TemporaryDirectory() as folder:
+    with conv_lowering(options.form), tempfile.TemporaryDirectory() as folder:
         answer = compile_into(jax.jit(run).lower(state, x), "full", Path(folder))
     compiled, flops = HloProgram(answer.text), answer.costs.get("flops", 0.0)
     report = {

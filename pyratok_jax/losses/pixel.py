@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from pyratok_jax.nn.halo import height_axis, with_borders
+from pyratok_jax.nn.halo import height_axis, with_halo
 from pyratok_jax.nn.partitioning import splits_height, total_over_devices
 
 FILTER_SIZE = 11
@@ -91,7 +91,7 @@ def _rows_similarity(
     pair = jnp.concatenate([video, reconstruction], axis=-1).astype(jnp.float32)
     reach = FILTER_SIZE - 1
     b, t, rows, w, c = video.shape
-    pair = with_borders(pair, (0, reach))[0].reshape(b * t, rows + reach, w, 2 * c)
+    pair = with_halo(pair, (0, reach))[0].reshape(b * t, rows + reach, w, 2 * c)
     x, y = jnp.split(0.5 * (pair + 1.0), 2, axis=-1)
     # Windows that would reach below the frame's last row do not count.
     first = jax.lax.axis_index(height_axis()) * rows

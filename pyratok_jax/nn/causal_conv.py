@@ -6,13 +6,14 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from pyratok_jax.nn import trace
 from pyratok_jax.nn.custom_vjps import causal
-from pyratok_jax.nn.halo import here, with_borders
-from pyratok_jax.nn.lowering import conv3d, current_form, filled
+from pyratok_jax.nn.halo import with_halo
+from pyratok_jax.nn.lowering import conv3d, current_lowering, padded_width
 from pyratok_jax.nn.polyphase import FEW, conv_in_blocks, upsampled_conv
-from pyratok_jax.nn.stream_cache import Memory
+from pyratok_jax.nn.stream_cache import StreamCache
 
-# Name of what the remat policy "convs" keeps.
+# Checkpoint name of the activations that the remat policy "convs" saves.
 KEPT = "kept"
 
 
@@ -36,19 +37,19 @@ class Conv(nnx.Module):
         self.adapter: nnx.Module | None = nnx.data(None)
         self.dtype = dtype
 
-    def weights(self, inputs: int | None = None, *, fill: bool = True) -> tuple[Array, Array]:
+    def weights(self, inputs: int | None = None, *, pad: bool = True) -> tuple[Array, Array]:
         """The kernel in use (adapted, when there is an adapter) and the bias, in compute dtype.
 
         Args:
-            inputs: channels of the layer's input, which may be filled up with zeros.
-            fill: whether the output may be filled up, where that is wanted.
+            inputs: channels of the layer's input, which may be padded with zeros.
+            pad: whether the output channels may be padded too (`lowering.padded_lanes`).
         """
         kernel, bias = self.kernel[...], self.bias[...]
         if self.adapter is not None:
             kernel = self.adapter(kernel)
         outputs = kernel.shape[-1]
         more_in = (inputs or kernel.shape[-2]) - kernel.shape[-2]
-        more_out = filled(outputs) - outputs if fill else 0
+        more_out = padded_width(outputs) - outputs if pad else 0
         if more_in or more_out:
             window = ((0, 0),) * (kernel.ndim - 2)
             kernel = jnp.pad(kernel, (*window, (0, more_in), (0, more_out)))
@@ -57,16 +58,18 @@ class Conv(nnx.Module):
 
 
 class CausalConv3d(Conv):
-    """Convolution over (t, h, w) that sees no later frame; zero padding, same size out."""
+    """Causal convolution over (t, h, w): reads no later frame; zero padding, same size out."""
 
     def __call__(
-        self, x: Float[Array, "b t h w c"], memory: Memory | None = None
+        self, x: Float[Array, "b t h w c"], cache: StreamCache | None = None
     ) -> Float[Array, "b t h w d"]:
-        """Convolve with kt-1 frames before the clip, zero or remembered, and zeros around it."""
+        """Convolve with kt-1 frames before the clip, zero or cached, and zero padding in space."""
         kernel, bias = self.weights(x.shape[-1])
         x = x.astype(self.dtype)
-        if memory is not None and kernel.shape[0] > 1:
-            return causal_conv(memory.join(x, kernel.shape[0] - 1), kernel, has_past=True) + bias
+        if cache is not None and kernel.shape[0] > 1:
+            return (
+                causal_conv(cache.join(self, x, kernel.shape[0] - 1), kernel, has_past=True) + bias
+            )
         return causal_conv(x, kernel) + bias
 
 
@@ -80,9 +83,9 @@ class Conv2d(Conv):
         kernel, bias = self.weights(x.shape[-1])
         return conv_frames(x.astype(self.dtype), kernel, padding, stride) + bias
 
-    def over_doubled(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h2 w2 d"]:
-        """Convolve each frame with its pixels doubled to both sides, padded by one."""
-        if current_form() == "tpu":
+    def after_upsampling(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h2 w2 d"]:
+        """Upsample each frame by 2 (nearest neighbour), then convolve with padding 1."""
+        if current_lowering() == "tpu":
             kernel, bias = self.weights(x.shape[-1])
             return upsampled_conv(x.astype(self.dtype), kernel) + bias
         return self(jnp.repeat(jnp.repeat(x, 2, axis=2), 2, axis=3), padding=(1, 1))
@@ -92,11 +95,11 @@ class TimeConv(Conv):
     """Convolution over time alone, without padding; kernel (kt, 1, 1, in, out)."""
 
     def __call__(
-        self, x: Float[Array, "b t h w c"], stride: int = 1, *, fill: bool = True
+        self, x: Float[Array, "b t h w c"], stride: int = 1, *, pad: bool = True
     ) -> Float[Array, "b t2 h w d"]:
         """Convolve `x`, which the caller has padded: t2 = (t - kt) // stride + 1."""
-        kernel, bias = self.weights(x.shape[-1], fill=fill)
-        if current_form() == "tpu":
+        kernel, bias = self.weights(x.shape[-1], pad=pad)
+        if current_lowering() == "tpu":
             return conv3d(x.astype(self.dtype), kernel, strides=(stride, 1, 1)) + bias
         taps = kernel.shape[0]
         frames = (x.shape[1] - taps) // stride + 1
@@ -117,8 +120,8 @@ def conv_frames(
     """A 2-D convolution of every frame."""
     if kernel.shape[:2] == (1, 1) and stride == 1:
         return pointwise(x, kernel[0, 0])
-    x, rows = with_borders(x, padding)
-    if current_form() == "tpu":
+    x, rows = with_halo(x, padding)
+    if current_lowering() == "tpu":
         return conv3d(x, kernel[None], ((0, 0), rows, padding), (1, stride, stride))
     b, t = x.shape[:2]
     y = _conv2d(x.reshape(b * t, *x.shape[2:]), kernel, (rows, padding), stride)
@@ -130,7 +133,7 @@ def pointwise(
 ) -> Float[Array, "b t h w d"]:
     """The same linear map at every position."""
     # On TPUs a matrix product would be given another memory layout than its neighbours.
-    return conv3d(x, matrix[None, None, None]) if current_form() == "tpu" else x @ matrix
+    return conv3d(x, matrix[None, None, None]) if current_lowering() == "tpu" else x @ matrix
 
 
 def _conv2d(
@@ -147,7 +150,7 @@ def _conv2d(
 def causal_conv(
     x: Float[Array, "b t h w c"], kernel: Float[Array, "kt kh kw c d"], *, has_past: bool = False
 ) -> Float[Array, "b t2 h w d"]:
-    """Causal convolution with zero padding, in the form that suits the backend.
+    """Causal convolution with zero padding, in the lowering in force.
 
     Args:
         x: the clip; t2 = t.
@@ -158,14 +161,14 @@ def causal_conv(
     kt, kh, kw = kernel.shape[:3]
     if (kt, kh, kw) == (1, 1, 1):
         return pointwise(x, kernel[0, 0, 0])
-    if current_form() == "tpu" and not has_past and kh % 2 and kw % 2:
-        return causal(x, kernel, here())
-    x, rows = with_borders(x, (kh // 2, kh // 2))
+    if current_lowering() == "tpu" and not has_past and kh % 2 and kw % 2:
+        return causal(x, kernel, trace.current())
+    x, rows = with_halo(x, (kh // 2, kh // 2))
     sides = (rows, (kw // 2, kw // 2))
-    if current_form() == "shifts":
+    if current_lowering() == "shifts":
         return _shifted_sum(x, kernel, sides, has_past)
     padding = ((0 if has_past else kt - 1, 0), *sides)
-    if current_form() == "tpu" and kernel.shape[-1] <= FEW:
+    if current_lowering() == "tpu" and kernel.shape[-1] <= FEW:
         return conv_in_blocks(x, kernel, padding)
     return conv3d(x, kernel, padding)
 

@@ -1,9 +1,9 @@
-"""Derivatives written out for TPUs: what automatic ones compute, for about half the cycles.
+"""Custom VJPs for TPUs: the values of automatic differentiation for about half the cycles.
 
-The automatic derivative of a convolution over strips (`height.cut`) convolves all rows that the
-forward pass saw, borders too, and adds those back to their neighbours. Here the gradient fetches
-its own borders, and what is left is a convolution like the forward one. That of a norm compares
-and keeps masks as large as the activations, for a case that only zero vectors meet.
+The automatic VJP of a convolution over strips (`halo.cut`) convolves all rows that the forward pass
+read, halo included, and adds the halo's gradient back to the neighbours. Here the cotangent fetches
+its own halo, which leaves a convolution like the forward one. The automatic VJP of the norm keeps
+masks as large as the activations for a case that only zero vectors meet.
 """
 
 from functools import partial
@@ -14,76 +14,86 @@ from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float
 
-from pyratok_jax.nn.halo import with_borders, within
-from pyratok_jax.nn.lowering import channel_sums, conv3d, conv_form
+from pyratok_jax.nn.halo import with_halo
+from pyratok_jax.nn.lowering import channel_sums, conv3d
 from pyratok_jax.nn.polyphase import FEW, conv_in_blocks
+from pyratok_jax.nn.trace import TraceOptions, tracing
 
-Place = tuple[str | None, int]
-TINY = 1e-24  # of a sum of squares
+TINY = 1e-24  # lower bound of a sum of squares
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def causal(
-    x: Float[Array, "b t h w c"], kernel: Float[Array, "kt kh kw c d"], place: Place
+    x: Float[Array, "b t h w c"], kernel: Float[Array, "kt kh kw c d"], options: TraceOptions
 ) -> Float[Array, "b t h w d"]:
     """Causal convolution of the same size, zero padding; windows of odd height and width.
 
     Args:
-        x: the clip, as strips or a device's rows where `place` says so.
+        x: the clip, as strips or a device's rows where `options` say so.
         kernel: weights.
-        place: `height.here()`.
+        options: `trace.current()`; the backward pass is traced later, with the same ones.
     """
     kt, kh, kw = kernel.shape[:3]
-    x, rows = with_borders(x, (kh // 2, kh // 2))
+    x, rows = with_halo(x, (kh // 2, kh // 2))
     padding = ((kt - 1, 0), rows, (kw // 2, kw // 2))
     if kernel.shape[-1] <= FEW:
         return conv_in_blocks(x, kernel, padding)
     return conv3d(x, kernel, padding)
 
 
-def _turned(kernel: Float[Array, "kt kh kw c d"]) -> Float[Array, "kt kh kw d c"]:
-    """The kernel of the gradient: window reversed, inputs and outputs exchanged.
+def _flipped_transposed(kernel: Float[Array, "kt kh kw c d"]) -> Float[Array, "kt kh kw d c"]:
+    """The kernel of the input gradient: window flipped, input and output channels transposed.
 
-    Exchanged by a product with a unit matrix. A plain transposition the compiler leaves to the
-    convolution, which does it anew at every step over its output, for half its time.
+    Transposed by a product with a unit matrix. XLA fuses a plain transposition into the
+    convolution, which repeats it at every step over its output, for half of its time.
     """
     unit = jnp.eye(kernel.shape[3], dtype=kernel.dtype)
-    turned = jnp.einsum("thwcd,ce->thwde", jnp.flip(kernel, (0, 1, 2)), unit)
-    return with_layout_constraint(lax.optimization_barrier(turned), Layout((0, 1, 2, 3, 4)))
+    transposed = jnp.einsum("thwcd,ce->thwde", jnp.flip(kernel, (0, 1, 2)), unit)
+    return with_layout_constraint(lax.optimization_barrier(transposed), Layout((0, 1, 2, 3, 4)))
 
 
-def _causal_forward(x: Array, kernel: Array, place: Place) -> tuple[Array, tuple[Array, Array]]:
-    return causal(x, kernel, place), (x, kernel)
+def _causal_forward(
+    x: Array, kernel: Array, options: TraceOptions
+) -> tuple[Array, tuple[Array, Array]]:
+    return causal(x, kernel, options), (x, kernel)
 
 
-def _causal_backward(place: Place, seen: tuple[Array, Array], given: Array) -> tuple[Array, Array]:
-    x, kernel = seen
+def _causal_backward(
+    options: TraceOptions, residuals: tuple[Array, Array], cotangent: Array
+) -> tuple[Array, Array]:
+    x, kernel = residuals
     kt, kh, kw = kernel.shape[:3]
-    with within(*place), conv_form("tpu"):
-        borders, rows = with_borders(given, (kh // 2, kh // 2))
-        turned = _turned(kernel)
-        # Time runs backward: an output's gradient reaches this frame and the kt - 1 before it.
-        to_x = conv3d(borders, turned, ((0, kt - 1), rows, (kw // 2, kw // 2)))
-        x, rows = with_borders(x, (kh // 2, kh // 2))
+    with tracing(options):
+        g, rows = with_halo(cotangent, (kh // 2, kh // 2))
+        # Anti-causal: the gradient of an output reaches its frame and the kt - 1 before it.
+        dx = conv3d(g, _flipped_transposed(kernel), ((0, kt - 1), rows, (kw // 2, kw // 2)))
+        x, rows = with_halo(x, (kh // 2, kh // 2))
         padding = ((kt - 1, 0), rows, (kw // 2, kw // 2))
-        (to_kernel,) = jax.vjp(lambda k: conv3d(x, k, padding), kernel)[1](given)
-    return to_x, to_kernel
+        (dkernel,) = jax.vjp(lambda k: conv3d(x, k, padding), kernel)[1](cotangent)
+    return dx, dkernel
 
 
 causal.defvjp(_causal_forward, _causal_backward)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def normalise(
-    x: Float[Array, "b t h w c"], gamma: Float[Array, "c"], features: int, activate: bool
+    x: Float[Array, "b t h w c"],
+    gamma: Float[Array, "c"],
+    features: int,
+    activate: bool,
+    options: TraceOptions,
 ) -> Float[Array, "b t h w c"]:
-    """x / ||x|| * sqrt(features) * gamma, and SiLU of it where `activate`; same dtype as `x`."""
+    """x / ||x|| * sqrt(features) * gamma, and SiLU of it where `activate`; same dtype as `x`.
+
+    `options` are `trace.current()`, under which the backward pass is traced too.
+    """
     y = _normal(x, gamma, features)[0]
     return (jax.nn.silu(y) if activate else y).astype(x.dtype)
 
 
 def _normal(x: Array, gamma: Array, features: int) -> tuple[Array, Array, Array]:
-    """The normalised value, the inverse length and the square of the length, float32."""
+    """The normalised value, the inverse norm and the squared norm, float32."""
     y = x.astype(jnp.float32)
     squares = _sums(y * y, x.dtype)
     scale = lax.rsqrt(jnp.maximum(squares, TINY))
@@ -95,28 +105,32 @@ def _sums(x: Array, dtype: jnp.dtype) -> Array:
 
 
 def _normalise_forward(
-    x: Array, gamma: Array, features: int, activate: bool
+    x: Array, gamma: Array, features: int, activate: bool, options: TraceOptions
 ) -> tuple[Array, tuple[Array, Array]]:
-    return normalise(x, gamma, features, activate), (x, gamma)
+    return normalise(x, gamma, features, activate, options), (x, gamma)
 
 
 def _normalise_backward(
-    features: int, activate: bool, seen: tuple[Array, Array], given: Array
+    features: int,
+    activate: bool,
+    options: TraceOptions,
+    residuals: tuple[Array, Array],
+    cotangent: Array,
 ) -> tuple[Array, Array]:
-    x, gamma = seen
-    with conv_form("tpu"):
+    x, gamma = residuals
+    with tracing(options):
         y, scale, squares = _normal(x, gamma, features)
-        given = given.astype(jnp.float32)
+        g = cotangent.astype(jnp.float32)
         if activate:
-            share = jax.nn.sigmoid(y)
-            given = given * share * (1.0 + y * (1.0 - share))
+            gate = jax.nn.sigmoid(y)
+            g = g * gate * (1.0 + y * (1.0 - gate))
         unit = x.astype(jnp.float32) * scale
-        to_gamma = jnp.sum(given * unit, axis=(0, 1, 2, 3)) * features**0.5
-        given = given * (gamma * features**0.5)
-        along = _sums(given * unit, x.dtype)
-        # Below TINY the length does not count.
-        to_x = scale * (given - jnp.where(squares > TINY, unit * along, 0.0))
-    return to_x.astype(x.dtype), to_gamma
+        dgamma = jnp.sum(g * unit, axis=(0, 1, 2, 3)) * features**0.5
+        g = g * (gamma * features**0.5)
+        radial = _sums(g * unit, x.dtype)
+        # Where the squared norm is clamped to TINY it is constant: no radial term.
+        dx = scale * (g - jnp.where(squares > TINY, unit * radial, 0.0))
+    return dx.astype(x.dtype), dgamma
 
 
 normalise.defvjp(_normalise_forward, _normalise_backward)

@@ -1,82 +1,52 @@
-"""Batches of frames over the devices of a mesh: whole clips each, or rows of every frame.
+"""Batch and height sharding of convolutional networks with `shard_map` and halo exchange.
 
-Inside `over_devices` the VAE runs with every device computing its own clips, and where there are
-too few clips for all devices, its own rows of each frame (`wan_vae.height`): borders are fetched
-from neighbours, attention passes keys and values round, no frame is ever gathered. The mesh is that
-of `jax.set_mesh`.
+Inside `over_devices` a network runs with every device computing its own clips, and where there are
+too few clips for all devices, its own rows of each frame (`nn.halo`): halo rows are fetched from
+the neighbours, attention rotates keys and values around the ring, no frame is ever gathered. The
+mesh is that of `jax.set_mesh`.
 
-Convolutions of split frames are never left to the compiler's partitioner. On a mesh with an axis
-over which neither clips nor heights lie (tensor) it adds the parts of some up once for each of that
-axis' devices: gradients of kernels come out twice as large, and with kernels that lie over that
-axis the values too.
+Convolutions of sharded frames are never left to GSPMD. On a mesh with a replicated axis (one over
+which neither clips nor heights are sharded, such as tensor) it all-reduces partial kernel gradients
+over that axis too: gradients come out scaled by its size, and with kernels that are sharded over
+that axis the values as well.
 """
 
 import contextlib
-import contextvars
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Shaped
 
-from pyratok_jax.nn.halo import split_height
-from pyratok_jax.nn.stream_cache import Memory
+from pyratok_jax.nn import trace
+from pyratok_jax.nn.halo import sharded_height
+from pyratok_jax.nn.stream_cache import StreamCache
+from pyratok_jax.nn.trace import Split
 
 M = TypeVar("M", bound=nnx.Module)
 
 
-class Split(NamedTuple):
-    """How videos (b, t, h, w, c) lie over the mesh.
-
-    Attributes:
-        clips: axes over which clips are shared out; empty where one device has all.
-        height: axis over which the height of frames is split, or None.
-    """
-
-    clips: tuple[str, ...] = ()
-    height: str | None = None
-
-    @property
-    def axes(self) -> tuple[str, ...]:
-        """All of them."""
-        return (*self.clips, *([self.height] if self.height else []))
-
-    @property
-    def spec(self) -> P:
-        """Of a video, or a latent."""
-        return P(self.clips or None, None, self.height)
-
-
-_WHOLE = Split()
-_SPLIT: contextvars.ContextVar[Split] = contextvars.ContextVar("split", default=_WHOLE)
-
-
-@contextlib.contextmanager
-def over_devices(split: Split) -> Iterator[None]:
-    """Trace models with videos lying over the mesh in this way."""
-    token = _SPLIT.set(split)
-    try:
-        yield
-    finally:
-        _SPLIT.reset(token)
+def over_devices(split: Split) -> contextlib.AbstractContextManager[Any]:
+    """Trace models on videos that are sharded over the mesh in this way."""
+    return trace.override(split=split)
 
 
 def splits_height() -> bool:
     """Whether devices hold parts of frames."""
-    return _SPLIT.get().height is not None
+    return trace.current().split.height is not None
 
 
 def height_parts() -> int:
     """Devices that share each frame."""
-    axis = _SPLIT.get().height
+    axis = trace.current().split.height
     return 1 if axis is None else jax.sharding.get_abstract_mesh().shape[axis]
 
 
 def pinned(x: Shaped[Array, "b ..."]) -> Shaped[Array, "b ..."]:
     """`x` with its clips over the devices, so that weights are gathered and not activations."""
-    clips = _SPLIT.get().clips
+    clips = trace.current().split.clips
     return jax.lax.with_sharding_constraint(x, P(clips)) if clips else x
 
 
@@ -87,7 +57,7 @@ def shares_tokens(n: int) -> bool:
 
 def shared_tokens(x: Shaped[Array, "b n ..."]) -> Shaped[Array, "b n ..."]:
     """`pinned`, with the tokens of each clip over the devices that share its frames."""
-    split = _SPLIT.get()
+    split = trace.current().split
     if not shares_tokens(x.shape[1]):
         return pinned(x)
     return jax.lax.with_sharding_constraint(x, P(split.clips or None, split.height))
@@ -102,17 +72,17 @@ def token_multiple() -> int:
 
 
 def convolve(
-    layer: Callable[..., Array], x: Float[Array, "b t h w c"], memory: Memory | None = None
+    layer: Callable[..., Array], x: Float[Array, "b t h w c"], cache: StreamCache | None = None
 ) -> Float[Array, "b t h w d"]:
-    """`layer(x, memory)` for a convolution that keeps the size; of split frames each device's rows.
+    """`layer(x, cache)` for a convolution that keeps the size; of split frames each device's rows.
 
     Grids whose rows do not split are computed whole by every device of a group.
     """
-    split = _SPLIT.get()
-    if split.height is None or memory is not None:
-        return layer(x, memory)
+    split = trace.current().split
+    if split.height is None or cache is not None:
+        return layer(x, cache)
     if x.shape[2] % jax.sharding.get_abstract_mesh().shape[split.height]:
-        return layer(jax.lax.with_sharding_constraint(x, P(split.clips or None)), memory)
+        return layer(jax.lax.with_sharding_constraint(x, P(split.clips or None)), cache)
     graph, state = nnx.split(layer)
 
     def local(state: Any, x: Array) -> Array:
@@ -137,7 +107,7 @@ def with_whole_kernels(network: M) -> M:
 
 def total_over_devices(run: Callable[..., Array], *videos: Float[Array, "b t h w c"]) -> Array:
     """Sum over the devices of what `run` makes of each one's part (see `height.height_axis`)."""
-    split = _SPLIT.get()
+    split = trace.current().split
 
     def local(*parts: Array) -> Array:
         with _rows(split):
@@ -148,7 +118,7 @@ def total_over_devices(run: Callable[..., Array], *videos: Float[Array, "b t h w
 
 def per_device(run: Callable[[M, Array], Any], module: M, x: Array) -> Any:
     """`run(module, x)` with every device doing its clips, or its rows of each frame."""
-    split = _SPLIT.get()
+    split = trace.current().split
     if not split.axes:
         return run(module, x)
     graph, state = nnx.split(module)
@@ -161,7 +131,7 @@ def per_device(run: Callable[[M, Array], Any], module: M, x: Array) -> Any:
 
 
 def _rows(split: Split) -> contextlib.AbstractContextManager:
-    return split_height(split.height) if split.height else contextlib.nullcontext()
+    return sharded_height(split.height) if split.height else contextlib.nullcontext()
 
 
 def _shard(local: Callable[..., Any], inputs: Any, outputs: Any, split: Split) -> Any:

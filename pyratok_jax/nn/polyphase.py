@@ -1,24 +1,29 @@
-"""Convolutions rewritten for TPUs, several output pixels at a time: the same values, less work."""
+"""Polyphase convolutions for TPUs: several output pixels per position, same values, less work.
+
+A nearest-neighbour upsampling followed by a 3x3 convolution is split into its even and odd phases
+(sub-pixel convolution), and a convolution with few output channels is computed for blocks of pixels
+(space-to-depth) so that whole registers are used.
+"""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from pyratok_jax.nn.halo import with_borders
+from pyratok_jax.nn.halo import with_halo
 from pyratok_jax.nn.lowering import LANES, conv3d
 
-FEW = 16  # outputs up to which a whole register per pixel would be mostly filling
+FEW = 16  # output channels up to which a register per pixel would be mostly padding
 
 
 def upsampled_conv(
     x: Float[Array, "b t h w c"], kernel: Float[Array, "3 3 c d"]
 ) -> Float[Array, "b t h2 w2 d"]:
-    """The 3x3 convolution of frames whose pixels are doubled, without doubling them.
+    """Nearest-neighbour upsampling by 2 and a 3x3 convolution, without the upsampled frames.
 
-    Of the three taps over a doubled axis two see the same pixel, so that they are added up: even
-    outputs see (k0, k1 + k2) from the pixel before on, odd ones (k0 + k1, k2) from their own on.
-    Even and odd rows are two convolutions; even and odd columns are their outputs side by side.
+    Of the three taps along an upsampled axis two read the same pixel, so their weights are summed:
+    the even phase is (k0, k1 + k2) starting one pixel before, the odd phase (k0 + k1, k2) starting
+    at its own. Even and odd rows are two convolutions; even and odd columns are output channels.
     """
-    x, rows = with_borders(x, (1, 1))
+    x, rows = with_halo(x, (1, 1))
     x = jnp.pad(x, ((0, 0), (0, 0), rows, (0, 0), (0, 0)))
     b, t, h, w = x.shape[0], x.shape[1], x.shape[2] - 2, x.shape[3]
     k, features = kernel.astype(jnp.float32), kernel.shape[-1]
@@ -34,8 +39,8 @@ def upsampled_conv(
     odd = jnp.stack([columns[0] + columns[1], columns[2]])
     parts = []
     for first, taps in enumerate((even, odd)):
-        seen = x[:, :, first : first + h + 1]
-        y = conv3d(seen, taps[None].astype(x.dtype), ((0, 0), (0, 0), (1, 1)))
+        window = x[:, :, first : first + h + 1]
+        y = conv3d(window, taps[None].astype(x.dtype), ((0, 0), (0, 0), (1, 1)))
         parts.append(y.reshape(b, t, h, w, 2, features))
     return jnp.stack(parts, axis=3).reshape(b, t, 2 * h, 2 * w, features)
 
@@ -45,9 +50,10 @@ def conv_in_blocks(
     kernel: Float[Array, "kt kh kw c d"],
     padding: tuple[tuple[int, int], ...],
 ) -> Float[Array, "b t2 h2 w2 d"]:
-    """A convolution of few outputs, computed for blocks of pixels in one stride each.
+    """A convolution with few output channels, strided over blocks of p x q output pixels.
 
-    A block's pixels are the outputs of one position, its window the union of theirs.
+    Space-to-depth of the output: the pixels of a block are output channels of one position, whose
+    window is the union of their windows.
     """
     kt, kh, kw, _, d = kernel.shape
     h = x.shape[2] + sum(padding[1]) - kh + 1

@@ -1,35 +1,73 @@
-"""What a causal network remembers between two chunks of a clip."""
+"""Caches of a causal network that walks a clip in chunks, keyed by layer."""
 
 import jax.numpy as jnp
+from flax import nnx
 from jaxtyping import Array, Float
 
-Caches = tuple[Array, ...]
+# Path of a layer in the network -> the frames that it needs of the chunks before.
+Caches = dict[str, Array]
 
 
-class Memory:
-    """The caches of one pass over a chunk: the old ones are read and new ones kept, in call order.
+class StreamCache:
+    """The caches of one pass over a chunk: old ones are read and new ones kept, each by its layer.
+
+    A layer is known by its path in the network, so that the order in which layers are called, and
+    layers that are skipped or added, cannot exchange two caches.
 
     Attributes:
-        first: whether this is the first chunk of a clip; nothing is remembered yet.
-        kept: the caches for the next chunk, after the pass.
+        first: whether this is the first chunk of a clip; no layer has a cache yet.
     """
 
-    def __init__(self, caches: Caches | None):
+    def __init__(self, network: nnx.Module, caches: Caches | None):
+        """Start a pass of `network`, with the caches that the previous chunk left (None: none)."""
         self.first = caches is None
-        self._old = list(caches or ())
-        self.kept: list[Array] = []
+        self._old = dict(caches or {})
+        self._new: Caches = {}
+        self._paths = {
+            id(node): ".".join(map(str, path))
+            for path, node in nnx.iter_graph(network)
+            if isinstance(node, nnx.Module)
+        }
 
-    def join(self, x: Float[Array, "b t h w c"], frames: int) -> Float[Array, "b t2 h w c"]:
-        """`x` behind the last `frames` frames before it, which are zeros at the first chunk."""
+    def join(
+        self, layer: nnx.Module, x: Float[Array, "b t h w c"], frames: int
+    ) -> Float[Array, "b t2 h w c"]:
+        """`x` behind the last `frames` input frames of `layer`, which are zeros at the first chunk.
+
+        Raises:
+            ValueError: the caches hold nothing for this layer: they belong to another network.
+        """
         b, _, h, w, c = x.shape
-        past = jnp.zeros((b, frames, h, w, c), x.dtype) if self.first else self._old.pop(0)
+        if self.first:
+            past = jnp.zeros((b, frames, h, w, c), x.dtype)
+        else:
+            past = self._old.pop(self._path(layer), None)
+            if past is None:
+                raise ValueError(
+                    f"no cache for layer {self._path(layer)}: they are another network's"
+                )
         joined = jnp.concatenate([past, x], axis=1)
-        self.keep(joined[:, -frames:])
+        self.keep(layer, joined[:, -frames:])
         return joined
 
-    def keep(self, x: Array) -> None:
-        """Remember `x` for the next chunk."""
-        self.kept.append(x)
+    def keep(self, layer: nnx.Module, x: Array) -> None:
+        """Keep `x` for the same layer's next chunk.
+
+        Raises:
+            ValueError: the layer runs twice in one pass, or is not part of the network.
+        """
+        path = self._path(layer)
+        if path in self._new:
+            raise ValueError(f"layer {path} runs twice in one pass; one cache cannot serve both")
+        self._new[path] = x
+
+    def _path(self, layer: nnx.Module) -> str:
+        path = self._paths.get(id(layer))
+        if path is None:
+            raise ValueError(
+                f"a {type(layer).__name__} is not part of the network that is streamed"
+            )
+        return path
 
     @property
     def caches(self) -> Caches:
@@ -39,5 +77,8 @@ class Memory:
             ValueError: when the pass did not read every old cache: they belong to another network.
         """
         if self._old:
-            raise ValueError(f"{len(self._old)} caches were not used: they are another network's")
-        return tuple(self.kept)
+            names = ", ".join(sorted(self._old)[:3])
+            raise ValueError(
+                f"{len(self._old)} caches were not used ({names}, ...): another network's"
+            )
+        return self._new

@@ -12,7 +12,12 @@ from ml_collections import ConfigDict
 
 from pyratok_jax.data.buckets import Bucket, parse_buckets
 from pyratok_jax.errors import UserError
-from pyratok_jax.nn.lowering import conv_form
+<<<<<<< HEAD
+from pyratok_jax.nn.lowering import conv_lowering
+=======
+from pyratok_jax.nn.lowering import conv_lowering
+from pyratok_jax.pods.chips import Slice
+>>>>>>> 6692047 (nn: what changes a traced program is one value in jit's cache key; stream caches are keyed by layer; halo exchange, lowerings, polyphase and custom VJPs in the field's words)
 from pyratok_jax.pods.flops import traced_flops
 from pyratok_jax.pods.programs import (
     STEPS,
@@ -154,8 +159,13 @@ def model_flops(step: str, config: ConfigDict, bucket: Bucket, program: StepProg
     plain = ConfigDict(config.to_dict(), convert_dict=True)
     plain.remat, plain.language.remat, plain.accumulate = "none", "none", 1
     training = abstract_training(plain)
+<<<<<<< HEAD
     # All clips cost the same: trace one.
-    with conv_form("conv3d"):
+    with conv_lowering("conv3d"):
+=======
+    # All clips cost the same: one is traced.
+    with conv_lowering("conv3d"):
+>>>>>>> 6692047 (nn: what changes a traced program is one value in jit's cache key; stream caches are keyed by layer; halo exchange, lowerings, polyphase and custom VJPs in the field's words)
         if step == "train":
             plain.batch_size = 1
             batch = abstract_batch(plain, dataclasses.replace(bucket, clips=1))

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from pyratok_jax.data.buckets import Bucket
 from pyratok_jax.models.pyratok.model import PyraTok
-from pyratok_jax.nn.lowering import conv_form
+from pyratok_jax.nn.lowering import conv_lowering
 from pyratok_jax.nn.partitioning import over_devices
 from pyratok_jax.nn.text_attention import TextCondition
 from pyratok_jax.tokenizer import detokenize_step, tokenize_step
@@ -146,5 +146,5 @@ def _batch(arrays: dict[str, Any], mesh: Mesh) -> dict[str, Any]:
 @contextlib.contextmanager
 def for_tpu(mesh: Mesh) -> Iterator[None]:
     """Trace within this block as on the devices of `mesh`, which are TPUs."""
-    with jax.set_mesh(mesh), conv_form("tpu"):
+    with jax.set_mesh(mesh), conv_lowering("tpu"):
         yield

@@ -9,7 +9,7 @@ from pyratok_jax.checkpoints.partition import stored_name
 from pyratok_jax.models.pyratok.latent_metric import each_position, energy, square_root
 from pyratok_jax.models.pyratok.model import PyraTok
 from pyratok_jax.nn.grids import depth_to_space
-from pyratok_jax.nn.lowering import conv_form
+from pyratok_jax.nn.lowering import conv_lowering
 from pyratok_jax.training.init.decoder_metric import decoder_metric, metric_of
 from pyratok_jax.training.init.refinement import Encoded, refine
 from tests.models.test_pyratok import tiny_config
@@ -112,7 +112,7 @@ def test_the_metric_is_the_same_in_the_form_for_tpus():
     model = PyraTok(tiny_config(), rngs=nnx.Rngs(0))
     z = np.asarray(latents(0)[:1, :2, :2, :2])
     plain = metric_of(model, z, 0)
-    with conv_form("tpu"):
+    with conv_lowering("tpu"):
         np.testing.assert_allclose(metric_of(model, z, 0), plain, rtol=1e-4, atol=1e-5)
 
 

@@ -15,7 +15,7 @@ from pyratok_jax.models.perceptual.lpips import LPIPS
 from pyratok_jax.models.pyratok.lapq import LateralConnection
 from pyratok_jax.models.pyratok.synthesis import Synthesis
 from pyratok_jax.nn import partitioning
-from pyratok_jax.nn.lowering import conv_form
+from pyratok_jax.nn.lowering import conv_lowering
 from pyratok_jax.training.distributed import sharding
 from pyratok_jax.training.distributed.sharding import (
     batch_spec,
@@ -36,7 +36,7 @@ def sum_of_sines(network: nnx.Module, x: jax.Array) -> jax.Array:
 
 
 def lowered_for_tpus(layer: nnx.Module, x: jax.Array) -> jax.Array:
-    with conv_form("tpu"):
+    with conv_lowering("tpu"):
         return jnp.sum(jnp.sin(partitioning.convolve(layer, x)))
 
 

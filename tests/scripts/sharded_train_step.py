@@ -13,7 +13,7 @@ from pyratok_jax.models import video_vae
 from pyratok_jax.models.wan_vae.config import WanVAEConfig
 from pyratok_jax.models.wan_vae.model import WanVAE
 from pyratok_jax.nn import partitioning
-from pyratok_jax.nn.lowering import conv_form
+from pyratok_jax.nn.lowering import conv_lowering
 from pyratok_jax.pods.hlo import HloProgram
 from pyratok_jax.training.distributed.sharding import (
     batch_spec,
@@ -63,5 +63,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with conv_form("conv3d"):  # Fewer operations to compile.
+    with conv_lowering("conv3d"):  # Fewer operations to compile.
         main()

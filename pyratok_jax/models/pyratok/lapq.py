@@ -17,7 +17,7 @@ from pyratok_jax.models.pyratok.synthesis import Analysis
 from pyratok_jax.nn.causal_conv import CausalConv3d
 from pyratok_jax.nn.grids import Stride, group_time, resample, space_to_depth
 from pyratok_jax.nn.partitioning import convolve
-from pyratok_jax.nn.stream_cache import Memory
+from pyratok_jax.nn.stream_cache import StreamCache
 from pyratok_jax.nn.text_attention import TextAttention, TextCondition
 
 
@@ -50,7 +50,7 @@ class LateralConnection(nnx.Module):
         self.mix = CausalConv3d(width, width, (3, 3, 3), rngs=rngs, dtype=dtype)
 
     def __call__(
-        self, feature: Float[Array, "b T H W c"], memory: Memory | None = None
+        self, feature: Float[Array, "b T H W c"], memory: StreamCache | None = None
     ) -> Float[Array, "b t h w d"]:
         """The stage feature on the level's grid; with a memory, of one chunk of a clip."""
         patches = space_to_depth(self.norm(feature), self.patch)
@@ -102,7 +102,7 @@ class LaPQBlock(nnx.Module):
         missing: Float[Array, "b T2 H2 W2 z"],
         previous: Float[Array, "b t0 h0 w0 bits"] | None,
         text: TextCondition | None,
-        memory: Memory | None = None,
+        memory: StreamCache | None = None,
     ) -> Level:
         """Quantise one level.
 
@@ -128,7 +128,7 @@ class LaPQBlock(nnx.Module):
         feature: Array,
         missing: Array,
         previous: Array | None,
-        memory: Memory | None = None,
+        memory: StreamCache | None = None,
     ) -> tuple[Float[Array, "b t h w d"], Float[Array, "b t h w bits"]]:
         """Features before they attend to the text, and the logits of the missing latent."""
         first = memory is None or memory.first

@@ -21,7 +21,7 @@ from pyratok_jax.models.pyratok.quantizers.registry import build_quantizer
 from pyratok_jax.models.wan_vae.model import WanVAE
 from pyratok_jax.nn.grids import grid_shape
 from pyratok_jax.nn.lora import add_lora
-from pyratok_jax.nn.stream_cache import Caches, Memory
+from pyratok_jax.nn.stream_cache import Caches, StreamCache
 from pyratok_jax.nn.text_attention import TextCondition
 
 
@@ -96,7 +96,7 @@ class PyraTok(nnx.Module):
         stages: tuple[Array, ...],
         target: Float[Array, "b t h w z"],
         text: TextCondition | None,
-        memory: Memory | None = None,
+        memory: StreamCache | None = None,
     ) -> tuple[tuple[Level, ...], Float[Array, "b t h w z"]]:
         """Levels of given encoder features, and the latent that their codes synthesise.
 
@@ -119,7 +119,7 @@ class PyraTok(nnx.Module):
         return TextCondition(embeddings, text.mask | (missing[:, None] & first))
 
     def synthesize(
-        self, codes: tuple[Float[Array, "b _t _h _w bits"], ...], memory: Memory | None = None
+        self, codes: tuple[Float[Array, "b _t _h _w bits"], ...], memory: StreamCache | None = None
     ) -> Array:
         """Normalised latent (b, t', h', w', z) of the codes of all levels."""
         return self.quantizer.synthesize(codes, memory)
@@ -163,7 +163,7 @@ class PyraTok(nnx.Module):
 
         Every chunk's ids, one after the other, are those of the whole clip.
         """
-        memory = Memory(caches)
+        memory = StreamCache(self, caches)
         posterior = self.vae.posterior(video, memory)
         target = self.vae.normalize(posterior.mean.astype(jnp.float32))
         levels, _ = self.quantize(posterior.stages, target, text, memory)
@@ -173,7 +173,7 @@ class PyraTok(nnx.Module):
         self, ids: tuple[UInt32[Array, "b _t _h _w"], ...], caches: Caches | None = None
     ) -> tuple[Float[Array, "b T H W 3"], Caches]:
         """`detokenize` for the ids of the next chunk of a clip."""
-        memory = Memory(caches)
+        memory = StreamCache(self, caches)
         codes = tuple(ids_to_bits(level, self.config.bits) for level in ids)
         latent = self.vae.denormalize(self.synthesize(codes, memory))
         return jnp.clip(self.vae.decode(latent, memory), -1.0, 1.0), memory.caches

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 from pyratok_jax.nn.causal_conv import CausalConv3d
 from pyratok_jax.nn.grids import Stride, depth_to_space, space_to_depth
 from pyratok_jax.nn.partitioning import convolve
-from pyratok_jax.nn.stream_cache import Memory
+from pyratok_jax.nn.stream_cache import StreamCache
 
 
 class Synthesis(nnx.Module):
@@ -70,7 +70,7 @@ class Synthesis(nnx.Module):
         return depth_to_space(latents, self.patch)
 
     def __call__(
-        self, q: Float[Array, "b t h w bits"], memory: Memory | None = None
+        self, q: Float[Array, "b t h w bits"], memory: StreamCache | None = None
     ) -> Float[Array, "b T H W z"]:
         """Latent contribution of one level's codes; with a memory, of one chunk of them."""
         x = self.linear(q, first=memory is None or memory.first)

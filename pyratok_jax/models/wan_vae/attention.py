@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from pyratok_jax.nn.halo import height_axis, pass_on
+from pyratok_jax.nn.halo import height_axis, ring_permute
 
 WHOLE = 4096  # positions up to which all scores of a frame are held at once
 BLOCK = 1024
@@ -59,7 +59,7 @@ def blockwise(
         see = partial(_over_keys, _blocks(k, block), _blocks(v, block), valid)
         state = lax.map(see, (queries, state))
         if axis is not None and device < devices - 1:
-            k, v = pass_on(k, axis), pass_on(v, axis)
+            k, v = ring_permute(k, axis), ring_permute(v, axis)
     total, _, weight = state
     y = (total / weight).astype(q.dtype)
     return y.transpose(1, 0, 2, 3).reshape(n, count * block, c)[:, :s]

@@ -10,8 +10,8 @@ from pyratok_jax.models.wan_vae.layers import ChannelNorm, MidBlock, ResidualBlo
 from pyratok_jax.models.wan_vae.resample import Upsample, duplicate_up
 from pyratok_jax.nn.causal_conv import CausalConv3d
 from pyratok_jax.nn.halo import cut, in_strips, join, strips_of
-from pyratok_jax.nn.lowering import filled_lanes
-from pyratok_jax.nn.stream_cache import Memory
+from pyratok_jax.nn.lowering import padded_lanes
+from pyratok_jax.nn.stream_cache import StreamCache
 
 
 class UpStage(nnx.Module):
@@ -37,17 +37,17 @@ class UpStage(nnx.Module):
         self.remat = remat
 
     def __call__(
-        self, x: Float[Array, "b t h w c"], memory: Memory | None = None
+        self, x: Float[Array, "b t h w c"], cache: StreamCache | None = None
     ) -> Float[Array, "b t2 h2 w2 d"]:
         """The stage's output, upsampled."""
         run, y = rematerialised(self.remat, inner=True), x
         for block in self.resnets:
-            y = run(block, y, memory)
+            y = run(block, y, cache)
         if self.upsampler is not None:
-            y = self.upsampler(y, memory)
+            y = self.upsampler(y, cache)
         if self.shortcut is None:
             return y
-        first = memory is None or memory.first
+        first = cache is None or cache.first
         return y + duplicate_up(x, self.features, *self.shortcut, first=first)
 
 
@@ -69,18 +69,18 @@ class Decoder(nnx.Module):
         self.remat = remat
         self.spatial_factor = 2 ** (len(config.dim_mult) - 1)
         self.temporal_factor = 2 ** sum(config.temporal_downsample)
-        self.may_fill = not config.is_residual
+        self.may_pad = not config.is_residual
 
     def __call__(
-        self, z: Float[Array, "b t h w z"], memory: Memory | None = None
+        self, z: Float[Array, "b t h w z"], cache: StreamCache | None = None
     ) -> Float[Array, "b T H W c"]:
-        """Decode latents to patchified video; with a memory, one chunk of it."""
+        """Decode latents to patchified video; with a cache, one chunk of it."""
         b, t, h, w, _ = z.shape
         pixels = b * (1 + (t - 1) * self.temporal_factor) * h * w * self.spatial_factor**2
         run = rematerialised(self.remat, pixels)
         with in_strips(strips_of(z.shape[2])):
-            x = run(self.mid_block, self.conv_in(cut(z), memory), memory)
-            with filled_lanes(self.may_fill):
+            x = run(self.mid_block, self.conv_in(cut(z), cache), cache)
+            with padded_lanes(self.may_pad):
                 for stage in self.stages:
-                    x = run(stage, x, memory)
-                return join(self.conv_out(self.norm_out(x, activate=True), memory))
+                    x = run(stage, x, cache)
+                return join(self.conv_out(self.norm_out(x, activate=True), cache))

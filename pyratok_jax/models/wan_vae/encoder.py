@@ -12,8 +12,8 @@ from pyratok_jax.models.wan_vae.layers import ChannelNorm, MidBlock, ResidualBlo
 from pyratok_jax.models.wan_vae.resample import Downsample, average_down
 from pyratok_jax.nn.causal_conv import KEPT, CausalConv3d
 from pyratok_jax.nn.halo import cut, in_strips, join, strips_of
-from pyratok_jax.nn.lowering import filled_lanes, trim
-from pyratok_jax.nn.stream_cache import Memory
+from pyratok_jax.nn.lowering import padded_lanes, trim
+from pyratok_jax.nn.stream_cache import StreamCache
 
 
 class EncoderOutput(NamedTuple):
@@ -41,14 +41,14 @@ class DownStage(nnx.Module):
         self.remat = remat
 
     def __call__(
-        self, x: Float[Array, "b t h w c"], memory: Memory | None = None
+        self, x: Float[Array, "b t h w c"], cache: StreamCache | None = None
     ) -> Float[Array, "b t2 h2 w2 d"]:
         """The stage's output, downsampled."""
         run, y = rematerialised(self.remat, inner=True), x
         for block in self.resnets:
-            y = run(block, y, memory)
+            y = run(block, y, cache)
         if self.downsampler is not None:
-            y = self.downsampler(y, memory)
+            y = self.downsampler(y, cache)
         return y if self.shortcut is None else y + average_down(x, self.features, *self.shortcut)
 
 
@@ -69,22 +69,24 @@ class Encoder(nnx.Module):
         self.conv_out = CausalConv3d(dims[-1], 2 * config.z_dim, (3, 3, 3), **settings)
         self.remat = remat
         # Shortcuts around whole stages regroup channels, so theirs must be exact.
-        self.may_fill = not config.is_residual
+        self.may_pad = not config.is_residual
 
-    def __call__(self, x: Float[Array, "b t h w c"], memory: Memory | None = None) -> EncoderOutput:
-        """Encode patchified video; with a memory, one chunk of it."""
+    def __call__(
+        self, x: Float[Array, "b t h w c"], cache: StreamCache | None = None
+    ) -> EncoderOutput:
+        """Encode patchified video; with a cache, one chunk of it."""
         run = rematerialised(self.remat, x.size // x.shape[-1])
         features = []
         with in_strips(strips_of(x.shape[2], 2 ** (len(self.stages) - 1))):
             x = cut(x)
-            with filled_lanes(self.may_fill):
-                x = self.conv_in(x, memory)
+            with padded_lanes(self.may_pad):
+                x = self.conv_in(x, cache)
                 for stage in self.stages:
-                    x = run(stage, x, memory)
+                    x = run(stage, x, cache)
                     features.append(join(trim(x, stage.features)))
                 x = trim(x, self.stages[-1].features)
-            x = run(self.mid_block, x, memory)
-            x = join(self.conv_out(self.norm_out(x, activate=True), memory))
+            x = run(self.mid_block, x, cache)
+            x = join(self.conv_out(self.norm_out(x, activate=True), cache))
         return EncoderOutput(x, tuple(features))
 
 
@@ -105,7 +107,7 @@ def rematerialised(policy: str, pixels: int = 0, *, inner: bool = False):
         inner: for the residual blocks inside a stage, not a stage.
 
     Returns:
-        a function (module, x, memory) -> output. With a memory (inference) all is run plainly.
+        a function (module, x, cache) -> output. With a cache (inference) all is run plainly.
     """
     if policy not in POLICIES:
         raise ValueError(f"remat policy {policy!r}: expected one of {', '.join(POLICIES)}")
@@ -114,9 +116,9 @@ def rematerialised(policy: str, pixels: int = 0, *, inner: bool = False):
     plain = policy == "none" or (inner and policy != "all")
     keep = jax.checkpoint_policies.save_only_these_names(KEPT) if policy == "convs" else None
 
-    def run(module, x, memory=None):
-        if plain or memory is not None:
-            return module(x, memory)
+    def run(module, x, cache=None):
+        if plain or cache is not None:
+            return module(x, cache)
         # Split by hand: nnx.remat writes the state back, which a frozen module's does not allow.
         graph, state = nnx.split(module)
         return jax.checkpoint(lambda state, x: nnx.merge(graph, state)(x), policy=keep)(state, x)

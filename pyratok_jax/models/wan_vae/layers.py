@@ -1,8 +1,8 @@
 """Layers of the Wan VAE: causal convolution, spatial convolution, norm, attention, residual block.
 
 Layouts are channels-last. Every layer with a `kernel` has an `adapter` slot: when it is filled, the
-kernel that the layer uses is `adapter(kernel)`. Layers that look back in time take a `Memory` when
-a clip is walked in chunks.
+kernel that the layer uses is `adapter(kernel)`. Layers that look back in time take a `StreamCache`
+when a clip is streamed in chunks.
 """
 
 import jax
@@ -14,11 +14,12 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from pyratok_jax.models.wan_vae.attention import attend
+from pyratok_jax.nn import trace
 from pyratok_jax.nn.causal_conv import KEPT, CausalConv3d, Conv2d
 from pyratok_jax.nn.custom_vjps import TINY, normalise
 from pyratok_jax.nn.halo import cut, join
-from pyratok_jax.nn.lowering import current_form
-from pyratok_jax.nn.stream_cache import Memory
+from pyratok_jax.nn.lowering import current_lowering
+from pyratok_jax.nn.stream_cache import StreamCache
 
 
 class ChannelNorm(nnx.Module):
@@ -36,8 +37,8 @@ class ChannelNorm(nnx.Module):
         gamma = self.gamma[...].astype(jnp.float32)
         features = gamma.shape[0]
         gamma = jnp.pad(gamma, (0, x.shape[-1] - features))
-        if current_form() == "tpu" and x.ndim == 5:
-            return normalise(x, gamma, features, activate)
+        if current_lowering() == "tpu" and x.ndim == 5:
+            return normalise(x, gamma, features, activate, trace.current())
         y = x.astype(jnp.float32)
         scale = lax.rsqrt(jnp.maximum(jnp.sum(y * y, axis=-1, keepdims=True), TINY))
         y = (y * scale * (features**0.5) * gamma).astype(x.dtype)
@@ -60,13 +61,13 @@ class ResidualBlock(nnx.Module):
         )
 
     def __call__(
-        self, x: Float[Array, "b t h w c"], memory: Memory | None = None
+        self, x: Float[Array, "b t h w c"], cache: StreamCache | None = None
     ) -> Float[Array, "b t h w d"]:
         """The block's output; the shortcut reads the un-normalised input."""
         shortcut = x if self.conv_shortcut is None else self.conv_shortcut(x)
-        x = checkpoint_name(self.conv1(self.norm1(x, activate=True), memory), KEPT)
-        x = self.conv2(self.norm2(x, activate=True), memory)
-        # An input from outside may be narrower than an output filled up with zeros.
+        x = checkpoint_name(self.conv1(self.norm1(x, activate=True), cache), KEPT)
+        x = self.conv2(self.norm2(x, activate=True), cache)
+        # An input from outside may be narrower than an output padded to the lane width.
         missing = x.shape[-1] - shortcut.shape[-1]
         if missing:
             shortcut = jnp.pad(shortcut, ((0, 0),) * 4 + ((0, missing),))
@@ -98,8 +99,8 @@ class MidBlock(nnx.Module):
         self.attentions = nnx.List([AttentionBlock(features, **settings)])
 
     def __call__(
-        self, x: Float[Array, "b t h w c"], memory: Memory | None = None
+        self, x: Float[Array, "b t h w c"], cache: StreamCache | None = None
     ) -> Float[Array, "b t h w c"]:
         """Same shape out."""
-        x = self.attentions[0](self.resnets[0](x, memory))
-        return self.resnets[1](x, memory)
+        x = self.attentions[0](self.resnets[0](x, cache))
+        return self.resnets[1](x, cache)

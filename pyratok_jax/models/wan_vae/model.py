@@ -12,7 +12,7 @@ from pyratok_jax.models.wan_vae.decoder import Decoder
 from pyratok_jax.models.wan_vae.encoder import Encoder
 from pyratok_jax.models.wan_vae.resample import patchify, unpatchify
 from pyratok_jax.nn.causal_conv import CausalConv3d
-from pyratok_jax.nn.stream_cache import Memory
+from pyratok_jax.nn.stream_cache import StreamCache
 
 LOGVAR_RANGE = (-30.0, 20.0)
 
@@ -69,20 +69,22 @@ class WanVAE(nnx.Module):
         self.check(*video.shape[1:4])
         return self.posterior(video)
 
-    def posterior(self, video: Float[Array, "b t h w 3"], memory: Memory | None = None) -> Encoded:
-        """The same without the check; with a memory, one chunk of a clip (see `streaming`)."""
-        moments, stages = self.encoder(patchify(video, self.config.patch), memory)
+    def posterior(
+        self, video: Float[Array, "b t h w 3"], cache: StreamCache | None = None
+    ) -> Encoded:
+        """The same without the check; with a cache, one chunk of a clip (see `streaming`)."""
+        moments, stages = self.encoder(patchify(video, self.config.patch), cache)
         mean, logvar = jnp.split(self.quant_conv(moments), 2, axis=-1)
         return Encoded(mean, jnp.clip(logvar, *LOGVAR_RANGE), stages)
 
     def decode(
-        self, z: Float[Array, "b t h w z"], memory: Memory | None = None
+        self, z: Float[Array, "b t h w z"], cache: StreamCache | None = None
     ) -> Float[Array, "b T H W 3"]:
         """Video of latents in the VAE's own scale: about [-1, 1], not clamped.
 
-        With a memory, one chunk of it (see `streaming`).
+        With a cache, one chunk of it (see `streaming`).
         """
-        return unpatchify(self.decoder(self.post_quant_conv(z), memory), self.config.patch)
+        return unpatchify(self.decoder(self.post_quant_conv(z), cache), self.config.patch)
 
     def normalize(self, z: Float[Array, "*n z"]) -> Float[Array, "*n z"]:
         """Latents in the published normalised scale: (z - mean) / std."""

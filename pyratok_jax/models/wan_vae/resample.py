@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from pyratok_jax.nn.causal_conv import Conv2d, TimeConv
 from pyratok_jax.nn.lowering import trim
-from pyratok_jax.nn.stream_cache import Memory
+from pyratok_jax.nn.stream_cache import StreamCache
 
 
 class Downsample(nnx.Module):
@@ -22,16 +22,16 @@ class Downsample(nnx.Module):
         )
 
     def __call__(
-        self, x: Float[Array, "b t h w c"], memory: Memory | None = None
+        self, x: Float[Array, "b t h w c"], cache: StreamCache | None = None
     ) -> Float[Array, "b t2 h2 w2 d"]:
         """Frame 0 passes the temporal part untouched; later ones come in pairs."""
         x = self.spatial(x, padding=(0, 1), stride=2)
         if self.time_conv is None:
             return x
-        if memory is not None and not memory.first:
-            return self.time_conv(memory.join(x, 1), stride=2)
-        if memory is not None:
-            memory.keep(x[:, -1:])
+        if cache is not None and not cache.first:
+            return self.time_conv(cache.join(self, x, 1), stride=2)
+        if cache is not None:
+            cache.keep(self, x[:, -1:])
         if x.shape[1] == 1:
             return x
         return jnp.concatenate([x[:, :1], self.time_conv(x, stride=2)], axis=1)
@@ -47,28 +47,28 @@ class Upsample(nnx.Module):
         )
 
     def __call__(
-        self, x: Float[Array, "b t h w c"], memory: Memory | None = None
+        self, x: Float[Array, "b t h w c"], cache: StreamCache | None = None
     ) -> Float[Array, "b t2 h2 w2 d"]:
         """1 + n frames become 1 + 2n where time is doubled."""
         if self.time_conv is not None:
             x = trim(x, self.time_conv.kernel.shape[-2])
-            if memory is not None and not memory.first:
-                x = self.double_time(memory.join(x, 2))
+            if cache is not None and not cache.first:
+                x = self.double_time(cache.join(self, x, 2))
             else:
                 # Frame 0 is invisible to the convolution: what follows sees two zero frames.
                 later = jnp.pad(x[:, 1:], ((0, 0), (2, 0), (0, 0), (0, 0), (0, 0)))
-                if memory is not None:
-                    memory.keep(later[:, -2:])
+                if cache is not None:
+                    cache.keep(self, later[:, -2:])
                 if x.shape[1] > 1:
                     x = jnp.concatenate([x[:, :1], self.double_time(later)], axis=1)
-        return self.spatial.over_doubled(x)
+        return self.spatial.after_upsampling(x)
 
     def double_time(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t2 h w c"]:
         """Frames after the first, doubled; `x` starts with the two frames before them.
 
         Of the 2C channels the first half are the even frames, the second half the odd ones.
         """
-        y = self.time_conv(x, fill=False)
+        y = self.time_conv(x, pad=False)
         b, t, h, w, c = y.shape
         y = y.reshape(b, t, h, w, 2, c // 2).transpose(0, 1, 4, 2, 3, 5)
         return y.reshape(b, 2 * t, h, w, c // 2)

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from pyratok_jax.models.wan_vae.model import Encoded, WanVAE
 from pyratok_jax.models.wan_vae.streaming import stream_decode, stream_encode
-from pyratok_jax.nn.halo import split_height
+from pyratok_jax.nn.halo import sharded_height
 
 ROWS = "height"
 
@@ -64,7 +64,7 @@ def _split(run: Callable[[WanVAE, Array], Any], vae: WanVAE, x: Array, mesh: Mes
     graph, state = nnx.split(vae)
 
     def local(state: Any, x: Array) -> Any:
-        with split_height(axis):
+        with sharded_height(axis):
             return run(nnx.merge(graph, state), x)
 
     rows = P(None, None, axis)

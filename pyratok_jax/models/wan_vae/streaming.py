@@ -15,25 +15,25 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from pyratok_jax.models.wan_vae.model import Encoded, WanVAE
-from pyratok_jax.nn.stream_cache import Caches, Memory
+from pyratok_jax.nn.stream_cache import Caches, StreamCache
 
 
 def encode_chunk(
     vae: WanVAE, video: Float[Array, "b t h w 3"], caches: Caches | None = None
 ) -> tuple[Encoded, Caches]:
     """Encode the next frames of a clip: 4k+1 at its start (no caches), then multiples of 4."""
-    memory = Memory(caches)
-    encoded = vae.posterior(video, memory)
-    return encoded, memory.caches
+    cache = StreamCache(vae, caches)
+    encoded = vae.posterior(video, cache)
+    return encoded, cache.caches
 
 
 def decode_chunk(
     vae: WanVAE, z: Float[Array, "b t h w z"], caches: Caches | None = None
 ) -> tuple[Float[Array, "b T H W 3"], Caches]:
     """Decode the next latents of a clip: t become 4t frames, 4t-3 at its start (no caches)."""
-    memory = Memory(caches)
-    video = vae.decode(z, memory)
-    return video, memory.caches
+    cache = StreamCache(vae, caches)
+    video = vae.decode(z, cache)
+    return video, cache.caches
 
 
 def stream_encode(vae: WanVAE, video: Float[Array, "b t h w 3"], *, stages: bool = True) -> Encoded:

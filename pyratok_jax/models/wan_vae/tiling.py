@@ -1,4 +1,4 @@
-"""Encode and decode frames in overlapping tiles, for one device with little memory.
+"""Encode and decode frames in overlapping tiles, for one device with little cache.
 
 Not exact: the middle block's attention sees a tile instead of the frame, and borders see zeros. In
 the overlaps tiles are blended with linear weights. How far it is off depends on the picture; where

@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from pyratok_jax.models.pyratok.model import PyraTok
-from pyratok_jax.nn.lowering import conv_form, current_form
+from pyratok_jax.nn.lowering import conv_lowering, current_lowering
 
 _POSITIONS = (2, 3, 8, 8)  # clips, frames, rows and columns of the latents that are used, at most
 _FLOOR = 0.02  # of the mean eigenvalue, added for directions to which the decoder is blind
@@ -26,10 +26,10 @@ def metric_of(
     """The metric of a tokenizer's decoder at the first positions of some normalised latents."""
     graph, state = nnx.split(tokenizer)
     # The custom VJPs of the lowering for TPUs have no forward-mode derivative.
-    form = "conv3d" if current_form() == "tpu" else current_form()
+    form = "conv3d" if current_lowering() == "tpu" else current_lowering()
 
     def decode(latents: Array) -> Array:
-        with conv_form(form):
+        with conv_lowering(form):
             return nnx.merge(graph, state).decode(latents)
 
     clips, frames, rows, columns = _POSITIONS

@@ -14,7 +14,7 @@ from pyratok_jax.models.wan_vae import attention
 from pyratok_jax.models.wan_vae.config import tiny
 from pyratok_jax.models.wan_vae.model import WanVAE
 from pyratok_jax.models.wan_vae.spatial import sharded_decode, sharded_encode
-from pyratok_jax.nn.lowering import conv_form
+from pyratok_jax.nn.lowering import conv_lowering
 
 
 def error(a, b):
@@ -57,7 +57,7 @@ def main(devices: int) -> None:
             lambda s, v: sharded_encode(nnx.merge(graph, s), v, mesh, streamed=True)
         )(state, video)
         assert error(streamed.mean, whole.mean) < 1e-5
-        with conv_form("tpu"):  # Each device's rows are cut into strips once more.
+        with conv_lowering("tpu"):  # Each device's rows are cut into strips once more.
             strips = jax.jit(lambda s, v: sharded_encode(nnx.merge(graph, s), v, mesh))(
                 state, jnp.concatenate([video, video[:, :, ::-1]], axis=2)
             )

@@ -10,8 +10,7 @@ from flax import nnx
 
 from pyratok_jax.models.wan_vae import layers, resample
 from pyratok_jax.models.wan_vae.attention import attend, blockwise
-from pyratok_jax.nn import halo as height
-from pyratok_jax.nn import lowering as forms
+from pyratok_jax.nn import halo, lowering
 from tests.models.wan_vae.reference import from_torch, noise, quick, relative, to_torch
 
 
@@ -67,7 +66,7 @@ def test_causal_convolution(form, frames):
     module = theirs.WanCausalConv3d(4, 6, 3, padding=1)
     ours = make(layers.CausalConv3d, 4, 6, (3, 3, 3))
     copy(module, ours)
-    with forms.conv_form(form):
+    with lowering.conv_lowering(form):
         compare(module, ours, noise(2, frames, 4, 6, 4))
 
 
@@ -76,7 +75,7 @@ def test_convolution_of_few_outputs_in_blocks(size):
     module = theirs.WanCausalConv3d(4, 3, 3, padding=1)
     ours = make(layers.CausalConv3d, 4, 3, (3, 3, 3))
     copy(module, ours)
-    with forms.conv_form("tpu"):
+    with lowering.conv_lowering("tpu"):
         compare(module, ours, noise(1, 2, *size, 4))
 
 
@@ -169,7 +168,7 @@ def test_upsampling(doubles_time, form):
     module = Chunked(theirs.WanResample(4, mode), 1)
     ours = make(resample.Upsample, 4, 2, doubles_time=doubles_time)
     copy(module, ours, NAMES)
-    with forms.conv_form(form):
+    with lowering.conv_lowering(form):
         compare(module, ours, noise(1, 4, 4, 6, 4))
 
 
@@ -202,23 +201,23 @@ def test_strips_have_their_neighbours_borders(batch, count):
     conv = make(layers.CausalConv3d, 5, 4, (3, 3, 3))
     down = make(layers.Conv2d, 4, 4, (3, 3))
     expected = down(conv(x), padding=(0, 1), stride=2)
-    with height.in_strips(count):
-        strips = height.cut(x)
+    with halo.in_strips(count):
+        strips = halo.cut(x)
         assert strips.shape == (batch * count, 3, 8 // count, 6, 5)
-        assert relative(height.join(strips), x) == 0
-        found = height.join(down(conv(strips), padding=(0, 1), stride=2))
+        assert relative(halo.join(strips), x) == 0
+        found = halo.join(down(conv(strips), padding=(0, 1), stride=2))
     assert relative(found, expected) < 1e-6
 
 
 def test_strips_only_where_frames_divide():
-    assert height.strips_of(256, 8) == 1  # not on this backend
-    with forms.conv_form("tpu"):
-        assert [height.strips_of(h, 8) for h in (256, 160, 48, 24)] == [8, 4, 2, 1]
+    assert halo.strips_of(256, 8) == 1  # not on this backend
+    with lowering.conv_lowering("tpu"):
+        assert [halo.strips_of(h, 8) for h in (256, 160, 48, 24)] == [8, 4, 2, 1]
 
 
 def test_channel_sums_are_sums_with_gradient():
     x = noise(1, 2, 3, 4, 6)
-    sums, back = jax.vjp(forms.channel_sums, x)
+    sums, back = jax.vjp(lowering.channel_sums, x)
     assert relative(sums, np.repeat(np.sum(x, axis=-1, keepdims=True), 6, axis=-1)) < 1e-2
     given = noise(*x.shape, seed=1)
     expected = np.repeat(np.sum(given, axis=-1, keepdims=True), 6, axis=-1)
@@ -237,7 +236,7 @@ def test_norm_in_half_precision_on_a_tpu():
 
     plain, tpu = (jax.jit(jax.grad(lambda x: total(x), has_aux=True)) for _ in range(2))
     expected_grad, expected = plain(x.astype(jnp.float32))
-    with forms.conv_form("tpu"):
+    with lowering.conv_lowering("tpu"):
         grad, y = tpu(x)
         at_zero = tpu(jnp.zeros_like(x))[0]
     assert y.dtype == grad.dtype == jnp.bfloat16
@@ -250,17 +249,17 @@ def test_filled_lanes_change_nothing():
     """Widths that a TPU stores as whole registers are filled with zeros, exactly."""
     block = make(layers.ResidualBlock, 72, 96)
     x = noise(1, 2, 4, 4, 72)
-    with forms.conv_form("tpu"):
+    with lowering.conv_lowering("tpu"):
         expected = quick(run, block, x)
-        with forms.filled_lanes():
+        with lowering.padded_lanes():
             wide = quick(run, block, x)
-            narrow = forms.trim(make(layers.Conv2d, 96, 8, (1, 1))(wide), 8)
+            narrow = lowering.trim(make(layers.Conv2d, 96, 8, (1, 1))(wide), 8)
             # A block that keeps its width takes a narrow input from outside.
             keeps = make(layers.ResidualBlock, 96, 96)
             kept = quick(run, keeps, expected)
-        with forms.filled_lanes(allowed=False):
+        with lowering.padded_lanes(allowed=False):
             assert quick(run, block, x).shape[-1] == 96
-        assert relative(forms.trim(kept, 96), quick(run, keeps, expected)) < 1e-6
+        assert relative(lowering.trim(kept, 96), quick(run, keeps, expected)) < 1e-6
     assert wide.shape[-1] == kept.shape[-1] == 128 and narrow.shape[-1] == 8
     assert np.abs(np.asarray(wide[..., 96:])).max() == 0
-    assert relative(forms.trim(wide, 96), expected) < 1e-6
+    assert relative(lowering.trim(wide, 96), expected) < 1e-6

@@ -9,7 +9,7 @@ from flax import nnx
 from pyratok_jax.models.wan_vae.layers import ChannelNorm, ResidualBlock
 from pyratok_jax.nn.causal_conv import causal_conv
 from pyratok_jax.nn.halo import cut, in_strips, join
-from pyratok_jax.nn.lowering import conv_form
+from pyratok_jax.nn.lowering import conv_lowering
 from tests.models.wan_vae.reference import noise, relative
 
 
@@ -17,7 +17,7 @@ def gradients(form, strips, function, *inputs):
     """Value and gradients; the gradient is taken where form and strips are no longer in force."""
 
     def total(*inputs):
-        with conv_form(form), in_strips(strips):
+        with conv_lowering(form), in_strips(strips):
             y = function(*inputs)
         return jnp.sum(y * noise(*y.shape, seed=9)), y
 

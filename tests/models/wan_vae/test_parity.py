@@ -11,7 +11,7 @@ from pyratok_jax.checkpoints.modules import module_arrays
 from pyratok_jax.models.wan_vae.config import WAN21, WAN22
 from pyratok_jax.models.wan_vae.model import WanVAE
 from pyratok_jax.models.wan_vae.streaming import stream_decode, stream_encode
-from pyratok_jax.nn.lowering import conv_form
+from pyratok_jax.nn.lowering import conv_lowering
 from tests.models.wan_vae.reference import (
     chunked_decode,
     chunked_encode,
@@ -84,7 +84,7 @@ def test_form_for_tpus(pair, batch, rows):
     video = noise(batch, 5, rows * factor // 8, 2 * factor, 3)
     expected = quick(WanVAE.encode, vae, video)
     decoded = quick(WanVAE.decode, vae, expected.mean)
-    with conv_form("tpu"):
+    with conv_lowering("tpu"):
         ways = [(WanVAE.encode, WanVAE.decode), (stream_encode, stream_decode)]
         for encode, decode in ways[:batch]:
             found = quick(encode, vae, video)

@@ -15,7 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from pyratok_jax.nn.grids import Stride
-from pyratok_jax.nn.stream_cache import Memory
+from pyratok_jax.nn.stream_cache import StreamCache
 from pyratok_jax.nn.text_attention import TextCondition
 
 Latent = Float[Array, "b t h w z"]
@@ -117,7 +117,7 @@ class Quantizer(nnx.Module, abc.ABC):
         stages: tuple[Array, ...],
         target: Latent,
         text: TextCondition | None,
-        memory: Memory | None = None,
+        memory: StreamCache | None = None,
     ) -> tuple[tuple[Level, ...], Latent]:
         """Levels, coarse to fine, and the normalised latent that their codes synthesise.
 
@@ -129,7 +129,7 @@ class Quantizer(nnx.Module, abc.ABC):
         """
 
     @abc.abstractmethod
-    def synthesize(self, codes: Codes, memory: Memory | None = None) -> Latent:
+    def synthesize(self, codes: Codes, memory: StreamCache | None = None) -> Latent:
         """Normalised latent of the codes of all levels; with a memory, of one chunk of a clip."""
 
     @abc.abstractmethod

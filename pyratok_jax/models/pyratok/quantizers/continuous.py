@@ -18,7 +18,7 @@ from pyratok_jax.models.pyratok.quantizers.base import (
     TokenizerSizes,
     check_latent_grids,
 )
-from pyratok_jax.nn.stream_cache import Memory
+from pyratok_jax.nn.stream_cache import StreamCache
 from pyratok_jax.nn.text_attention import TextCondition
 
 
@@ -50,12 +50,12 @@ class ContinuousLatent(Quantizer):
         stages: tuple[Array, ...],
         target: Latent,
         text: TextCondition | None,
-        memory: Memory | None = None,
+        memory: StreamCache | None = None,
     ) -> tuple[tuple[Level, ...], Latent]:
         """No levels, and the latent itself."""
         return (), target
 
-    def synthesize(self, codes: Codes, memory: Memory | None = None) -> NoReturn:
+    def synthesize(self, codes: Codes, memory: StreamCache | None = None) -> NoReturn:
         """Refuse: there are no codes.
 
         Raises:

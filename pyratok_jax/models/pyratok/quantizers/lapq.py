@@ -21,7 +21,7 @@ from pyratok_jax.models.pyratok.quantizers.base import (
 from pyratok_jax.models.pyratok.quantizers.lapq_fitting import fit_levels
 from pyratok_jax.models.pyratok.synthesis import Synthesis
 from pyratok_jax.nn.grids import Stride
-from pyratok_jax.nn.stream_cache import Memory
+from pyratok_jax.nn.stream_cache import StreamCache
 from pyratok_jax.nn.text_attention import TextCondition
 
 
@@ -106,7 +106,7 @@ class LaPQ(Quantizer):
         stages: tuple[Array, ...],
         target: Latent,
         text: TextCondition | None,
-        memory: Memory | None = None,
+        memory: StreamCache | None = None,
     ) -> tuple[tuple[Level, ...], Latent]:
         """As `Quantizer.__call__`."""
         levels: list[Level] = []
@@ -119,7 +119,7 @@ class LaPQ(Quantizer):
             levels.append(level)
         return tuple(levels), latent
 
-    def synthesize(self, codes: Codes, memory: Memory | None = None) -> Latent:
+    def synthesize(self, codes: Codes, memory: StreamCache | None = None) -> Latent:
         """The sum of all levels' syntheses, in the order in which `__call__` adds them."""
         parts = [synthesis(q, memory) for synthesis, q in zip(self.synthesis, codes, strict=True)]
         return sum(parts[1:], parts[0])

@@ -34,7 +34,7 @@ from pyratok_jax.models.pyratok.quantizers.fitting import (
     share_left,
 )
 from pyratok_jax.models.pyratok.quantizers.projection import LatentProjection
-from pyratok_jax.nn.stream_cache import Memory
+from pyratok_jax.nn.stream_cache import StreamCache
 from pyratok_jax.nn.text_attention import TextCondition
 
 ROUNDS = 10  # of k-means
@@ -127,7 +127,7 @@ class VectorLatent(Quantizer):
         stages: tuple[Array, ...],
         target: Latent,
         text: TextCondition | None,
-        memory: Memory | None = None,
+        memory: StreamCache | None = None,
     ) -> tuple[tuple[Level, ...], Latent]:
         """As `Quantizer.__call__`."""
         features = self.projection.features(target)
@@ -147,7 +147,7 @@ class VectorLatent(Quantizer):
         passed = chosen + (features - jax.lax.stop_gradient(features))
         return tuple(levels), self.projection.latent(passed)
 
-    def synthesize(self, codes: Codes, memory: Memory | None = None) -> Latent:
+    def synthesize(self, codes: Codes, memory: StreamCache | None = None) -> Latent:
         """As `Quantizer.synthesize`."""
         return self.projection.latent(self._vectors(tuple(bits_to_ids(q) for q in codes)))
 
