@@ -41,11 +41,11 @@ class StreamCache:
         if self.first:
             past = jnp.zeros((b, frames, h, w, c), x.dtype)
         else:
-            past = self._old.pop(self._path(layer), None)
-            if past is None:
+            if self._path(layer) not in self._old:
                 raise ValueError(
                     f"no cache for layer {self._path(layer)}: they are another network's"
                 )
+            past = self._old.pop(self._path(layer))
         joined = jnp.concatenate([past, x], axis=1)
         self.keep(layer, joined[:, -frames:])
         return joined

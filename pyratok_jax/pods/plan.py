@@ -13,11 +13,12 @@ from ml_collections import ConfigDict
 from pyratok_jax.data.buckets import Bucket, parse_buckets
 from pyratok_jax.errors import UserError
 <<<<<<< HEAD
+<<<<<<< HEAD
 from pyratok_jax.nn.lowering import conv_lowering
 =======
+=======
+>>>>>>> 4d2af95 (nn: renamed lowerings at their call sites; caches refuse a layer that they do not know)
 from pyratok_jax.nn.lowering import conv_lowering
-from pyratok_jax.pods.chips import Slice
->>>>>>> 6692047 (nn: what changes a traced program is one value in jit's cache key; stream caches are keyed by layer; halo exchange, lowerings, polyphase and custom VJPs in the field's words)
 from pyratok_jax.pods.flops import traced_flops
 from pyratok_jax.pods.programs import (
     STEPS,
@@ -159,13 +160,14 @@ def model_flops(step: str, config: ConfigDict, bucket: Bucket, program: StepProg
     plain = ConfigDict(config.to_dict(), convert_dict=True)
     plain.remat, plain.language.remat, plain.accumulate = "none", "none", 1
     training = abstract_training(plain)
-<<<<<<< HEAD
     # All clips cost the same: trace one.
+<<<<<<< HEAD
     with conv_lowering("conv3d"):
 =======
     # All clips cost the same: one is traced.
+=======
+>>>>>>> 4d2af95 (nn: renamed lowerings at their call sites; caches refuse a layer that they do not know)
     with conv_lowering("conv3d"):
->>>>>>> 6692047 (nn: what changes a traced program is one value in jit's cache key; stream caches are keyed by layer; halo exchange, lowerings, polyphase and custom VJPs in the field's words)
         if step == "train":
             plain.batch_size = 1
             batch = abstract_batch(plain, dataclasses.replace(bucket, clips=1))

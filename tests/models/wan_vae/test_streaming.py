@@ -86,6 +86,10 @@ def test_caches_of_another_network_are_refused(vae):
     video = clip(vae, 5)
     _, caches = jax.eval_shape(lambda v: encode_chunk(vae, v), video[:, :1])
     with pytest.raises(ValueError, match="another network"):
-        jax.eval_shape(lambda v, c: encode_chunk(vae, v, c), video[:, 1:], caches | {"another": next(iter(caches.values()))})
+        jax.eval_shape(
+            lambda v, c: encode_chunk(vae, v, c),
+            video[:, 1:],
+            caches | {"another": next(iter(caches.values()))},
+        )
     with pytest.raises(ValueError, match="frames must be 4k"):
         stream_encode(vae, video[:, :4])
