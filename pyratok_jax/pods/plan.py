@@ -12,12 +12,6 @@ from ml_collections import ConfigDict
 
 from pyratok_jax.data.buckets import Bucket, parse_buckets
 from pyratok_jax.errors import UserError
-<<<<<<< HEAD
-<<<<<<< HEAD
-from pyratok_jax.nn.lowering import conv_lowering
-=======
-=======
->>>>>>> 4d2af95 (nn: renamed lowerings at their call sites; caches refuse a layer that they do not know)
 from pyratok_jax.nn.lowering import conv_lowering
 from pyratok_jax.pods.flops import traced_flops
 from pyratok_jax.pods.programs import (
@@ -161,12 +155,6 @@ def model_flops(step: str, config: ConfigDict, bucket: Bucket, program: StepProg
     plain.remat, plain.language.remat, plain.accumulate = "none", "none", 1
     training = abstract_training(plain)
     # All clips cost the same: trace one.
-<<<<<<< HEAD
-    with conv_lowering("conv3d"):
-=======
-    # All clips cost the same: one is traced.
-=======
->>>>>>> 4d2af95 (nn: renamed lowerings at their call sites; caches refuse a layer that they do not know)
     with conv_lowering("conv3d"):
         if step == "train":
             plain.batch_size = 1
