@@ -1,12 +1,16 @@
 """Every task with a tokenizer of random weights, from the command line to the files."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from pyratok_jax.data.sources.registry import load_source
 from pyratok_jax.evaluate import main
+from pyratok_jax.evaluation.data.clips import central_clip, sample_frames
 from pyratok_jax.evaluation.models.features import TokenizerFeatures, Truth
+from pyratok_jax.metrics.image import frame_errors, psnr_of
 
 RUNS = {
     "reconstruction": ("videos", ["frames=9", "side=32", "lpips=none"], "psnr"),
@@ -28,8 +32,76 @@ RUNS = {
 }
 
 
+def rate(clips, side):
+    """bpp of squares of `side` pixels, each clip in windows of these frame counts."""
+    frames, tokens = 0, 0
+    for windows in clips:
+        frames += sum(windows)
+        # Levels with cells of 16 and 8 pixels, a token frame for frame 0 and for every 4 after it.
+        per_frame = (side // 16) ** 2 + (side // 8) ** 2
+        tokens += sum((1 + -(-(n - 1) // 4)) * per_frame for n in windows)
+    return 6 * tokens / (frames * side**2)
+
+
+RATES = {
+    "reconstruction": rate([[9]], 32),
+    "compression": rate([[5]], 32),
+    "segmentation": rate([[13]], 16),
+    "localization": rate([[33, 12]], 16),
+    "classification": rate([[9]], 16),
+    "probes": rate([[9]], 16),
+}
+
+
+def direct_psnr(tokenizer, data, frames):
+    found = []
+    for record in load_source(data)[:2]:
+        clip = central_clip(record, frames, 32)
+        ids = tokenizer.encode(clip[None], [record.caption])
+        found.append(psnr_of(frame_errors(clip, tokenizer.decode(ids)[0])).mean())
+    return np.mean(found)
+
+
+def direct_utilisation(tokenizer, data):
+    seen = set()
+    for record in load_source(data)[:2]:
+        for side in (16, 32):
+            clip = central_clip(record, 5, side)
+            for level in tokenizer.encode(clip[None], [record.caption]):
+                seen |= set(level.ravel().tolist())
+    return 100 * len(seen) / 64
+
+
+def direct_top1(tokenizer, data):
+    """Classes of the first two videos, by mean code embeddings and texts in three templates."""
+    names = sorted(path.name for path in Path(data).iterdir())
+    unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)  # noqa: E731
+    templates = ("a video of {}.", "a video of a person doing {}.", "{}.")
+    queries = [
+        unit(unit(np.asarray(tokenizer.text_features([t.format(n) for t in templates]))).mean(0))
+        for n in names
+    ]
+    hits = []
+    for path in sorted(Path(data).rglob("*.mp4"))[:2]:
+        video = sample_frames(str(path), 9, 16)
+        levels = tokenizer.code_embeddings(tokenizer.encode(video[None]))
+        pooled = [unit(np.asarray(level)[0].mean(0).mean((0, 1))) for level in levels]
+        scores = queries @ np.mean(pooled, axis=0)
+        hits.append(names[int(np.argmax(scores))] == path.parent.name)
+    return 100 * np.mean(hits)
+
+
+DIRECT = {
+    "reconstruction": lambda tokenizer, data: direct_psnr(tokenizer, data, 9),
+    "compression": lambda tokenizer, data: direct_psnr(tokenizer, data, 5),
+    "codebook": direct_utilisation,
+    "classification": direct_top1,
+}
+
+
 @pytest.mark.parametrize("task", RUNS)
 def test_every_task_with_a_tokenizer(task, constructed, tokenizer, tmp_path, monkeypatch):
+    """Metrics and rates against the tokenizer's own results, where that is a few lines."""
     folder, settings, key = RUNS[task]
     monkeypatch.setattr("pyratok_jax.tokenizer.load_tokenizer", lambda spec: tokenizer)
     arguments = ["--task", task, "--checkpoint", "runs/x", "--data", str(constructed / folder)]
@@ -40,9 +112,12 @@ def test_every_task_with_a_tokenizer(task, constructed, tokenizer, tmp_path, mon
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["broken"] == []
     assert 0 <= results["metrics"][key] <= 100
+    if task in DIRECT:
+        expected = DIRECT[task](tokenizer, str(constructed / folder))
+        assert results["metrics"][key] == pytest.approx(expected, rel=1e-6)
     assert results["checkpoint"]["name"] == "runs/x" and len(results["checkpoint"]["hash"]) == 64
-    if task not in ("vqa", "codebook"):
-        assert results["bpp"] > 0
+    expected = RATES.get(task)
+    assert results["bpp"] == (None if expected is None else pytest.approx(expected, rel=1e-12))
     assert "published, not measured here" in (tmp_path / "row.md").read_text() or task == "probes"
 
 
