@@ -81,7 +81,7 @@ def bare(tokenizer: Tokenizer, records: list[ClipRecord], batch: int) -> Seconds
     for first in range(0, len(videos), batch):
         group = videos[first : first + batch]
         group += [np.zeros_like(group[0])] * (batch - len(group))
-        tokenizer.encode(np.stack(group), [None] * batch)
+        tokenizer.encode_padded(np.stack(group), [None] * batch)
     return since(begin)
 
 

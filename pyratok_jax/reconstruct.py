@@ -213,7 +213,7 @@ def summarise(
     tokenizer = reconstructor.tokenizer
     return {
         **mean_quality([{name: video[name] for name in names} for video in videos]),
-        "bpp": bits_per_pixel(tokens, tokenizer.config.bits, pixels, 1, 1),
+        "bpp": bits_per_pixel(tokens, tokenizer.config.bits_per_token, pixels, 1, 1),
         "tokens": tokens,
         "utilisation": [level["utilisation"] for level in levels],
         "levels": levels,
@@ -223,7 +223,7 @@ def summarise(
         "seconds": round(sum(video["seconds"] for video in videos), 3),
         "videos": list(videos),
         "skipped": [{"input": error.path, "reason": error.reason} for error in skipped],
-        "bits_per_token": tokenizer.config.bits,
+        "bits_per_token": tokenizer.config.bits_per_token,
         "window": reconstructor.window,
         "checkpoint": str(tokenizer.folder) if tokenizer.folder else None,
         "checkpoint_hash": tokenizer.checkpoint_hash,

@@ -7,7 +7,6 @@ length a video is one clip instead, walked in segments with carried caches: with
 without further first frames, in the same memory.
 """
 
-import collections
 import contextlib
 import dataclasses
 import os
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pyratok_jax.data.padding import crop_clip, pad_clip
+from pyratok_jax.data.padding import cut_windows
 from pyratok_jax.data.sources.records import ClipRecord
 from pyratok_jax.data.sources.registry import load_folder, load_source
 from pyratok_jax.data.video.files import (
@@ -114,7 +113,7 @@ class Reconstructor:
         crf: int = 12,
         stream_beyond: int | None = None,
     ) -> None:
-        factor = tokenizer.config.vae.temporal_factor
+        factor = tokenizer.temporal_factor
         if window < 1 or (window - 1) % factor:
             near = 1 + factor * max(round((window - 1) / factor), 0)
             raise UserError(f"--window {window} must be {factor}k+1 frames; {near} would do")
@@ -185,7 +184,9 @@ class Reconstructor:
         return {
             "lpips": None,
             **quality.result(),
-            "bpp": bits_per_pixel(tokens, self.tokenizer.config.bits, frames, size[0], size[1]),
+            "bpp": bits_per_pixel(
+                tokens, self.tokenizer.config.bits_per_token, frames, size[0], size[1]
+            ),
             "tokens": tokens,
             "utilisation": [level["utilisation"] for level in levels],
             "levels": levels,
@@ -199,40 +200,19 @@ class Reconstructor:
 
     def _new_usage(self) -> CodeUsage:
         config = self.tokenizer.config
-        return CodeUsage(len(config.grids), config.vocabulary or 2**config.bits)
+        return CodeUsage(len(config.grids), config.vocabulary_size)
 
     def _in_windows(self, job: Job, info: VideoInfo, text: Any) -> Iterator[_Part]:
         """(frames, reconstruction, ids) of each window, a clip of its own."""
-        config = self.tokenizer.config
-        for clip in _windows(_frames(job, info), self.window, job.record.path):
-            padded, padding = pad_clip(
-                clip,
-                temporal_factor=config.vae.temporal_factor,
-                spatial_multiple=config.spatial_multiple,
-            )
-            ids = self.tokenizer.encode(padded[None], text)
-            yield clip, crop_clip(self.tokenizer.decode(ids)[0], padding), ids
+        for clip in cut_windows(_frames(job, info), self.window):
+            encoded = self.tokenizer.encode(clip, text)
+            yield clip, self.tokenizer.decode(encoded), encoded.batch
 
     def _as_one_clip(self, job: Job, info: VideoInfo, text: Any) -> Iterator[_Part]:
         """The same of each segment: the first as long as a window, later ones less its frame 0."""
-        config, held = self.tokenizer.config, collections.deque[np.ndarray]()
-        factor, multiple = config.vae.temporal_factor, config.spatial_multiple
-        later = max(self.window - 1, factor)
-
-        def padded() -> Iterator[np.ndarray]:
-            first = True
-            for clip in _windows(_frames(job, info), self.window, job.record.path, later):
-                t, h, w = clip.shape[:3]
-                start = 1 if first else 0
-                fill = (-(t - start) % factor, -h % multiple, -w % multiple)
-                held.append(clip)
-                first = False
-                yield np.pad(clip, (*((0, n) for n in fill), (0, 0)), mode="edge")
-
-        for video, ids in self.tokenizer.reconstruct_segments(padded(), text):
-            clip = held.popleft()
-            t, h, w = clip.shape[:3]
-            yield clip, video[:t, :h, :w], ids
+        later = max(self.window - 1, self.tokenizer.temporal_factor)
+        segments = cut_windows(_frames(job, info), self.window, later)
+        yield from self.tokenizer.reconstruct_segments(segments, text)
 
 
 def output_paths(job: Job, folder: Path) -> tuple[Path, Path]:
@@ -246,30 +226,22 @@ def _frames(job: Job, info: VideoInfo) -> Iterator[np.ndarray]:
     record = job.record
     start = round((record.start or 0.0) * info.fps)
     stop = None if record.end is None else max(round(record.end * info.fps), start + 1)
-    return iter_frames(record.media, start, stop)
+    return _of_one_size(iter_frames(record.media, start, stop), record.path)
 
 
-def _windows(
-    frames: Iterable[np.ndarray], length: int, name: str, later: int | None = None
-) -> Iterator[np.ndarray]:
-    """Stacks of up to `length` frames, `later` in all but the first.
+def _of_one_size(frames: Iterable[np.ndarray], name: str) -> Iterator[np.ndarray]:
+    """The frames, as long as they have the size of the first.
 
     Raises:
-        BrokenVideoError: frames of unequal sizes.
+        BrokenVideoError: one does not.
     """
-    held: list[np.ndarray] = []
     shape = None
     for number, frame in enumerate(frames):
         shape = shape or frame.shape
         if frame.shape != shape:
             sizes = f"{shape[1]}x{shape[0]} to {frame.shape[1]}x{frame.shape[0]}"
             raise BrokenVideoError(name, f"its size changes from {sizes} at frame {number}")
-        held.append(frame)
-        if len(held) == length:
-            yield np.stack(held)
-            held, length = [], later or length
-    if held:
-        yield np.stack(held)
+        yield frame
 
 
 class _Outputs:

@@ -34,9 +34,10 @@ def expected(tokenizer, video, window=5):
     """The reconstruction window by window, by the tokenizer alone."""
     parts, ids = [], []
     for start in range(0, len(video), window):
-        padded, padding = pad_clip(video[start : start + window], spatial_multiple=16)
-        ids.append(tokenizer.encode(padded[None]))
-        parts.append(crop_clip(tokenizer.decode(ids[-1])[0], padding))
+        clip = video[start : start + window]
+        padded, padding = pad_clip(clip, temporal_factor=4, spatial_multiple=16)
+        ids.append(tokenizer.encode_padded(padded[None]))
+        parts.append(crop_clip(tokenizer.decode_padded(ids[-1])[0], padding))
     return np.concatenate(parts), ids
 
 
@@ -179,9 +180,9 @@ def test_captions_reach_the_tokenizer(tmp_path, tokenizer, monkeypatch, capsys):
 def test_memory_does_not_grow_with_the_length(tmp_path, tokenizer, monkeypatch):
     """No array that the tokenizer sees, and no stack of frames, is longer than the window."""
     lengths = []
-    encode = tokenizer.encode
+    encode = tokenizer.encode_padded
     monkeypatch.setattr(
-        tokenizer, "encode", lambda v, text: lengths.append(v.shape[1]) or encode(v, text)
+        tokenizer, "encode_padded", lambda v, text: lengths.append(v.shape[1]) or encode(v, text)
     )
     with VideoWriter(tmp_path / "long.mp4", fps=25) as writer:
         for number in range(31):

@@ -1,12 +1,16 @@
-"""Padding clips to sizes that the backbone takes, and cropping its output back.
+"""Clips as the model takes them: windows of frames, padded to its sizes, scaled to [-1, 1].
 
-A clip of any length and size is extended by repeating its last frame up to 4k + 1 frames, and by
-repeating its right and bottom edge up to the needed multiple. `Padding` travels with the tokens.
+A clip of any length and size is extended by repeating its last frame up to 1 + a multiple of the
+VAE's temporal factor, and by repeating its right and bottom edge up to the needed multiple.
+`Padding` travels with the tokens.
 """
 
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
+from jaxtyping import Array, Float, Shaped
 
 
 @dataclass(frozen=True)
@@ -24,11 +28,21 @@ class Padding:
         """Plain integers, for JSON."""
         return asdict(self)
 
+    @property
+    def pixels(self) -> int:
+        """Pixels of the true clip, over all its frames."""
+        return self.frames * self.height * self.width
+
 
 def padding_for(
-    frames: int, height: int, width: int, *, temporal_factor: int = 4, spatial_multiple: int
+    frames: int, height: int, width: int, *, temporal_factor: int, spatial_multiple: int
 ) -> Padding:
     """The smallest valid size that holds a clip of frames x height x width (all at least 1).
+
+    Args:
+        frames, height, width: of the clip.
+        temporal_factor: frames per latent frame; the padded clip has 1 + a multiple of it.
+        spatial_multiple: what padded sides are multiples of.
 
     Raises:
         ValueError: an empty clip.
@@ -46,9 +60,9 @@ def padding_for(
 
 
 def pad_clip(
-    video: np.ndarray, *, temporal_factor: int = 4, spatial_multiple: int
+    video: np.ndarray, *, temporal_factor: int, spatial_multiple: int
 ) -> tuple[np.ndarray, Padding]:
-    """Pad a clip (t, h, w, c) of any dtype; frames to `temporal_factor` k + 1.
+    """Pad a clip (t, h, w, c) of any dtype; see `padding_for`.
 
     Raises:
         ValueError: an empty clip, or not four axes.
@@ -58,13 +72,18 @@ def pad_clip(
     padding = padding_for(
         *video.shape[:3], temporal_factor=temporal_factor, spatial_multiple=spatial_multiple
     )
+    return pad_to(video, padding), padding
+
+
+def pad_to(video: np.ndarray, padding: Padding) -> np.ndarray:
+    """A clip (..., t, h, w, c) of the true size, extended to the padded one."""
     widths = (
         (0, padding.padded_frames - padding.frames),
         (0, padding.padded_height - padding.height),
         (0, padding.padded_width - padding.width),
         (0, 0),
     )
-    return np.pad(video, widths, mode="edge"), padding
+    return np.pad(video, ((0, 0),) * (video.ndim - 4) + widths, mode="edge")
 
 
 def crop_clip(video: np.ndarray, padding: Padding) -> np.ndarray:
@@ -77,3 +96,28 @@ def crop_clip(video: np.ndarray, padding: Padding) -> np.ndarray:
     if video.shape[-4:-1] != expected:
         raise ValueError(f"expected a clip of {expected}, got {video.shape[-4:-1]}")
     return video[..., : padding.frames, : padding.height, : padding.width, :]
+
+
+def cut_windows(
+    frames: Iterable[np.ndarray], length: int, later: int | None = None
+) -> Iterator[np.ndarray]:
+    """Consecutive frames (h, w, c) stacked to (t, h, w, c); one window is held in memory.
+
+    Args:
+        frames: all of one size.
+        length: frames of the first window.
+        later: frames of every later one; None: as many. The last may have fewer.
+    """
+    held: list[np.ndarray] = []
+    for frame in frames:
+        held.append(frame)
+        if len(held) == length:
+            yield np.stack(held)
+            held, length = [], later or length
+    if held:
+        yield np.stack(held)
+
+
+def to_model_range(video: Shaped[Array | np.ndarray, "*n"]) -> Float[Any, "*n"]:
+    """Pixels 0 .. 255 (of NumPy or JAX) to float32 in [-1, 1], the scale of every model's input."""
+    return video.astype(np.float32) / 127.5 - 1.0

@@ -15,6 +15,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from pyratok_jax.data.padding import to_model_range
+
 FRAMES, SIDE = 16, 224
 
 PROTOCOL = (
@@ -52,8 +54,7 @@ class VideoFeatures:
 def resized(clip: Float[Array, "t h w 3"]) -> Float[Array, "t 224 224 3"]:
     """Pixels 0 .. 255 of any size as I3D takes them."""
     shape = (clip.shape[0], SIDE, SIDE, 3)
-    video = clip.astype(jnp.float32) / 127.5 - 1.0
-    return jax.image.resize(video, shape, "linear", antialias=False)
+    return jax.image.resize(to_model_range(clip), shape, "linear", antialias=False)
 
 
 def load_features() -> VideoFeatures:

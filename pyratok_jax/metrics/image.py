@@ -20,6 +20,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 from scipy import ndimage
 
+from pyratok_jax.data.padding import to_model_range
+
 PSNR_CAP = 100.0
 GAUSSIAN, GAUSSIAN_SIGMA, UNIFORM = 11, 1.5, 7
 # The deepest of LPIPS's backbones halves a frame four times after a stem of stride 4.
@@ -151,7 +153,7 @@ def _apply(network: nnx.Module, a: Array, b: Array) -> Float[Array, "n"]:
 
 
 def _signed(video: np.ndarray) -> Array:
-    return jnp.asarray(video, jnp.float32) / 127.5 - 1.0
+    return to_model_range(jnp.asarray(video))
 
 
 def _check(original: np.ndarray, reconstruction: np.ndarray) -> None:

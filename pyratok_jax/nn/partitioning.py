@@ -116,14 +116,17 @@ def total_over_devices(run: Callable[..., Array], *videos: Float[Array, "b t h w
     return _shard(local, (split.spec,) * len(videos), P(), split)(*videos)
 
 
-def per_device(run: Callable[[M, Array], Any], module: M, x: Array) -> Any:
-    """`run(module, x)` with every device doing its clips, or its rows of each frame."""
+def per_device(run: Callable[[M, Any], Any], module: M, x: Any) -> Any:
+    """`run(module, x)` with every device doing its clips, or its rows of each frame.
+
+    Every array of `x` and of the result has axes (b, t, h, ...).
+    """
     split = trace.current().split
     if not split.axes:
         return run(module, x)
     graph, state = nnx.split(module)
 
-    def local(state: Any, x: Array) -> Any:
+    def local(state: Any, x: Any) -> Any:
         with _rows(split):
             return run(nnx.merge(graph, state), x)
 

@@ -66,7 +66,7 @@ def train_program(
 def tokenise_program(
     training: AbstractTraining, config: ConfigDict, bucket: Bucket, mesh: Mesh, clips: int
 ) -> StepProgram:
-    """What `Tokenizer.encode` compiles: uint8 pixels and text embeddings to ids."""
+    """What `Tokenizer.encode_padded` compiles: uint8 pixels and text embeddings to ids."""
     graph, state = _tokenizer(training, mesh)
     width, length = config_text_width(training), config.language.length
     batch = _batch(
@@ -92,7 +92,7 @@ def tokenise_program(
 def decode_program(
     training: AbstractTraining, config: ConfigDict, bucket: Bucket, mesh: Mesh, clips: int
 ) -> StepProgram:
-    """What `Tokenizer.decode` compiles: ids to uint8 pixels."""
+    """What `Tokenizer.decode_padded` compiles: ids to uint8 pixels."""
     graph, state = _tokenizer(training, mesh)
     model: PyraTok = nnx.merge(graph, state)
     shapes = model.grid_shapes(bucket.frames, bucket.height, bucket.width)

@@ -7,43 +7,21 @@ from typing import Any
 import numpy as np
 
 from pyratok_jax.data.heldout import HeldoutClip
-from pyratok_jax.data.padding import crop_clip, pad_clip
+from pyratok_jax.data.padding import crop_clip
 from pyratok_jax.io.atomic import write_json
 from pyratok_jax.metrics.code_usage import code_usage
 from pyratok_jax.metrics.image import PROTOCOL, quality
-from pyratok_jax.metrics.rate import bits_per_pixel, token_count
 from pyratok_jax.reports.report import ReportClip, token_maps, write_report
-from pyratok_jax.tokenizer import Tokenizer
+from pyratok_jax.tokenizer import EncodedClip, Tokenizer, mean_bits_per_pixel
 
 TRAINED, CEILING = "trained", "frozen VAE, no quantisation (ceiling)"
 START, CALIBRATED = "same model at step 0", "after calibration, before step 1"
 _ROLES = {TRAINED: "model", CEILING: "ceiling", START: "step0", CALIBRATED: ""}
 
 
-def tokens_of(tokenizer: Tokenizer, clip: HeldoutClip) -> tuple[np.ndarray, ...]:
-    """Token ids of every level, (1, t, h, w), of a clip with its caption."""
-    padded, _ = pad_clip(clip.video, spatial_multiple=tokenizer.config.spatial_multiple)
-    return tokenizer.encode(padded[None], [clip.caption])
-
-
-def rebuild(tokenizer: Tokenizer, clip: HeldoutClip, ids: Sequence[np.ndarray]) -> np.ndarray:
-    """The clip decoded from its tokens, cropped to its true size."""
-    _, padding = pad_clip(clip.video, spatial_multiple=tokenizer.config.spatial_multiple)
-    return crop_clip(tokenizer.decode(ids)[0], padding)
-
-
-def rebuild_all(tokenizer: Tokenizer, clips: Sequence[HeldoutClip]) -> dict[str, np.ndarray]:
+def reconstruct_all(tokenizer: Tokenizer, clips: Sequence[HeldoutClip]) -> dict[str, np.ndarray]:
     """Reconstructions by name."""
-    return {c.name: rebuild(tokenizer, c, tokens_of(tokenizer, c)) for c in clips}
-
-
-def ceiling_all(tokenizer: Tokenizer, clips: Sequence[HeldoutClip]) -> dict[str, np.ndarray]:
-    """What the frozen VAE alone makes of each clip."""
-    found = {}
-    for clip in clips:
-        padded, padding = pad_clip(clip.video, spatial_multiple=tokenizer.config.spatial_multiple)
-        found[clip.name] = crop_clip(tokenizer.reconstruct_continuous(padded[None])[0], padding)
-    return found
+    return {clip.name: tokenizer.reconstruct(clip.video, clip.caption) for clip in clips}
 
 
 def report_training(
@@ -72,10 +50,10 @@ def report_training(
     Returns:
         the files written, by what they are.
     """
-    ids = {clip.name: tokens_of(tokenizer, clip) for clip in clips}
+    encoded = {clip.name: tokenizer.encode(clip.video, clip.caption) for clip in clips}
     versions = {
-        TRAINED: {c.name: rebuild(tokenizer, c, ids[c.name]) for c in clips},
-        CEILING: ceiling_all(tokenizer, clips),
+        TRAINED: {name: tokenizer.decode(clip) for name, clip in encoded.items()},
+        CEILING: {c.name: tokenizer.reconstruct_continuous(c.video) for c in clips},
         **before,
     }
     originals = [clip.video for clip in clips]
@@ -83,8 +61,8 @@ def report_training(
     for name, videos in versions.items():
         measured = quality(originals, [videos[c.name] for c in clips], lpips)
         rows.append({"name": name, "role": _ROLES[name], **measured})
-    rows[0] |= _rate(tokenizer, clips, ids)
-    shown = [_shown(tokenizer, clip, ids[clip.name], versions) for clip in clips]
+    rows[0] |= _rate(list(encoded.values()), tokenizer.config.vocabulary_size)
+    shown = [_shown(tokenizer, clip, encoded[clip.name], versions) for clip in clips]
     outputs = write_report(
         workdir,
         title="PyraTok training",
@@ -99,18 +77,11 @@ def report_training(
     return outputs
 
 
-def _rate(
-    tokenizer: Tokenizer,
-    clips: Sequence[HeldoutClip],
-    ids: Mapping[str, Sequence[np.ndarray]],
-) -> dict[str, Any]:
-    config = tokenizer.config
-    tokens = [token_count([x.shape[1:] for x in ids[clip.name]]) for clip in clips]
-    pixels = [int(np.prod(clip.video.shape[:3])) for clip in clips]
-    levels = code_usage(ids.values(), config.vocabulary or 2**config.bits)
+def _rate(encoded: Sequence[EncodedClip], vocabulary: int) -> dict[str, Any]:
+    levels = code_usage([clip.ids for clip in encoded], vocabulary)
     return {
-        "bpp": bits_per_pixel(sum(tokens), config.bits, sum(pixels), 1, 1),
-        "tokens": sum(tokens),
+        "bpp": mean_bits_per_pixel(encoded),
+        "tokens": sum(clip.tokens for clip in encoded),
         "levels": levels,
         "utilisation": [level["utilisation"] for level in levels],
         "perplexity": [level["perplexity"] for level in levels],
@@ -120,12 +91,11 @@ def _rate(
 def _shown(
     tokenizer: Tokenizer,
     clip: HeldoutClip,
-    ids: Sequence[np.ndarray],
+    encoded: EncodedClip,
     versions: Mapping[str, Mapping[str, np.ndarray]],
 ) -> ReportClip:
-    frames, height, width = clip.video.shape[:3]
-    embeddings = tuple(x[0] for x in tokenizer.code_embeddings(ids))
-    _, padding = pad_clip(clip.video, spatial_multiple=tokenizer.config.spatial_multiple)
+    embeddings = tuple(x[0] for x in tokenizer.code_embeddings(encoded.batch))
+    padding = encoded.padding
     maps = token_maps(
         embeddings, padding.padded_frames, padding.padded_height, padding.padded_width
     )

@@ -8,13 +8,16 @@ not depend on what else is in the batch.
 from collections import OrderedDict, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pyratok_jax.tokens.plan import ExportOptions, Provenance
 from pyratok_jax.tokens.prefetch import ReadBlock
 from pyratok_jax.tokens.schema import TokenRecord, token_dtype
+
+if TYPE_CHECKING:
+    from pyratok_jax.tokenizer import TokenizerLike
 
 Batch = list[ReadBlock]
 
@@ -57,7 +60,9 @@ class Encoding:
     On accelerators two run at once, so that one is transferred while the other is computed.
     """
 
-    def __init__(self, tokenizer: Any, options: ExportOptions, provenance: Provenance) -> None:
+    def __init__(
+        self, tokenizer: "TokenizerLike", options: ExportOptions, provenance: Provenance
+    ) -> None:
         import jax
 
         self._tokenizer, self._options, self._provenance = tokenizer, options, provenance
@@ -97,7 +102,7 @@ class Encoding:
             video[row] = block.padded
         captions = [block.record.caption or None for block in batch]
         captions += [None] * (len(video) - len(batch))
-        levels = self._tokenizer.encode(video, captions)
+        levels = self._tokenizer.encode_padded(video, captions)
         dtype = token_dtype(self._provenance.bits)
         return [
             token_record(block, tuple(level[row].astype(dtype) for level in levels),

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pyratok_jax.data.padding import cut_windows
+
 
 @dataclass(frozen=True, eq=False)
 class Block:
@@ -44,18 +46,12 @@ def cut_blocks(
         tile: side of a tile in pixels; 0: whole frames.
         overlap: pixels that neighbouring tiles share, less than `tile`.
     """
-    held: list[np.ndarray] = []
     number = first = 0
-    for frame in frames:
-        held.append(frame)
-        if len(held) == window:
-            for block in _tiles(np.stack(held), first, number, tile, overlap):
-                yield block
-                number += 1
-            first += len(held)
-            held = []
-    if held:
-        yield from _tiles(np.stack(held), first, number, tile, overlap)
+    for stacked in cut_windows(frames, window):
+        for block in _tiles(stacked, first, number, tile, overlap):
+            yield block
+            number += 1
+        first += len(stacked)
 
 
 def _tiles(window: np.ndarray, first: int, number: int, tile: int, overlap: int) -> Iterator[Block]:

@@ -9,14 +9,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from pyratok_jax.data.padding import crop_clip
 from pyratok_jax.data.video.files import VideoWriter, is_image
 from pyratok_jax.errors import UserError
+from pyratok_jax.tokenizer import EncodedClip, TokenizerLike
 from pyratok_jax.tokens.blocks import WindowJoiner
 from pyratok_jax.tokens.schema import DamagedRecordError, TokenRecord
 
@@ -71,7 +70,7 @@ def parse_frames(text: str) -> tuple[int, int | None]:
     return first, stop
 
 
-def check_origin(record: TokenRecord, tokenizer: Any, force: bool) -> None:
+def check_origin(record: TokenRecord, tokenizer: TokenizerLike, force: bool) -> None:
     """Refuse tokens that this tokenizer did not make.
 
     Raises:
@@ -92,7 +91,7 @@ def check_origin(record: TokenRecord, tokenizer: Any, force: bool) -> None:
 
 def decode_all(
     items: Iterable[TokenRecord | DamagedRecordError],
-    tokenizer: Any,
+    tokenizer: TokenizerLike,
     folder: Path,
     selection: Selection,
     *,
@@ -135,7 +134,7 @@ def decode_all(
 
 def _good(
     items: Iterable[TokenRecord | DamagedRecordError],
-    tokenizer: Any,
+    tokenizer: TokenizerLike,
     selection: Selection,
     force: bool,
     outcome: Outcome,
@@ -151,13 +150,13 @@ def _good(
 
 
 def _decoded(
-    records: Iterator[TokenRecord], tokenizer: Any
+    records: Iterator[TokenRecord], tokenizer: TokenizerLike
 ) -> Iterator[tuple[TokenRecord, np.ndarray]]:
     """Records with their cropped frames; the next one is decoded while one is written."""
 
     def decode(record: TokenRecord) -> np.ndarray:
-        ids = tuple(level[None].astype(np.uint32) for level in record.tokens)
-        return crop_clip(tokenizer.decode(ids)[0], record.padding)
+        ids = tuple(level.astype(np.uint32) for level in record.tokens)
+        return tokenizer.decode(EncodedClip(ids, record.padding, record.bits))
 
     with ThreadPoolExecutor(1) as pool:
         ahead: deque = deque()

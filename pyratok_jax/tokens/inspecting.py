@@ -164,7 +164,9 @@ def _token_maps(record: TokenRecord, tokenizer: Any | None) -> list[np.ndarray]:
 
 
 def _thumbnail(record: TokenRecord, tokenizer: Any) -> np.ndarray:
-    frames = tokenizer.decode(tuple(level[None].astype(np.uint32) for level in record.tokens))[0]
+    frames = tokenizer.decode_padded(
+        tuple(level[None].astype(np.uint32) for level in record.tokens)
+    )[0]
     return frames[record.frames // 2, : record.height, : record.width]
 
 

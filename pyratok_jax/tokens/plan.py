@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from etils import epath
 
@@ -17,10 +17,13 @@ from pyratok_jax.io.atomic import write_json
 from pyratok_jax.io.sharded_job import ShardedJob
 from pyratok_jax.tokens.schema import SCHEMA_VERSION
 
+if TYPE_CHECKING:
+    from pyratok_jax.tokenizer import TokenizerLike
+
 PLAN = "export.json"
 DATASET = "tokens"
 _ENCODER_CODE = (
-    "tokenizer.py", "data/padding.py", "tokens/blocks.py", "tokens/frames.py", "nn/*.py",
+    "tokenizer/*.py", "data/padding.py", "tokens/blocks.py", "tokens/frames.py", "nn/*.py",
     "models/pyratok/**/*.py", "models/video_vae.py", "models/wan_vae/*.py",
     "models/language/*.py",
 )  # fmt: skip
@@ -90,7 +93,7 @@ class ExportOptions:
                 f"--overlap {self.overlap} does not suit --tile {self.tile}: at most half a tile"
             )
 
-    def side_multiple(self, tokenizer: Any) -> int:
+    def side_multiple(self, tokenizer: "TokenizerLike") -> int:
         """What sides are padded to a multiple of, unless `round_sides` says more."""
         if self.spatial > 1:
             return tokenizer.rows_multiple(self.spatial)
@@ -113,12 +116,12 @@ class Provenance:
     grids: tuple[tuple[int, int], ...]
 
 
-def provenance_of(tokenizer: Any) -> Provenance:
+def provenance_of(tokenizer: "TokenizerLike") -> Provenance:
     """Hashes and sizes of a `tokenizer.Tokenizer`."""
     config = tokenizer.config
     return Provenance(
         tokenizer.checkpoint_hash, encoder_code_hash(), _text_encoder(tokenizer), config.bits,
-        config.vocabulary or 2**config.bits, config.grids,
+        config.vocabulary_size, config.grids,
     )  # fmt: skip
 
 
@@ -133,9 +136,11 @@ def encoder_code_hash() -> str:
     return digest.hexdigest()[:16]
 
 
-def _text_encoder(tokenizer: Any) -> str:
+def _text_encoder(tokenizer: "TokenizerLike") -> str:
     if tokenizer.text is None:
         return ""
+    if tokenizer.folder is None:
+        return "unnamed"
     try:
         said = json.loads((tokenizer.folder / "tokenizer.json").read_text())["language_model"]
         return f"{said['spec']} sha256:{said['sha256'][:16]} length:{said['length']}"

@@ -9,6 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 from ml_collections import ConfigDict
 
+from pyratok_jax.data.padding import to_model_range
 from pyratok_jax.errors import UserError
 from pyratok_jax.losses.autoregressive import autoregressive_loss
 from pyratok_jax.losses.objective import LossSettings, LossWeights, Posterior, objective
@@ -164,7 +165,7 @@ class TokenizerLoss:
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
         """Total and terms; the encoder sees the masked clip, the target is the clean one."""
         mask_key, crop_key, frames_key = jax.random.split(key, 3)
-        video = batch["video"].astype(jnp.float32) / 127.5 - 1.0
+        video = to_model_range(batch["video"])
         text, cache = self._read(system, batch)
         tokenizer = system.tokenizer
         masked = mask_video(video, tokenizer.mask_value[...], mask_key, progress, self.masking)

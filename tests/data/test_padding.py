@@ -26,7 +26,7 @@ def test_padding_is_undone_and_least(shape, factor, multiple):
 
 def test_wrong_shapes_are_refused():
     with pytest.raises(ValueError, match="empty"):
-        pad_clip(np.zeros((0, 4, 4, 3)), spatial_multiple=8)
-    _, padding = pad_clip(np.zeros((2, 4, 4, 3)), spatial_multiple=8)
+        pad_clip(np.zeros((0, 4, 4, 3)), temporal_factor=4, spatial_multiple=8)
+    _, padding = pad_clip(np.zeros((2, 4, 4, 3)), temporal_factor=4, spatial_multiple=8)
     with pytest.raises(ValueError, match="expected"):
         crop_clip(np.zeros((2, 4, 4, 3)), padding)

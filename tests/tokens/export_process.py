@@ -10,14 +10,14 @@ from tests.tokens.tiny import PixelTokenizer
 
 def load(checkpoint):
     tokenizer = PixelTokenizer(int(checkpoint))
-    encode, left = tokenizer.encode, [int(os.environ.get("FAST", 1 << 30))]
+    encode, left = tokenizer.encode_padded, [int(os.environ.get("FAST", 1 << 30))]
 
     def limited(video, captions=None):
         left[0] -= 1
         time.sleep(0 if left[0] >= 0 else 600)
         return encode(video, captions)
 
-    tokenizer.encode = limited
+    tokenizer.encode_padded = limited
     return tokenizer
 
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from pyratok_jax import decode_tokens
-from pyratok_jax.data.padding import crop_clip, pad_clip
 from pyratok_jax.data.sources.registry import load_source
 from pyratok_jax.data.video.files import iter_frames, probe, read_image
 from pyratok_jax.errors import UserError
@@ -50,12 +49,10 @@ def pictures(folder):
 def reconstruction(tokenizer, record, window=5):
     """Windows through the tokenizer in memory."""
     whole = np.stack(list(iter_frames(record.path)))
-    parts = []
-    for first in range(0, len(whole), window):
-        padded, padding = pad_clip(whole[first : first + window], spatial_multiple=16)
-        ids = tokenizer.encode(padded[None], [record.caption])
-        parts.append(crop_clip(tokenizer.decode(ids)[0], padding))
-    return np.concatenate(parts)
+    starts = range(0, len(whole), window)
+    return np.concatenate(
+        [tokenizer.reconstruct(whole[i : i + window], record.caption) for i in starts]
+    )
 
 
 def test_decoding_a_file_is_the_reconstruction(decode, videos, tokenizer, capsys):
@@ -149,7 +146,7 @@ def test_nothing_is_left_behind_when_decoding_fails(tokenizer, tokens, tmp_path,
     from pyratok_jax.tokens.decoding import Selection, decode_all
 
     records = [r for r in TokenDataset(str(tokens)) if r.video == "clip2.mp4"]
-    real, calls = tokenizer.decode, []
+    real, calls = tokenizer.decode_padded, []
 
     def decode(ids):
         calls.append(ids)
@@ -157,7 +154,7 @@ def test_nothing_is_left_behind_when_decoding_fails(tokenizer, tokens, tmp_path,
             raise RuntimeError("out of memory")
         return real(ids)
 
-    monkeypatch.setattr(tokenizer, "decode", decode)
+    monkeypatch.setattr(tokenizer, "decode_padded", decode)
     for crf in (None, 12):
         calls.clear()
         with pytest.raises(RuntimeError, match="out of memory"):
@@ -174,8 +171,8 @@ def test_tiles_are_blended(videos, tokenizer, tmp_path, decode):
     whole = np.stack(list(iter_frames(record.path)))
     joiner = WindowJoiner(5, 32, 48)
     for left in (0, 16):
-        ids = tokenizer.encode(whole[None, :, :, left : left + 32], [record.caption])
-        joiner.add(tokenizer.decode(ids)[0], 0, left, 8)
+        tile = tokenizer.reconstruct(whole[:, :, left : left + 32], record.caption)
+        joiner.add(tile, 0, left, 8)
     code, output = decode("--png", source=plan.output)
     assert code == 0
     found = pictures(output / "clip0.mp4")

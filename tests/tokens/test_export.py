@@ -70,8 +70,8 @@ def test_tokens_are_those_of_every_block_alone(exported, records, tokenizer, vid
         windows = [whole[i : i + 5] for i in range(0, len(whole), 5)]
         for number, window in enumerate(windows):
             name = record.id if len(windows) == 1 else f"{record.id}#{number:05d}"
-            padded, padding = pad_clip(window, spatial_multiple=16)
-            expected = tokenizer.encode(padded[None], [record.caption])
+            padded, padding = pad_clip(window, temporal_factor=4, spatial_multiple=16)
+            expected = tokenizer.encode_padded(padded[None], [record.caption])
             assert found[name].padding == padding
             assert (found[name].first_frame, found[name].blocks) == (5 * number, len(windows))
             for a, b in zip(found[name].tokens, expected, strict=True):

@@ -13,7 +13,7 @@ from flax import nnx
 from pyratok_jax.models.pyratok.model import PyraTok, PyraTokConfig
 from pyratok_jax.models.wan_vae.config import WanVAEConfig
 from pyratok_jax.nn.text_attention import TextCondition
-from pyratok_jax.tokenizer import Tokenizer
+from pyratok_jax.tokenizer import ClipTokenizer, Tokenizer
 
 GRIDS = ((1, 16), (2, 16), (4, 16), (4, 8))
 
@@ -26,7 +26,7 @@ def tiny_config(bits: int) -> PyraTokConfig:
     )  # fmt: skip
 
 
-class PixelTokenizer:
+class PixelTokenizer(ClipTokenizer):
     """Ids are hashes of pixels of a cell; the finest level tells the grey it decodes to."""
 
     text = folder = None
@@ -35,7 +35,7 @@ class PixelTokenizer:
         self.config = tiny_config(bits)
         self.checkpoint_hash = f"tiny-{seed}-{bits}"
 
-    def encode(self, video, captions=None):
+    def encode_padded(self, video, captions=None):
         assert video.dtype == np.uint8 and (video.shape[1] - 1) % 4 == 0
         assert video.shape[2] % 16 == video.shape[3] % 16 == 0 and len(captions) == len(video)
         words = [np.uint64(zlib.crc32(c.encode()) if c else 0) for c in captions]
@@ -48,7 +48,7 @@ class PixelTokenizer:
             levels.append((cells % np.uint64(2**self.config.bits)).astype(np.uint32))
         return tuple(levels)
 
-    def decode(self, ids):
+    def decode_padded(self, ids):
         shades = (ids[3] % 64 * 4).astype(np.uint8)
         first, rest = shades[:, :1], shades[:, 1:].repeat(4, axis=1)
         small = np.concatenate([first, rest], axis=1) + ids[0].astype(np.uint8).repeat(

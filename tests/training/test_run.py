@@ -125,11 +125,11 @@ def test_the_same_seed_gives_the_same_bits_and_going_on_is_exact(
 def test_the_loaded_tokenizer_decodes_what_it_encoded(finished):
     tokenizer = load_tokenizer(finished[0])
     video = clip(0, batch=2)
-    ids = tokenizer.encode(video, ["a red square", None])
+    ids = tokenizer.encode_padded(video, ["a red square", None])
     stored = tuple(np.asarray(x, np.uint16).astype(np.uint32) for x in ids)
-    np.testing.assert_array_equal(tokenizer.decode(ids), tokenizer.decode(stored))
-    graph_video = tokenizer.decode(tokenizer.encode(video, ["a red square", None]))
-    np.testing.assert_array_equal(graph_video, tokenizer.decode(ids))
+    np.testing.assert_array_equal(tokenizer.decode_padded(ids), tokenizer.decode_padded(stored))
+    graph_video = tokenizer.decode_padded(tokenizer.encode_padded(video, ["a red square", None]))
+    np.testing.assert_array_equal(graph_video, tokenizer.decode_padded(ids))
     assert tokenizer.code_embeddings(ids)[0].shape == (2, 5, 2, 2, 16)
     assert tokenizer.text_features(["a red square", "left"]).shape == (2, 16)
 
@@ -138,13 +138,13 @@ def test_captions_change_tokens_after_training_and_none_is_fine(uncalibrated):
     """Some token, with a caption or without: after so short a training there are few codes."""
     tokenizer = load_tokenizer(uncalibrated[1])
     video = clip(3, batch=16)
-    without = tokenizer.encode(video, [None] * 16)
+    without = tokenizer.encode_padded(video, [None] * 16)
     changed = 0
     for caption in ("a red square moves left", "blue blue down", "green", "right up"):
-        ids = tokenizer.encode(video, [caption] * 16)
+        ids = tokenizer.encode_padded(video, [caption] * 16)
         changed += sum(int((a != b).sum()) for a, b in zip(ids, without, strict=True))
     assert changed > 0
-    assert tokenizer.decode(without).shape == video.shape
+    assert tokenizer.decode_padded(without).shape == video.shape
 
 
 def test_a_checkpoint_of_another_config_is_refused(finished, world):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import math
 from typing import Any, Protocol
 
 import jax
@@ -10,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from pyratok_jax.data.padding import pad_clip
 from pyratok_jax.errors import UserError
 from pyratok_jax.evaluation.data.mvbench import LETTERS, Question, parse_answer, prompt
 from pyratok_jax.models.language.generate import generate
@@ -128,12 +126,9 @@ class LanguageAnswers:
         """Projected tokens (n, d) of a clip, and the bits of its tokens; none without projector."""
         if self.projector is None:
             return np.zeros((0, self.model.config.width), np.float32), None
-        config = self.tokenizer.config
-        padded, _ = pad_clip(clip, spatial_multiple=config.spatial_multiple)
-        ids = self.tokenizer.encode(padded[None])
-        levels = tuple(jnp.asarray(x) for x in self.tokenizer.code_embeddings(ids))
-        bits = math.log2(config.vocabulary) if config.vocabulary else config.bits
-        return np.asarray(_project(self.projector, levels))[0], bits * sum(x.size for x in ids)
+        encoded = self.tokenizer.encode(clip)
+        levels = tuple(jnp.asarray(x) for x in self.tokenizer.code_embeddings(encoded.batch))
+        return np.asarray(_project(self.projector, levels))[0], encoded.bits
 
     def _ids(self, text: str, start: bool = True) -> list[int]:
         return list(self.words(text, add_special_tokens=start)["input_ids"])

@@ -7,13 +7,11 @@ with `RandomFeatures` chance.
 
 import dataclasses
 import hashlib
-import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from pyratok_jax.data.padding import pad_clip
 from pyratok_jax.errors import UserError
 from pyratok_jax.evaluation.task import BrokenItemError, parse_numbers
 
@@ -113,18 +111,15 @@ class TokenizerFeatures:
         return Features(tuple(levels), sum(part.bits or 0 for part in parts))
 
     def _window(self, clip: np.ndarray, caption: str | None) -> Features:
-        config = self.tokenizer.config
-        padded, _ = pad_clip(clip, spatial_multiple=config.spatial_multiple)
-        ids = self.tokenizer.encode(padded[None], [caption] if caption else None)
+        encoded = self.tokenizer.encode(clip, caption or None)
         frames, height, width = clip.shape[:3]
         levels = []
-        embedded = self.tokenizer.code_embeddings(ids)
-        for values, (dt, ds) in zip(embedded, config.grids, strict=True):
+        embedded = self.tokenizer.code_embeddings(encoded.batch)
+        for values, (dt, ds) in zip(embedded, self.tokenizer.config.grids, strict=True):
             rows = -(-np.arange(frames) // dt)
             shown = values[0, : rows[-1] + 1, : -(-height // ds), : -(-width // ds)]
             levels.append(LevelFeatures(np.asarray(shown, np.float32), rows, (ds, ds)))
-        bits = math.log2(config.vocabulary) if config.vocabulary else config.bits
-        return Features(tuple(levels), bits * sum(level.size for level in ids))
+        return Features(tuple(levels), encoded.bits)
 
     def texts(self, captions: Sequence[str]) -> np.ndarray:
         """As `Extractor.texts`."""

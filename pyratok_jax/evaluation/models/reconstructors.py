@@ -5,10 +5,8 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
-from pyratok_jax.data.padding import crop_clip, pad_clip
-
 if TYPE_CHECKING:
-    from pyratok_jax.tokenizer import Tokenizer
+    from pyratok_jax.tokenizer import TokenizerLike
 
 
 class Reconstructed(NamedTuple):
@@ -37,21 +35,14 @@ class Reconstructor(Protocol):
 class TokenizerReconstructor:
     """A tokenizer; clips are padded as its grids need and cropped back."""
 
-    def __init__(self, tokenizer: "Tokenizer") -> None:
+    def __init__(self, tokenizer: "TokenizerLike") -> None:
         self.tokenizer, self.checkpoint_hash = tokenizer, tokenizer.checkpoint_hash
-        self.vocabulary = tokenizer.config.vocabulary or 2**tokenizer.config.bits
+        self.vocabulary = tokenizer.config.vocabulary_size
 
     def reconstruct(self, video: np.ndarray, caption: str | None) -> Reconstructed:
         """Encode and decode one clip."""
-        config = self.tokenizer.config
-        padded, padding = pad_clip(
-            video,
-            temporal_factor=config.vae.temporal_factor,
-            spatial_multiple=config.spatial_multiple,
-        )
-        ids = self.tokenizer.encode(padded[None], [caption])
-        rebuilt = crop_clip(self.tokenizer.decode(ids)[0], padding)
-        return Reconstructed(rebuilt, tuple(x[0] for x in ids), config.bits)
+        encoded = self.tokenizer.encode(video, caption)
+        return Reconstructed(self.tokenizer.decode(encoded), encoded.ids, encoded.bits_per_token)
 
     def embed(self, ids: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Code embeddings (t, h, w, d) of the ids of every level."""

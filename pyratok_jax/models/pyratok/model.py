@@ -24,6 +24,9 @@ from pyratok_jax.nn.lora import add_lora
 from pyratok_jax.nn.stream_cache import Caches, StreamCache
 from pyratok_jax.nn.text_attention import TextCondition
 
+# What goes from one chunk of a clip to the next: caches of the VAE, and of the levels.
+ChunkCaches = tuple[Caches, Caches]
+
 
 class PyraTokOutput(NamedTuple):
     """Everything that the losses read from one pass of the encoder.
@@ -157,26 +160,31 @@ class PyraTok(nnx.Module):
         self,
         video: Float[Array, "b t h w 3"],
         text: TextCondition | None = None,
-        caches: Caches | None = None,
-    ) -> tuple[tuple[UInt32[Array, "b _t _h _w"], ...], Caches]:
-        """`tokenize` for the next frames of a clip: 4k+1 at its start, then multiples of 4.
+        caches: ChunkCaches | None = None,
+    ) -> tuple[tuple[UInt32[Array, "b _t _h _w"], ...], ChunkCaches]:
+        """`tokenize` for the next frames of a clip.
+
+        At its start these are 1 + a multiple of the VAE's temporal factor, then multiples of it.
 
         Every chunk's ids, one after the other, are those of the whole clip.
         """
-        memory = StreamCache(self, caches)
-        posterior = self.vae.posterior(video, memory)
+        vae_caches, level_caches = caches or (None, None)
+        posterior, vae_caches = video_vae.encode_next(self.vae, video, vae_caches)
         target = self.vae.normalize(posterior.mean.astype(jnp.float32))
+        memory = StreamCache(self.quantizer, level_caches)
         levels, _ = self.quantize(posterior.stages, target, text, memory)
-        return tuple(bits_to_ids(level.q) for level in levels), memory.caches
+        return tuple(bits_to_ids(level.q) for level in levels), (vae_caches, memory.caches)
 
     def detokenize_next(
-        self, ids: tuple[UInt32[Array, "b _t _h _w"], ...], caches: Caches | None = None
-    ) -> tuple[Float[Array, "b T H W 3"], Caches]:
+        self, ids: tuple[UInt32[Array, "b _t _h _w"], ...], caches: ChunkCaches | None = None
+    ) -> tuple[Float[Array, "b T H W 3"], ChunkCaches]:
         """`detokenize` for the ids of the next chunk of a clip."""
-        memory = StreamCache(self, caches)
+        vae_caches, level_caches = caches or (None, None)
+        memory = StreamCache(self.quantizer, level_caches)
         codes = tuple(ids_to_bits(level, self.config.bits) for level in ids)
         latent = self.vae.denormalize(self.synthesize(codes, memory))
-        return jnp.clip(self.vae.decode(latent, memory), -1.0, 1.0), memory.caches
+        video, vae_caches = video_vae.decode_next(self.vae, latent, vae_caches)
+        return jnp.clip(video, -1.0, 1.0), (vae_caches, memory.caches)
 
     def grid_shapes(self, t: int, h: int, w: int) -> tuple[tuple[int, int, int], ...]:
         """Token grid (t, h, w) of each level for a (padded) clip.

@@ -17,14 +17,13 @@ from ml_collections import ConfigDict
 
 from pyratok_jax.checkpoints.partition import Partition
 from pyratok_jax.data.heldout import HeldoutClip, heldout_clips
-from pyratok_jax.data.padding import crop_clip, pad_clip
+from pyratok_jax.data.padding import crop_clip, pad_to, to_model_range
 from pyratok_jax.errors import UserError
 from pyratok_jax.io.atomic import atomic_path, write_json
 from pyratok_jax.metrics.code_usage import code_usage
 from pyratok_jax.metrics.image import PROTOCOL, Perceptual, quality
-from pyratok_jax.metrics.rate import bits_per_pixel
 from pyratok_jax.models.pyratok.model import PyraTok
-from pyratok_jax.tokenizer import to_model_range, to_pixels
+from pyratok_jax.tokenizer import mean_bits_per_pixel, to_pixels
 from pyratok_jax.training.init.previous_stage import report_handover, start_from
 from pyratok_jax.training.loop.train import train
 from pyratok_jax.training.tasks.tokenizer import TokenizerTask
@@ -146,24 +145,20 @@ def measure(
     """
     system = partition.merge(partition.trainable, partition.frozen)
     tokenizer = task.wrap(system)
-    config = tokenizer.config
     has_tokens = system.tokenizer.quantizer.makes_tokens
     continuous = None if has_tokens else _continuous(system.tokenizer)
-    videos, ids = [], []
+    videos, encoded = [], []
     for clip in clips:
-        padded, padding = pad_clip(clip.video, spatial_multiple=config.spatial_multiple)
         if continuous is not None:
-            rebuilt = continuous(padded[None])
+            size = tokenizer.padding(*clip.video.shape[:3])
+            videos.append(crop_clip(continuous(pad_to(clip.video, size)[None])[0], size))
         else:
-            ids.append(tokenizer.encode(padded[None], [clip.caption]))
-            rebuilt = tokenizer.decode(ids[-1])
-        videos.append(crop_clip(rebuilt[0], padding))
+            encoded.append(tokenizer.encode(clip.video, clip.caption))
+            videos.append(tokenizer.decode(encoded[-1]))
     figures: dict[str, Any] = dict(quality([clip.video for clip in clips], videos, lpips))
-    if ids:
-        tokens = sum(level.size for clip in ids for level in clip)
-        pixels = sum(int(np.prod(clip.video.shape[:3])) for clip in clips)
-        used = code_usage(ids, config.vocabulary or 2**config.bits)
-        figures["bpp"] = bits_per_pixel(tokens, config.bits, pixels, 1, 1)
+    if encoded:
+        used = code_usage([clip.ids for clip in encoded], tokenizer.config.vocabulary_size)
+        figures["bpp"] = mean_bits_per_pixel(encoded)
         figures["utilisation"] = [level["utilisation"] for level in used]
         figures["perplexity"] = [level["perplexity"] for level in used]
     return figures

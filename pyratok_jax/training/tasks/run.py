@@ -18,7 +18,7 @@ from pyratok_jax.checkpoints.working_folder import newest_step
 from pyratok_jax.data.heldout import HeldoutClip, heldout_clips
 from pyratok_jax.errors import UserError
 from pyratok_jax.io.atomic import atomic_path
-from pyratok_jax.reports.training import CALIBRATED, START, rebuild_all, report_training
+from pyratok_jax.reports.training import CALIBRATED, START, reconstruct_all, report_training
 from pyratok_jax.tokenizer import DESCRIPTION, load_tokenizer
 from pyratok_jax.training.init.previous_stage import report_handover, start_from
 from pyratok_jax.training.loop.metrics_log import curves
@@ -94,7 +94,7 @@ def _rebuilt(
     task: TokenizerTask, partition: Partition, clips: list[HeldoutClip]
 ) -> dict[str, np.ndarray]:
     system = partition.merge(partition.trainable, partition.frozen)
-    return rebuild_all(task.wrap(system), clips)
+    return reconstruct_all(task.wrap(system), clips)
 
 
 def _report(

@@ -1,0 +1,146 @@
+"""Writing and reading a trained tokenizer's folder.
+
+A working folder holds `tokenizer.json` (sizes, frozen parts by specification and hash) and
+`checkpoints/` (what training changed).
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from pyratok_jax.checkpoints.partition import Partition
+from pyratok_jax.checkpoints.pretrained import load_backbone, load_language
+from pyratok_jax.checkpoints.weights import weights_hash
+from pyratok_jax.checkpoints.working_folder import newest_step, read_parameters
+from pyratok_jax.data.captions import CaptionTokenizer
+from pyratok_jax.errors import UserError
+from pyratok_jax.io.atomic import write_json
+from pyratok_jax.models.alignment import Alignment
+from pyratok_jax.models.language.text import TextEncoder
+from pyratok_jax.models.pyratok.model import PyraTok, PyraTokConfig
+from pyratok_jax.tokenizer.tokenizer import Tokenizer
+
+FORMAT = "pyratok-jax-tokenizer-1"
+DESCRIPTION = "tokenizer.json"
+
+
+def write_description(
+    workdir: Path,
+    config: PyraTokConfig,
+    *,
+    backbone: dict[str, str],
+    language_model: dict[str, Any] | None,
+    alignment: dict[str, Any] | None,
+) -> None:
+    """Write `tokenizer.json` into a working folder, atomically.
+
+    Args:
+        workdir: the folder.
+        config: sizes.
+        backbone: spec and sha256.
+        language_model: spec, sha256, length (tokens per caption) and bits (of its kernels).
+        alignment: arguments of `Alignment`.
+    """
+    values = {
+        "format": FORMAT,
+        "tokenizer": config.to_dict(),
+        "backbone": backbone,
+        "language_model": language_model,
+        "alignment": alignment,
+    }
+    write_json(workdir / DESCRIPTION, values)
+
+
+def load_tokenizer(checkpoint: str | Path) -> Tokenizer:
+    """The tokenizer in a working folder (its newest checkpoint) or in its `checkpoints/STEP`.
+
+    Raises:
+        UserError: no such folder, no tokenizer's, or frozen weights that are not those it was
+            trained with.
+    """
+    workdir, step = _locate(Path(checkpoint))
+    description = _read_description(workdir)
+    config = PyraTokConfig.from_dict(description["tokenizer"])
+    backbone = load_backbone(description["backbone"]["spec"])
+    _same(workdir, "backbone", description["backbone"], backbone.sha256)
+    arrays = read_parameters(workdir, step)
+    names = {f"tokenizer.vae.{name}": jnp.asarray(v) for name, v in backbone.arrays.items()}
+    model = _filled(lambda: PyraTok(config, rngs=nnx.Rngs(0)), "tokenizer", arrays, names, workdir)
+    text, captions, language_hash = None, None, ""
+    if description["language_model"]:
+        said = description["language_model"]
+        language = load_language(said["spec"], bits=said.get("bits", 0))
+        _same(workdir, "language model", said, language.sha256)
+        text, captions = (
+            TextEncoder(language.model),
+            CaptionTokenizer(language.tokenizer, said["length"]),
+        )
+        language_hash = language.sha256
+    alignment = None
+    if description["alignment"]:
+        values = description["alignment"]
+        alignment = _filled(
+            lambda: Alignment(**values, rngs=nnx.Rngs(0)), "alignment", arrays, {}, workdir
+        )
+    own = {k: np.asarray(v) for k, v in arrays.items()}
+    parts = [weights_hash(own), backbone.sha256, language_hash, json.dumps(config.to_dict())]
+    digest = hashlib.sha256("|".join(parts).encode()).hexdigest()
+    return Tokenizer(
+        model,
+        text=text,
+        captions=captions,
+        alignment=alignment,
+        checkpoint_hash=digest,
+        folder=workdir,
+    )
+
+
+def _locate(path: Path) -> tuple[Path, int]:
+    """(working folder, step) of what the user named."""
+    if not path.exists():
+        raise UserError(f"--checkpoint {path}: no such folder; name the --workdir of a training")
+    if path.parent.name == "checkpoints" and path.name.isdigit():
+        return path.parent.parent, int(path.name)
+    step = newest_step(path) if path.is_dir() else None
+    if step is None:
+        raise UserError(f"--checkpoint {path} holds no checkpoint; name a training's --workdir")
+    return path, step
+
+
+def _read_description(workdir: Path) -> dict[str, Any]:
+    path = workdir / DESCRIPTION
+    try:
+        values = json.loads(path.read_text())
+        if values["format"] != FORMAT:
+            raise UserError(f"{path} is of format {values['format']}, expected {FORMAT}")
+    except OSError as error:
+        raise UserError(f"{workdir} has no {DESCRIPTION}: it holds no tokenizer") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is no description of a tokenizer ({error})") from error
+    return values
+
+
+def _same(workdir: Path, what: str, said: dict[str, str], found: str) -> None:
+    if said["sha256"] != found:
+        raise UserError(
+            f"the {what} {said['spec']} is not the one that {workdir} was trained with (SHA-256 "
+            f"{found[:12]}, expected {said['sha256'][:12]}); put the original weights back"
+        )
+
+
+def _filled(make: Any, prefix: str, arrays: Any, extra: Any, workdir: Path) -> Any:
+    """The module that `make` describes, its arrays taken by name from the checkpoint."""
+    partition = Partition(nnx.eval_shape(make), lambda name, variable: True)
+    values = {}
+    for name, shape in partition.trainable.items():
+        key = f"{prefix}.{name}"
+        value = arrays.get(key, extra.get(key))
+        if value is None or tuple(value.shape) != tuple(shape.shape):
+            raise UserError(f"{workdir}: its checkpoint does not fit its {DESCRIPTION} at {key}")
+        values[name] = value
+    return partition.merge(values)

@@ -1,0 +1,140 @@
+"""The compiled programs of a tokenizer, for one device or with frames sharded over several."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, UInt8
+
+from pyratok_jax.data.padding import to_model_range
+from pyratok_jax.models import video_vae
+from pyratok_jax.models.pyratok.model import PyraTok
+from pyratok_jax.nn import partitioning
+from pyratok_jax.nn.lora import without_adapters
+from pyratok_jax.nn.text_attention import TextCondition
+
+ROWS = "rows"  # The mesh axis over which the height of frames is sharded.
+
+
+def to_pixels(video: Float[Array, "*n"]) -> UInt8[Array, "*n"]:
+    """[-1, 1] (clamped) to uint8 pixels, rounded to nearest."""
+    return jnp.round((jnp.clip(video, -1.0, 1.0) + 1.0) * 127.5).astype(jnp.uint8)
+
+
+def tokenize_step(graph: Any) -> Callable[..., tuple[Array, ...]]:
+    """(state, uint8 video, text) -> ids of every level, for a `PyraTok` split by `nnx.split`."""
+
+    def tokenize(state: Any, video: Array, text: TextCondition | None) -> tuple[Array, ...]:
+        return nnx.merge(graph, state).tokenize(to_model_range(video), text)
+
+    return tokenize
+
+
+def detokenize_step(graph: Any) -> Callable[..., Array]:
+    """(state, ids of every level) -> uint8 video, for a `PyraTok` split by `nnx.split`."""
+
+    def detokenize(state: Any, ids: tuple[Array, ...]) -> Array:
+        return to_pixels(nnx.merge(graph, state).detokenize(ids))
+
+    return detokenize
+
+
+def _tokenize_next_step(graph: Any) -> Callable[..., Any]:
+    def tokenize_next(state: Any, video: Array, text: TextCondition | None, caches: Any) -> Any:
+        return nnx.merge(graph, state).tokenize_next(to_model_range(video), text, caches)
+
+    return tokenize_next
+
+
+def _detokenize_next_step(graph: Any) -> Callable[..., Any]:
+    def detokenize_next(state: Any, ids: tuple[Array, ...], caches: Any) -> tuple[Array, Any]:
+        video, caches = nnx.merge(graph, state).detokenize_next(ids, caches)
+        return to_pixels(video), caches
+
+    return detokenize_next
+
+
+def _continuous_step(graph: Any) -> Callable[..., Array]:
+    def reconstruct_continuous(state: Any, video: Array) -> Array:
+        vae = nnx.merge(graph, state).vae
+        vae.encoder = without_adapters(vae.encoder)
+        posterior = video_vae.encode(vae, to_model_range(video))
+        return to_pixels(video_vae.decode(vae, posterior.mean))
+
+    return reconstruct_continuous
+
+
+@dataclasses.dataclass(frozen=True)
+class Programs:
+    """Every program of a tokenizer, all built for the same placement of its arrays.
+
+    Videos are uint8 (b, t, h, w, 3), ids uint32 (b, t, h, w) per level, caches what the program
+    gave for the segment before (None at a clip's first).
+
+    Attributes:
+        tokenize: (video, text) -> ids.
+        detokenize: (ids,) -> video.
+        tokenize_next: (video, text, caches) -> ids, caches.
+        detokenize_next: (ids, caches) -> video, caches.
+        reconstruct_continuous: (video,) -> video, by the frozen VAE without quantisation.
+        devices: number of devices that share every frame.
+    """
+
+    tokenize: Callable[..., Any]
+    detokenize: Callable[..., Any]
+    tokenize_next: Callable[..., Any]
+    detokenize_next: Callable[..., Any]
+    reconstruct_continuous: Callable[..., Any]
+    devices: int = 1
+
+    @classmethod
+    def build(cls, model: PyraTok, devices: Sequence[Any] | None = None) -> "Programs":
+        """Programs of `model`; each compiles at its first call.
+
+        Args:
+            model: its arrays are taken as they are now.
+            devices: shard the height of every frame over these and replicate the weights on them;
+                None: everything on the default device.
+        """
+        graph, state = nnx.split(model)
+        mesh = None
+        if devices is not None:
+            mesh = Mesh(np.asarray(devices), (ROWS,), axis_types=(AxisType.Auto,))
+            state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
+
+        def program(step: Callable[[Any], Callable[..., Any]]) -> Callable[..., Any]:
+            return _placed(jax.jit(step(graph)), state, mesh)
+
+        return cls(
+            tokenize=program(tokenize_step),
+            detokenize=program(detokenize_step),
+            tokenize_next=program(_tokenize_next_step),
+            detokenize_next=program(_detokenize_next_step),
+            reconstruct_continuous=program(_continuous_step),
+            devices=1 if devices is None else len(devices),
+        )
+
+
+def _placed(compiled: Callable[..., Any], state: Any, mesh: Mesh | None) -> Callable[..., Any]:
+    """`compiled` with its state, its first argument (video or ids) sharded over a mesh."""
+    if mesh is None:
+        return lambda *given: compiled(state, *given)
+    sharding = NamedSharding(mesh, PartitionSpec(None, None, ROWS))
+
+    def run(frames: Any, *more: Any) -> Any:
+        frames = jax.tree.map(lambda x: _sharded_or_whole(x, sharding), frames)
+        with jax.set_mesh(mesh), partitioning.over_devices(partitioning.Split(height=ROWS)):
+            return compiled(state, frames, *more)
+
+    return run
+
+
+def _sharded_or_whole(x: Array, sharding: NamedSharding) -> Array:
+    """An array sharded by rows where they divide; coarse token grids may have too few."""
+    divides = x.shape[2] % sharding.mesh.size == 0
+    return jax.device_put(x, sharding if divides else NamedSharding(sharding.mesh, PartitionSpec()))

@@ -1,0 +1,236 @@
+"""`Tokenizer`: a trained `PyraTok` with its text encoder, on arrays of the host."""
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import UInt8
+
+from pyratok_jax.data.captions import CaptionTokenizer
+from pyratok_jax.data.padding import Padding, crop_clip, pad_to
+from pyratok_jax.errors import UserError
+from pyratok_jax.models.alignment import Alignment
+from pyratok_jax.models.language.text import TextEncoder, mean_embedding
+from pyratok_jax.models.pyratok.lfq import ids_to_bits
+from pyratok_jax.models.pyratok.model import PyraTok
+from pyratok_jax.nn.text_attention import TextCondition
+from pyratok_jax.tokenizer.clips import Captions, ClipTokenizer, Ids
+from pyratok_jax.tokenizer.programs import Programs
+
+
+class Segment(NamedTuple):
+    """A part of a long clip, what it decodes to, and its token ids (1, t, h, w) per level."""
+
+    frames: UInt8[np.ndarray, "t h w 3"]
+    reconstruction: UInt8[np.ndarray, "t h w 3"]
+    ids: Ids
+
+
+class Tokenizer(ClipTokenizer):
+    """Video to token ids and back.
+
+    `decode(encode(video))` is the reconstruction everywhere; it is the same, bit for bit, after
+    the ids went through a file.
+    """
+
+    def __init__(
+        self,
+        model: PyraTok,
+        *,
+        text: TextEncoder | None = None,
+        captions: CaptionTokenizer | None = None,
+        alignment: Alignment | None = None,
+        checkpoint_hash: str = "",
+        folder: Path | None = None,
+        devices: Sequence[Any] | None = None,
+    ):
+        """Wrap the modules.
+
+        Args:
+            model: its arrays are taken as they are now.
+            text: language model that embeds captions; without it every caption counts as none.
+            captions: its word tokenizer.
+            alignment: code embeddings in the language model's width.
+            checkpoint_hash: identifies all weights.
+            folder: the working folder that it was loaded from.
+            devices: share the height of every frame; None: the default device has whole frames.
+        """
+        self.model, self.config = model, model.config
+        self.text, self.captions, self.alignment = text, captions, alignment
+        self.checkpoint_hash, self.folder = checkpoint_hash, folder
+        self._programs = Programs.build(model, devices)
+        self._embed: Any = None
+        if text is not None:
+            text_graph, text_state = nnx.split(text)
+            run = jax.jit(lambda state, ids, mask: nnx.merge(text_graph, state)(ids, mask))
+            self._embed = functools.partial(run, text_state)
+
+    def split_rows(self, devices: Sequence[Any]) -> "Tokenizer":
+        """This tokenizer with the height of every frame sharded over devices, for 4K and 8K.
+
+        The VAE runs with halo exchange (`nn.partitioning`): no device holds a whole frame, and
+        there are no seams. Values differ from the plain tokenizer's by rounding, so that a rare
+        code may. `encode` pads to `rows_multiple(len(devices))`.
+
+        Raises:
+            UserError: in `encode_padded` and `decode`, for other padded heights.
+        """
+        return type(self)(
+            self.model,
+            text=self.text,
+            captions=self.captions,
+            alignment=self.alignment,
+            checkpoint_hash=self.checkpoint_hash,
+            folder=self.folder,
+            devices=devices,
+        )
+
+    @property
+    def spatial_multiple(self) -> int:
+        """What padded sides are multiples of."""
+        return self.rows_multiple(self._programs.devices)
+
+    def _check_height(self, height: int) -> None:
+        """Refuse a padded height that does not split over the devices."""
+        devices = self._programs.devices
+        if devices > 1 and height % self.rows_multiple(devices):
+            raise UserError(
+                f"a padded height of {height} does not split over {devices} devices, it must be a "
+                f"multiple of {self.rows_multiple(devices)}; take fewer devices (--spatial), or "
+                "tokens that were made for as many"
+            )
+
+    def embed(self, captions: Sequence[str | None]) -> TextCondition | None:
+        """Text embeddings (b, l, d) of captions; None where there is no text encoder.
+
+        A batch without any caption skips the language model; the levels see the learned null
+        embedding, as they do in a mixed batch.
+        """
+        if self.text is None or self.captions is None:
+            return None
+        ids, mask = self.captions(list(captions))
+        if not mask.any():
+            zeros = jnp.zeros((*ids.shape, self.config.text_width), jnp.float32)
+            return TextCondition(zeros, jnp.asarray(mask))
+        text = self._embed(jnp.asarray(ids), jnp.asarray(mask))
+        return TextCondition(text.embeddings.astype(jnp.float32), text.mask)
+
+    def encode_padded(
+        self, video: UInt8[np.ndarray, "b t h w 3"], captions: Captions = None
+    ) -> Ids:
+        """Token ids uint32 (b, t, h, w) of every level of a batch that has a padded size.
+
+        Args:
+            video: 1 + a multiple of `temporal_factor` frames, sides multiples of
+                `spatial_multiple`.
+            captions: one per clip, or their embeddings; None: no captions.
+
+        Raises:
+            ValueError: a size that does not fit.
+            UserError: a height that does not split over the devices.
+        """
+        self._check_height(video.shape[2])
+        if captions is None or isinstance(captions, str):
+            captions = [captions] * len(video)
+        text = captions if isinstance(captions, TextCondition) else self.embed(captions)
+        ids = self._programs.tokenize(jnp.asarray(video), text)
+        return tuple(np.asarray(level) for level in ids)
+
+    def decode_padded(self, ids: Sequence[np.ndarray]) -> UInt8[np.ndarray, "b t h w 3"]:
+        """Video of token ids (b, t, h, w) of all levels.
+
+        Raises:
+            UserError: a height that does not split over the devices.
+        """
+        self._check_height(ids[0].shape[2] * self.config.grids[0][1])
+        levels = tuple(jnp.asarray(level, jnp.uint32) for level in ids)
+        return np.asarray(self._programs.detokenize(levels))
+
+    def reconstruct_segments(
+        self, segments: Iterable[UInt8[np.ndarray, "t h w 3"]], text: TextCondition | None = None
+    ) -> Iterator[Segment]:
+        """Reconstruct one long clip piece by piece, in the memory of one piece.
+
+        The clip is one clip: its ids are those of `encode` on the whole (up to rounding), and what
+        comes out is what `decode` makes of them all. Only caches go from segment to segment.
+
+        Args:
+            segments: consecutive frames of one size. The first has 1 + a multiple of
+                `temporal_factor` frames, later ones a multiple; the last may have any number.
+            text: embedded caption, one row.
+
+        Raises:
+            ValueError: a quantiser that does not stream (`PyraTok.streams`), or a segment of
+                another number of frames before the last one.
+        """
+        if not self.model.streams:
+            raise ValueError(f"quantizer {self.config.quantizer!r} cannot walk a clip in chunks")
+        seen = shown = None
+        filled = False
+        for number, frames in enumerate(segments):
+            if filled:
+                raise ValueError(f"segment {number - 1} is not the last and does not fill its grid")
+            size = self._segment_padding(frames, first=number == 0)
+            filled = size.padded_frames != size.frames
+            padded = jnp.asarray(pad_to(frames, size)[None])
+            ids, seen = self._programs.tokenize_next(padded, text, seen)
+            video, shown = self._programs.detokenize_next(ids, shown)
+            reconstruction = crop_clip(np.asarray(video[0]), size)
+            yield Segment(frames, reconstruction, tuple(np.asarray(level) for level in ids))
+
+    def _segment_padding(self, frames: np.ndarray, *, first: bool) -> Padding:
+        """Padding of a segment; a later one, which has no frame 0, to a multiple of frames."""
+        t, h, w = frames.shape[:3]
+        size = self.padding(t if first else t + 1, h, w)
+        if first:
+            return size
+        return dataclasses.replace(size, frames=t, padded_frames=size.padded_frames - 1)
+
+    def reconstruct_continuous(
+        self, video: UInt8[np.ndarray, "*b t h w 3"]
+    ) -> UInt8[np.ndarray, "*b t h w 3"]:
+        """What the frozen VAE makes of a clip or batch without any quantisation: the ceiling."""
+        size = self.padding(*video.shape[-4:-1])
+        batch = pad_to(video if video.ndim == 5 else video[None], size)
+        found = self._programs.reconstruct_continuous(jnp.asarray(batch))
+        cropped = crop_clip(np.asarray(found), size)
+        return cropped if video.ndim == 5 else cropped[0]
+
+    def code_embeddings(self, ids: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+        """E(q) of every level, float32 (b, t, h, w, D), in the language model's width.
+
+        Without an alignment module the +-1 codes themselves.
+        """
+        codes = [ids_to_bits(jnp.asarray(x, jnp.uint32), self.config.bits) for x in ids]
+        if self.alignment is not None:
+            codes = [self.alignment.embed(q, level) for level, q in enumerate(codes)]
+        return tuple(np.asarray(q) for q in codes)
+
+    def text_features(self, captions: Sequence[str]) -> np.ndarray:
+        """Mean embedding of each text, float32 (n, D).
+
+        Raises:
+            UserError: this tokenizer has no text encoder.
+        """
+        text = self.embed(captions)
+        if text is None:
+            raise UserError("this tokenizer has no language model: there are no text features")
+        return np.asarray(mean_embedding(text))
+
+
+def local_devices(count: int) -> list[Any]:
+    """The first devices of this host.
+
+    Raises:
+        UserError: it has fewer.
+    """
+    devices = jax.local_devices()
+    if not 1 <= count <= len(devices):
+        raise UserError(f"--spatial {count}: this host has {len(devices)} devices")
+    return devices[:count]
