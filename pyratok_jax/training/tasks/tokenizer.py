@@ -97,7 +97,12 @@ class TokenizerTask:
 
     def pad(self, video: UInt8[np.ndarray, "t h w 3"]) -> tuple[np.ndarray, Padding]:
         """A clip of any size, padded to one that the tokenizer takes."""
-        return pad_clip(video, spatial_multiple=self.system.tokenizer.config.spatial_multiple)
+        config = self.system.tokenizer.config
+        return pad_clip(
+            video,
+            temporal_factor=config.vae.temporal_factor,
+            spatial_multiple=config.spatial_multiple,
+        )
 
     def reconstruct(
         self,
