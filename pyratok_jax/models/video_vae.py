@@ -34,8 +34,8 @@ def encode_next(
     _check(video.shape[2], vae.config.spatial_factor)
 
     def run(model: WanVAE, given: tuple[Array, Caches | None]) -> tuple[Encoded, Caches]:
-        memory = StreamCache(model, given[1])
-        return model.posterior(given[0], memory), memory.caches
+        cache = StreamCache(model, given[1])
+        return model.posterior(given[0], cache), cache.caches
 
     return per_device(run, vae, (video, caches))
 
@@ -47,8 +47,8 @@ def decode_next(
     _check(z.shape[2], 1)
 
     def run(model: WanVAE, given: tuple[Array, Caches | None]) -> tuple[Array, Caches]:
-        memory = StreamCache(model, given[1])
-        return model.decode(given[0], memory), memory.caches
+        cache = StreamCache(model, given[1])
+        return model.decode(given[0], cache), cache.caches
 
     return per_device(run, vae, (z, caches))
 

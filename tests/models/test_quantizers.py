@@ -175,11 +175,11 @@ class Signs(Quantizer):
     def __init__(self, config, *, rngs, dtype=jnp.float32):
         self.scale = nnx.Param(jnp.float32(config.scale))
 
-    def __call__(self, stages, target, text, memory=None):
+    def __call__(self, stages, target, text, cache=None):
         q = quantize(target)
         return (Level(target, q, jnp.zeros_like(target)),), self.synthesize((q,))
 
-    def synthesize(self, codes, memory=None):
+    def synthesize(self, codes, cache=None):
         return self.scale[...] * codes[0]
 
     def fit(self, latents, *, root=None, seed=0, steps=300):

@@ -50,13 +50,13 @@ class LateralConnection(nnx.Module):
         self.mix = CausalConv3d(width, width, (3, 3, 3), rngs=rngs, dtype=dtype)
 
     def __call__(
-        self, feature: Float[Array, "b T H W c"], memory: StreamCache | None = None
+        self, feature: Float[Array, "b T H W c"], cache: StreamCache | None = None
     ) -> Float[Array, "b t h w d"]:
-        """The stage feature on the level's grid; with a memory, of one chunk of a clip."""
+        """The stage feature on the level's grid; with a cache, of one chunk of a clip."""
         patches = space_to_depth(self.norm(feature), self.patch)
-        x = group_time(patches, self.group, first=memory is None or memory.first)
+        x = group_time(patches, self.group, first=cache is None or cache.first)
         x = self.embed(x)
-        return x + convolve(self.mix, jax.nn.silu(x), memory)
+        return x + convolve(self.mix, jax.nn.silu(x), cache)
 
 
 class LaPQBlock(nnx.Module):
@@ -102,7 +102,7 @@ class LaPQBlock(nnx.Module):
         missing: Float[Array, "b T2 H2 W2 z"],
         previous: Float[Array, "b t0 h0 w0 bits"] | None,
         text: TextCondition | None,
-        memory: StreamCache | None = None,
+        cache: StreamCache | None = None,
     ) -> Level:
         """Quantise one level.
 
@@ -111,9 +111,9 @@ class LaPQBlock(nnx.Module):
             missing: the normalised latent less the synthesis of all earlier levels.
             previous: q(l-1) on its own grid; None at the first level.
             text: captions; None switches text guidance off.
-            memory: where the clip is walked in chunks.
+            cache: state of a clip that is encoded in chunks.
         """
-        x, direct = self.visual(feature, missing, previous, memory)
+        x, direct = self.visual(feature, missing, previous, cache)
         text_logits = jnp.zeros_like(direct)
         if text is not None:
             update, pooled = self.attention(x, text)
@@ -128,12 +128,12 @@ class LaPQBlock(nnx.Module):
         feature: Array,
         missing: Array,
         previous: Array | None,
-        memory: StreamCache | None = None,
+        cache: StreamCache | None = None,
     ) -> tuple[Float[Array, "b t h w d"], Float[Array, "b t h w bits"]]:
         """Features before they attend to the text, and the logits of the missing latent."""
-        first = memory is None or memory.first
+        first = cache is None or cache.first
         direct = self.analysis(missing.astype(jnp.float32), first=first)
-        x = self.lateral(feature, memory) + self.missing(direct)
+        x = self.lateral(feature, cache) + self.missing(direct)
         if self.previous is not None and previous is not None:
             t, h, w = direct.shape[1:4]
             x = x + self.previous(resample(previous, (t, h, w), first=first))

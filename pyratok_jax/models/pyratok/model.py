@@ -99,14 +99,14 @@ class PyraTok(nnx.Module):
         stages: tuple[Array, ...],
         target: Float[Array, "b t h w z"],
         text: TextCondition | None,
-        memory: StreamCache | None = None,
+        cache: StreamCache | None = None,
     ) -> tuple[tuple[Level, ...], Float[Array, "b t h w z"]]:
         """Levels of given encoder features, and the latent that their codes synthesise.
 
-        With a memory, of one chunk of a clip (see `tokenize_next`).
+        With a cache: those of one chunk of a clip (see `tokenize_next`).
         """
         text = self.condition(text, target.shape[0])
-        return self.quantizer(stages, target, text, memory)
+        return self.quantizer(stages, target, text, cache)
 
     def condition(self, text: TextCondition | None, batch: int) -> TextCondition | None:
         """The text that the levels attend to: the learned null embedding where there is none."""
@@ -122,10 +122,10 @@ class PyraTok(nnx.Module):
         return TextCondition(embeddings, text.mask | (missing[:, None] & first))
 
     def synthesize(
-        self, codes: tuple[Float[Array, "b _t _h _w bits"], ...], memory: StreamCache | None = None
+        self, codes: tuple[Float[Array, "b _t _h _w bits"], ...], cache: StreamCache | None = None
     ) -> Array:
         """Normalised latent (b, t', h', w', z) of the codes of all levels."""
-        return self.quantizer.synthesize(codes, memory)
+        return self.quantizer.synthesize(codes, cache)
 
     def decode(self, latent: Float[Array, "b t h w z"]) -> Float[Array, "b T H W 3"]:
         """Video of a normalised latent, about [-1, 1], not clamped."""
@@ -171,20 +171,20 @@ class PyraTok(nnx.Module):
         vae_caches, level_caches = caches or (None, None)
         posterior, vae_caches = video_vae.encode_next(self.vae, video, vae_caches)
         target = self.vae.normalize(posterior.mean.astype(jnp.float32))
-        memory = StreamCache(self.quantizer, level_caches)
-        levels, _ = self.quantize(posterior.stages, target, text, memory)
-        return tuple(bits_to_ids(level.q) for level in levels), (vae_caches, memory.caches)
+        cache = StreamCache(self.quantizer, level_caches)
+        levels, _ = self.quantize(posterior.stages, target, text, cache)
+        return tuple(bits_to_ids(level.q) for level in levels), (vae_caches, cache.caches)
 
     def detokenize_next(
         self, ids: tuple[UInt32[Array, "b _t _h _w"], ...], caches: ChunkCaches | None = None
     ) -> tuple[Float[Array, "b T H W 3"], ChunkCaches]:
         """`detokenize` for the ids of the next chunk of a clip."""
         vae_caches, level_caches = caches or (None, None)
-        memory = StreamCache(self.quantizer, level_caches)
+        cache = StreamCache(self.quantizer, level_caches)
         codes = tuple(ids_to_bits(level, self.config.bits) for level in ids)
-        latent = self.vae.denormalize(self.synthesize(codes, memory))
+        latent = self.vae.denormalize(self.synthesize(codes, cache))
         video, vae_caches = video_vae.decode_next(self.vae, latent, vae_caches)
-        return jnp.clip(video, -1.0, 1.0), (vae_caches, memory.caches)
+        return jnp.clip(video, -1.0, 1.0), (vae_caches, cache.caches)
 
     def grid_shapes(self, t: int, h: int, w: int) -> tuple[tuple[int, int, int], ...]:
         """Token grid (t, h, w) of each level for a (padded) clip.

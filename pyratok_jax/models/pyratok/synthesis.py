@@ -70,12 +70,12 @@ class Synthesis(nnx.Module):
         return depth_to_space(latents, self.patch)
 
     def __call__(
-        self, q: Float[Array, "b t h w bits"], memory: StreamCache | None = None
+        self, q: Float[Array, "b t h w bits"], cache: StreamCache | None = None
     ) -> Float[Array, "b T H W z"]:
-        """Latent contribution of one level's codes; with a memory, of one chunk of them."""
-        x = self.linear(q, first=memory is None or memory.first)
-        hidden = jax.nn.silu(convolve(self.smooth_in, x, memory))
-        return x + convolve(self.smooth_out, hidden, memory)
+        """Latent contribution of one level's codes; with a cache, of one chunk of them."""
+        x = self.linear(q, first=cache is None or cache.first)
+        hidden = jax.nn.silu(convolve(self.smooth_in, x, cache))
+        return x + convolve(self.smooth_out, hidden, cache)
 
 
 class Analysis(nnx.Module):

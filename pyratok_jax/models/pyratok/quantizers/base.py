@@ -117,7 +117,7 @@ class Quantizer(nnx.Module, abc.ABC):
         stages: tuple[Array, ...],
         target: Latent,
         text: TextCondition | None,
-        memory: StreamCache | None = None,
+        cache: StreamCache | None = None,
     ) -> tuple[tuple[Level, ...], Latent]:
         """Levels, coarse to fine, and the normalised latent that their codes synthesise.
 
@@ -125,12 +125,12 @@ class Quantizer(nnx.Module, abc.ABC):
             stages: outputs of all encoder stages.
             target: the normalised latent that the codes are to stand for.
             text: captions; None switches text guidance off.
-            memory: caches, where a clip is quantised in chunks (only if `streams`).
+            cache: state of a clip that is quantised in chunks (only if `streams`).
         """
 
     @abc.abstractmethod
-    def synthesize(self, codes: Codes, memory: StreamCache | None = None) -> Latent:
-        """Normalised latent of the codes of all levels; with a memory, of one chunk of a clip."""
+    def synthesize(self, codes: Codes, cache: StreamCache | None = None) -> Latent:
+        """Normalised latent of the codes of all levels; with a cache, of one chunk of a clip."""
 
     @abc.abstractmethod
     def fit(

@@ -50,12 +50,12 @@ class ContinuousLatent(Quantizer):
         stages: tuple[Array, ...],
         target: Latent,
         text: TextCondition | None,
-        memory: StreamCache | None = None,
+        cache: StreamCache | None = None,
     ) -> tuple[tuple[Level, ...], Latent]:
         """No levels, and the latent itself."""
         return (), target
 
-    def synthesize(self, codes: Codes, memory: StreamCache | None = None) -> NoReturn:
+    def synthesize(self, codes: Codes, cache: StreamCache | None = None) -> NoReturn:
         """Refuse: there are no codes.
 
         Raises:

@@ -106,7 +106,7 @@ class LaPQ(Quantizer):
         stages: tuple[Array, ...],
         target: Latent,
         text: TextCondition | None,
-        memory: StreamCache | None = None,
+        cache: StreamCache | None = None,
     ) -> tuple[tuple[Level, ...], Latent]:
         """As `Quantizer.__call__`."""
         levels: list[Level] = []
@@ -114,14 +114,14 @@ class LaPQ(Quantizer):
         for stage, block, synthesis in zip(self.stages, self.blocks, self.synthesis, strict=True):
             missing = target - jax.lax.stop_gradient(latent)
             previous = levels[-1].q if levels else None
-            level = block(stages[stage - 1], missing, previous, text, memory)
-            latent = latent + synthesis(level.q, memory).astype(latent.dtype)
+            level = block(stages[stage - 1], missing, previous, text, cache)
+            latent = latent + synthesis(level.q, cache).astype(latent.dtype)
             levels.append(level)
         return tuple(levels), latent
 
-    def synthesize(self, codes: Codes, memory: StreamCache | None = None) -> Latent:
+    def synthesize(self, codes: Codes, cache: StreamCache | None = None) -> Latent:
         """The sum of all levels' syntheses, in the order in which `__call__` adds them."""
-        parts = [synthesis(q, memory) for synthesis, q in zip(self.synthesis, codes, strict=True)]
+        parts = [synthesis(q, cache) for synthesis, q in zip(self.synthesis, codes, strict=True)]
         return sum(parts[1:], parts[0])
 
     def fit(

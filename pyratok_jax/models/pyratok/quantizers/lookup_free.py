@@ -123,7 +123,7 @@ class LookupFreeLatent(Quantizer):
         stages: tuple[Array, ...],
         target: Latent,
         text: TextCondition | None,
-        memory: StreamCache | None = None,
+        cache: StreamCache | None = None,
     ) -> tuple[tuple[Level, ...], Latent]:
         """As `Quantizer.__call__`."""
         left = target.astype(jnp.float32)
@@ -142,7 +142,7 @@ class LookupFreeLatent(Quantizer):
             left = left - scale * jax.lax.stop_gradient(q)
         return tuple(levels), self.synthesize(tuple(level.q for level in levels))
 
-    def synthesize(self, codes: Codes, memory: StreamCache | None = None) -> Latent:
+    def synthesize(self, codes: Codes, cache: StreamCache | None = None) -> Latent:
         """As `Quantizer.synthesize`."""
         total = jnp.zeros_like(codes[0])
         for stage, q in enumerate(codes):

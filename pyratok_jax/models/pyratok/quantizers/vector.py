@@ -127,7 +127,7 @@ class VectorLatent(Quantizer):
         stages: tuple[Array, ...],
         target: Latent,
         text: TextCondition | None,
-        memory: StreamCache | None = None,
+        cache: StreamCache | None = None,
     ) -> tuple[tuple[Level, ...], Latent]:
         """As `Quantizer.__call__`."""
         features = self.projection.features(target)
@@ -147,7 +147,7 @@ class VectorLatent(Quantizer):
         passed = chosen + (features - jax.lax.stop_gradient(features))
         return tuple(levels), self.projection.latent(passed)
 
-    def synthesize(self, codes: Codes, memory: StreamCache | None = None) -> Latent:
+    def synthesize(self, codes: Codes, cache: StreamCache | None = None) -> Latent:
         """As `Quantizer.synthesize`."""
         return self.projection.latent(self._vectors(tuple(bits_to_ids(q) for q in codes)))
 
