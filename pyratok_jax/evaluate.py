@@ -107,7 +107,7 @@ def _shard(arguments: argparse.Namespace) -> Shard:
         return parse_shard(arguments.shard)
     import jax
 
-    from pyratok_jax.training.distributed.hosts import join_hosts
+    from pyratok_jax.training.distributed.coordinator import join_hosts
 
     join_hosts(True)
     return Shard(jax.process_index(), jax.process_count())

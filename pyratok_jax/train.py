@@ -17,8 +17,8 @@ def main() -> int:
     """Run one training; returns the exit code."""
     from pyratok_jax import demo
     from pyratok_jax.training.config import parse_command
+    from pyratok_jax.training.distributed.coordinator import join_hosts
     from pyratok_jax.training.distributed.heartbeat import heartbeats
-    from pyratok_jax.training.distributed.hosts import join_hosts
     from pyratok_jax.training.loop.monitoring import dump_programs, profiled_steps
     from pyratok_jax.training.registry import TASKS, Run, lookup
 

@@ -30,7 +30,7 @@ def training_config(**changes: Any) -> ConfigDict:
     - dtype: of activations; parameters are float32. remat: "none",
       "stages", "all", "convs" or "auto" (`wan_vae.encoder.rematerialised`).
     - mesh: sizes of the axes, see `sharding.make_mesh`; -1 takes the remaining devices.
-    - multi_host: `jax.distributed.initialize` before anything else (`hosts.join_hosts`).
+    - multi_host: `jax.distributed.initialize` before anything else (`coordinator.join_hosts`).
     - host_timeout, step_timeout: a run on many hosts ends when a host sends no heartbeat for
       host_timeout seconds, or a step takes step_timeout seconds (0: any time); see `heartbeat`.
     - profile_steps: steps to trace with the profiler, such as "10:15" (`--profile_steps`).

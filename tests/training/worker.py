@@ -36,8 +36,8 @@ from pyratok_jax.models.wan_vae.config import WanVAEConfig
 from pyratok_jax.training.config import training_config
 from pyratok_jax.training.distributed import sharding
 from pyratok_jax.training.distributed.compile_barrier import AheadOfTime, barrier
+from pyratok_jax.training.distributed.coordinator import join_hosts
 from pyratok_jax.training.distributed.heartbeat import heartbeats
-from pyratok_jax.training.distributed.hosts import join_hosts
 from pyratok_jax.training.loop import loop
 from pyratok_jax.training.loop.contracts import Batch, Evaluation
 from pyratok_jax.training.loop.train import train

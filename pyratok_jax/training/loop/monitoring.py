@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from pyratok_jax.errors import UserError
-from pyratok_jax.training.distributed.hosts import INDEX
+from pyratok_jax.training.distributed.coordinator import INDEX
 
 COLLAPSE_PREFIX = "distinct/level_"
 # What a process measures of a step, in this order.

@@ -1,7 +1,8 @@
-"""Training the projector that shows a frozen language model the tokens of a frozen tokenizer.
+"""Training the projector from a frozen tokenizer's tokens into a frozen language model.
 
-The language model reads the projected tokens and is to continue with the clip's caption; only the
-projector changes. `load_projector` reads the result for question answering.
+The language model reads the projected tokens of a clip and learns nothing; the projector is trained
+so that it continues with the clip's caption. `evaluation.models.projector` loads the result for
+question answering.
 """
 
 from collections.abc import Mapping
@@ -130,7 +131,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Path] | None:
     """Train; None when the training was interrupted (and saved).
 
     Raises:
-        UserError: whatever the user can mend.
+        UserError: a mistake in the config, the data or the working folder.
     """
     task = ProjectorTask(config)
     record = {
