@@ -2,8 +2,9 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -16,6 +17,41 @@ _IMAGES = (".jpg", ".jpeg", ".png")
 _VOID = 255
 
 
+class PackedMask(TypedDict):
+    """A mask as packed run lengths (COCO): size [height, width], and the counts as text."""
+
+    size: list[int]
+    counts: str
+
+
+class UnpackedMask(TypedDict):
+    """A mask as run lengths, column by column, beginning with those outside of it."""
+
+    size: list[int]
+    counts: list[int]
+
+
+# A mask in any published format; polygons are lists of x, y, x, y, ... in pixels.
+Segmentation = PackedMask | UnpackedMask | list[list[float]]
+
+
+class Track(TypedDict):
+    """One object in one video: a mask per frame, None where it is not seen.
+
+    Ground truth has `iscrowd` (1: it does not count); predictions have `score`.
+    """
+
+    video_id: int
+    category_id: int
+    segmentations: Sequence[Segmentation | None]
+    id: NotRequired[int]
+    areas: NotRequired[list[int | None]]
+    iscrowd: NotRequired[int]
+    height: NotRequired[int]
+    width: NotRequired[int]
+    score: NotRequired[float]
+
+
 @dataclasses.dataclass(frozen=True)
 class VisVideo:
     """One video: its frames' files, and what it shows.
@@ -24,7 +60,7 @@ class VisVideo:
         id: number in the annotations.
         name: stable name.
         files: frames in order.
-        tracks: ground truth, dictionaries as in the annotation file.
+        tracks: ground truth.
         void: masks per frame of pixels that do not count (DAVIS), or nothing.
     """
 
@@ -33,8 +69,8 @@ class VisVideo:
     files: tuple[Path, ...]
     height: int
     width: int
-    tracks: tuple[dict[str, Any], ...]
-    void: tuple[dict[str, Any] | None, ...] = ()
+    tracks: tuple[Track, ...]
+    void: tuple[PackedMask | None, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +94,7 @@ def load_vis(path: Path, images: Path) -> VisData:
     try:
         content = json.loads(path.read_text())
         categories = {int(c["id"]): str(c["name"]) for c in content["categories"]}
-        tracks: dict[int, list[dict[str, Any]]] = {int(v["id"]): [] for v in content["videos"]}
+        tracks: dict[int, list[Track]] = {int(v["id"]): [] for v in content["videos"]}
         annotations = content["annotations"]
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
@@ -85,7 +121,7 @@ def load_vis(path: Path, images: Path) -> VisData:
     return VisData(tuple(videos), categories)
 
 
-def _video(path: Path, images: Path, row: Any, tracks: list[dict[str, Any]]) -> VisVideo:
+def _video(path: Path, images: Path, row: Any, tracks: list[Track]) -> VisVideo:
     try:
         files = tuple(images / str(name) for name in row["file_names"])
         height, width = int(row["height"]), int(row["width"])
@@ -102,7 +138,7 @@ def _video(path: Path, images: Path, row: Any, tracks: list[dict[str, Any]]) -> 
     return VisVideo(int(row["id"]), f"{row['id']}:{name}", files, height, width, tuple(tracks))
 
 
-def _check_masks(path: Path, track: dict[str, Any], height: int, width: int) -> None:
+def _check_masks(path: Path, track: Track, height: int, width: int) -> None:
     """Refuse masks that cannot be read now, and not when all videos have been evaluated."""
     for frame, segmentation in enumerate(track["segmentations"]):
         try:
@@ -134,7 +170,7 @@ def load_davis(root: Path) -> VisData:
         files = sorted(f for f in (images / folder.name).glob("*") if f.suffix in _IMAGES)
         maps = _label_maps(folder)
         found = sorted(set(np.unique(maps).tolist()) - {0, _VOID})
-        tracks: list[dict[str, Any]] = []
+        tracks: list[Track] = []
         for value in found:
             name = names.get(folder.name, {}).get(str(value)) or folder.name.replace("-", " ")
             category = ids.setdefault(name, len(ids) + 1)
@@ -169,7 +205,7 @@ def _label_maps(folder: Path) -> np.ndarray:
     return np.stack(maps)
 
 
-def davis_track(masks: np.ndarray, category: int, video: int, number: int) -> dict[str, Any]:
+def davis_track(masks: np.ndarray, category: int, video: int, number: int) -> Track:
     """Masks (t, h, w) of one object as an annotation."""
     areas = masks.sum(axis=(1, 2)).tolist()
     return {
@@ -184,7 +220,7 @@ def davis_track(masks: np.ndarray, category: int, video: int, number: int) -> di
     }
 
 
-def track_masks(track: dict[str, Any], height: int, width: int) -> np.ndarray:
+def track_masks(track: Track, height: int, width: int) -> np.ndarray:
     """The masks of a track, bool (t, height, width)."""
     empty = np.zeros((height, width), bool)
     masks = [decode_mask(s, height, width) if s else empty for s in track["segmentations"]]
@@ -216,13 +252,13 @@ def read_frames(video: VisVideo) -> np.ndarray:
     return np.stack(frames)
 
 
-def encode_mask(mask: np.ndarray) -> dict[str, Any]:
+def encode_mask(mask: np.ndarray) -> PackedMask:
     """A bool mask (h, w) as packed run lengths, JSON-able."""
     packed = coco.encode(np.asfortranarray(mask, np.uint8))
     return {"size": [int(n) for n in packed["size"]], "counts": packed["counts"].decode("ascii")}
 
 
-def pack(segmentation: Any, height: int, width: int) -> dict[str, Any]:
+def pack(segmentation: Segmentation, height: int, width: int) -> PackedMask:
     """Run lengths in any published format, or polygons, as packed run lengths.
 
     Raises:
@@ -241,7 +277,7 @@ def pack(segmentation: Any, height: int, width: int) -> dict[str, Any]:
     return {"size": [height, width], "counts": text}
 
 
-def decode_mask(segmentation: Any, height: int, width: int) -> np.ndarray:
+def decode_mask(segmentation: Segmentation, height: int, width: int) -> np.ndarray:
     """The bool mask (height, width) of a segmentation in any published format.
 
     Raises:

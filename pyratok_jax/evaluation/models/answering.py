@@ -2,18 +2,22 @@
 
 import dataclasses
 import hashlib
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
 
 from pyratok_jax.errors import UserError
 from pyratok_jax.evaluation.data.mvbench import LETTERS, Question, parse_answer, prompt
 from pyratok_jax.models.language.generate import generate
 from pyratok_jax.models.language.model import LanguageModel
 from pyratok_jax.models.projector import Projector
+
+if TYPE_CHECKING:
+    from pyratok_jax.tokenizer import Tokenizer
 
 MODES = ("letter", "likelihood", "generate")
 # Prompts are padded to a multiple of this, so that few lengths are compiled.
@@ -63,14 +67,23 @@ class RandomAnswers:
 
 
 @nnx.jit
-def _last_logits(model: LanguageModel, x: Any, mask: Any) -> Any:
+def _last_logits(
+    model: LanguageModel, x: Float[Array, "b l d"], mask: Bool[Array, "b l"]
+) -> Float[Array, "b v"]:
+    """Logits of the token after each row's last one."""
     hidden = model(x, mask).hidden
     last = jnp.sum(mask, axis=1) - 1
     return model.logits(jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0])
 
 
 @nnx.jit
-def _log_likelihoods(model: LanguageModel, x: Any, mask: Any, ids: Any, counted: Any) -> Any:
+def _log_likelihoods(
+    model: LanguageModel,
+    x: Float[Array, "b l d"],
+    mask: Bool[Array, "b l"],
+    ids: Int[Array, "b l"],
+    counted: Bool[Array, "b l"],
+) -> Float[Array, "b"]:
     """Mean log-probability (b,) of the tokens where `counted`, each given those before it."""
     logs = jax.nn.log_softmax(model.logits(model(x, mask).hidden[:, :-1]), axis=-1)
     values = jnp.take_along_axis(logs, ids[:, 1:, None], axis=-1)[..., 0]
@@ -79,7 +92,10 @@ def _log_likelihoods(model: LanguageModel, x: Any, mask: Any, ids: Any, counted:
 
 
 @nnx.jit
-def _project(projector: Projector, levels: tuple[Any, ...]) -> Any:
+def _project(
+    projector: Projector, levels: tuple[Float[Array, "b _t _h _w d"], ...]
+) -> Float[Array, "b n e"]:
+    """Embeddings that the language model reads, of all levels' code embeddings."""
     return projector(levels)
 
 
@@ -92,7 +108,7 @@ class LanguageAnswers:
 
     def __init__(
         self,
-        tokenizer: Any,
+        tokenizer: "Tokenizer",
         projector: Projector | None,
         *,
         mode: str = "letter",
@@ -133,7 +149,7 @@ class LanguageAnswers:
     def _ids(self, text: str, start: bool = True) -> list[int]:
         return list(self.words(text, add_special_tokens=start)["input_ids"])
 
-    def _batch(self, visual: np.ndarray, rows: list[list[int]]) -> tuple[Any, Any, np.ndarray]:
+    def _batch(self, visual: np.ndarray, rows: list[list[int]]) -> tuple[Array, Array, np.ndarray]:
         """Embeddings, mask and token ids (0 at projected tokens) of prompts, padded at the end."""
         n = len(visual)
         length = -(-(n + max(map(len, rows))) // _BLOCK) * _BLOCK

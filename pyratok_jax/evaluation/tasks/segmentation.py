@@ -16,6 +16,7 @@ from pyratok_jax.evaluation.data.class_names import (
 )
 from pyratok_jax.evaluation.data.clips import resized
 from pyratok_jax.evaluation.data.vis import (
+    Track,
     VisData,
     VisVideo,
     decode_mask,
@@ -153,7 +154,7 @@ class Segmentation(FieldSettings, FeatureTask[VisVideo]):
 
     def _tracks(
         self, video: VisVideo, category: int, mask: np.ndarray, similarity: np.ndarray
-    ) -> list[dict[str, Any]]:
+    ) -> list[Track]:
         least = max(int(self.least_area * mask.size), 1)
         parts = split_instances(mask, least, MAX_TRACKS)
         if not self.instances and parts:

@@ -2,14 +2,13 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy import ndimage
 
-from pyratok_jax.evaluation.data.vis import encode_mask
+from pyratok_jax.evaluation.data.vis import Track, encode_mask
 from pyratok_jax.evaluation.models.features import LevelFeatures, normalized
 from pyratok_jax.evaluation.vision.crf import KernelSettings, mean_field_binary, video_kernels
 
@@ -109,7 +108,7 @@ def resize_masks(masks: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 def make_track(
     mask: np.ndarray, score: float, video: int, category: int, void: Sequence[np.ndarray | None]
-) -> dict[str, Any]:
+) -> Track:
     """A predicted track of masks (t, h, w); pixels that do not count are taken out."""
     frames = [m if v is None else m & ~v for m, v in zip(mask, void, strict=True)]
     return {

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco
 
-from pyratok_jax.evaluation.data.vis import VisData, VisVideo, pack
+from pyratok_jax.evaluation.data.vis import PackedMask, Track, UnpackedMask, VisData, VisVideo, pack
 
 MAX_TRACKS = 100
 _REGIONS = "RegionSimilarity"
@@ -25,7 +25,7 @@ AREA_RANGES = ((0, 128**2), (128**2, 256**2), (256**2, 1e5**2))
 
 def ground_truth(videos: Sequence[VisVideo], categories: Mapping[int, str]) -> dict[str, Any]:
     """An annotation file of some videos, in the form that TrackEval reads."""
-    tracks: list[dict[str, Any]] = []
+    tracks: list[Track] = []
     for video in videos:
         for track in video.tracks:
             segmentations = [
@@ -58,7 +58,7 @@ def ground_truth(videos: Sequence[VisVideo], categories: Mapping[int, str]) -> d
     }
 
 
-def _unpacked(packed: dict[str, Any]) -> dict[str, Any]:
+def _unpacked(packed: PackedMask) -> UnpackedMask:
     """Packed run lengths as lists of numbers."""
     flat = coco.decode(packed).T.ravel()
     edges = np.flatnonzero(np.diff(flat)) + 1
@@ -67,8 +67,8 @@ def _unpacked(packed: dict[str, Any]) -> dict[str, Any]:
 
 
 def score_tracks(
-    data: VisData, videos: Sequence[VisVideo], predictions: Sequence[Mapping[str, Any]]
-) -> dict[str, Any]:
+    data: VisData, videos: Sequence[VisVideo], predictions: Sequence[Track]
+) -> dict[str, float | None]:
     """mAP, AP50, AP75, AR and J (percent) of predicted tracks.
 
     Without any ground truth every score is None; without any prediction they are 0.
@@ -76,8 +76,7 @@ def score_tracks(
     Args:
         data: gives the categories.
         videos: those that were evaluated.
-        predictions: dictionaries with video_id, category_id, score and segmentations (packed run
-            lengths or None, one per frame).
+        predictions: tracks with a score and packed masks.
     """
     counted = [t for v in videos for t in v.tracks if not t.get("iscrowd", 0)]
     names = ("map", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar", "j")
@@ -94,7 +93,7 @@ def score_tracks(
     return result | {"j": 100 * _mean_j(raw, categories)}
 
 
-def _run(folder: Path, truth: dict[str, Any], predictions: Sequence[Mapping[str, Any]]) -> Any:
+def _run(folder: Path, truth: dict[str, Any], predictions: Sequence[Track]) -> Any:
     """TrackEval's nested results: class, metric, field."""
     import trackeval
 
@@ -157,7 +156,7 @@ def _region_similarity() -> Any:
     return RegionSimilarity
 
 
-def _write(path: Path, value: Any) -> None:
+def _write(path: Path, value: object) -> None:
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps(value))
 
