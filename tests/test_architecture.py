@@ -93,6 +93,12 @@ def test_files_have_at_most_500_lines():
     assert {name: n for name, n in lengths.items() if n > 500} == {}
 
 
+def test_private_modules_of_jax_are_used_in_one_place():
+    using = {module_name(p) for p in [*PACKAGE, *CONVERTERS]
+             for _, name in imports(p.read_text()) if name.startswith("jax._src")}  # fmt: skip
+    assert len(using) <= 1, using
+
+
 def test_retired_apis_of_jax_are_not_used():
     retired = re.compile(r"\b(pmap|pjit|xmap|experimental\.shard_map|with mesh)\b")
     using = [module_name(p) for p in PACKAGE if retired.search(p.read_text())]

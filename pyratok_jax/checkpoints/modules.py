@@ -32,7 +32,7 @@ def build_module(make: Callable[[], M], arrays: Mapping[str, Any]) -> M:
         UserError: when names or shapes do not fit.
     """
     module = nnx.eval_shape(make)
-    graph, parameters, rest = nnx.split(module, nnx.Param, ...)
+    graph, parameters, *rest = nnx.split(module, nnx.Param, ...)
     flat = nnx.to_flat_state(parameters)
     names = {".".join(str(part) for part in path): path for path, _ in flat}
     if names.keys() != dict(arrays).keys():
@@ -44,7 +44,7 @@ def build_module(make: Callable[[], M], arrays: Mapping[str, Any]) -> M:
         if tuple(array.shape) != tuple(variable.shape):
             raise UserError(f"{path}: {array.shape} given, the model needs {variable.shape}")
         filled.append((path, variable.replace(array)))
-    return nnx.merge(graph, nnx.from_flat_state(filled), rest)
+    return nnx.merge(graph, nnx.from_flat_state(filled), *rest)
 
 
 def module_arrays(module: nnx.Module) -> dict[str, Any]:

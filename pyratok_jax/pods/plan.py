@@ -1,6 +1,7 @@
 """Compile the steps of a config for a topology, and report on each."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -125,7 +126,7 @@ def compile_all(
                 request.where,
                 effort=request.effort,
                 model_flops=flops,
-                keep_text=(lambda text, step=step: keep_text(step, text)) if keep_text else None,
+                keep_text=functools.partial(keep_text, step) if keep_text else None,
             )
         except ValueError as error:
             raise UserError(f"{step} step of bucket {bucket.name}: {error}") from error

@@ -64,7 +64,8 @@ def measure(
         lowered = jitted.lower(*program.arguments)
     traced = time.perf_counter()
     facts: dict[str, Any] = {"clips": program.clips, "effort": effort}
-    with tempfile.TemporaryDirectory() as folder:
+    # A failed compilation may still be writing its dumps while the folder is removed.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         answer = compile_into(lowered, effort, Path(folder))
         facts["seconds_to_trace"] = round(traced - begin, 1)
         facts["seconds_to_compile"] = round(time.perf_counter() - traced, 1)

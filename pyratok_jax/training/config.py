@@ -17,7 +17,7 @@ from pyratok_jax.data.config import data_config
 from pyratok_jax.errors import UserError
 from pyratok_jax.losses.objective import LossSettings, LossWeights
 from pyratok_jax.models.masking import MaskingConfig
-from pyratok_jax.models.pyratok.model import PyraTokConfig
+from pyratok_jax.models.pyratok.config import PyraTokConfig
 
 
 def training_config(**changes: Any) -> ConfigDict:

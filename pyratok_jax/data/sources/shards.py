@@ -50,4 +50,4 @@ def _load_index(folder: str, clips: int) -> ClipIndex | None:
             return None
         numbers = np.arange(clips)
         names = ("height", "width", "seconds", "fps")
-        return ClipIndex(numbers, *(columns[name] for name in names), broken=())
+        return ClipIndex(numbers, **{name: columns[name] for name in names}, broken=())

@@ -123,7 +123,7 @@ class Attention(nnx.Module):
         query = self.query(x).reshape(b, t, self.heads, self.head_dim)
         key = self.key(x).reshape(b, t, self.kv_heads, self.head_dim)
         value = self.value(x).reshape(b, t, self.kv_heads, self.head_dim)
-        if self.query_norm is not None:
+        if self.query_norm is not None and self.key_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
         query, key = rotate(query, turn), rotate(key, turn)
         # Of a sequence that devices share each has its own queries, and all keys and values.

@@ -68,6 +68,7 @@ class Upsample(nnx.Module):
 
         Of the 2C channels the first half are the even frames, the second half the odd ones.
         """
+        assert self.time_conv is not None
         y = self.time_conv(x, pad=False)
         b, t, h, w, c = y.shape
         y = y.reshape(b, t, h, w, 2, c // 2).transpose(0, 1, 4, 2, 3, 5)

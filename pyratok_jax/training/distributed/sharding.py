@@ -22,7 +22,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 from jaxtyping import PyTree
 
 from pyratok_jax.errors import UserError
-from pyratok_jax.nn.partitioning import Split
+from pyratok_jax.nn.trace import Split
 
 # Arrays, host arrays or abstract shapes.
 Shaped = jax.Array | np.ndarray | jax.ShapeDtypeStruct

@@ -1,7 +1,7 @@
 """Reconstruction of the held-out clips during training: PSNR and SSIM, and pictures."""
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import jax
 import numpy as np
@@ -20,11 +20,13 @@ from pyratok_jax.nn.partitioning import over_devices
 from pyratok_jax.training.distributed.compile_barrier import AheadOfTime
 from pyratok_jax.training.distributed.sharding import batch_shardings, row_groups, split_of
 from pyratok_jax.training.distributed.transfer import host_to_mesh
-from pyratok_jax.training.loop.contracts import Evaluation, ModelView, S, Task
+from pyratok_jax.training.loop.contracts import Evaluation, ModelView, Task
+
+S_contra = TypeVar("S_contra", bound=nnx.Module, contravariant=True)
 
 
 @runtime_checkable
-class ReconstructionTask(Protocol[S]):
+class ReconstructionTask(Protocol[S_contra]):
     """What a task must have besides, for its held-out clips to be reconstructed."""
 
     captions: CaptionTokenizer
@@ -34,7 +36,7 @@ class ReconstructionTask(Protocol[S]):
 
     def reconstruct(
         self,
-        system: S,
+        system: S_contra,
         video: UInt8[Array, "b t h w 3"],
         text_ids: Int[Array, "b l"],
         text_mask: Bool[Array, "b l"],

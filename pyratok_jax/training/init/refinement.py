@@ -61,7 +61,7 @@ def refine(
     Returns:
         Mean error over the last tenth of the steps; nan where there are none.
     """
-    graph, trained, fixed = nnx.split(model, _is_refined, ...)
+    graph, trained, fixed = nnx.split(model, _is_refined, ...)  # type: ignore[misc]
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, learning_rate, min(20, steps // 2), max(steps, 1), 0.02 * learning_rate
     )

@@ -84,7 +84,7 @@ class ProjectorTask:
                 "was trained with one"
             )
         self.width = text.language_model.config.width
-        self.system: nnx.Module = ProjectorSystem(
+        self.system = ProjectorSystem(
             self.tokenizer.model,
             self.tokenizer.alignment,
             text.language_model,
