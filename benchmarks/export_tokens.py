@@ -24,7 +24,8 @@ from flax import nnx
 from pyratok_jax.data.sources.builtin import demo_records
 from pyratok_jax.data.sources.records import ClipRecord
 from pyratok_jax.data.video.files import VideoWriter, iter_frames, read_clip
-from pyratok_jax.models.pyratok.model import PyraTok, PyraTokConfig
+from pyratok_jax.models.pyratok.config import PyraTokConfig
+from pyratok_jax.models.pyratok.model import PyraTok
 from pyratok_jax.models.wan_vae.config import tiny
 from pyratok_jax.tokenizer import Tokenizer, load_tokenizer
 from pyratok_jax.tokens.exporting import Machine, export

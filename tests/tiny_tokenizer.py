@@ -4,7 +4,8 @@ import functools
 
 from flax import nnx
 
-from pyratok_jax.models.pyratok.model import PyraTok, PyraTokConfig
+from pyratok_jax.models.pyratok.config import PyraTokConfig
+from pyratok_jax.models.pyratok.model import PyraTok
 from pyratok_jax.models.wan_vae.config import WanVAEConfig
 from pyratok_jax.tokenizer import Tokenizer
 

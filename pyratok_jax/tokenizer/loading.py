@@ -22,7 +22,8 @@ from pyratok_jax.errors import UserError
 from pyratok_jax.io.atomic import write_json
 from pyratok_jax.models.alignment import Alignment
 from pyratok_jax.models.language.text import TextEncoder
-from pyratok_jax.models.pyratok.model import PyraTok, PyraTokConfig
+from pyratok_jax.models.pyratok.config import PyraTokConfig
+from pyratok_jax.models.pyratok.model import PyraTok
 from pyratok_jax.tokenizer.tokenizer import Tokenizer
 
 FORMAT = "pyratok-jax-tokenizer-1"

@@ -17,6 +17,7 @@ from pyratok_jax.models.pyratok.model import PyraTok
 from pyratok_jax.nn import partitioning
 from pyratok_jax.nn.lora import without_adapters
 from pyratok_jax.nn.text_attention import TextCondition
+from pyratok_jax.nn.trace import Split
 
 ROWS = "rows"  # The mesh axis over which the height of frames is sharded.
 
@@ -128,7 +129,7 @@ def _placed(compiled: Callable[..., Any], state: Any, mesh: Mesh | None) -> Call
 
     def run(frames: Any, *more: Any) -> Any:
         frames = jax.tree.map(lambda x: _sharded_or_whole(x, sharding), frames)
-        with jax.set_mesh(mesh), partitioning.over_devices(partitioning.Split(height=ROWS)):
+        with jax.set_mesh(mesh), partitioning.over_devices(Split(height=ROWS)):
             return compiled(state, frames, *more)
 
     return run

@@ -7,7 +7,8 @@ from pyratok_jax.models.alignment import Alignment
 from pyratok_jax.models.language.config import tiny
 from pyratok_jax.models.language.model import LanguageModel
 from pyratok_jax.models.language.text import TextEncoder
-from pyratok_jax.models.pyratok.model import PyraTok, PyraTokConfig
+from pyratok_jax.models.pyratok.config import PyraTokConfig
+from pyratok_jax.models.pyratok.model import PyraTok
 from pyratok_jax.models.wan_vae.config import WanVAEConfig
 from pyratok_jax.tokenizer import Tokenizer
 

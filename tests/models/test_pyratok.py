@@ -7,7 +7,8 @@ import pytest
 from flax import nnx
 
 from pyratok_jax.models.pyratok import lapq, lfq
-from pyratok_jax.models.pyratok.model import PyraTok, PyraTokConfig
+from pyratok_jax.models.pyratok.config import PyraTokConfig
+from pyratok_jax.models.pyratok.model import PyraTok
 from pyratok_jax.nn.lora import LoRAParam, add_lora, without_adapters
 from pyratok_jax.nn.text_attention import TextCondition
 from tests.tiny_tokenizer import GRIDS, tiny_config, tiny_tokenizer

@@ -16,6 +16,7 @@ from pyratok_jax.models.alignment import Alignment
 from pyratok_jax.models.language.config import tiny
 from pyratok_jax.models.language.model import LanguageModel
 from pyratok_jax.nn import partitioning
+from pyratok_jax.nn.trace import Split
 from pyratok_jax.training.distributed.sharding import make_mesh, parameter_shardings, split_of
 
 
@@ -43,7 +44,7 @@ def check(head: str, model: LanguageModel) -> None:
     run = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
     whole = jax.jit(run)(weights, codes, frozen)
     mesh = make_mesh({"data": 2, "fsdp": 1, "spatial": 4, "tensor": 1, "slices": 1})
-    assert split_of(2, mesh) == partitioning.Split(("data",), "spatial")
+    assert split_of(2, mesh) == Split(("data",), "spatial")
 
     def split(*arguments: Any) -> Any:
         with partitioning.over_devices(split_of(2)):

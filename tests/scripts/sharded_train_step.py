@@ -14,6 +14,7 @@ from pyratok_jax.models.wan_vae.config import WanVAEConfig
 from pyratok_jax.models.wan_vae.model import WanVAE
 from pyratok_jax.nn import partitioning
 from pyratok_jax.nn.lowering import conv_lowering
+from pyratok_jax.nn.trace import Split
 from pyratok_jax.pods.hlo import HloProgram
 from pyratok_jax.training.distributed.sharding import (
     batch_spec,
@@ -39,7 +40,7 @@ def main() -> None:
 
     whole, wanted = jax.jit(jax.value_and_grad(loss))(state, video)
     mesh = make_mesh({"data": 1, "fsdp": 2, "spatial": 2, "tensor": 1, "slices": 1})
-    assert split_of(2, mesh) == partitioning.Split(("fsdp",), "spatial")
+    assert split_of(2, mesh) == Split(("fsdp",), "spatial")
 
     def split(state: nnx.State, video: jax.Array) -> tuple[jax.Array, nnx.State]:
         with partitioning.over_devices(split_of(video.shape[0])):

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from pyratok_jax.models.pyratok.model import PyraTok, PyraTokConfig
+from pyratok_jax.models.pyratok.config import PyraTokConfig
+from pyratok_jax.models.pyratok.model import PyraTok
 from pyratok_jax.models.wan_vae.config import WanVAEConfig
 from pyratok_jax.nn.text_attention import TextCondition
 from pyratok_jax.tokenizer import ClipTokenizer, Tokenizer
