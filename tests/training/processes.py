@@ -33,7 +33,7 @@ def environment(devices: int = 1, large: bool = False) -> dict[str, str]:
 
 
 def launch(trainings: list[dict], count: int = 1, devices: int = 1) -> list[subprocess.Popen]:
-    """Start `count` joined processes with so many devices each."""
+    """Start `count` joined processes with `devices` devices each."""
     command = [sys.executable, "-m", "tests.training.worker", json.dumps(trainings)]
     port = free_port()
     processes = []

@@ -27,7 +27,7 @@ def config(**changes):
     return training_config(**values | {"checkpoint": checkpoint} | changes)
 
 
-def test_the_last_checkpoints_stay_and_every_so_many_for_ever(tmp_path):
+def test_the_newest_checkpoints_are_kept_and_multiples_of_keep_every(tmp_path):
     train(config(), tmp_path, LineTask(8))
     steps = sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit())
     assert steps == [6, 10, 12]

@@ -99,7 +99,7 @@ def uncalibrated(world, tmp_path_factory):
     return trained, workdir
 
 
-def test_the_same_seed_gives_the_same_bits_and_going_on_is_exact(
+def test_the_same_seed_gives_the_same_bits_and_resuming_is_exact(
     stopped, uncalibrated, world, tmp_path
 ):
     """20 steps = 9 steps, an interruption, and 11 more; and 20 steps twice are the same."""
