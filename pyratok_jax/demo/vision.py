@@ -40,7 +40,7 @@ class VisionSystem(nnx.Module):
 
 
 class VisionTask(PhasedTask):
-    """What `loop.train` needs to know of this training."""
+    """The `contracts.Task` of this training."""
 
     def __init__(self, config: ConfigDict):
         from pyratok_jax.checkpoints.foreign.lpips import load_lpips
