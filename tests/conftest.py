@@ -22,6 +22,8 @@ import jax  # noqa: E402
 import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
 
+from tests.tiers import marks_of  # noqa: E402
+
 # Tracing makes many small objects; at the usual thresholds much time goes into looking for cycles.
 gc.set_threshold(100_000, 20, 50)
 
@@ -32,14 +34,18 @@ jaxtyping.install_import_hook(["pyratok_jax.models", "pyratok_jax.losses"], "bea
 _LONG = ("test_meshes.py", "test_run.py", "test_compile.py", "test_ablations.py")
 # A worker that holds more lets go of its compiled programs.
 _MEMORY_LIMIT = 3e9
+_TESTS = Path(__file__).parent
 # What a save of a source file need not wait for.
 _NOT_FAST = ("slow", "heavy", "process", "tpu_compile")
 
 
 def pytest_collection_modifyitems(items):
-    """The longest modules first; whatever is neither long nor a process of its own is `fast`."""
+    """The longest modules first; marks of `tests.tiers`, and `fast` for whatever has none."""
     items.sort(key=lambda item: item.path.name not in _LONG)
     for item in items:
+        test = f"{item.path.relative_to(_TESTS).as_posix()}::{item.name}"
+        for name in marks_of(test):
+            item.add_marker(name)
         if not any(item.get_closest_marker(name) for name in _NOT_FAST):
             item.add_marker(pytest.mark.fast)
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.tiers import MARKS
+
 ROOT = Path(__file__).parents[1]
 # Lowest first. Every module of the package that is not listed is a command, above all of them.
 LAYERS = (
@@ -119,3 +121,9 @@ def test_every_third_party_import_is_declared():
         return not declared.isdisjoint({*known, *(one.replace("_", "-") for one in known)})
 
     assert [name for name in sorted(imported) if not is_declared(name)] == []
+
+
+def test_every_test_that_the_tiers_name_exists():
+    for place in {place for places in MARKS.values() for place in places}:
+        file, _, name = place.partition("::")
+        assert f"def {name}" in (ROOT / "tests" / file).read_text(), place
