@@ -1,5 +1,6 @@
 """What an export is to produce: its options, provenance, and which record goes to which shard."""
 
+import ast
 import dataclasses
 import functools
 import hashlib
@@ -22,11 +23,8 @@ if TYPE_CHECKING:
 
 PLAN = "export.json"
 DATASET = "tokens"
-_ENCODER_CODE = (
-    "tokenizer/*.py", "data/padding.py", "tokens/blocks.py", "tokens/frames.py", "nn/*.py",
-    "models/pyratok/**/*.py", "models/video_vae.py", "models/wan_vae/*.py",
-    "models/language/*.py",
-)  # fmt: skip
+# What turns a clip's frames and caption into tokens, with all that these modules import.
+_ENCODER_MODULES = ("tokenizer", "tokens.blocks", "tokens.frames", "data.padding")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,12 +126,63 @@ def provenance_of(tokenizer: "TokenizerLike") -> Provenance:
 @functools.cache
 def encoder_code_hash() -> str:
     """SHA-256 (first 16 digits) of the source code that turns frames into tokens."""
-    package = Path(__file__).parents[1]
+    return code_hash(Path(__file__).parents[1], _ENCODER_MODULES)
+
+
+def code_hash(package: Path, modules: Sequence[str]) -> str:
+    """SHA-256 (first 16 digits) of the sources of modules and of everything that they import."""
     digest = hashlib.sha256()
-    for pattern in _ENCODER_CODE:
-        for file in sorted(package.glob(pattern)):
-            digest.update(file.read_bytes())
+    for file in import_closure(package, modules):
+        digest.update(f"{file.relative_to(package).as_posix()}\0".encode())
+        digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def import_closure(package: Path, modules: Sequence[str]) -> list[Path]:
+    """The files of a package's modules and of the modules of that package that they import.
+
+    Imports are read from the sources, those inside functions included. The `__init__` of a
+    sub-package counts where something is imported from it, not where a module below it is.
+
+    Args:
+        package: the folder of the package.
+        modules: dotted names within it.
+
+    Returns:
+        Files, sorted.
+    """
+    found: set[Path] = set()
+    waiting = [f"{package.name}.{name}" for name in modules]
+    while waiting:
+        file = _module_file(package, waiting.pop())
+        if file is not None and file not in found:
+            found.add(file)
+            waiting += _imported(file)
+    return sorted(found)
+
+
+def _module_file(package: Path, name: str) -> Path | None:
+    """The file of a module, or of the module or sub-package that holds the object so named."""
+    parts = name.split(".")
+    folder, found = package, None
+    for part in parts[1:] if parts[0] == package.name else ():
+        folder = folder / part
+        module = folder.with_suffix(".py")
+        if module.is_file():
+            return module
+        if (folder / "__init__.py").is_file():
+            found = folder / "__init__.py"
+    return found
+
+
+def _imported(file: Path) -> list[str]:
+    names: list[str] = []
+    for node in ast.walk(ast.parse(file.read_bytes())):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return names
 
 
 def _text_encoder(tokenizer: "TokenizerLike") -> str:
