@@ -16,8 +16,8 @@ from pyratok_jax.io.shards import FORMATS
 from pyratok_jax.tokenizer import Tokenizer, load_tokenizer, local_devices
 from pyratok_jax.tokens.card import CARD_TEXT, write_card
 from pyratok_jax.tokens.exporting import Machine, Progress, export, rates, shards_of
-from pyratok_jax.tokens.locks import export_lock
 from pyratok_jax.tokens.plan import ExportOptions, ExportPlan, provenance_of, source_fingerprint
+from pyratok_jax.tokens.shards import export_lock
 
 _SIZES = {
     "shards": "number of files",

@@ -119,7 +119,7 @@ def test_grey_and_16_bit_videos_are_read_in_8_bit_colour(tmp_path, fake_checkpoi
             source = write_lossless(tmp_path / "deep.mkv", pixels, kind)
     else:
         source = write_lossless(tmp_path / "deep.mkv", pixels, kind)
-    from pyratok_jax.data.video.files import read_media
+    from tests.data.synthetic import read_media
 
     video, _ = read_media(source)
     wanted = np.rint(ramp[0] * 255)

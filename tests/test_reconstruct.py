@@ -8,11 +8,11 @@ from PIL import Image
 
 from pyratok_jax import reconstruct
 from pyratok_jax.data.padding import crop_clip, pad_clip
-from pyratok_jax.data.video.files import VideoWriter, iter_frames, probe, read_media
+from pyratok_jax.data.video.files import VideoWriter, iter_frames, probe
 from pyratok_jax.errors import UserError
 from pyratok_jax.metrics import image as metrics
 from pyratok_jax.metrics.rate import token_count
-from tests.data.synthetic import numbered_frames, write_video
+from tests.data.synthetic import numbered_frames, read_media, write_video
 from tests.tiny_tokenizer import GRIDS, tiny_tokenizer
 
 

@@ -69,29 +69,6 @@ def parse_buckets(specs: Sequence[str]) -> tuple[Bucket, ...]:
     return tuple(buckets)
 
 
-def resolution_buckets(
-    frames: Sequence[int], areas: Sequence[int], *, multiple: int = 16, portrait: bool = False
-) -> tuple[str, ...]:
-    """Written buckets of the method's aspect ratios, for each clip length and square side.
-
-    Args:
-        frames: clip lengths, for example (17, 97).
-        areas: sides of the square with the same area, for example (512, 2048).
-        multiple: sides are rounded to a multiple of this.
-        portrait: whether to add the upright forms.
-    """
-    names: dict[str, None] = {}
-    for count in frames:
-        for side in areas:
-            for aspect in ASPECTS:
-                height = max(round(side / math.sqrt(aspect) / multiple), 1) * multiple
-                width = max(round(side * math.sqrt(aspect) / multiple), 1) * multiple
-                names[f"{count}x{height}x{width}"] = None
-                if portrait:
-                    names[f"{count}x{width}x{height}"] = None
-    return tuple(names)
-
-
 def assign_buckets(
     buckets: Sequence[Bucket],
     height: np.ndarray,

@@ -2,21 +2,20 @@
 
 The stream of batches is a function of (config, seed, step). `ClipSource` is a grain random-access
 source whose element i is one example; grain supplies threads, worker processes, shared memory and
-prefetching. The iterator's whole state is the step, so that it can go on with any number of
-workers or hosts.
+prefetching. The iterator's whole state is the step, so that it resumes with any number of workers
+or hosts.
 """
 
 import functools
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import grain
 import numpy as np
-from absl import flags, logging
 
 from pyratok_jax.data.buckets import Bucket, assign_buckets, parse_buckets
-from pyratok_jax.data.sampling import Place, Plan
+from pyratok_jax.data.resumable import ENDLESS, ResumableLoader, in_processes
+from pyratok_jax.data.sampling import Place, SamplingPlan
 from pyratok_jax.data.sources.index import index_clips, shape_of
 from pyratok_jax.data.sources.records import ClipRecord
 from pyratok_jax.data.sources.registry import load_source
@@ -31,7 +30,6 @@ Embed = Callable[[list[str | None]], tuple[np.ndarray, np.ndarray]]
 # For a batch of so many clips: this host reads part `index` of `count` equal ones.
 ShareOf = Callable[[int], tuple[int, int]]
 _ATTEMPTS = 32
-_ENDLESS = 1 << 48
 
 
 class ClipSource:
@@ -47,7 +45,7 @@ class ClipSource:
         self,
         records: Sequence[Sequence[ClipRecord]],
         shapes: Sequence[Mapping[int, Any]],
-        plan: Plan,
+        plan: SamplingPlan,
         buckets: tuple[Bucket, ...],
         config: Mapping[str, Any],
         share_of: ShareOf,
@@ -70,7 +68,7 @@ class ClipSource:
         self._cache = DecodedCache(buckets, self._cut.zoom) if config["cache_decoded"] else None
 
     def __len__(self) -> int:
-        return _ENDLESS
+        return ENDLESS
 
     def __repr__(self) -> str:
         return f"ClipSource({[len(r) for r in self.records]} clips, {len(self.buckets)} buckets)"
@@ -143,12 +141,7 @@ def _embedded(embed: Embed, batch: dict[str, Any]) -> dict[str, Any]:
     return batch | {"text_embeddings": np.asarray(embed(batch["captions"])[0], np.float32)}
 
 
-def _close_all(iterators: list[Any]) -> None:
-    while iterators:
-        iterators.pop().close()
-
-
-class ClipLoader(grain.DatasetIterator):
+class ClipLoader(ResumableLoader[dict[str, Any]]):
     """The endless iterator of batches; see `make_loader` for what a batch holds.
 
     `broken` maps the path of every clip skipped so far to the reason. `step` is the number of the
@@ -163,25 +156,15 @@ class ClipLoader(grain.DatasetIterator):
         tokenize: Tokenize | None,
         embed: Embed | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(source.plan.seed)
         self._source, self._config, self._tokenize = source, config, tokenize
         self._embed = embed
-        self._batches: list[Any] = []  # Grain's running iterator, or nothing.
-        # At exit grain's own clean-up comes too late and prints errors.
-        weakref.finalize(self, _close_all, self._batches)
         self._clips = sum(len(records) for records in source.records)
         self.buckets = source.buckets
-        self.broken: dict[str, str] = {}
-        self.step = 0
         self._count(broken)
 
-    def __next__(self) -> dict[str, Any]:
-        """The next batch.
-
-        Raises:
-            UserError: more clips are unreadable than the config allows.
-        """
-        batch = next(self._iterator())
+    def _take(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Raises: UserError, when more clips are unreadable than the config allows."""
         self._count(batch.pop("skipped"))
         if batch.get("failed"):
             path, reason = next(reversed(self.broken.items()))
@@ -189,14 +172,10 @@ class ClipLoader(grain.DatasetIterator):
                 f"no readable clip was found in {_ATTEMPTS} attempts at step {self.step}; "
                 f"the last was {path}: {reason}; check the sources of the data config"
             )
-        self.step += 1
         return batch
 
     def _count(self, skipped: Sequence[tuple[str, str]]) -> None:
-        for path, reason in skipped:
-            if path not in self.broken:
-                self.broken[path] = reason
-                logging.warning("skipped unreadable clip %s: %s", path, reason)
+        self._note_broken(skipped, "clip")
         if len(self.broken) > self._config["max_broken_share"] * self._clips:
             path, reason = next(iter(self.broken.items()))
             raise UserError(
@@ -205,12 +184,7 @@ class ClipLoader(grain.DatasetIterator):
                 f"{path}: {reason}; repair or remove them, or raise max_broken_share"
             )
 
-    def _iterator(self) -> Any:
-        if not self._batches:
-            self._batches.append(iter(self._dataset()))
-        return self._batches[0]
-
-    def _dataset(self) -> grain.IterDataset:
+    def _stream(self, step: int) -> grain.IterDataset:
         rows, threads = self._source.rows, max(self._config["threads"], 1)
         ahead = max(self._config["prefetch"], 1)
         # Whole batches are grain's elements: worker processes take every n-th element.
@@ -219,47 +193,14 @@ class ClipLoader(grain.DatasetIterator):
             rows, drop_remainder=True, batch_fn=collate
         )
         read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(ahead, threads))
-        batches = steps[self.step :].to_iter_dataset(read)
+        batches = steps[step:].to_iter_dataset(read)
         if self._config["workers"]:
-            if not flags.FLAGS.is_parsed():  # grain reads flags, which only absl programs parse.
-                flags.FLAGS.mark_as_parsed()
-            options = grain.MultiprocessingOptions(self._config["workers"], ahead)
-            batches = batches.mp_prefetch(options).map(_owned)
+            batches = in_processes(batches, self._config["workers"], ahead).map(_owned)
         if self._tokenize is not None:
             batches = batches.map(functools.partial(_tokenized, self._tokenize))
         if self._embed is not None:
             batches = batches.map(functools.partial(_embedded, self._embed))
         return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=ahead)
-
-    def get_state(self) -> dict[str, int]:
-        """The step of the next batch and the seed; plain JSON."""
-        return {"step": self.step, "seed": self._source.plan.seed}
-
-    def set_state(self, state: Mapping[str, int]) -> None:
-        """Go on at a saved step, with whatever numbers of workers and hosts this loader has.
-
-        Raises:
-            UserError: the state is of another seed, whose stream this is not.
-        """
-        seed = self._source.plan.seed
-        if int(state.get("seed", seed)) != seed:
-            raise UserError(
-                f"the checkpoint's data state was saved with seed {state['seed']}, the config has "
-                f"seed {seed}; resume with the same seed"
-            )
-        _close_all(self._batches)
-        self.step = int(state["step"])
-
-    def start_prefetch(self) -> None:
-        """Begin to read ahead before the first batch is asked for."""
-        start = getattr(self._iterator(), "start_prefetch", None)
-        if start is not None:
-            start()
-
-    def close(self) -> None:
-        """End threads and worker processes."""
-        _close_all(self._batches)
-        super().close()
 
 
 def make_loader(
@@ -319,7 +260,7 @@ def make_loader(
             f"none of the {total} clips of {', '.join(map(str, specs))} is readable; "
             f"the first is {path}: {reason}"
         )
-    plan = Plan(buckets, eligible, tuple(config["weights"]), seed, batch_size)
+    plan = SamplingPlan(buckets, eligible, tuple(config["weights"]), seed, batch_size)
     whole = (process_index, process_count)
     source = ClipSource(
         records, shapes, plan, buckets, dict(config), share_of or (lambda clips: whole)

@@ -8,17 +8,33 @@ neither their number nor that of their workers changes what a step holds.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from absl import logging
 from grain.experimental import index_shuffle
 
-from pyratok_jax.data.buckets import Bucket
 from pyratok_jax.data.schedule import Schedule
 from pyratok_jax.errors import UserError
 
 # Streams of random numbers that must not be equal for equal positions.
 _BUCKETS, _DATASETS, _EPOCHS, _EXAMPLES, _SUBSTITUTES = range(5)
+
+
+class SampledBucket(Protocol):
+    """What the order of examples needs to know of a bucket, of clips or of token sequences."""
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+
+    @property
+    def weight(self) -> float:
+        """Share of the steps, relative to the other buckets."""
+
+    @property
+    def clips(self) -> int:
+        """Examples of a batch over all hosts; 0: the plan's `batch_size`."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +45,7 @@ class Place:
     position: int
 
 
-class Plan:
+class SamplingPlan:
     """The endless order of examples.
 
     Args:
@@ -45,7 +61,7 @@ class Plan:
 
     def __init__(
         self,
-        buckets: Sequence[Bucket],
+        buckets: Sequence[SampledBucket],
         eligible: Sequence[Sequence[np.ndarray]],
         weights: Sequence[float],
         seed: int,

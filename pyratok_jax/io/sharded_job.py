@@ -10,7 +10,6 @@ describes the dataset, from the reports alone, so that it does not matter who co
     OUTPUT/dataset_info.json, features.json          TFDS's metadata
 """
 
-import contextlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -143,7 +142,6 @@ def check_output(output: str) -> epath.Path:
         UserError: it is a file.
     """
     path = epath.Path(output)
-    with contextlib.suppress(OSError):
-        if path.exists() and not path.is_dir():
-            raise UserError(f"--output {output} is a file; give a folder")
+    if path.exists() and not path.is_dir():
+        raise UserError(f"--output {output} is a file; give a folder")
     return path

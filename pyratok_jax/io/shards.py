@@ -159,6 +159,11 @@ class ShardedRecords(Sequence[T]):
         """One record, or a list of several."""
         if isinstance(number, slice):
             return [self[i] for i in range(*number.indices(len(self)))]
+        data, where = self.read_bytes(number)
+        return self._decode(data, where)
+
+    def read_bytes(self, number: int) -> tuple[bytes, str]:
+        """One record as it is stored, and where that is, SHARD#NUMBER. Raises: IndexError."""
         index = number.__index__()
         index = index + len(self) if index < 0 else index
         if not 0 <= index < len(self):
@@ -167,10 +172,9 @@ class ShardedRecords(Sequence[T]):
         offset = index - (int(self._ends[shard - 1]) if shard else 0)
         where = f"{self.files[shard]}#{offset}"
         try:
-            data = self._readers[shard][offset]
+            return self._readers[shard][offset], where
         except (RuntimeError, OSError, ValueError, IndexError) as error:
             raise self._unreadable(where, str(error)) from error
-        return self._decode(data, where)
 
 
 def shard_name(dataset: str, kind: str, number: int, shards: int) -> str:

@@ -34,6 +34,8 @@ TOKEN_SCHEMA = ExampleSchema(
 CHECKSUM_KEY = "checksum"
 _STORED = replace(TOKEN_SCHEMA, integers=(*TOKEN_SCHEMA.integers, CHECKSUM_KEY))
 MAX_LEVELS = 64
+# (t, h, w) of every level, coarse to fine.
+Grids = tuple[tuple[int, int, int], ...]
 
 
 class DamagedRecordError(UserError):
@@ -120,9 +122,9 @@ class TokenRecord:
         )  # fmt: skip
 
     @property
-    def grids(self) -> tuple[tuple[int, ...], ...]:
+    def grids(self) -> Grids:
         """(t, h, w) of every level."""
-        return tuple(level.shape for level in self.tokens)
+        return tuple((t, h, w) for t, h, w in (level.shape for level in self.tokens))
 
     @property
     def count(self) -> int:
@@ -217,6 +219,26 @@ def decode_record(data: bytes, where: str, any_schema: bool = False) -> TokenRec
     if checksum(record) != stored:
         raise DamagedRecordError(where, "its checksum is wrong")
     return record
+
+
+def decode_grids(data: bytes, where: str) -> tuple[Grids, int]:
+    """(t, h, w) of every level of a serialised record, and its vocabulary; no token is decoded.
+
+    Raises:
+        DamagedRecordError: not a record of tokens.
+    """
+    try:
+        feature = parse_example(data)
+        levels = feature["levels"].int64_list.value[0]
+        vocabulary = feature["vocabulary"].int64_list.value[0]
+        bits = feature["bits"].int64_list.value[0]
+        raw = bits <= 16 and "packed_1" not in feature
+        names = [f"tokens_{n}/shape" if raw else f"grid_{n}" for n in range(1, levels + 1)]
+        shapes = [tuple(feature[name].int64_list.value) for name in names]
+        grids = tuple((int(t), int(h), int(w)) for t, h, w in shapes)
+    except (IndexError, ValueError) as error:
+        raise DamagedRecordError(where, f"it is no record of tokens ({error})") from error
+    return grids, vocabulary
 
 
 def _scalars(features: Features) -> dict[str, Any]:

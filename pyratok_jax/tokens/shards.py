@@ -1,4 +1,4 @@
-"""One shard of an export while it grows, and its report when it is finished.
+"""One shard of an export while it grows, its report when it is finished, and the export's lock.
 
 Tokens arrive in the order in which batches were done. They are kept in a scratch file until the
 shard is whole; then the records are written in the order of clips and blocks, so that a shard's
@@ -6,9 +6,14 @@ bytes do not depend on that order, and the file takes its name. The report comes
 a report is finished.
 """
 
+import contextlib
 import dataclasses
 import errno
+import fcntl
 import os
+import re
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -151,4 +156,59 @@ def full_disk(output: str, finished: int, shards: int) -> UserError:
     return UserError(
         f"the disk of {output} is full: {finished} of {shards} shards are finished and valid, the "
         "unfinished ones are not kept; make room and run the same command again to resume"
+    )
+
+
+@contextlib.contextmanager
+def export_lock(output: str, index: int, count: int) -> Iterator[None]:
+    """Hold the place of exporter `index` of `count` on an output folder.
+
+    Exporters of one run may work side by side; the same place twice, or runs with another count,
+    may not. The locks end with the process, however it ends. Remote folders (with ://) have no
+    locks.
+
+    Raises:
+        UserError: another exporter is at work there.
+    """
+    if "://" in output:
+        yield
+        return
+    folder = Path(output)
+    own = folder / f".lock.{index}-of-{count}"
+    with own.open("a+") as file:
+        if not _try_lock(file.fileno()):
+            raise _occupied(own)
+        try:
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+            # The own place first: of two that start at once, none can miss the other.
+            for other in sorted(folder.glob(".lock.*-of-*")):
+                match = re.fullmatch(r"\.lock\.\d+-of-(\d+)", other.name)
+                if match and int(match.group(1)) != count and _is_held(other):
+                    raise _occupied(other)
+            yield
+        finally:
+            file.truncate(0)
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_held(path: Path) -> bool:
+    with path.open("r") as file:
+        return not _try_lock(file.fileno())
+
+
+def _occupied(lock: Path) -> UserError:
+    place = lock.name.removeprefix(".lock.").replace("-", " ")
+    owner = lock.read_text().strip() or "another process"
+    return UserError(
+        f"{owner} is exporting to {lock.parent} (as part {place}); wait for it to end, stop it, or "
+        "give another --output"
     )

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pyratok_jax.data.video.files import VideoWriter
+from pyratok_jax.data.video.files import VideoSource, VideoWriter, iter_frames, probe
 
 
 def numbered_frames(count: int, height: int, width: int, start: int = 0) -> np.ndarray:
@@ -27,3 +27,8 @@ def write_video(path: Path, video: np.ndarray, fps: float = 25.0) -> Path:
         for frame in video:
             writer.write(frame)
     return path
+
+
+def read_media(path: VideoSource) -> tuple[np.ndarray, float]:
+    """A whole video or still image in memory: uint8 (t, h, w, 3), and its frames per second."""
+    return np.stack(list(iter_frames(path))), probe(path).fps

@@ -14,9 +14,8 @@ from pyratok_jax.data.video.files import (
     iter_frames,
     probe,
     read_clip,
-    read_media,
 )
-from tests.data.synthetic import numbered_frames, numbers_of, write_video
+from tests.data.synthetic import numbered_frames, numbers_of, read_media, write_video
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pyratok_jax.data.video.files import read_media
 from pyratok_jax.reports import player, tables
 from pyratok_jax.reports.curves import curve_svg, rate_chart, rate_distortion_png
 from pyratok_jax.reports.report import ReportClip, write_report
+from tests.data.synthetic import read_media
 
 
 def clip(name="talk", t=5, h=24, w=40, caption="a <b>man</b> & a car", **changes):

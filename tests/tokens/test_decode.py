@@ -208,12 +208,12 @@ def test_inspection(tokens, tmp_path, monkeypatch, capsys):
     assert summary["levels"][0]["bigram_time"]["pairs"] > 100
     assert read_image(output / "contact_sheet.png").shape[1] == 5 * 128
     page = (output / "report.html").read_text()
-    assert "level 4" in page and "data:image/png" in page
+    assert "Level 4" in page and "data:image/png" in page
     assert "contact_sheet.png" in capsys.readouterr().out
 
 
 def test_bigram_entropy_by_hand():
-    from pyratok_jax.tokens.inspecting import Grams
+    from pyratok_jax.tokens.inspect import Grams
 
     grams = Grams()
     grams.add(np.array([[[0, 1, 0, 1, 0]], [[0, 1, 0, 1, 0]]], np.uint16))

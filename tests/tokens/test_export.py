@@ -22,8 +22,8 @@ from pyratok_jax.tokens import prefetch as reading
 from pyratok_jax.tokens.blocks import WindowJoiner, cut_blocks, tile_starts
 from pyratok_jax.tokens.card import write_card
 from pyratok_jax.tokens.exporting import Machine, export
-from pyratok_jax.tokens.locks import export_lock
 from pyratok_jax.tokens.plan import ExportOptions
+from pyratok_jax.tokens.shards import export_lock
 
 
 def contents(folder):

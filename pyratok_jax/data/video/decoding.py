@@ -1,5 +1,13 @@
-"""Decoding under guard: a time limit for decoders that hang, back-off for remote files."""
+"""Decoding under guard: a time limit for decoders that hang, back-off for remote files.
 
+The guarded decoder is a process of its own that runs this very module: it may hang or crash without
+taking the training along. Protocol on its standard input and output: one JSON line, then as many
+raw bytes as the line states. Requests: {"op": "clip" | "probe" | "count", "source": path or null,
+"bytes": n, ...}. Answers: {"error": [path, reason, transient]}, {"shape": [...], "bytes": n},
+{"info": [...]} or {"count": n}.
+"""
+
+import dataclasses
 import json
 import os
 import select
@@ -8,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 from absl import logging
@@ -122,7 +130,7 @@ class _Child:
 
     def _start(self) -> subprocess.Popen:
         environment = dict(os.environ, PYTHONPATH=os.pathsep.join(p for p in sys.path if p))
-        command = [sys.executable, "-m", "pyratok_jax.data.video.decode_server"]
+        command = [sys.executable, "-m", "pyratok_jax.data.video.decoding"]
         process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -198,3 +206,40 @@ class _Child:
 
     def __del__(self) -> None:
         self.close()
+
+
+def answer(request: dict, payload: bytes) -> tuple[dict, memoryview | bytes]:
+    """Do one request; everything that goes wrong becomes part of the answer."""
+    source: VideoSource = payload if request["source"] is None else request["source"]
+    try:
+        if request["op"] == "probe":
+            return {"info": list(dataclasses.astuple(probe(source)))}, b""
+        if request["op"] == "count":
+            return {"count": count_frames(source, request["start"], request["end"])}, b""
+        clip = read_clip(
+            source,
+            start=request["start"],
+            frames=request["frames"],
+            fps=request["fps"],
+            size=request["size"] and (request["size"][0], request["size"][1]),
+        )
+        return {"shape": clip.shape, "bytes": clip.nbytes}, clip.data.cast("B")
+    except BrokenVideoError as error:
+        return {"error": [error.path, error.reason, error.transient]}, b""
+    except Exception as error:  # A decoder's defect must reach the caller as a broken file.
+        reason = f"{type(error).__name__}: {error}"
+        return {"error": [str(request["source"]), reason, False]}, b""
+
+
+def serve(requests: BinaryIO, answers: BinaryIO) -> None:
+    """Answer requests until the other side closes its end."""
+    while line := requests.readline():
+        request = json.loads(line)
+        header, data = answer(request, requests.read(request["bytes"]))
+        answers.write(json.dumps(header).encode() + b"\n")
+        answers.write(data)
+        answers.flush()
+
+
+if __name__ == "__main__":
+    serve(sys.stdin.buffer, sys.stdout.buffer)

@@ -293,16 +293,6 @@ def read_image(path: VideoSource) -> np.ndarray:
         raise BrokenVideoError(name, f"not an image ({error})") from error
 
 
-def read_media(path: VideoSource) -> tuple[np.ndarray, float]:
-    """A whole video or still image in memory: uint8 (t, h, w, 3), and its frames per second.
-
-    Raises:
-        BrokenVideoError: unreadable.
-    """
-    info = probe(path)
-    return np.stack(list(iter_frames(path))), info.fps
-
-
 class _Sized(Protocol):
     shape: tuple[int, ...]
 
