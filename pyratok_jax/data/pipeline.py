@@ -22,6 +22,7 @@ from pyratok_jax.data.sources.registry import load_source
 from pyratok_jax.data.video.cutting import Cut, DecodedCache, cut_clip
 from pyratok_jax.data.video.decoding import Decoder
 from pyratok_jax.data.video.files import BrokenVideoError
+from pyratok_jax.data.world.films import WorldRecords
 from pyratok_jax.errors import UserError
 
 # Captions to (ids, mask); and to (embeddings, mask), for embeddings that were stored.
@@ -280,6 +281,10 @@ def _fitting(
     shapes: list[Mapping[int, Any]] = []
     broken: list[tuple[str, str]] = []
     for clips in records:
+        if isinstance(clips, WorldRecords):  # Drawn at whatever size and length is asked for.
+            eligible.append([np.arange(len(clips))] * len(buckets))
+            shapes.append({})
+            continue
         index = index_clips(clips, decoder)
         fits = assign_buckets(
             buckets, index.height, index.width, index.seconds, index.fps, config["fps"]

@@ -9,6 +9,8 @@ data sets, so that what evaluates this set evaluates those:
     localization/   videos, annotations.json as THUMOS14 and ActivityNet, splits/ of class names
     classification/ train/LABEL/*.mp4 and test/LABEL/*.mp4
     mvbench/        json/*.json and video/ as MVBench
+
+`--world` writes the same layouts of the richer videos of `builtin:world-heldout` (`world_set`).
 """
 
 import argparse
@@ -140,7 +142,7 @@ def write_video(path: Path, frames: np.ndarray) -> None:
             writer.write(frame)
 
 
-def _write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value) + "\n")
 
@@ -152,9 +154,12 @@ def write_videos(output: Path, scenes: Sequence[Scene]) -> None:
         (output / f"scene_{number:03d}.txt").write_text(scene.caption + "\n")
 
 
-def write_vis(output: Path, scenes: Sequence[Scene]) -> None:
-    """YouTube-VIS layout: JPEGImages/VIDEO/FRAME.png, instances.json with uncompressed masks."""
-    categories = [{"id": i, "name": name} for i, name in enumerate(all_names(), start=1)]
+def write_vis(output: Path, scenes: Sequence[Scene], names: Sequence[str] = ()) -> None:
+    """YouTube-VIS layout: JPEGImages/VIDEO/FRAME.png, instances.json with uncompressed masks.
+
+    The categories are `names` (empty: `all_names`).
+    """
+    categories = [{"id": i, "name": name} for i, name in enumerate(names or all_names(), start=1)]
     ids = {category["name"]: category["id"] for category in categories}
     videos: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -180,7 +185,7 @@ def write_vis(output: Path, scenes: Sequence[Scene]) -> None:
                 }
             )
     content = {"videos": videos, "annotations": annotations, "categories": categories}
-    _write_json(output / "instances.json", content)
+    write_json(output / "instances.json", content)
 
 
 def write_davis(output: Path, scenes: Sequence[Scene]) -> None:
@@ -197,7 +202,7 @@ def write_davis(output: Path, scenes: Sequence[Scene]) -> None:
             picture = Image.fromarray(labels, "P")
             picture.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0, 128, 128, 0])
             _save_png(output / "Annotations/480p" / video / f"{t:05d}.png", picture)
-    _write_json(output / "objects.json", names)
+    write_json(output / "objects.json", names)
 
 
 def _save_png(path: Path, image: Image.Image) -> None:
@@ -223,7 +228,7 @@ def write_localization(output: Path, rng: np.random.Generator, count: int, size:
                 for first, end, action in intervals
             ],
         }
-    _write_json(output / "annotations.json", {"database": database})
+    write_json(output / "annotations.json", {"database": database})
     for number in range(len(ACTIONS)):
         chosen = [action for i, action in enumerate(ACTIONS) if i != number]
         path = output / "splits" / f"split_{number}.list"
@@ -263,7 +268,7 @@ def write_mvbench(output: Path, rng: np.random.Generator, size: int) -> None:
                 _save_png(file, Image.fromarray(frame))
         else:
             write_video(output / "video" / part.folder / entry["video"], scene.frames)
-        _write_json(output / "json" / f"{name}.json", [entry])
+        write_json(output / "json" / f"{name}.json", [entry])
 
 
 def write_all(output: Path, *, seed: int = 0, count: int = 4, size: int = 64) -> None:
@@ -293,9 +298,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     p.add_argument("--seed", type=int, default=0, help="of all random choices")
     p.add_argument("--count", type=int, default=4, help="videos of each part")
     p.add_argument("--size", type=int, default=64, help="side of the videos in pixels")
+    p.add_argument(
+        "--world", action="store_true", help="held-out videos of builtin:world in their place"
+    )
     arguments = p.parse_args(argv)
     output = Path(arguments.output)
-    write_all(output, seed=arguments.seed, count=arguments.count, size=arguments.size)
+    if arguments.world:
+        from pyratok_jax.evaluation.world_set import write_world as write
+    else:
+        write = write_all
+    write(output, seed=arguments.seed, count=arguments.count, size=arguments.size)
     for folder in sorted(path for path in output.iterdir() if path.is_dir()):
         print(f"written: {folder}")
 

@@ -1,8 +1,24 @@
 """The one description of a clip that all sources produce."""
 
 from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import UInt8
 
 from pyratok_jax.data.video.files import VideoSource
+
+
+class Drawing(Protocol):
+    """A clip that is drawn on demand, at any size, in place of being decoded from a file."""
+
+    def draw(self, frames: int, height: int, width: int) -> UInt8[np.ndarray, "t h w 3"]:
+        """The whole clip in so many frames of that size; equal arguments give equal bytes."""
+        ...
+
+    def encoded(self) -> bytes:
+        """The clip as a video file, for what reads files."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -13,7 +29,8 @@ class ClipRecord:
     shard whose content is in `data` (the compressed file) or `stored` (each frame as the bytes of
     an image file). `start` and `end` are seconds within the file (None: its beginning, its end).
     `width`, `height`, `seconds` (of the file) and `fps` are given where the source states them,
-    so that the file need not be opened to assign the clip to a bucket.
+    so that the file need not be opened to assign the clip to a bucket. A procedural clip has
+    `drawing` in place of a file.
     """
 
     id: str
@@ -27,10 +44,13 @@ class ClipRecord:
     fps: float | None = None
     data: bytes | None = field(default=None, repr=False)
     stored: tuple[bytes, ...] | None = field(default=None, repr=False, compare=False)
+    drawing: Drawing | None = field(default=None, repr=False)
 
     @property
     def media(self) -> VideoSource:
         """What to decode: the compressed bytes, or the path."""
+        if self.drawing is not None:
+            return self.drawing.encoded()
         return self.path if self.data is None else self.data
 
     @property

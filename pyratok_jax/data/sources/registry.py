@@ -18,6 +18,7 @@ from pyratok_jax.data.sources.manifests import MANIFEST_SUFFIXES, load_manifest,
 from pyratok_jax.data.sources.records import ClipRecord
 from pyratok_jax.data.sources.shards import ShardRecords
 from pyratok_jax.data.video.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, BrokenVideoError
+from pyratok_jax.data.world.films import parse_world
 from pyratok_jax.errors import UserError
 from pyratok_jax.io.shards import shard_files
 
@@ -58,10 +59,16 @@ def load_source(spec: str) -> Sequence[ClipRecord]:
     )
 
 
-def _builtin(spec: str) -> list[ClipRecord]:
+def _builtin(spec: str) -> Sequence[ClipRecord]:
+    world = parse_world(spec)
+    if world is not None:
+        return world
     known = {"builtin:demo": "train", "builtin:demo-heldout": "heldout"}
     if spec not in known:
-        raise UserError(f"unknown source {spec}; the built-in ones are {', '.join(known)}")
+        raise UserError(
+            f"unknown source {spec}; the built-in ones are {', '.join(known)}, "
+            "builtin:world and builtin:world-heldout (with #SEED for another set)"
+        )
     return demo_records("train" if known[spec] == "train" else "heldout")
 
 

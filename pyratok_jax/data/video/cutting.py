@@ -41,11 +41,16 @@ def cut_clip(
 ) -> np.ndarray:
     """One clip of the bucket's shape, uint8 (frames, height, width, 3).
 
+    A record with a drawing is drawn in that shape, whole: a crop or a mirrored picture could make
+    its caption untrue ("left of").
+
     All random numbers are drawn before anything is decoded, so that decoding cannot change them.
 
     Raises:
         BrokenVideoError: the file cannot be decoded there.
     """
+    if record.drawing is not None:
+        return record.drawing.draw(bucket.frames, bucket.height, bucket.width)
     place, across, down, grow, flip = rng.random(5)
     zoom = cut.zoom**grow
     still = not np.isfinite(shape.seconds)

@@ -1,0 +1,1 @@
+"""A procedural world of captioned videos with exact truth: the source `builtin:world`."""
