@@ -143,6 +143,7 @@ def write_video(path: Path, frames: np.ndarray) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file and the folders above it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value) + "\n")
 

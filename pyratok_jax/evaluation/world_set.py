@@ -1,11 +1,11 @@
 """Held-out videos of the procedural world in the published layouts that the evaluators read.
 
-    videos/            with captions; vis/ and davis/ with masks of everything that is visible
-    localization/      longer videos in which one thing does something twice
-    classification/    test/ of pairs of colour and shape seen in training, train/ for probes
-    unseen/            the same for pairs that training never shows
-    motions/           the same by what the thing does
-    mvbench/           questions with four options
+videos/            with captions; vis/ and davis/ with masks of everything that is visible
+localization/      longer videos in which one thing does something twice
+classification/    test/ of pairs of colour and shape seen in training, train/ for probes
+unseen/            the same for pairs that training never shows
+motions/           the same by what the thing does
+mvbench/           questions with four options
 """
 
 import dataclasses

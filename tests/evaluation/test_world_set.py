@@ -32,10 +32,18 @@ def test_truth_beats_noise(task, world, tmp_path):
     settings = [s for s in CASES[task][1] if not s.startswith("raw")]
     found = {}
     for checkpoint in ("oracle", "random"):
-        arguments = ["--task", task, "--checkpoint", checkpoint, "--data", str(world / FOLDERS[task])]
+        arguments = [
+            "--task",
+            task,
+            "--checkpoint",
+            checkpoint,
+            "--data",
+            str(world / FOLDERS[task]),
+        ]
         arguments += ["--output", str(tmp_path / checkpoint), *(f"--set={s}" for s in settings)]
         main(arguments)
         found[checkpoint] = json.loads((tmp_path / checkpoint / "results.json").read_text())
     assert found["oracle"]["broken"] == []
     better, worse = (found[c]["metrics"][FIRST[task]] for c in ("oracle", "random"))
-    assert better > worse
+    # Noise uses all codes of a codebook equally often: there it is the best.
+    assert better > worse if task != "codebook" else worse == 100

@@ -70,9 +70,7 @@ def _groups(things: Sequence[Thing]) -> list[list[Thing]]:
     return groups
 
 
-def _clause(
-    group: list[Thing], verbs: dict[str, tuple[str, str]], rng: np.random.Generator
-) -> str:
+def _clause(group: list[Thing], verbs: dict[str, tuple[str, str]], rng: np.random.Generator) -> str:
     thing, several = group[0], len(group) > 1
     words = []
     if thing.size != "medium" and rng.random() < 0.5:
