@@ -57,8 +57,8 @@ def direct_psnr(tokenizer, data, frames):
     found = []
     for record in load_source(data)[:2]:
         clip = central_clip(record, frames, 32)
-        ids = tokenizer.encode(clip[None], [record.caption])
-        found.append(psnr_of(frame_errors(clip, tokenizer.decode(ids)[0])).mean())
+        ids = tokenizer.encode_padded(clip[None], [record.caption])
+        found.append(psnr_of(frame_errors(clip, tokenizer.decode_padded(ids)[0])).mean())
     return np.mean(found)
 
 
@@ -67,7 +67,7 @@ def direct_utilisation(tokenizer, data):
     for record in load_source(data)[:2]:
         for side in (16, 32):
             clip = central_clip(record, 5, side)
-            for level in tokenizer.encode(clip[None], [record.caption]):
+            for level in tokenizer.encode_padded(clip[None], [record.caption]):
                 seen |= set(level.ravel().tolist())
     return 100 * len(seen) / 64
 
@@ -84,7 +84,7 @@ def direct_top1(tokenizer, data):
     hits = []
     for path in sorted(Path(data).rglob("*.mp4"))[:2]:
         video = sample_frames(str(path), 9, 16)
-        levels = tokenizer.code_embeddings(tokenizer.encode(video[None]))
+        levels = tokenizer.code_embeddings(tokenizer.encode_padded(video[None]))
         pooled = [unit(np.asarray(level)[0].mean(0).mean((0, 1))) for level in levels]
         scores = queries @ np.mean(pooled, axis=0)
         hits.append(names[int(np.argmax(scores))] == path.parent.name)
