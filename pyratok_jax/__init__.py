@@ -1,3 +1,44 @@
-"""PyraTok in JAX: a language-aligned, pyramidal video tokenizer."""
+"""PyraTok in JAX: a language-aligned, pyramidal video tokenizer.
+
+    import pyratok_jax as pt
+
+    tok = pt.load_tokenizer("runs/demo")
+    encoded = tok.encode(video, "a red square moves left")
+    video = tok.decode(encoded)
+
+Public names are imported when they are first used: importing the package loads neither JAX nor
+TensorFlow. See docs/api.md.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pyratok_jax.tokenizer import EncodedClip as EncodedClip
+    from pyratok_jax.tokenizer import Tokenizer as Tokenizer
+    from pyratok_jax.tokenizer import load_tokenizer as load_tokenizer
+    from pyratok_jax.tokens.dataset import TokenDataset as TokenDataset
 
 __version__ = "0.1.0"
+
+# Public name -> the module that defines it.
+_PUBLIC = {
+    "EncodedClip": "pyratok_jax.tokenizer",
+    "TokenDataset": "pyratok_jax.tokens.dataset",
+    "Tokenizer": "pyratok_jax.tokenizer",
+    "load_tokenizer": "pyratok_jax.tokenizer",
+}
+
+__all__ = ["EncodedClip", "TokenDataset", "Tokenizer", "__version__", "load_tokenizer"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_PUBLIC[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PUBLIC})
