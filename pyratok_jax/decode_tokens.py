@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from pyratok_jax.errors import UserError, run_cli
+from pyratok_jax.io.progress import progress_bar
 from pyratok_jax.tokenizer import load_tokenizer, local_devices
 from pyratok_jax.tokens.dataset import TokenDataset, read_all
 from pyratok_jax.tokens.decoding import Outcome, Selection, decode_all, parse_frames
@@ -78,12 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     tokenizer = load_tokenizer(arguments.checkpoint)
     if arguments.spatial != 1:
         tokenizer = tokenizer.split_rows(local_devices(arguments.spatial))
-    columns = (
-        TextColumn("frames"), BarColumn(), TextColumn("{task.completed}"), TimeElapsedColumn(),
-        TextColumn("ETA"), TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task("", total=_total(arguments.input, selection))
+    with progress_bar(console) as bar:
+        task = bar.add_task("frames", total=_total(arguments.input, selection))
         outcome = decode_all(
             items,
             tokenizer,

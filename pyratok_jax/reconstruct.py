@@ -1,26 +1,19 @@
 """Encode and decode videos with a trained tokenizer: `python -m pyratok_jax.reconstruct --help`."""
 
 import argparse
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 
 from pyratok_jax import __version__
 from pyratok_jax.data.video.files import BrokenVideoError, probe
 from pyratok_jax.errors import UserError, run_cli
+from pyratok_jax.io.atomic import write_json
+from pyratok_jax.io.progress import progress_bar
 
 EXIT_SOME_SKIPPED = 3
 _LPIPS = {"vgg": ("vgg",), "alex": ("alex",), "both": ("vgg", "alex"), "none": ()}
@@ -157,7 +150,7 @@ def _run_all(
     """All videos in turn; metrics.json is brought up to date after each of them."""
     videos: list[dict[str, Any]] = []
     existed = output.exists()
-    with _progress(console) as progress:
+    with progress_bar(console) as progress:
         total = progress.add_task("frames", total=sum(frames for _, frames in todo))
         for job, frames in todo:
             progress.update(total, description=job.record.id)
@@ -173,25 +166,13 @@ def _run_all(
                 skipped.append(error)
             else:
                 report = summarise(reconstructor, videos, skipped)
-                _write_json(output / "metrics.json", report)
+                write_json(output / "metrics.json", report)
             progress.update(total, completed=before + frames)
     if not videos and not existed and output.exists():
         _remove_empty(output)
     elif videos:
-        _write_json(output / "metrics.json", summarise(reconstructor, videos, skipped))
+        write_json(output / "metrics.json", summarise(reconstructor, videos, skipped))
     return videos
-
-
-def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-    )
 
 
 def summarise(
@@ -269,13 +250,6 @@ def _finish(
 
 def _say(console: Console, text: str) -> None:
     console.print(text, soft_wrap=True, markup=False, highlight=False)
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.part")
-    scratch.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-    os.replace(scratch, path)
 
 
 def _remove_empty(folder: Path) -> None:

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from pyratok_jax.data.padding import cut_windows
 from pyratok_jax.data.sources.records import ClipRecord
@@ -30,6 +29,7 @@ from pyratok_jax.data.video.files import (
     probe,
 )
 from pyratok_jax.errors import UserError
+from pyratok_jax.io.atomic import write_png
 from pyratok_jax.metrics.code_usage import CodeUsage
 from pyratok_jax.metrics.image import Perceptual, Quality
 from pyratok_jax.metrics.rate import bits_per_pixel
@@ -274,7 +274,4 @@ class _Outputs:
         self._stack.__exit__(kind, error, trace)
         if kind is None:
             for path, picture in zip(self._paths, self._pictures, strict=False):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                scratch = path.with_name(f".{path.name}.part")
-                Image.fromarray(picture).save(scratch, "PNG")
-                os.replace(scratch, path)
+                write_png(path, picture)

@@ -15,6 +15,7 @@ from PIL import Image
 
 from pyratok_jax.data.video.files import VideoWriter, is_image
 from pyratok_jax.errors import UserError
+from pyratok_jax.io.atomic import write_png
 from pyratok_jax.tokenizer import EncodedClip, TokenizerLike
 from pyratok_jax.tokens.blocks import WindowJoiner
 from pyratok_jax.tokens.schema import DamagedRecordError, TokenRecord
@@ -301,14 +302,11 @@ class StillWriter:
         self.path = path
 
     def __enter__(self) -> "StillWriter":
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         return self
 
     def write(self, frame: np.ndarray) -> None:
         """The picture."""
-        scratch = self.path.with_name(f".{self.path.name}.part")
-        Image.fromarray(frame).save(scratch, "PNG")
-        os.replace(scratch, self.path)
+        write_png(self.path, frame)
 
     def __exit__(self, *_: object) -> None:
         pass
