@@ -149,7 +149,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_videos(output: Path, scenes: Sequence[Scene]) -> None:
-    """Films with a caption beside each."""
+    """Videos with a caption beside each."""
     for number, scene in enumerate(scenes):
         write_video(output / f"scene_{number:03d}.mp4", scene.frames)
         (output / f"scene_{number:03d}.txt").write_text(scene.caption + "\n")

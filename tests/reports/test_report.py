@@ -101,16 +101,16 @@ def test_the_players_of_the_page_show_every_panel(written, tmp_path):
     (video, _) = [a for t, a in page.tags if t == "video"]
     kind, data = video["src"].split(",", 1)
     assert kind == "data:video/mp4;base64" and "controls" in video
-    (tmp_path / "film.mp4").write_bytes(base64.b64decode(data))
-    film, fps = read_media(tmp_path / "film.mp4")
-    assert fps == 12.5 and len(film) == 5
+    (tmp_path / "tiled.mp4").write_bytes(base64.b64decode(data))
+    tiled, fps = read_media(tmp_path / "tiled.mp4")
+    assert fps == 12.5 and len(tiled) == 5
     panels = [a for t, a in page.tags if t == "canvas"][:9]
     names = [a["aria-label"] for a in panels]
     assert names[:5] == ["input", "reconstruction", "error", "ceiling", "at step 0"]
     shown = clip().videos()
     for attributes, video in zip(panels, shown.values(), strict=True):
         left, top, width, height = map(int, attributes["data-at"].split())
-        part = film[:, top : top + height, left : left + width].astype(float)
+        part = tiled[:, top : top + height, left : left + width].astype(float)
         doubled = video.repeat(2, axis=1).repeat(2, axis=2)  # Small clips are doubled.
         assert np.abs(part - doubled).mean() < 6, attributes["aria-label"]
 
@@ -163,18 +163,18 @@ def test_a_clip_of_unequal_videos_is_refused(changes):
 
 def test_large_videos_are_shrunk_and_panels_start_on_blocks():
     video = np.zeros((1, 300, 1000, 3), np.uint8)
-    film = player.tile_videos({"a": video, "b": video, "c": video}, 25)
-    assert all(p.width == 480 and p.height == 144 for p in film.panels)
-    assert all(p.left % 16 == 0 and p.top % 16 == 0 for p in film.panels)
+    tiled = player.tile_videos({"a": video, "b": video, "c": video}, 25)
+    assert all(p.width == 480 and p.height == 144 for p in tiled.panels)
+    assert all(p.left % 16 == 0 and p.top % 16 == 0 for p in tiled.panels)
     with pytest.raises(ValueError, match="one shape"):
         player.tile_videos({"a": video, "b": video[:, 1:]}, 25)
 
 
 def test_without_an_encoder_videos_are_animated_pictures(monkeypatch, tmp_path):
     monkeypatch.setattr(player.av, "codecs_available", frozenset())
-    film = player.tile_videos({"input": clip().original, "reconstruction": clip().step0}, 10)
-    assert film.mime == "image/webp"
-    with Image.open(io.BytesIO(film.data)) as picture:
+    tiled = player.tile_videos({"input": clip().original, "reconstruction": clip().step0}, 10)
+    assert tiled.mime == "image/webp"
+    with Image.open(io.BytesIO(tiled.data)) as picture:
         assert picture.n_frames == 1 or picture.n_frames == 5  # Equal frames may be joined.
     written = write_report(tmp_path, title="t", clips=[clip()], curves={}, table=[], settings={})
     page = Page(written["report"].read_text())
