@@ -7,10 +7,9 @@ from pyratok_jax.models.alignment import Alignment
 from pyratok_jax.models.language.config import tiny
 from pyratok_jax.models.language.model import LanguageModel
 from pyratok_jax.models.language.text import TextEncoder
-from pyratok_jax.models.pyratok.config import PyraTokConfig
 from pyratok_jax.models.pyratok.model import PyraTok
-from pyratok_jax.models.wan_vae.config import WanVAEConfig
 from pyratok_jax.tokenizer import Tokenizer
+from tests.tiny_tokenizer import GRIDS, tiny_config
 
 
 class Letters:
@@ -29,19 +28,9 @@ class Letters:
 
 def language_tokenizer() -> Tokenizer:
     """A tiny random tokenizer with a tiny random language model."""
-    vae = WanVAEConfig(base_dim=4, z_dim=4, latents_mean=(0.1,) * 4, latents_std=(1.5,) * 4)
     language = LanguageModel(tiny(vocabulary=128), rngs=nnx.Rngs(1))
     width = language.config.width
-    config = PyraTokConfig(
-        vae=vae,
-        grids=((4, 16), (4, 8)),
-        bits=6,
-        width=16,
-        heads=2,
-        text_width=width,
-        synthesis_width=8,
-        lora_rank=2,
-    )
+    config = tiny_config(grids=GRIDS[-2:], text_width=width)
     return Tokenizer(
         PyraTok(config, rngs=nnx.Rngs(0)),
         text=TextEncoder(language),

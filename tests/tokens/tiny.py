@@ -12,19 +12,9 @@ from flax import nnx
 
 from pyratok_jax.models.pyratok.config import PyraTokConfig
 from pyratok_jax.models.pyratok.model import PyraTok
-from pyratok_jax.models.wan_vae.config import WanVAEConfig
 from pyratok_jax.nn.text_attention import TextCondition
 from pyratok_jax.tokenizer import ClipTokenizer, Tokenizer
-
-GRIDS = ((1, 16), (2, 16), (4, 16), (4, 8))
-
-
-def tiny_config(bits: int) -> PyraTokConfig:
-    vae = WanVAEConfig(base_dim=4, z_dim=4, latents_mean=(0.1,) * 4, latents_std=(1.5,) * 4)
-    return PyraTokConfig(
-        vae=vae, grids=GRIDS, bits=bits, width=16, heads=2, text_width=12, synthesis_width=8,
-        lora_rank=2,
-    )  # fmt: skip
+from tests.tiny_tokenizer import GRIDS, tiny_config
 
 
 class PixelTokenizer(ClipTokenizer):
@@ -33,7 +23,7 @@ class PixelTokenizer(ClipTokenizer):
     text = folder = None
 
     def __init__(self, seed: int = 0, bits: int = 6):
-        self.config = tiny_config(bits)
+        self.config = tiny_config(bits=bits)
         self.checkpoint_hash = f"tiny-{seed}-{bits}"
 
     def encode_padded(self, video, captions=None):
@@ -77,7 +67,7 @@ class LetterEmbeddings(Tokenizer):
 @functools.cache
 def tiny_network() -> Tokenizer:
     """A tiny PyraTok with random weights."""
-    return LetterEmbeddings(_random(tiny_config(6)), checkpoint_hash="tiny-network")
+    return LetterEmbeddings(_random(tiny_config()), checkpoint_hash="tiny-network")
 
 
 def _random(config: PyraTokConfig) -> PyraTok:

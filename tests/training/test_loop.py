@@ -12,13 +12,9 @@ from pyratok_jax.training.loop.monitoring import over_processes, profiled_steps
 from pyratok_jax.training.loop.train import train
 from tests.compiler_flags import plain_environment
 from tests.training.processes import rows
-from tests.training.worker import LineTask, without_tensorboard
+from tests.training.worker import LineTask
 
-
-@pytest.fixture(autouse=True)
-def no_tensorboard(monkeypatch):
-    monkeypatch.setitem(sys.modules, "clu.metric_writers", None)
-    without_tensorboard()
+pytestmark = pytest.mark.usefixtures("no_tensorboard")
 
 
 def config(**changes):

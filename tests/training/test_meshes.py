@@ -66,16 +66,17 @@ def settings(world: Path, folder: Path, changes: Settings) -> Settings:
     return {"world": str(world), "workdir": str(folder), "config": TEN, **outputs, **changes}
 
 
-@pytest.fixture(scope="module")
-def small(world, tmp_path_factory) -> Ran:
-    root = tmp_path_factory.mktemp("small")
+def runner(
+    world: Path, root: Path, choose: Callable[[Group], dict[str, Settings]], timeout: float = 900
+) -> Ran:
+    """Runs the trainings that `choose` picks of a group, once."""
 
     @functools.cache
     def ran(name: str) -> Path:
         group = GROUPS[name]
-        trainings = {run: {"mesh": mesh} for run, mesh in group.ten_steps.items()} | group.others
+        trainings = choose(group)
         made = [settings(world, root / name / run, x) for run, x in trainings.items()]
-        ended = finish(launch(made, group.count, group.devices))
+        ended = finish(launch(made, group.count, group.devices), timeout)
         code = -9 if "killed" in trainings else 0
         assert [found for found, _ in ended] == [code] * group.count, ended[0][1][-4000:]
         return root / name
@@ -84,20 +85,19 @@ def small(world, tmp_path_factory) -> Ran:
 
 
 @pytest.fixture(scope="module")
+def small(world, tmp_path_factory) -> Ran:
+    def choose(group: Group) -> dict[str, Settings]:
+        return {run: {"mesh": mesh} for run, mesh in group.ten_steps.items()} | group.others
+
+    return runner(world, tmp_path_factory.mktemp("small"), choose)
+
+
+@pytest.fixture(scope="module")
 def demo(world, tmp_path_factory) -> Ran:
-    root = tmp_path_factory.mktemp("demo")
+    def choose(group: Group) -> dict[str, Settings]:
+        return {run: {"mesh": mesh, "task": "demo"} for run, mesh in group.ten_steps.items()}
 
-    @functools.cache
-    def ran(name: str) -> Path:
-        group = GROUPS[name]
-        made = [
-            settings(world, root / name / run, {"mesh": mesh, "task": "demo"})
-            for run, mesh in group.ten_steps.items()
-        ]
-        execute(made, group.count, group.devices, timeout=3600)
-        return root / name
-
-    return ran
+    return runner(world, tmp_path_factory.mktemp("demo"), choose, timeout=3600)
 
 
 def losses_agree(folder: Path, one: Path) -> tuple[list[dict], list[dict]]:

@@ -21,6 +21,13 @@ from tests.training.tiny import arrays_equal, clip, tiny_config
 from tests.training.worker import before_each_batch
 
 
+def uncalibrated_config(world):
+    """A training from random levels."""
+    config = tiny_config(world)
+    config.calibration.batches = 0
+    return config
+
+
 @pytest.fixture(scope="module")
 def finished(world, tmp_path_factory):
     """A working folder after a whole run, and what the run said it wrote."""
@@ -75,8 +82,7 @@ def test_only_adapters_levels_synthesis_and_embeddings_change(stopped, world):
 def stopped(world, tmp_path_factory):
     """A training that Ctrl-C ended after step 9, and its working folder."""
     workdir = tmp_path_factory.mktemp("stopped") / "work"
-    config = tiny_config(world)
-    config.calibration.batches = 0
+    config = uncalibrated_config(world)
     task = TokenizerTask(config)
 
     def interrupt(number):
@@ -91,8 +97,7 @@ def stopped(world, tmp_path_factory):
 def uncalibrated(world, tmp_path_factory):
     """An undisturbed training from random levels, and its working folder."""
     workdir = tmp_path_factory.mktemp("uncalibrated") / "work"
-    config = tiny_config(world)
-    config.calibration.batches = 0
+    config = uncalibrated_config(world)
     task = TokenizerTask(config)
     trained = train(config, workdir, task)
     task.describe(workdir)
@@ -103,8 +108,7 @@ def test_the_same_seed_gives_the_same_bits_and_resuming_is_exact(
     stopped, uncalibrated, world, tmp_path
 ):
     """20 steps = 9 steps, an interruption, and 11 more; and 20 steps twice are the same."""
-    config = tiny_config(world)
-    config.calibration.batches = 0
+    config = uncalibrated_config(world)
     trained, workdir = stopped
     assert not trained.finished and int(trained.state.step) == 9
     rest = train(config, workdir, TokenizerTask(config))

@@ -1,7 +1,6 @@
 """What may change when a run resumes, what must be asked for, and how changes are kept."""
 
 import json
-import sys
 
 import pytest
 from etils import epath
@@ -10,13 +9,9 @@ from pyratok_jax.errors import UserError, run_cli
 from pyratok_jax.training.config import tokenizer_training_config, training_config
 from pyratok_jax.training.loop.train import train
 from pyratok_jax.training.run_record import RunRecord
-from tests.training.worker import LineTask, without_tensorboard
+from tests.training.worker import LineTask
 
-
-@pytest.fixture(autouse=True)
-def no_tensorboard(monkeypatch):
-    monkeypatch.setitem(sys.modules, "clu.metric_writers", None)
-    without_tensorboard()
+pytestmark = pytest.mark.usefixtures("no_tensorboard")
 
 
 def line_config(**changes):
