@@ -6,7 +6,6 @@ way: from a converted folder to a diffusers folder, with every array equal bit f
 """
 
 import argparse
-import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +27,7 @@ from pyratok_jax.checkpoints.weights import (
     read_config,
 )
 from pyratok_jax.errors import UserError, run_cli
+from pyratok_jax.models.vae_families import config_to_dict
 from pyratok_jax.models.wan_vae.config import WAN21, WAN22, WanVAEConfig
 from pyratok_jax.models.wan_vae.model import WanVAE
 from weights_conversion.command import convert, make_parser
@@ -87,6 +87,15 @@ def source_config(source: TensorSource, path: str | Path | None = None) -> WanVA
         return WanVAEConfig.from_dict(values)
     except (ValueError, TypeError) as error:
         raise UserError(f"{file}: no usable VAE configuration ({error})") from error
+
+
+def recognises(source: TensorSource) -> bool:
+    """Whether tensors are a Wan VAE's, from their names."""
+    try:
+        detect(source)
+    except UserError:
+        return False
+    return True
 
 
 def is_converted(path: Path) -> bool:
@@ -164,7 +173,7 @@ def main(arguments: list[str] | None = None) -> int:
     code = convert(
         options,
         kind=KIND,
-        config=dataclasses.asdict(config),
+        config=config_to_dict(config),
         plan=make_plan(source, config),
         title=title,
     )

@@ -22,7 +22,8 @@ from pyratok_jax.models.dino.model import Dino
 from pyratok_jax.models.language.kernels import GROUPS
 from pyratok_jax.models.language.model import LanguageModel
 from pyratok_jax.models.language.quantization import quantize_model
-from pyratok_jax.models.wan_vae.config import WanVAEConfig
+from pyratok_jax.models.vae_families import config_from_dict, kinds
+from pyratok_jax.models.video_vae import VideoVAEConfig
 
 DEMO_BACKBONE = "builtin:demo-backbone"
 DEMO_VISION = "builtin:demo-vision"
@@ -31,7 +32,7 @@ DEMO_VISION = "builtin:demo-vision"
 class Backbone(NamedTuple):
     """A VAE's sizes, its arrays by name (`encoder.conv_in.kernel`), and their hash."""
 
-    config: WanVAEConfig
+    config: VideoVAEConfig
     arrays: Mapping[str, Any]
     sha256: str
 
@@ -49,7 +50,7 @@ def load_backbone(spec: str, *, sharding: Any = None) -> Backbone:
 
     Args:
         spec: "builtin:demo-backbone", the small VAE shipped with this package, or a folder
-            written by `weights_conversion.wan_vae`.
+            written by `weights_conversion.video_vae`.
         sharding: as `pyratok_jax.checkpoints.weights.load_checkpoint` takes it.
 
     Raises:
@@ -57,9 +58,10 @@ def load_backbone(spec: str, *, sharding: Any = None) -> Backbone:
     """
     if spec.startswith("builtin:"):
         sizes, arrays = _shipped(spec, DEMO_BACKBONE)
-        return Backbone(WanVAEConfig.from_dict(sizes), arrays, weights_hash(arrays))
-    record = read_config(spec, "wan_vae")
-    config = WanVAEConfig.from_dict(record["config"])
+        return Backbone(config_from_dict(sizes), arrays, weights_hash(arrays))
+    families = kinds()
+    record = read_config(spec, *families)
+    config = config_from_dict({"family": families[record["kind"]], **record["config"]})
     shapes = {name: tuple(shape) for name, shape in record["shapes"].items()}
     arrays = load_checkpoint(spec, shapes, sharding=sharding)
     return Backbone(config, arrays, record["sha256"])

@@ -262,7 +262,7 @@ def write_checkpoint(
 
     Args:
         output: the folder to make.
-        kind: model family, e.g. `wan_vae` or `language_model`; checked when loading.
+        kind: of model, e.g. `wan_vae` or `language_model`; checked when loading.
         config: the model's configuration, JSON-able.
         plan: a matched plan; refused when incomplete.
         dtype: dtype of the written arrays.
@@ -359,11 +359,11 @@ def _move(folder: Path, output: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def read_config(folder: str | Path, kind: str) -> dict[str, Any]:
+def read_config(folder: str | Path, *kinds: str) -> dict[str, Any]:
     """The record in a converted folder's `config.json`.
 
     Raises:
-        UserError: no such folder, not one of ours, or a model of another kind.
+        UserError: no such folder, not one of ours, or none of these kinds of model.
     """
     path = Path(folder) / "config.json"
     try:
@@ -376,8 +376,8 @@ def read_config(folder: str | Path, kind: str) -> dict[str, Any]:
         raise UserError(f"{path}: not JSON ({error})") from error
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise UserError(f"{path}: not a converted checkpoint; convert it with weights_conversion")
-    if record.get("kind") != kind:
-        raise UserError(f"{path}: holds a {record.get('kind')}, expected a {kind}")
+    if record.get("kind") not in kinds:
+        raise UserError(f"{path}: holds a {record.get('kind')}, expected a {' or '.join(kinds)}")
     return record
 
 

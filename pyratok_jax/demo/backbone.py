@@ -15,6 +15,7 @@ from pyratok_jax.checkpoints.modules import module_arrays
 from pyratok_jax.checkpoints.pretrained import write_weights
 from pyratok_jax.demo.phased import PhasedTask
 from pyratok_jax.models import video_vae
+from pyratok_jax.models.vae_families import config_to_dict
 from pyratok_jax.models.wan_vae.config import WanVAEConfig
 from pyratok_jax.models.wan_vae.model import WanVAE
 from pyratok_jax.nn import partitioning
@@ -115,5 +116,5 @@ def export(task: BackboneTask, trained: Trained, workdir: Path) -> dict[str, Pat
     )
     arrays = {name: np.asarray(value) for name, value in module_arrays(system.vae).items()}
     path = workdir / f"{workdir.name}.safetensors"
-    write_weights(path, sizes.to_dict(), arrays)
+    write_weights(path, config_to_dict(sizes), arrays)
     return {"weights": path}

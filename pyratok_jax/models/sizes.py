@@ -2,9 +2,10 @@
 
 from pyratok_jax.models.dino.config import DinoConfig
 from pyratok_jax.models.language.config import LanguageConfig, RopeConfig
-from pyratok_jax.models.wan_vae.config import WAN21, WAN22, WanVAEConfig, tiny
+from pyratok_jax.models.video_vae import VideoVAEConfig
+from pyratok_jax.models.wan_vae.config import WAN21, WAN22, tiny
 
-VAES: dict[str, WanVAEConfig] = {"wan2.1": WAN21, "wan2.2-ti2v": WAN22, "demo": tiny()}
+VAES: dict[str, VideoVAEConfig] = {"wan2.1": WAN21, "wan2.2-ti2v": WAN22, "demo": tiny()}
 LANGUAGE_MODELS: dict[str, LanguageConfig] = {
     "qwen2.5-vl-3b": LanguageConfig(
         vocabulary=151936,

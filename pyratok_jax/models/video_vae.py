@@ -1,15 +1,188 @@
-"""Video VAEs over the devices of a mesh: every device runs its clips, or its rows of each frame."""
+"""The interface of a video VAE, and running one with every device computing its part of a batch.
+
+A family of VAEs is a frozen dataclass that is a `VideoVAEConfig`, a module that is a `VideoVAE`,
+and a line in `vae_families`. Tokenizer, training and tools know a VAE by this interface alone.
+"""
+
+import abc
+from typing import Any, ClassVar, NamedTuple
 
 import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from pyratok_jax.models.wan_vae.model import Encoded, WanVAE
+from pyratok_jax.nn.grids import Stride
 from pyratok_jax.nn.partitioning import height_parts, per_device
 from pyratok_jax.nn.stream_cache import Caches, StreamCache
 
 
-def encode(vae: WanVAE, video: Float[Array, "b t h w 3"]) -> Encoded:
-    """`vae.encode`, every device doing its part.
+class Encoded(NamedTuple):
+    """Gaussian posterior of a clip, and the encoder's stage features.
+
+    Attributes:
+        mean: in the VAE's own scale (not normalised).
+        logvar: log-variance.
+        stages: outputs of the encoder stages; strides and widths are in the config.
+    """
+
+    mean: Float[Array, "b t h w z"]
+    logvar: Float[Array, "b t h w z"]
+    stages: tuple[Array, ...]
+
+
+class VideoVAEConfig(abc.ABC):
+    """Sizes of a video VAE. Subclasses are frozen dataclasses.
+
+    Frame 0 stands apart in every family: clips have 1 + a multiple of `frame_step` frames, and a
+    stage of time stride dt has 1 + (t - 1) / dt of them.
+
+    Attributes:
+        family: name in `vae_families`; stored beside the sizes.
+        streams: whether clips can be encoded and decoded in chunks, exactly (`StreamCache`).
+        z_dim: latent channels.
+        latents_mean, latents_std: per-channel statistics by which latents are normalised.
+    """
+
+    family: ClassVar[str]
+    streams: ClassVar[bool] = False
+    z_dim: int
+    latents_mean: tuple[float, ...]
+    latents_std: tuple[float, ...]
+
+    @property
+    @abc.abstractmethod
+    def temporal_factor(self) -> int:
+        """Frames per latent frame after the first."""
+
+    @property
+    @abc.abstractmethod
+    def spatial_factor(self) -> int:
+        """Pixels per latent position along a side."""
+
+    @property
+    @abc.abstractmethod
+    def stage_channels(self) -> tuple[int, ...]:
+        """Channels of each encoder stage's output."""
+
+    @property
+    @abc.abstractmethod
+    def stage_strides(self) -> tuple[Stride, ...]:
+        """(time, space) stride in pixels of each encoder stage's output."""
+
+    @abc.abstractmethod
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain values for a JSON file, without the family."""
+
+    @classmethod
+    @abc.abstractmethod
+    def from_dict(cls, values: dict[str, Any]) -> "VideoVAEConfig":
+        """The configuration that `to_dict` wrote; absent fields take their defaults."""
+
+    @property
+    def frame_step(self) -> int:
+        """Clips have 1 + a multiple of this many frames."""
+        return self.temporal_factor
+
+    @property
+    def frames_rule(self) -> str:
+        """Valid numbers of frames, for messages: "4k+1"."""
+        return f"{self.frame_step}k+1" if self.frame_step > 1 else "at least 1"
+
+    @property
+    def default_grids(self) -> tuple[Stride, ...]:
+        """Strides in pixels of a pyramid with one level per stage, of the last four at most.
+
+        A level has the time stride of its stage; in space it is coarser than the latent by 4, 2, 2
+        and 1, or by 2, 1, 1 and 1 where a latent position already covers 16 pixels a side.
+        """
+        coarser = (4, 2, 2, 1) if self.spatial_factor < 16 else (2, 1, 1, 1)
+        strides = self.stage_strides[-4:]
+        return tuple(
+            (time, self.spatial_factor * ratio)
+            for (time, _), ratio in zip(strides, coarser[-len(strides) :], strict=True)
+        )
+
+    def check_clip(self, t: int, h: int, w: int) -> None:
+        """Refuse a clip of t frames of h x w pixels that the VAE cannot encode.
+
+        Raises:
+            ValueError: naming what frames and sides must be.
+        """
+        step, space = self.frame_step, self.spatial_factor
+        if t < 1 or (t - 1) % step or h % space or w % space:
+            raise ValueError(
+                f"a clip of {t}x{h}x{w} does not suit the VAE: frames must be {self.frames_rule}, "
+                f"sides multiples of {space}; pad it first"
+            )
+
+
+class VideoVAE(nnx.Module, abc.ABC):
+    """Base class of video VAEs; the constructor takes (config, *, rngs, dtype, param_dtype, remat).
+
+    Attributes:
+        config: sizes.
+        encoder: root of the low-rank adapters. Every layer below it that is to be adapted has a
+            `kernel` with last axes (in, out) and a slot `adapter` (see `nn.lora`).
+        remat_policies: the values of `remat` that the constructor takes.
+    """
+
+    remat_policies: ClassVar[tuple[str, ...]] = ("none",)
+    config: VideoVAEConfig
+    encoder: nnx.Module
+
+    @abc.abstractmethod
+    def posterior(
+        self, video: Float[Array, "b t h w 3"], cache: StreamCache | None = None
+    ) -> Encoded:
+        """Posterior of a clip in [-1, 1], whose size is not checked.
+
+        With a cache (only if `config.streams`), of the next chunk: 1 + a multiple of the frame step
+        first, then multiples of it. All chunks together equal the whole clip.
+        """
+
+    @abc.abstractmethod
+    def decode(
+        self, z: Float[Array, "b t h w z"], cache: StreamCache | None = None
+    ) -> Float[Array, "b T H W 3"]:
+        """Video of latents in the VAE's own scale: about [-1, 1], not clamped.
+
+        With a cache (only if `config.streams`), of the next chunk of latent frames.
+        """
+
+    def encode(self, video: Float[Array, "b t h w 3"]) -> Encoded:
+        """Posterior of a clip in [-1, 1].
+
+        Raises:
+            ValueError: a size that the VAE does not take (`VideoVAEConfig.check_clip`).
+        """
+        self.check(*video.shape[1:4])
+        return self.posterior(video)
+
+    def check(self, t: int, h: int, w: int) -> None:
+        """See `VideoVAEConfig.check_clip`."""
+        self.config.check_clip(t, h, w)
+
+    def normalize(self, z: Float[Array, "*n z"]) -> Float[Array, "*n z"]:
+        """Latents in the published normalised scale: (z - mean) / std."""
+        mean, std = self._statistics(z.dtype)
+        return (z - mean) / std
+
+    def denormalize(self, z: Float[Array, "*n z"]) -> Float[Array, "*n z"]:
+        """Inverse of `normalize`."""
+        mean, std = self._statistics(z.dtype)
+        return z * std + mean
+
+    def _statistics(self, dtype: DTypeLike) -> tuple[Array, Array]:
+        return (
+            jnp.asarray(self.config.latents_mean, dtype),
+            jnp.asarray(self.config.latents_std, dtype),
+        )
+
+
+def encode(vae: VideoVAE, video: Float[Array, "b t h w 3"]) -> Encoded:
+    """`vae.encode`, every device computing its clips or its rows of each frame.
 
     Raises:
         ValueError: the clip does not suit the VAE, or its height not the number of devices.
@@ -20,20 +193,20 @@ def encode(vae: WanVAE, video: Float[Array, "b t h w 3"]) -> Encoded:
         return per_device(lambda model, x: model.posterior(x), vae, video)
 
 
-def decode(vae: WanVAE, z: Float[Array, "b t h w z"]) -> Float[Array, "b T H W 3"]:
-    """`vae.decode`, every device doing its part; see `encode`."""
+def decode(vae: VideoVAE, z: Float[Array, "b t h w z"]) -> Float[Array, "b T H W 3"]:
+    """`vae.decode`, every device computing its part; see `encode`."""
     _check(z.shape[2], 1)
     with jax.named_scope("vae_decoder"):
         return per_device(lambda model, x: model.decode(x), vae, z)
 
 
 def encode_next(
-    vae: WanVAE, video: Float[Array, "b t h w 3"], caches: Caches | None
+    vae: VideoVAE, video: Float[Array, "b t h w 3"], caches: Caches | None
 ) -> tuple[Encoded, Caches]:
     """`encode` for the next frames of a clip, with the caches of the frames before (None: none)."""
     _check(video.shape[2], vae.config.spatial_factor)
 
-    def run(model: WanVAE, given: tuple[Array, Caches | None]) -> tuple[Encoded, Caches]:
+    def run(model: VideoVAE, given: tuple[Array, Caches | None]) -> tuple[Encoded, Caches]:
         cache = StreamCache(model, given[1])
         return model.posterior(given[0], cache), cache.caches
 
@@ -41,12 +214,12 @@ def encode_next(
 
 
 def decode_next(
-    vae: WanVAE, z: Float[Array, "b t h w z"], caches: Caches | None
+    vae: VideoVAE, z: Float[Array, "b t h w z"], caches: Caches | None
 ) -> tuple[Float[Array, "b T H W 3"], Caches]:
     """`decode` for the next latents of a clip; see `encode_next`."""
     _check(z.shape[2], 1)
 
-    def run(model: WanVAE, given: tuple[Array, Caches | None]) -> tuple[Array, Caches]:
+    def run(model: VideoVAE, given: tuple[Array, Caches | None]) -> tuple[Array, Caches]:
         cache = StreamCache(model, given[1])
         return model.decode(given[0], cache), cache.caches
 

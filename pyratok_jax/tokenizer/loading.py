@@ -89,7 +89,7 @@ def load_tokenizer(checkpoint: str | Path) -> Tokenizer:
             lambda: Alignment(**values, rngs=nnx.Rngs(0)), "alignment", arrays, {}, workdir
         )
     own = {k: np.asarray(v) for k, v in arrays.items()}
-    parts = [weights_hash(own), backbone.sha256, language_hash, json.dumps(config.to_dict())]
+    parts = [weights_hash(own), backbone.sha256, language_hash, config.fingerprint()]
     digest = hashlib.sha256("|".join(parts).encode()).hexdigest()
     return Tokenizer(
         model,

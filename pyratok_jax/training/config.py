@@ -28,7 +28,7 @@ def training_config(**changes: Any) -> ConfigDict:
       `accumulate` microbatches.
     - optimizer: see `optimizer.make_optimizer`; ema_decay: 0 keeps no averages.
     - dtype: of activations; parameters are float32. remat: "none",
-      "stages", "all", "convs" or "auto" (`wan_vae.encoder.rematerialised`).
+      "stages", "all", "convs" or "auto" (`VideoVAE.remat_policies`).
     - mesh: sizes of the axes, see `sharding.make_mesh`; -1 takes the remaining devices.
     - multi_host: `jax.distributed.initialize` before anything else (`coordinator.join_hosts`).
     - host_timeout, step_timeout: a run on many hosts ends when a host sends no heartbeat for

@@ -23,8 +23,7 @@ from pyratok_jax.models.language.text import TextEncoder
 from pyratok_jax.models.masking import MaskingConfig, mask_video
 from pyratok_jax.models.pyratok.config import PyraTokConfig
 from pyratok_jax.models.pyratok.model import PyraTok
-from pyratok_jax.models.wan_vae.config import WanVAEConfig
-from pyratok_jax.models.wan_vae.model import WanVAE
+from pyratok_jax.models.video_vae import VideoVAE, VideoVAEConfig
 from pyratok_jax.nn import partitioning
 from pyratok_jax.nn.grids import PRESETS, Stride
 from pyratok_jax.nn.lora import LoRAParam, without_adapters
@@ -68,11 +67,13 @@ def is_trainable(name: str, variable: nnx.Variable) -> bool:
     return isinstance(variable, LoRAParam) or name.startswith(TRAINED)
 
 
-def tokenizer_config(config: ConfigDict, vae: Any, text_width: int) -> PyraTokConfig:
+def tokenizer_config(config: ConfigDict, vae: VideoVAEConfig, text_width: int) -> PyraTokConfig:
     """Sizes of the tokenizer that a training config asks for, around a VAE and a text width."""
     values = config.model.tokenizer.to_dict()
     if isinstance(values["grids"], str):
         values["grids"] = _preset(values["grids"])
+    if not values["grids"]:
+        raise UserError("config.model.tokenizer.grids is empty: at least one level is needed")
     return PyraTokConfig(vae=vae, text_width=text_width, **values)
 
 
@@ -86,11 +87,11 @@ def _preset(name: str) -> tuple[Stride, ...]:
 
 def build_system(
     config: ConfigDict,
-    sizes: WanVAEConfig,
+    sizes: VideoVAEConfig,
     language_model: LanguageModel,
     *,
     rngs: nnx.Rngs,
-    vae: WanVAE | None = None,
+    vae: VideoVAE | None = None,
     lpips: nnx.Module | None = None,
     dino: Dino | None = None,
 ) -> TokenizerSystem:

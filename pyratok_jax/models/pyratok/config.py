@@ -1,13 +1,13 @@
 """Sizes of the tokenizer: its VAE, the grids of its levels, and its quantiser."""
 
 import dataclasses
+import json
 from typing import Any
 
 from pyratok_jax.models.pyratok.quantizers.registry import quantizer_kind
-from pyratok_jax.models.wan_vae.config import WanVAEConfig
+from pyratok_jax.models.vae_families import UNNAMED, config_from_dict, config_to_dict
+from pyratok_jax.models.video_vae import VideoVAEConfig
 from pyratok_jax.nn.grids import PRESETS, Stride, check_grids
-
-ENCODER_STAGES = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,8 +16,9 @@ class PyraTokConfig:
 
     Attributes:
         vae: the backbone.
-        grids: strides (time, space) in pixels of each level, or a name in `grids.PRESETS`.
-        stages: which encoder stage (1..4) feeds each level; None takes the last ones.
+        grids: strides (time, space) in pixels of each level, or a name in `grids.PRESETS`; empty
+            takes `vae.default_grids`.
+        stages: which encoder stage, from 1, feeds each level; None takes the last ones.
         bits: bits per token.
         vocabulary: number of valid codes; None means 2^bits.
         width: channels inside a LaPQ block.
@@ -32,8 +33,8 @@ class PyraTokConfig:
         code_width: components of a vector, for quantisers with codebooks of vectors.
     """
 
-    vae: WanVAEConfig
-    grids: tuple[Stride, ...] = PRESETS["pyramid"]
+    vae: VideoVAEConfig
+    grids: tuple[Stride, ...] = ()
     stages: tuple[int, ...] | None = None
     bits: int = 16
     vocabulary: int | None = None
@@ -49,18 +50,19 @@ class PyraTokConfig:
 
     def __post_init__(self) -> None:
         grids = PRESETS[self.grids] if isinstance(self.grids, str) else self.grids
+        grids = grids or self.vae.default_grids
         object.__setattr__(self, "grids", tuple((int(dt), int(ds)) for dt, ds in grids))
         check_grids(self.grids, self.vae.temporal_factor, self.vae.spatial_factor)
-        first = ENCODER_STAGES - len(self.grids) + 1
-        stages = self.stages or tuple(range(first, ENCODER_STAGES + 1))
+        last = len(self.vae.stage_strides)
+        stages = self.stages or tuple(range(last - len(self.grids) + 1, last + 1))
         kind = quantizer_kind(self.quantizer)
         if not kind.quantizer.reads_stages:
-            stages = (ENCODER_STAGES,) * len(self.grids)
+            stages = (last,) * len(self.grids)
         object.__setattr__(self, "stages", tuple(stages))
         if len(stages) != len(self.grids):
             raise ValueError(f"{len(self.grids)} grids need as many stages, not {stages}")
-        if not all(1 <= stage <= ENCODER_STAGES for stage in stages):
-            raise ValueError(f"stages {stages} must lie within 1..{ENCODER_STAGES}")
+        if not all(1 <= stage <= last for stage in stages):
+            raise ValueError(f"stages {stages} must be within 1..{last}")
         kind.config(self)  # It refuses sizes that the quantiser cannot have.
 
     @property
@@ -96,8 +98,19 @@ class PyraTokConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for a JSON file; `from_dict` reads them back."""
         values = dataclasses.asdict(self)
-        values["vae"] = self.vae.to_dict()
+        values["vae"] = config_to_dict(self.vae)
         return values
+
+    def fingerprint(self) -> str:
+        """What the hash of a checkpoint covers: `to_dict` as JSON.
+
+        The VAE's family is left out where it is the one of files that name none, so that tokens
+        made by such a checkpoint still belong to it.
+        """
+        values = self.to_dict()
+        if self.vae.family == UNNAMED:
+            values["vae"] = self.vae.to_dict()
+        return json.dumps(values)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "PyraTokConfig":
@@ -109,7 +122,7 @@ class PyraTokConfig:
         unknown = set(values) - {field.name for field in dataclasses.fields(cls)}
         if unknown:
             raise ValueError(f"unknown keys in the tokenizer's configuration: {sorted(unknown)}")
-        values = dict(values, vae=WanVAEConfig.from_dict(values["vae"]))
+        values = dict(values, vae=config_from_dict(values["vae"]))
         # JSON knows no tuples.
         if isinstance(values.get("grids"), list):
             values["grids"] = tuple((int(dt), int(ds)) for dt, ds in values["grids"])

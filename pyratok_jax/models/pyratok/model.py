@@ -18,7 +18,8 @@ from pyratok_jax.models.pyratok.config import PyraTokConfig
 from pyratok_jax.models.pyratok.lfq import bits_to_ids, ids_to_bits
 from pyratok_jax.models.pyratok.quantizers.base import Level
 from pyratok_jax.models.pyratok.quantizers.registry import build_quantizer
-from pyratok_jax.models.wan_vae.model import WanVAE
+from pyratok_jax.models.vae_families import build_vae
+from pyratok_jax.models.video_vae import VideoVAE
 from pyratok_jax.nn.grids import grid_shape
 from pyratok_jax.nn.lora import add_lora
 from pyratok_jax.nn.stream_cache import Caches, StreamCache
@@ -56,7 +57,7 @@ class PyraTok(nnx.Module):
         config: PyraTokConfig,
         *,
         rngs: nnx.Rngs,
-        vae: WanVAE | None = None,
+        vae: VideoVAE | None = None,
         dtype: DTypeLike = jnp.float32,
         remat: str = "none",
     ):
@@ -70,7 +71,7 @@ class PyraTok(nnx.Module):
             remat: rematerialisation policy of a newly built VAE.
         """
         self.config = config
-        self.vae = vae or WanVAE(config.vae, rngs=rngs, dtype=dtype, remat=remat)
+        self.vae = vae or build_vae(config.vae, rngs=rngs, dtype=dtype, remat=remat)
         if config.lora_rank:
             add_lora(self.vae.encoder, config.lora_rank, config.lora_alpha, rngs=rngs)
         self.quantizer = build_quantizer(config, rngs=rngs, dtype=dtype)
@@ -83,7 +84,8 @@ class PyraTok(nnx.Module):
         """All levels of a clip.
 
         Args:
-            video: values in [-1, 1]; t = 4k+1, sides multiples of `config.spatial_multiple`.
+            video: values in [-1, 1]; frames as `config.vae.frames_rule` says, sides multiples of
+                `config.spatial_multiple`.
             text: captions; None, or a row whose mask is all False, means "no caption".
         """
         posterior = video_vae.encode(self.vae, video)
@@ -154,7 +156,7 @@ class PyraTok(nnx.Module):
     @property
     def streams(self) -> bool:
         """Whether clips can be encoded and decoded in chunks with carried caches."""
-        return self.quantizer.streams
+        return self.quantizer.streams and self.config.vae.streams
 
     def tokenize_next(
         self,

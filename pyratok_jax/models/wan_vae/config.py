@@ -1,7 +1,9 @@
 """Sizes of the Wan video VAEs: one description for both published layouts and small instances."""
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
+
+from pyratok_jax.models.video_vae import VideoVAEConfig
 
 # Per-channel statistics of the latents, as published with the checkpoints.
 _WAN21_MEAN = (
@@ -28,7 +30,7 @@ _WAN22_STD = (
 
 
 @dataclasses.dataclass(frozen=True)
-class WanVAEConfig:
+class WanVAEConfig(VideoVAEConfig):
     """Sizes of one VAE. Names follow the published configuration; defaults are Wan 2.1.
 
     Attributes:
@@ -43,6 +45,9 @@ class WanVAEConfig:
         patch_size: side of the pixel patches folded into channels; None means 1.
         latents_mean, latents_std: statistics by which latents are normalised.
     """
+
+    family: ClassVar[str] = "wan"
+    streams: ClassVar[bool] = True
 
     base_dim: int = 96
     decoder_base_dim: int | None = None

@@ -1,15 +1,16 @@
 """The Wan VAE in whole-clip form: for 4k+1 frames it equals the reference's chunked, cached run."""
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from pyratok_jax.models.video_vae import Encoded, VideoVAE
 from pyratok_jax.models.wan_vae.config import WanVAEConfig
 from pyratok_jax.models.wan_vae.decoder import Decoder
-from pyratok_jax.models.wan_vae.encoder import Encoder
+from pyratok_jax.models.wan_vae.encoder import POLICIES, Encoder
 from pyratok_jax.models.wan_vae.resample import patchify, unpatchify
 from pyratok_jax.nn.causal_conv import CausalConv3d
 from pyratok_jax.nn.stream_cache import StreamCache
@@ -17,22 +18,12 @@ from pyratok_jax.nn.stream_cache import StreamCache
 LOGVAR_RANGE = (-30.0, 20.0)
 
 
-class Encoded(NamedTuple):
-    """Gaussian posterior of a clip, and the encoder's stage features.
-
-    Attributes:
-        mean: in the VAE's own scale (not normalised).
-        logvar: log-variance, clamped to [-30, 20].
-        stages: outputs of the four encoder stages; strides and widths are in the config.
-    """
-
-    mean: Float[Array, "b t h w z"]
-    logvar: Float[Array, "b t h w z"]
-    stages: tuple[Array, ...]
-
-
-class WanVAE(nnx.Module):
+class WanVAE(VideoVAE):
     """Encoder and decoder with the 1x1x1 convolutions around the latent."""
+
+    remat_policies: ClassVar[tuple[str, ...]] = POLICIES
+    config: WanVAEConfig
+    encoder: Encoder
 
     def __init__(
         self,
@@ -60,19 +51,10 @@ class WanVAE(nnx.Module):
         self.quant_conv = CausalConv3d(2 * z, 2 * z, (1, 1, 1), **settings)
         self.post_quant_conv = CausalConv3d(z, z, (1, 1, 1), **settings)
 
-    def encode(self, video: Float[Array, "b t h w 3"]) -> Encoded:
-        """Posterior of a clip in [-1, 1].
-
-        Raises:
-            ValueError: when t is not 4k+1 or a side is not a multiple of the spatial factor.
-        """
-        self.check(*video.shape[1:4])
-        return self.posterior(video)
-
     def posterior(
         self, video: Float[Array, "b t h w 3"], cache: StreamCache | None = None
     ) -> Encoded:
-        """The same without the check; with a cache, one chunk of a clip (see `streaming`)."""
+        """See `VideoVAE.posterior`; log-variances are clamped to [-30, 20]."""
         moments, stages = self.encoder(patchify(video, self.config.patch), cache)
         mean, logvar = jnp.split(self.quant_conv(moments), 2, axis=-1)
         return Encoded(mean, jnp.clip(logvar, *LOGVAR_RANGE), stages)
@@ -80,33 +62,5 @@ class WanVAE(nnx.Module):
     def decode(
         self, z: Float[Array, "b t h w z"], cache: StreamCache | None = None
     ) -> Float[Array, "b T H W 3"]:
-        """Video of latents in the VAE's own scale: about [-1, 1], not clamped.
-
-        With a cache, one chunk of it (see `streaming`).
-        """
+        """See `VideoVAE.decode`."""
         return unpatchify(self.decoder(self.post_quant_conv(z), cache), self.config.patch)
-
-    def normalize(self, z: Float[Array, "*n z"]) -> Float[Array, "*n z"]:
-        """Latents in the published normalised scale: (z - mean) / std."""
-        mean, std = self._statistics(z.dtype)
-        return (z - mean) / std
-
-    def denormalize(self, z: Float[Array, "*n z"]) -> Float[Array, "*n z"]:
-        """Inverse of `normalize`."""
-        mean, std = self._statistics(z.dtype)
-        return z * std + mean
-
-    def _statistics(self, dtype: DTypeLike) -> tuple[Array, Array]:
-        return (
-            jnp.asarray(self.config.latents_mean, dtype),
-            jnp.asarray(self.config.latents_std, dtype),
-        )
-
-    def check(self, t: int, h: int, w: int) -> None:
-        """Raise a ValueError when a clip of t x h x w does not suit the VAE."""
-        time, space = self.config.temporal_factor, self.config.spatial_factor
-        if (t - 1) % time or h % space or w % space:
-            raise ValueError(
-                f"a clip of {t}x{h}x{w} does not suit the VAE: frames must be {time}k+1, sides "
-                f"multiples of {space}; pad it first"
-            )

@@ -21,7 +21,7 @@ from pyratok_jax.data.pipeline import ClipLoader, make_loader
 from pyratok_jax.errors import UserError
 from pyratok_jax.models.pyratok.latent_metric import square_root
 from pyratok_jax.models.pyratok.model import PyraTok
-from pyratok_jax.models.wan_vae.model import WanVAE
+from pyratok_jax.models.vae_families import build_vae
 from pyratok_jax.tokenizer import Tokenizer, to_model_range, to_pixels, write_description
 from pyratok_jax.training.init.decoder_metric import metric_of
 from pyratok_jax.training.init.refinement import Encoded, refine
@@ -54,7 +54,7 @@ class TokenizerTask:
     def _build(self) -> TokenizerSystem:
         config, sizes = self.config, self.backbone.config
         vae = build_module(
-            lambda: WanVAE(
+            lambda: build_vae(
                 sizes, rngs=nnx.Rngs(0), dtype=jnp.dtype(config.dtype), remat=config.remat
             ),
             self.backbone.arrays,

@@ -1,0 +1,94 @@
+"""The families of video VAEs by name. A new one is a folder of `models` and an entry here."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from pyratok_jax.models.video_vae import VideoVAE, VideoVAEConfig
+
+
+class Family(NamedTuple):
+    """What a name stands for.
+
+    Attributes:
+        config: the sizes' class.
+        vae: built as `vae(config, rngs=..., dtype=..., param_dtype=..., remat=...)`.
+        kind: `kind` in the config.json of converted weights.
+    """
+
+    config: type[VideoVAEConfig]
+    vae: type[VideoVAE]
+    kind: str
+
+
+def _wan() -> Family:
+    from pyratok_jax.models.wan_vae.config import WanVAEConfig
+    from pyratok_jax.models.wan_vae.model import WanVAE
+
+    return Family(WanVAEConfig, WanVAE, "wan_vae")
+
+
+# Imported when first asked for, so that code that knows the interface alone loads no family.
+FAMILIES: dict[str, Callable[[], Family]] = {"wan": _wan}
+UNNAMED = "wan"  # the family of files that were written before they named one
+
+
+def vae_family(name: str) -> Family:
+    """The family of that name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name not in FAMILIES:
+        raise ValueError(f"VAE family {name!r} is not one of {', '.join(FAMILIES)}")
+    return FAMILIES[name]()
+
+
+def kinds() -> dict[str, str]:
+    """`kind` of converted weights -> family."""
+    return {vae_family(name).kind: name for name in FAMILIES}
+
+
+def config_to_dict(config: VideoVAEConfig) -> dict[str, Any]:
+    """Family and sizes as plain values for a JSON file; `config_from_dict` reads them back."""
+    return {"family": config.family, **config.to_dict()}
+
+
+def config_from_dict(values: dict[str, Any]) -> VideoVAEConfig:
+    """The configuration written by `config_to_dict`, or sizes without a family, which are Wan's.
+
+    Raises:
+        ValueError: an unknown family, or sizes that do not go together.
+    """
+    values = dict(values)
+    return vae_family(values.pop("family", UNNAMED)).config.from_dict(values)
+
+
+def build_vae(
+    config: VideoVAEConfig,
+    *,
+    rngs: nnx.Rngs,
+    dtype: DTypeLike = jnp.float32,
+    param_dtype: DTypeLike = jnp.float32,
+    remat: str = "none",
+) -> VideoVAE:
+    """A VAE of these sizes with random weights.
+
+    Args:
+        config: sizes; their family says which module.
+        rngs: for the parameters.
+        dtype: of activations.
+        param_dtype: of the stored weights.
+        remat: rematerialisation policy, one of the module's `remat_policies`.
+
+    Raises:
+        ValueError: an unknown family or policy.
+    """
+    make: Any = vae_family(config.family).vae
+    if remat not in make.remat_policies:
+        expected = ", ".join(make.remat_policies)
+        raise ValueError(f"remat policy {remat!r}: expected one of {expected}")
+    return make(config, rngs=rngs, dtype=dtype, param_dtype=param_dtype, remat=remat)
