@@ -13,7 +13,8 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
-from pyratok_jax.models.wan_vae.model import Encoded, WanVAE
+from pyratok_jax.models.video_vae import Encoded
+from pyratok_jax.models.wan_vae.model import WanVAE
 from pyratok_jax.models.wan_vae.streaming import stream_decode, stream_encode
 from pyratok_jax.nn.halo import sharded_height
 

@@ -14,7 +14,8 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float
 
-from pyratok_jax.models.wan_vae.model import Encoded, WanVAE
+from pyratok_jax.models.video_vae import Encoded
+from pyratok_jax.models.wan_vae.model import WanVAE
 from pyratok_jax.nn.stream_cache import Caches, StreamCache
 
 
