@@ -1,11 +1,9 @@
-"""Wan 2.1 VAE: errors of half precision and of tiles, for encode and decode, random weights.
+"""Wan 2.1 VAE: errors of half precision for encode and decode, random weights.
 
     python benchmarks/vae_errors.py [--frames 5] [--height 96] [--width 128] [--base-dim 96]
 
 Prints JSON with relative errors ||y - y0|| / ||y0|| against the whole frame in float32:
-`bfloat16` activations over the same float32 weights, in the form of the CPU and in that of TPUs,
-and tiles of several sizes, which overlap by half. How far tiles are off depends on the weights and
-the picture.
+`bfloat16` activations over the same float32 weights, with the lowering of the CPU and that of TPUs.
 """
 
 import argparse
@@ -19,7 +17,6 @@ from flax import nnx
 
 from pyratok_jax.models.wan_vae.config import WAN21, WanVAEConfig
 from pyratok_jax.models.wan_vae.model import WanVAE
-from pyratok_jax.models.wan_vae.tiling import tiled_decode, tiled_encode
 from pyratok_jax.nn.lowering import conv_lowering
 
 
@@ -56,14 +53,13 @@ def main() -> None:
     parser.add_argument("--height", type=int, default=96)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--base-dim", type=int, default=96)
-    parser.add_argument("--tiles", type=int, nargs="+", default=[64, 32], help="sides in pixels")
     options = parser.parse_args()
     config = dataclasses.replace(WAN21, base_dim=options.base_dim)
     video = clip(options.frames, options.height, options.width)
 
-    def run(dtype, form: str, z: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    def run(dtype, lowering: str, z: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         graph, state = nnx.split(make(config, dtype))
-        with conv_lowering(form):
+        with conv_lowering(lowering):
             mean = jax.jit(lambda s, v: nnx.merge(graph, s).encode(v).mean)(state, video)
             latent = mean if z is None else z
             decoded = jax.jit(lambda s, z: nnx.merge(graph, s).decode(z))(state, latent)
@@ -74,22 +70,12 @@ def main() -> None:
         "clip": list(video.shape),
         "base_dim": options.base_dim,
         "half": {},
-        "tiles": [],
     }
-    for form in ("shifts", "tpu"):
-        half_mean, half_decoded = run(jnp.bfloat16, form, mean)
-        report["half"][form] = {
+    for lowering in ("shifts", "tpu"):
+        half_mean, half_decoded = run(jnp.bfloat16, lowering, mean)
+        report["half"][lowering] = {
             "encode": error(half_mean, mean), "decode": error(half_decoded, decoded)
         }  # fmt: skip
-    vae = make(config, jnp.float32)
-    for tile in options.tiles:
-        overlap = max(tile // 16 * 8, 8)
-        encoded = tiled_encode(vae, video, tile=tile, overlap=overlap)
-        again = tiled_decode(vae, mean, tile=tile // 8, overlap=overlap // 8)
-        report["tiles"].append({
-            "side": tile, "overlap": overlap,
-            "encode": error(encoded, mean), "decode": error(again, decoded),
-        })  # fmt: skip
     print(json.dumps(report, indent=1))
 
 

@@ -33,17 +33,29 @@ def segments(frames: int, side: int) -> Iterator:
 
 def walk(frames: int, side: int, base_dim: int) -> dict[str, float]:
     """Encode and decode all segments in this process."""
+    import jax
     import numpy as np
     from flax import nnx
 
+    from pyratok_jax.models import video_vae
     from pyratok_jax.models.wan_vae.config import tiny
     from pyratok_jax.models.wan_vae.model import WanVAE
-    from pyratok_jax.models.wan_vae.streaming import decode_segments, encode_segments
 
-    vae = WanVAE(tiny(base_dim, 16, False), rngs=nnx.Rngs(0))
-    latents = (encoded.mean for encoded in encode_segments(vae, segments(frames, side)))
-    seen = 0
-    for video in decode_segments(vae, latents):
+    graph, state = nnx.split(WanVAE(tiny(base_dim, 16, False), rngs=nnx.Rngs(0)))
+
+    @jax.jit
+    def encode(state, video, caches):
+        encoded, caches = video_vae.encode_next(nnx.merge(graph, state), video, caches)
+        return encoded.mean, caches
+
+    @jax.jit
+    def decode(state, latent, caches):
+        return video_vae.decode_next(nnx.merge(graph, state), latent, caches)
+
+    seen, read, shown = 0, None, None
+    for segment in segments(frames, side):
+        latent, read = encode(state, segment, read)
+        video, shown = decode(state, latent, shown)
         written = np.clip(np.round((np.asarray(video) + 1) * 127.5), 0, 255).astype(np.uint8)
         seen += written.shape[1]
     assert seen == frames

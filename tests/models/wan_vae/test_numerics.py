@@ -1,4 +1,4 @@
-"""Rematerialisation, half precision, zero input, and tiles."""
+"""Rematerialisation, half precision, and zero input."""
 
 from functools import partial
 
@@ -13,7 +13,6 @@ from pyratok_jax.models.wan_vae import encoder
 from pyratok_jax.models.wan_vae.encoder import LARGE, rematerialised
 from pyratok_jax.models.wan_vae.layers import ResidualBlock
 from pyratok_jax.models.wan_vae.model import WanVAE
-from pyratok_jax.models.wan_vae.tiling import tiled_decode, tiled_encode
 from pyratok_jax.nn.causal_conv import KEPT
 from tests.models.wan_vae.reference import noise, quick, relative, small
 
@@ -119,25 +118,3 @@ def test_half_precision_activations():
     assert 1e-5 < relative(mean.astype(jnp.float32), expected) < 0.05
     decoded = decode(half, expected).astype(jnp.float32)
     assert 1e-5 < relative(decoded, decode(full, expected)) < 0.05
-
-
-def test_tiles():
-    vae = WanVAE(small(False, blocks=1), rngs=nnx.Rngs(0))
-    video = noise(1, 5, 64, 80, 3)
-    whole = quick(encoded_mean, vae, video)
-    # One tile is the whole frame.
-    assert relative(tiled_encode(vae, video, tile=80, overlap=16), whole) < 1e-5
-    near = relative(tiled_encode(vae, video, tile=48, overlap=32), whole)
-    assert 0 < near < 0.5
-    decoded = tiled_decode(vae, whole, tile=6, overlap=4)
-    assert decoded.shape == video.shape
-    # Larger tiles see more of the frame, so they come closer.
-    expected = quick(WanVAE.decode, vae, whole)
-    near, far = (
-        relative(tiled_decode(vae, whole, tile=tile, overlap=tile - 2), expected) for tile in (8, 4)
-    )
-    assert 0 < near < far < 1
-    with pytest.raises(ValueError, match="multiples of 8"):
-        tiled_encode(vae, video, tile=50)
-    with pytest.raises(ValueError, match="smaller than the tile"):
-        tiled_decode(vae, whole, tile=4, overlap=4)

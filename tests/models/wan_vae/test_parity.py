@@ -10,8 +10,8 @@ from flax import nnx
 from pyratok_jax.checkpoints.modules import module_arrays
 from pyratok_jax.models.wan_vae.config import WAN21, WAN22
 from pyratok_jax.models.wan_vae.model import WanVAE
-from pyratok_jax.models.wan_vae.streaming import stream_decode, stream_encode
 from pyratok_jax.nn.lowering import conv_lowering
+from tests.models.wan_vae.chunks import decode_in_chunks, encode_in_chunks
 from tests.models.wan_vae.reference import (
     chunked_decode,
     chunked_encode,
@@ -77,7 +77,7 @@ def test_batch_rows_are_independent(pair):
 
 
 @pytest.mark.parametrize(("batch", "rows"), [(1, 64), (2, 32)])
-def test_form_for_tpus(pair, batch, rows):
+def test_the_lowering_for_tpus(pair, batch, rows):
     """Frames cut into 8 and 4 strips, the latter walked in chunks too: the same values."""
     _, vae = pair
     factor = vae.config.spatial_factor
@@ -85,7 +85,7 @@ def test_form_for_tpus(pair, batch, rows):
     expected = quick(WanVAE.encode, vae, video)
     decoded = quick(WanVAE.decode, vae, expected.mean)
     with conv_lowering("tpu"):
-        ways = [(WanVAE.encode, WanVAE.decode), (stream_encode, stream_decode)]
+        ways = [(WanVAE.encode, WanVAE.decode), (encode_in_chunks, decode_in_chunks)]
         for encode, decode in ways[:batch]:
             found = quick(encode, vae, video)
             for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
