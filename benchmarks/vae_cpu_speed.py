@@ -18,8 +18,9 @@ import torch
 from diffusers import AutoencoderKLWan
 from flax import nnx
 
+from pyratok_jax.checkpoints.conversion import load_arrays
+from pyratok_jax.checkpoints.foreign.sources import sources_from_arrays
 from pyratok_jax.checkpoints.modules import build_module
-from pyratok_jax.checkpoints.weights import load_arrays, sources_from_arrays
 from pyratok_jax.models.wan_vae.config import WAN21
 from pyratok_jax.models.wan_vae.model import WanVAE
 from weights_conversion.wan_vae import make_plan

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pyratok_jax.checkpoints.weights import DTYPES, Plan, read_config, write_checkpoint
+from pyratok_jax.checkpoints.conversion import ConversionPlan, write_checkpoint
+from pyratok_jax.checkpoints.weights import DTYPES, read_config
 
 
 def make_parser(description: str) -> argparse.ArgumentParser:
@@ -26,7 +27,7 @@ def convert(
     *,
     kind: str,
     config: Mapping[str, Any],
-    plan: Plan,
+    plan: ConversionPlan,
     copy: Sequence[Path] = (),
     title: str | None = None,
 ) -> int:

@@ -17,18 +17,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax import nnx
 
-from pyratok_jax.checkpoints.modules import module_shapes
-from pyratok_jax.checkpoints.weights import (
+from pyratok_jax.checkpoints.conversion import (
+    ConversionPlan,
     Entry,
-    Plan,
-    TensorSource,
     conv2d,
     flat,
     identity,
     linear,
     match,
-    open_tensors,
 )
+from pyratok_jax.checkpoints.foreign.sources import TensorSource, open_tensors
+from pyratok_jax.checkpoints.modules import module_shapes
 from pyratok_jax.errors import UserError, run_cli
 from pyratok_jax.models.dino.config import DinoConfig
 from pyratok_jax.models.dino.model import Dino
@@ -241,7 +240,7 @@ def _skip(key: str) -> str | None:
     return None
 
 
-def make_plan(source: TensorSource, **changes: Any) -> tuple[DinoConfig, Plan]:
+def make_plan(source: TensorSource, **changes: Any) -> tuple[DinoConfig, ConversionPlan]:
     """The configuration that a source has, and its match against the module.
 
     Raises:

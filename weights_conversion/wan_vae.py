@@ -15,17 +15,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from pyratok_jax.checkpoints.foreign.sources import TensorSource
+from pyratok_jax.checkpoints.conversion import ConversionPlan, load_arrays, match
+from pyratok_jax.checkpoints.foreign.sources import TensorSource, open_tensors
 from pyratok_jax.checkpoints.modules import build_module, module_shapes
-from pyratok_jax.checkpoints.weights import (
-    FORMAT,
-    Plan,
-    load_arrays,
-    load_checkpoint,
-    match,
-    open_tensors,
-    read_config,
-)
+from pyratok_jax.checkpoints.weights import FORMAT, load_checkpoint, read_config
 from pyratok_jax.errors import UserError, run_cli
 from pyratok_jax.models.vae_families import config_to_dict
 from pyratok_jax.models.wan_vae.config import WAN21, WAN22, WanVAEConfig
@@ -43,7 +36,7 @@ def vae_shapes(config: WanVAEConfig) -> dict[str, tuple[int, ...]]:
     return module_shapes(lambda: WanVAE(config, rngs=nnx.Rngs(0)))
 
 
-def make_plan(source: TensorSource, config: WanVAEConfig) -> Plan:
+def make_plan(source: TensorSource, config: WanVAEConfig) -> ConversionPlan:
     """Match a source against the VAE of `config`; call `check()` on the result."""
     layout = detect(source)
     if layout.is_residual != config.is_residual:

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pyratok_jax.checkpoints.conversion import Entry, conv2d, conv3d, flat
 from pyratok_jax.checkpoints.foreign.sources import TensorSource
-from pyratok_jax.checkpoints.weights import Entry, conv2d, conv3d, flat
 from pyratok_jax.errors import UserError
 from pyratok_jax.models.wan_vae.config import WanVAEConfig
 

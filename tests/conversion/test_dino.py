@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from pyratok_jax.checkpoints.conversion import load_arrays
+from pyratok_jax.checkpoints.foreign.sources import sources_from_arrays
 from pyratok_jax.checkpoints.pretrained import load_dino
-from pyratok_jax.checkpoints.weights import load_arrays, sources_from_arrays
 from pyratok_jax.errors import UserError
 from tests.models.dino import reference
 from weights_conversion import dino

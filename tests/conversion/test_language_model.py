@@ -13,14 +13,15 @@ from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from pyratok_jax.checkpoints.conversion import load_arrays
 from pyratok_jax.checkpoints.foreign.language_config import parse_config
 from pyratok_jax.checkpoints.foreign.language_keys import half_split
 from pyratok_jax.checkpoints.foreign.language_model import (
     load_language_model,
     make_plan,
 )
+from pyratok_jax.checkpoints.foreign.sources import open_tensors, sources_from_arrays
 from pyratok_jax.checkpoints.modules import build_module
-from pyratok_jax.checkpoints.weights import load_arrays, open_tensors, sources_from_arrays
 from pyratok_jax.errors import UserError
 from pyratok_jax.models.language.config import RopeConfig
 from pyratok_jax.models.language.model import LanguageModel

@@ -9,8 +9,8 @@ import torch
 from flax import nnx
 
 from pyratok_jax.checkpoints.foreign import lpips
+from pyratok_jax.checkpoints.foreign.sources import sources_from_arrays
 from pyratok_jax.checkpoints.modules import module_arrays
-from pyratok_jax.checkpoints.weights import sources_from_arrays
 from pyratok_jax.errors import UserError
 from pyratok_jax.models.perceptual.lpips import LPIPS
 
@@ -103,7 +103,7 @@ def test_the_published_weights_are_the_known_ones(published):
     """Against the facts known of both networks, and the lin weights in the `lpips` package."""
     from pathlib import Path
 
-    from pyratok_jax.checkpoints.weights import open_tensors
+    from pyratok_jax.checkpoints.foreign.sources import open_tensors
 
     first = np.asarray(published["vgg"].convs[0].kernel[...])[:, :, 0, 0]
     assert np.allclose(first[0], [-0.55373, 0.14270, 0.52896], atol=1e-5)

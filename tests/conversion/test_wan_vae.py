@@ -12,8 +12,9 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
+from pyratok_jax.checkpoints.foreign.sources import sources_from_arrays
 from pyratok_jax.checkpoints.modules import module_arrays
-from pyratok_jax.checkpoints.weights import read_config, sources_from_arrays
+from pyratok_jax.checkpoints.weights import read_config
 from pyratok_jax.errors import UserError
 from pyratok_jax.models.wan_vae.config import WAN21, WAN22
 from tests.models.wan_vae.reference import small, torch_vae

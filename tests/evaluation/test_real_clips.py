@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from pyratok_jax.checkpoints.foreign import lpips as converter
-from pyratok_jax.checkpoints.weights import open_tensors
+from pyratok_jax.checkpoints.foreign.sources import open_tensors
 from pyratok_jax.data.sources.registry import load_source
 from pyratok_jax.errors import UserError
 from pyratok_jax.evaluation.data.clips import central_clip

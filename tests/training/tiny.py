@@ -7,8 +7,9 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
+from pyratok_jax.checkpoints.conversion import Entry, match, write_checkpoint
+from pyratok_jax.checkpoints.foreign.sources import sources_from_arrays
 from pyratok_jax.checkpoints.modules import module_arrays
-from pyratok_jax.checkpoints.weights import Entry, match, sources_from_arrays, write_checkpoint
 from pyratok_jax.data.config import data_config
 from pyratok_jax.models.dino.config import DinoConfig
 from pyratok_jax.models.dino.model import Dino

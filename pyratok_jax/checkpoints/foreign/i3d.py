@@ -8,18 +8,10 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from pyratok_jax.assets.fetch import extract_member, fetch_package
+from pyratok_jax.checkpoints.conversion import ConversionPlan, Entry, flat, load_arrays, match
+from pyratok_jax.checkpoints.foreign.sources import TensorSource, open_tensors
 from pyratok_jax.checkpoints.modules import build_module, module_shapes
-from pyratok_jax.checkpoints.weights import (
-    Entry,
-    Plan,
-    TensorSource,
-    flat,
-    load_arrays,
-    load_checkpoint,
-    match,
-    open_tensors,
-    read_config,
-)
+from pyratok_jax.checkpoints.weights import load_checkpoint, read_config
 from pyratok_jax.models.perceptual.i3d import BLOCKS, I3D
 
 KIND = "i3d"
@@ -77,7 +69,7 @@ def _make() -> I3D:
     return I3D(rngs=nnx.Rngs(0))
 
 
-def make_plan(source: TensorSource) -> Plan:
+def make_plan(source: TensorSource) -> ConversionPlan:
     """Match a source against the module."""
     return match(source, entries(), module_shapes(_make))
 

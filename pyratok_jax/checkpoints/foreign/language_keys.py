@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from pyratok_jax.checkpoints.conversion import Entry, Transform, identity, linear
 from pyratok_jax.checkpoints.foreign.sources import TensorSource
-from pyratok_jax.checkpoints.weights import Entry, Transform, identity, linear
 from pyratok_jax.errors import UserError
 from pyratok_jax.models.language.config import LanguageConfig
 

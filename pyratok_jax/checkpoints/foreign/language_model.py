@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
+from pyratok_jax.checkpoints.conversion import ConversionPlan, load_arrays, match
 from pyratok_jax.checkpoints.foreign import language_keys
 from pyratok_jax.checkpoints.foreign.archives import PREFIX, packaged
 from pyratok_jax.checkpoints.foreign.language_config import parse_gguf
@@ -13,17 +14,9 @@ from pyratok_jax.checkpoints.foreign.language_tokenizer import (
     gguf_tokenizer,
     load_tokenizer_files,
 )
-from pyratok_jax.checkpoints.foreign.sources import TensorSource
+from pyratok_jax.checkpoints.foreign.sources import TensorSource, open_tensors
 from pyratok_jax.checkpoints.modules import build_module, module_shapes
-from pyratok_jax.checkpoints.weights import (
-    DTYPES,
-    Plan,
-    load_arrays,
-    load_checkpoint,
-    match,
-    open_tensors,
-    read_config,
-)
+from pyratok_jax.checkpoints.weights import DTYPES, load_checkpoint, read_config
 from pyratok_jax.errors import UserError
 from pyratok_jax.models.language.config import LanguageConfig
 from pyratok_jax.models.language.model import LanguageModel
@@ -31,7 +24,7 @@ from pyratok_jax.models.language.model import LanguageModel
 KIND = "language_model"
 
 
-def make_plan(source: TensorSource, config: LanguageConfig) -> Plan:
+def make_plan(source: TensorSource, config: LanguageConfig) -> ConversionPlan:
     """Match a source against the model of `config`; call `check()` on the result."""
     shapes = module_shapes(lambda: LanguageModel(config, rngs=nnx.Rngs(0)))
     return match(

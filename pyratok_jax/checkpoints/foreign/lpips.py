@@ -9,20 +9,18 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from pyratok_jax.assets.fetch import extract_member, fetch_package
-from pyratok_jax.checkpoints.modules import build_module, module_shapes
-from pyratok_jax.checkpoints.weights import (
+from pyratok_jax.checkpoints.conversion import (
+    ConversionPlan,
     Entry,
-    Plan,
-    TensorSource,
     conv2d,
     flat,
     identity,
     load_arrays,
-    load_checkpoint,
     match,
-    open_tensors,
-    read_config,
 )
+from pyratok_jax.checkpoints.foreign.sources import TensorSource, open_tensors
+from pyratok_jax.checkpoints.modules import build_module, module_shapes
+from pyratok_jax.checkpoints.weights import load_checkpoint, read_config
 from pyratok_jax.errors import UserError
 from pyratok_jax.models.perceptual.lpips import LPIPS, TRUNKS
 
@@ -74,7 +72,7 @@ def torch_entries(net: str) -> list[Entry]:
     return entries
 
 
-def make_plan(source: TensorSource, net: str) -> Plan:
+def make_plan(source: TensorSource, net: str) -> ConversionPlan:
     """Match a source, whose layout is told from its names, against the module."""
     pickled = any(key.startswith(_TRUNK_NAMES[net]) for key in source.keys())  # noqa: SIM118
     entries = pickle_entries(net) if pickled else torch_entries(net)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from pyratok_jax.checkpoints.conversion import load_arrays
+from pyratok_jax.checkpoints.foreign.sources import sources_from_arrays
 from pyratok_jax.checkpoints.modules import build_module
-from pyratok_jax.checkpoints.weights import load_arrays, sources_from_arrays
 from pyratok_jax.models.dino.config import DinoConfig
 from pyratok_jax.models.dino.model import Dino, fit_sides
 from pyratok_jax.models.dino.positions import bicubic_matrix
