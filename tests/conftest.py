@@ -31,7 +31,14 @@ gc.set_threshold(100_000, 20, 50)
 jaxtyping.install_import_hook(["pyratok_jax.models", "pyratok_jax.losses"], "beartype.beartype")
 
 # The longest modules, minutes each. A worker that took one of them last would end alone.
-_LONG = ("test_meshes.py", "test_run.py", "test_compile.py", "test_ablations.py")
+_LONG = (
+    "test_meshes.py",
+    "test_run.py",
+    "test_compile.py",
+    "test_previous_stage.py",
+    "test_ablations.py",
+    "test_calibration.py",
+)
 # A worker that holds more lets go of its compiled programs.
 _MEMORY_LIMIT = 3e9
 _TESTS = Path(__file__).parent

@@ -50,6 +50,7 @@ MARKS: dict[str, tuple[str, ...]] = {
         "training/test_evaluators.py",
         "training/test_meshes.py",
         "training/test_monitoring.py",
+        "training/test_previous_stage.py",
         "training/test_run.py",
         "training/test_stored_captions.py",
         "training/test_vision.py",
