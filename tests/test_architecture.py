@@ -4,6 +4,7 @@ import ast
 import re
 import sys
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -93,6 +94,11 @@ def test_files_have_at_most_500_lines():
     files = [*PACKAGE, *CONVERTERS, *(ROOT / "tests").rglob("*.py")]
     lengths = {str(p.relative_to(ROOT)): len(p.read_text().splitlines()) for p in files}
     assert {name: n for name, n in lengths.items() if n > 500} == {}
+
+
+def test_folders_have_at_most_15_modules():
+    folders = Counter(p.parent for p in [*PACKAGE, *CONVERTERS] if p.name != "__init__.py")
+    assert {str(f.relative_to(ROOT)): n for f, n in folders.items() if n > 15} == {}
 
 
 def test_private_modules_of_jax_are_used_in_one_place():

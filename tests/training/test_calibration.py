@@ -12,7 +12,7 @@ from pyratok_jax.nn.grids import depth_to_space
 from pyratok_jax.nn.lowering import conv_lowering
 from pyratok_jax.training.init.decoder_metric import decoder_metric, metric_of
 from pyratok_jax.training.init.refinement import Encoded, refine
-from tests.models.test_pyratok import tiny_config
+from tests.tiny_tokenizer import tiny_config
 
 quantize = nnx.jit(PyraTok.quantize)
 

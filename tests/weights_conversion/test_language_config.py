@@ -8,7 +8,7 @@ import transformers
 from pyratok_jax.checkpoints.foreign.language_config import parse_config
 from pyratok_jax.errors import UserError
 from pyratok_jax.models.language.config import LanguageConfig, RopeConfig
-from tests.conversion.language_configs import GEMMA_4B, QWEN, VISION
+from tests.weights_conversion.language_configs import GEMMA_4B, QWEN, VISION
 
 
 def test_qwen_flat_and_nested_are_one_model():

@@ -9,7 +9,7 @@ import transformers
 from pyratok_jax.checkpoints.foreign.language_config import parse_config
 from pyratok_jax.checkpoints.foreign.language_model import make_plan
 from pyratok_jax.checkpoints.foreign.sources import TensorInfo, TensorSource
-from tests.conversion.language_configs import GEMMA_4B, QWEN, VISION
+from tests.weights_conversion.language_configs import GEMMA_4B, QWEN, VISION
 
 
 def _source(shapes):

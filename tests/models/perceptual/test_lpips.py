@@ -8,7 +8,7 @@ import torch
 from flax import nnx
 
 from pyratok_jax.models.perceptual.lpips import LPIPS, TRUNKS
-from tests.models.lpips_reference import distance
+from tests.models.perceptual.lpips_reference import distance
 
 # Compiled as a whole: one by one, operations take long to compile.
 distances = nnx.jit(lambda model, a, b: model(a, b))
