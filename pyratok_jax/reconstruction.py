@@ -2,9 +2,9 @@
 
 A video is cut into windows of 4k + 1 frames; each is padded, tokenised and decoded on its own, so
 that memory depends on a window's size and not on the video's length. The first frame of every
-window has tokens of its own, which is the price: short windows cost more bits. Beyond a chosen
-length a video is one clip instead, walked in segments with carried caches: without seams and
-without further first frames, in the same memory.
+window has its own tokens, so short windows cost more bits. Beyond a chosen length a video is
+streamed as one clip instead, in segments with carried caches: without seams and without further
+first frames, in the same memory.
 """
 
 import contextlib
@@ -63,7 +63,7 @@ def find_jobs(spec: str, output: Path) -> list[Job]:
     """The inputs that `spec` names: a file, all media below a folder, or a built-in source.
 
     Outputs are named after inputs, with their folders; two files of one folder that differ in
-    their ending only keep it in the name. Whatever lies below `output` is no input.
+    their suffix only keep it in the name. Files below `output` are not inputs.
 
     Raises:
         UserError: nothing there.
@@ -98,7 +98,7 @@ class Reconstructor:
         window: frames encoded at a time, 4k + 1.
         lpips: networks by name, see `evaluation.metrics.Quality`.
         crf: compression of the written videos, 0 (lossless but for colour) to 51.
-        stream_beyond: videos of more frames are one clip, walked in segments; None: never.
+        stream_beyond: videos of more frames are streamed as one clip, in segments; None: never.
 
     Raises:
         UserError: a window that the backbone does not take, or a quantiser that does not stream.
@@ -155,8 +155,8 @@ class Reconstructor:
         paths = output_paths(job, folder)
         with _Outputs(job, paths, info.fps, self._crf) as outputs:
             streamed = self.stream_beyond is not None and job.frames(info) > self.stream_beyond
-            walk = self._as_one_clip if streamed else self._in_windows
-            for clip, reconstruction, ids in walk(job, info, text):
+            parts = self._as_one_clip if streamed else self._in_windows
+            for clip, reconstruction, ids in parts(job, info, text):
                 outputs.write(clip, reconstruction)
                 quality.add(clip, reconstruction)
                 usage.add(ids)

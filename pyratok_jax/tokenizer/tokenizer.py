@@ -25,7 +25,7 @@ from pyratok_jax.tokenizer.programs import Programs
 
 
 class Segment(NamedTuple):
-    """A part of a long clip, what it decodes to, and its token ids (1, t, h, w) per level."""
+    """Frames of a long clip, their reconstruction, and token ids (1, t, h, w) per level."""
 
     frames: UInt8[np.ndarray, "t h w 3"]
     reconstruction: UInt8[np.ndarray, "t h w 3"]
@@ -155,10 +155,10 @@ class Tokenizer(ClipTokenizer):
     def reconstruct_segments(
         self, segments: Iterable[UInt8[np.ndarray, "t h w 3"]], text: TextCondition | None = None
     ) -> Iterator[Segment]:
-        """Reconstruct one long clip piece by piece, in the memory of one piece.
+        """Reconstruct one long clip segment by segment, in the memory of one segment.
 
-        The clip is one clip: its ids are those of `encode` on the whole (up to rounding), and what
-        comes out is what `decode` makes of them all. Only caches go from segment to segment.
+        The ids are those of `encode` on the whole clip (up to rounding), and the frames those that
+        `decode` makes of them. Only caches are carried from segment to segment.
 
         Args:
             segments: consecutive frames of one size. The first has 1 + a multiple of
@@ -171,7 +171,7 @@ class Tokenizer(ClipTokenizer):
         """
         if not self.model.streams:
             raise ValueError(f"quantizer {self.config.quantizer!r} cannot walk a clip in chunks")
-        seen = shown = None
+        encoder_caches = decoder_caches = None
         filled = False
         for number, frames in enumerate(segments):
             if filled:
@@ -179,8 +179,8 @@ class Tokenizer(ClipTokenizer):
             size = self._segment_padding(frames, first=number == 0)
             filled = size.padded_frames != size.frames
             padded = jnp.asarray(pad_to(frames, size)[None])
-            ids, seen = self._programs.tokenize_next(padded, text, seen)
-            video, shown = self._programs.detokenize_next(ids, shown)
+            ids, encoder_caches = self._programs.tokenize_next(padded, text, encoder_caches)
+            video, decoder_caches = self._programs.detokenize_next(ids, decoder_caches)
             reconstruction = crop_clip(np.asarray(video[0]), size)
             yield Segment(frames, reconstruction, tuple(np.asarray(level) for level in ids))
 

@@ -1,8 +1,8 @@
 """LaPQ: one level of language-aligned pyramidal quantisation (paper, Eq. 1).
 
-q(l) = Q_l(q(l-1), F(l), e_t): the encoder's stage feature comes in through a lateral convolution,
-the previous level's codes and the part of the latent that is still missing are added, the result
-attends to the text, and a projection gives the logits whose signs are the code.
+q(l) = Q_l(q(l-1), F(l), e_t): the encoder's stage feature passes a lateral convolution, projections
+of the previous level's codes and of the latent residual are added, the result attends to the text,
+and the signs of its logits are the code.
 """
 
 import jax

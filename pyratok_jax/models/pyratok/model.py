@@ -103,7 +103,7 @@ class PyraTok(nnx.Module):
         text: TextCondition | None,
         cache: StreamCache | None = None,
     ) -> tuple[tuple[Level, ...], Float[Array, "b t h w z"]]:
-        """Levels of given encoder features, and the latent that their codes synthesise.
+        """Levels of encoder features, and the latent that their codes synthesise.
 
         With a cache: those of one chunk of a clip (see `tokenize_next`).
         """
@@ -166,9 +166,8 @@ class PyraTok(nnx.Module):
     ) -> tuple[tuple[UInt32[Array, "b _t _h _w"], ...], ChunkCaches]:
         """`tokenize` for the next frames of a clip.
 
-        At its start these are 1 + a multiple of the VAE's temporal factor, then multiples of it.
-
-        Every chunk's ids, one after the other, are those of the whole clip.
+        The first chunk has 1 + a multiple of the VAE's temporal factor, later ones a multiple. The
+        ids of all chunks, concatenated in time, are those of the whole clip.
         """
         vae_caches, level_caches = caches or (None, None)
         posterior, vae_caches = video_vae.encode_next(self.vae, video, vae_caches)

@@ -1,8 +1,8 @@
-"""The same spatio-temporal region out of every level, small enough for a budget of tokens.
+"""Cropping the same spatio-temporal region out of every level, within a budget of tokens.
 
-The unit is a cell of the coarsest grid: in space one token of the coarsest level and everything
-that lies under it, in time frame 0 or one group of later frames. A region is a rectangle of cells,
-over frame 0 and a run of later groups.
+The unit is a cell of the coarsest grid: in space one token of the coarsest level and all finer
+tokens that it covers, in time frame 0 or one group of later frames. A region is a rectangle of
+cells, over frame 0 and consecutive later groups.
 """
 
 from typing import NamedTuple

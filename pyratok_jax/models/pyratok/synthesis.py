@@ -1,9 +1,9 @@
 """From codes to latent and back: the linear paths between a level's grid and the latent grid.
 
-`Synthesis` is U_l of the latent sum z_hat = sum_l U_l(q(l)); `Analysis` is its mirror image, which
-brings what is still missing of the latent to the level's grid. Both treat a patch of r x r latent
-positions and the group of g token frames that share one latent frame as one vector, as a linear
-transform codec does; frame 0, which stands alone in time, has maps of its own.
+`Synthesis` is U_l in the latent sum z_hat = sum_l U_l(q(l)); `Analysis` is its transpose in shape,
+from the latent residual to logits on the level's grid. Both treat a patch of r x r latent positions
+and the group of g token frames that share one latent frame as one vector, as a linear transform
+codec does; frame 0, which is a latent frame by itself, has its own maps.
 """
 
 from typing import Any
@@ -23,8 +23,8 @@ from pyratok_jax.nn.stream_cache import StreamCache
 class Synthesis(nnx.Module):
     """U_l: codes (b, t, h, w, bits) of one level to latents (b, t', h', w', z), normalised.
 
-    A linear map per patch, then a residual causal convolution whose last layer starts at zero: it
-    learns to smooth over the patches' borders.
+    A linear map per patch, then a residual causal convolution whose last layer is initialised to
+    zero; it learns to remove block artefacts at the edges of patches.
 
     Args:
         stride: the level's strides in pixels.
@@ -79,7 +79,7 @@ class Synthesis(nnx.Module):
 
 
 class Analysis(nnx.Module):
-    """The mirror of `Synthesis`: latents (b, t', h', w', z) to logits (b, t, h, w, bits)."""
+    """The reverse of `Synthesis`: latents (b, t', h', w', z) to logits (b, t, h, w, bits)."""
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class Analysis(nnx.Module):
     def __call__(
         self, residual: Float[Array, "b T H W z"], *, first: bool = True
     ) -> Float[Array, "b t h w bits"]:
-        """Logits from what is still missing of the latent, which starts with frame 0 if `first`."""
+        """Logits of the latent residual, which starts with frame 0 if `first`."""
         patches = space_to_depth(residual, self.patch)
         rest = self.rest(patches[:, 1:] if first else patches)
         b, n, h, w, width = rest.shape

@@ -71,5 +71,5 @@ class ContinuousLatent(Quantizer):
         seed: int = 0,
         steps: int = 300,
     ) -> list[float]:
-        """Nothing to fit, nothing left over."""
+        """Nothing to fit; no error."""
         return [0.0]

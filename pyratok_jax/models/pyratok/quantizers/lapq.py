@@ -78,7 +78,7 @@ class LaPQConfig:
 
 
 class LaPQ(Quantizer):
-    """Levels coarse to fine, each quantising what the earlier ones left of the latent (Eq. 1)."""
+    """Levels coarse to fine, each quantising the latent residual of the earlier ones (Eq. 1)."""
 
     reads_stages = True
     streams = True

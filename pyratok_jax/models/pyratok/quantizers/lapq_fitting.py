@@ -2,9 +2,9 @@
 
 From random weights the straight-through gradient needs thousands of steps to find a code. Here each
 level's linear paths are fitted in turn, coarse to fine, to the latents of a few real clips: the
-analysis starts at the principal directions of what the earlier levels leave over (under a random
-rotation, so that every bit carries a like share), the synthesis is the least-squares answer to the
-resulting signs, and both are then refined together. It changes the first step, not the model.
+analysis starts at the principal directions of the earlier levels' residual (under a random
+rotation, so that every bit carries an equal share), the synthesis is the least-squares solution for
+the resulting signs, and both are then refined together. It changes the first step, not the model.
 `training.init.refinement` continues from here with all levels together.
 """
 

@@ -1,4 +1,4 @@
-"""Lookup-free quantisation of the final latent: one stage, or several on what is left over."""
+"""Lookup-free quantisation of the final latent: one stage, or several residual ones."""
 
 import dataclasses
 from typing import Any
@@ -90,7 +90,7 @@ def _text_width(sizes: TokenizerSizes) -> int | None:
 
 
 class LookupFreeLatent(Quantizer):
-    """Stage i = 0, 1, ... takes the signs of what is left, scaled by 2^-i, and passes on the rest.
+    """Residual stages i = 0, 1, ...: each takes the signs of the residual, scaled by 2^-i.
 
     r_0 = f,  q_i = sign(r_i),  r_(i+1) = r_i - 2^-i q_i,  f_hat = sum_i 2^-i q_i.
 
@@ -172,7 +172,7 @@ class LookupFreeLatent(Quantizer):
     def _fit_signs(
         self, projection: LatentProjection, latents: Latents, rng: np.random.Generator
     ) -> None:
-        """Principal components under a random rotation, so that bits carry like shares."""
+        """Principal components under a random rotation, so that bits carry equal shares."""
         x = sample_patches(latents, projection.patch, rng)
         bits = projection.enter.kernel.shape[-1]
         mean, basis = principal(x, bits)

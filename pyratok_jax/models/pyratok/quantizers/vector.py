@@ -52,7 +52,7 @@ class VectorConfig:
         vocabulary: vectors per codebook; None means 2^bits.
         hidden: channels of the smoothing convolution.
         code_width: components of a vector.
-        grouped: level i quantises the i-th part of the features; otherwise what is left over.
+        grouped: level i quantises the i-th part of the features; otherwise the residual.
     """
 
     channels: int
@@ -76,7 +76,7 @@ class VectorConfig:
 
     @classmethod
     def residual(cls, sizes: TokenizerSizes) -> "VectorConfig":
-        """Codebooks on what is left.
+        """Codebooks on the residual of earlier levels.
 
         Raises:
             ValueError: see `check_latent_grids`.
@@ -98,7 +98,7 @@ class VectorConfig:
 class VectorLatent(Quantizer):
     """Codebooks of vectors on the projected latent, one per level.
 
-    Residual: level i quantises what levels before it left over, and vectors are added. Grouped:
+    Residual: level i quantises the residual of earlier levels, and vectors are added. Grouped:
     level i quantises the i-th part of the features, and vectors are joined. With one level both
     are plain vector quantisation. Text is not used.
     """
@@ -170,7 +170,7 @@ class VectorLatent(Quantizer):
         seed: int = 0,
         steps: int = 300,
     ) -> list[float]:
-        """Principal components, then k-means on each group, or on what earlier levels left over."""
+        """Principal components, then k-means on each group or on the residual of earlier levels."""
         rng = np.random.default_rng(seed)
         root = np.eye(latents[0].shape[-1]) if root is None else root
         patches = sample_patches(latents, self.projection.patch, rng)
