@@ -257,7 +257,7 @@ class SequenceLoader(ResumableLoader[TokenBatch]):
         """Step, seed and the dataset's fingerprint; plain JSON."""
         return {**super().get_state(), "dataset": self._fingerprint}
 
-    def set_state(self, state: Mapping[str, int | str]) -> None:  # type: ignore[override]
+    def set_state(self, state: Mapping[str, int | str]) -> None:
         """Resume at a saved step.
 
         Raises:
