@@ -33,14 +33,8 @@ def convert(
 ) -> int:
     """Check the plan, write the folder with a progress bar, and say what was done. Returns 0."""
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+
+    from pyratok_jax.io.progress import progress_bar
 
     console = Console(highlight=False)
     plan.check()
@@ -49,15 +43,8 @@ def convert(
     if arguments.dry_run:
         console.print("dry run: everything fits, nothing written")
         return 0
-    columns: Any = (
-        TextColumn("converting"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=len(plan.shapes))
+    with progress_bar(console, only_on_terminal=True) as bar:
+        task = bar.add_task("converting", total=len(plan.shapes))
         output = write_checkpoint(
             arguments.output,
             kind=kind,

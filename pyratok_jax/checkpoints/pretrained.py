@@ -17,6 +17,7 @@ from jax.typing import DTypeLike
 from pyratok_jax.checkpoints.modules import build_module, module_shapes
 from pyratok_jax.checkpoints.weights import load_checkpoint, read_config, weights_hash
 from pyratok_jax.errors import UserError
+from pyratok_jax.io.atomic import write_bytes
 from pyratok_jax.models.dino.config import DinoConfig
 from pyratok_jax.models.dino.model import Dino
 from pyratok_jax.models.language.kernels import GROUPS
@@ -114,16 +115,11 @@ def _shipped(spec: str, known: str) -> tuple[dict[str, Any], dict[str, np.ndarra
 def write_weights(
     path: Path, sizes: Mapping[str, Any], arrays: Mapping[str, np.ndarray], dtype: Any = np.float16
 ) -> None:
-    """Write a module as one safetensors file with its sizes in the header; replaced when whole."""
-    import os
-
+    """Write a module as one safetensors file with its sizes in the header, atomically."""
     import safetensors.numpy
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.tmp")
     stored = {name: np.ascontiguousarray(array, dtype) for name, array in arrays.items()}
-    safetensors.numpy.save_file(stored, scratch, {"config": json.dumps(dict(sizes))})
-    os.replace(scratch, path)
+    write_bytes(path, safetensors.numpy.save(stored, {"config": json.dumps(dict(sizes))}))
 
 
 def load_language(spec: str, *, dtype: Any = None, remat: str = "none", bits: int = 0) -> Language:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 PLAN = "export.json"
 DATASET = "tokens"
 # What turns a clip's frames and caption into tokens, with all that these modules import.
-_ENCODER_MODULES = ("tokenizer", "tokens.blocks", "tokens.frames", "data.padding")
+_ENCODER_MODULES = ("tokenizer", "tokens.blocks", "data.padding")
 
 
 @dataclasses.dataclass(frozen=True)

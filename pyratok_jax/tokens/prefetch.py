@@ -12,8 +12,7 @@ from pyratok_jax.data.padding import Padding, pad_clip
 from pyratok_jax.data.sources.records import ClipRecord
 from pyratok_jax.data.video.decoding import with_back_off
 from pyratok_jax.data.video.files import BrokenVideoError
-from pyratok_jax.tokens.blocks import Block, cut_blocks
-from pyratok_jax.tokens.frames import open_clip
+from pyratok_jax.tokens.blocks import Block, cut_blocks, open_clip
 from pyratok_jax.tokens.plan import ExportOptions
 
 T = TypeVar("T")

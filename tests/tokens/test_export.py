@@ -17,7 +17,7 @@ from pyratok_jax.data.sources.registry import load_source
 from pyratok_jax.data.video.files import BrokenVideoError, iter_frames, read_image
 from pyratok_jax.errors import UserError
 from pyratok_jax.io import sharded_job
-from pyratok_jax.tokens import TokenDataset, exporting, frames
+from pyratok_jax.tokens import TokenDataset, blocks, exporting
 from pyratok_jax.tokens import prefetch as reading
 from pyratok_jax.tokens.blocks import WindowJoiner, cut_blocks, tile_starts
 from pyratok_jax.tokens.card import write_card
@@ -127,7 +127,7 @@ def test_a_video_that_breaks_late_is_rejected_whole(
                 raise BrokenVideoError(record.path, "it ends early")
             yield frame
 
-    monkeypatch.setattr(frames, "clip_frames", breaking)
+    monkeypatch.setattr(blocks, "clip_frames", breaking)
     plan = make_plan(records, tmp_path / "o", shards=1, batch=1)
     export(plan, records, tokenizer, Machine())
     write_card(plan)

@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Int, UInt8
 from ml_collections import ConfigDict
-from rich.progress import track
+from rich.console import Console
 
 from pyratok_jax.checkpoints.modules import build_module
 from pyratok_jax.checkpoints.partition import Partition
@@ -19,6 +19,7 @@ from pyratok_jax.data.captions import CaptionTokenizer
 from pyratok_jax.data.padding import Padding, pad_clip
 from pyratok_jax.data.pipeline import ClipLoader, make_loader
 from pyratok_jax.errors import UserError
+from pyratok_jax.io.progress import track
 from pyratok_jax.models.pyratok.latent_metric import square_root
 from pyratok_jax.models.pyratok.model import PyraTok
 from pyratok_jax.models.vae_families import build_vae
@@ -199,8 +200,9 @@ class TokenizerTask:
 
 def _shown(numbers: Iterator[int], total: int, what: str) -> Iterator[int]:
     """The numbers, with a progress bar on process 0."""
-    hidden = jax.process_index() > 0
-    return iter(track(numbers, f"calibrating: {what}", total, transient=True, disable=hidden))
+    if jax.process_index():
+        return numbers
+    return iter(track(numbers, f"calibrating: {what}", Console(highlight=False), total=total))
 
 
 def _stored_captions(config: ConfigDict, language: Language) -> StoredCaptions:
