@@ -52,6 +52,8 @@ MARKS: dict[str, tuple[str, ...]] = {
         "training/test_monitoring.py",
         "training/test_previous_stage.py",
         "training/test_run.py",
+        "training/test_sharding.py::test_no_large_array_of_the_recipe",
+        "training/test_sharding.py::test_the_full_size_recipe",
         "training/test_stored_captions.py",
         "training/test_vision.py",
     ),
