@@ -12,6 +12,8 @@ from typing import Any, Generic, TypeVar
 import jax
 from flax import nnx
 
+from pyratok_jax.errors import UserError
+
 M = TypeVar("M", bound=nnx.Module)
 Arrays = dict[str, jax.Array]
 # Whether training changes a variable, by its dotted name in the module.
@@ -59,3 +61,30 @@ class Partition(Generic[M]):
             for name, (path, variable) in self._variables.items()
         ]
         return nnx.merge(self._graph, nnx.from_flat_state(flat))
+
+
+def restore_module(
+    make: Callable[[], M], prefix: str, arrays: Mapping[str, Any], origin: str
+) -> tuple[M, Arrays]:
+    """The module that `make` returns with arrays of a checkpoint; nothing is initialised.
+
+    Args:
+        make: builds the module; only its shapes are used.
+        prefix: of the names in `arrays`, before a dot.
+        arrays: by stored name; more than the module has are allowed.
+        origin: where they come from, for the message.
+
+    Returns:
+        the module, and its arrays by stored name without the prefix.
+
+    Raises:
+        UserError: an array is missing or has another shape.
+    """
+    partition = Partition(nnx.eval_shape(make), lambda name, variable: True)
+    values = {}
+    for name, shape in partition.trainable.items():
+        value = arrays.get(f"{prefix}.{name}")
+        if value is None or tuple(value.shape) != tuple(shape.shape):
+            raise UserError(f"{origin} at {prefix}.{name}")
+        values[name] = value
+    return partition.merge(values), values

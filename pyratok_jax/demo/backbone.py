@@ -81,7 +81,7 @@ class BackboneTask(PhasedTask):
             pick = jax.random.permutation(pick_key, video.shape[0] * video.shape[1])[:frames]
             a, b = (x.reshape(-1, *x.shape[2:])[pick] for x in (output, video))
             assert system.lpips is not None
-            terms["lpips"] = jnp.mean(partitioning.with_whole_kernels(system.lpips)(a, b))
+            terms["lpips"] = jnp.mean(partitioning.with_replicated_kernels(system.lpips)(a, b))
             total = total + weights.lpips * terms["lpips"]
         return total, terms
 

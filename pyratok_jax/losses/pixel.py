@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from pyratok_jax.nn.halo import height_axis, with_halo
-from pyratok_jax.nn.partitioning import splits_height, total_over_devices
+from pyratok_jax.nn.partitioning import shards_height, sum_over_devices
 
 FILTER_SIZE = 11
 FILTER_SIGMA = 1.5
@@ -75,11 +75,11 @@ def ssim_loss(
     video: Float[Array, "b t h w c"], reconstruction: Float[Array, "b t h w c"]
 ) -> Float[Array, ""]:
     """1 - mean SSIM over all frames of videos in [-1, 1]; the reconstruction is not clamped."""
-    if not splits_height():
+    if not shards_height():
         x, y = (v.reshape(-1, *v.shape[2:]) for v in (video, reconstruction))
         return 1.0 - jnp.mean(ssim(0.5 * (x + 1.0), 0.5 * (y + 1.0)))
     b, t, h, w, c = video.shape
-    total = total_over_devices(functools.partial(_rows_similarity, h), video, reconstruction)
+    total = sum_over_devices(functools.partial(_rows_similarity, h), video, reconstruction)
     windows = b * t * (h - FILTER_SIZE + 1) * (w - FILTER_SIZE + 1) * c
     return 1.0 - total / float(windows)  # may be beyond 32-bit integers
 

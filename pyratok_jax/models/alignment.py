@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from pyratok_jax.models.language.rope import mixed_positions
 from pyratok_jax.models.pyratok.lfq import bits_to_ids, hard_sign
-from pyratok_jax.nn.partitioning import pinned
+from pyratok_jax.nn.partitioning import constrain_batch_sharding
 
 HEADS = ("lookup_free", "softmax")
 
@@ -112,7 +112,9 @@ class Alignment(nnx.Module):
         """E(q) of codes (or of soft codes) of one level, float32."""
         # Left alone the compiler lets the result lie as the embedding does, by its width, and then
         # puts gigabytes together for a softmax over it.
-        return pinned(q.astype(jnp.float32) @ self.embedding[...] + self.level[...][level])
+        return constrain_batch_sharding(
+            q.astype(jnp.float32) @ self.embedding[...] + self.level[...][level]
+        )
 
     def sequence(self, codes: tuple[Float[Array, "b _t _h _w bits"], ...]) -> VisualSequence:
         """The visual part of the sequence, for codes of all levels."""

@@ -33,8 +33,8 @@ def over_devices(split: Split) -> contextlib.AbstractContextManager[Any]:
     return trace.override(split=split)
 
 
-def splits_height() -> bool:
-    """Whether devices hold parts of frames."""
+def shards_height() -> bool:
+    """Whether the height of frames is sharded."""
     return trace.current().split.height is not None
 
 
@@ -44,39 +44,39 @@ def height_parts() -> int:
     return 1 if axis is None else jax.sharding.get_abstract_mesh().shape[axis]
 
 
-def pinned(x: Shaped[Array, "b ..."]) -> Shaped[Array, "b ..."]:
-    """`x` with its clips over the devices, so that weights are gathered and not activations."""
+def constrain_batch_sharding(x: Shaped[Array, "b ..."]) -> Shaped[Array, "b ..."]:
+    """`x` with its batch sharded over the devices: GSPMD then all-gathers weights (FSDP)."""
     clips = trace.current().split.clips
     return jax.lax.with_sharding_constraint(x, P(clips)) if clips else x
 
 
-def shares_tokens(n: int) -> bool:
-    """Whether devices that share frames also share sequences of so many tokens."""
-    return splits_height() and n % height_parts() == 0
+def can_shard_tokens(n: int) -> bool:
+    """Whether sequences of `n` tokens can be sharded over the devices that share a frame."""
+    return shards_height() and n % height_parts() == 0
 
 
-def shared_tokens(x: Shaped[Array, "b n ..."]) -> Shaped[Array, "b n ..."]:
-    """`pinned`, with the tokens of each clip over the devices that share its frames."""
+def constrain_token_sharding(x: Shaped[Array, "b n ..."]) -> Shaped[Array, "b n ..."]:
+    """`constrain_batch_sharding`, and tokens sharded over the devices that share a frame."""
     split = trace.current().split
-    if not shares_tokens(x.shape[1]):
-        return pinned(x)
+    if not can_shard_tokens(x.shape[1]):
+        return constrain_batch_sharding(x)
     return jax.lax.with_sharding_constraint(x, P(split.clips or None, split.height))
 
 
 def token_multiple() -> int:
-    """Lengths of sequences that devices share well are multiples of this; 1 where none is shared.
+    """Multiple to which sequences are padded for sharding; 1 where none is sharded.
 
-    Each then has whole rows of a TPU's tiles.
+    Every device then has whole rows of a TPU's tiles.
     """
-    return 8 * height_parts() if splits_height() else 1
+    return 8 * height_parts() if shards_height() else 1
 
 
 def convolve(
     layer: Callable[..., Array], x: Float[Array, "b t h w c"], cache: StreamCache | None = None
 ) -> Float[Array, "b t h w d"]:
-    """`layer(x, cache)` for a convolution that keeps the size; of split frames each device's rows.
+    """`layer(x, cache)` for a convolution that keeps the size, each device computing its rows.
 
-    Grids whose rows do not split are computed whole by every device of a group.
+    Grids whose rows do not divide are replicated: every device computes them whole.
     """
     split = trace.current().split
     if split.height is None or cache is not None:
@@ -92,9 +92,9 @@ def convolve(
     return _shard(local, (P(), split.spec), split.spec, split)(state, x)
 
 
-def with_whole_kernels(network: M) -> M:
-    """A frozen network of images for split frames: every device has the kernels of convolutions."""
-    if not splits_height():
+def with_replicated_kernels(network: M) -> M:
+    """A frozen network of images with its convolution kernels replicated, for sharded frames."""
+    if not shards_height():
         return network
     graph, state = nnx.split(network)
     return nnx.merge(
@@ -105,8 +105,8 @@ def with_whole_kernels(network: M) -> M:
     )
 
 
-def total_over_devices(run: Callable[..., Array], *videos: Float[Array, "b t h w c"]) -> Array:
-    """Sum over the devices of what `run` makes of each one's part (see `height.height_axis`)."""
+def sum_over_devices(run: Callable[..., Array], *videos: Float[Array, "b t h w c"]) -> Array:
+    """Sum over the devices of `run` on each one's shard (see `halo.height_axis`)."""
     split = trace.current().split
 
     def local(*parts: Array) -> Array:
@@ -117,7 +117,7 @@ def total_over_devices(run: Callable[..., Array], *videos: Float[Array, "b t h w
 
 
 def per_device(run: Callable[[M, Any], Any], module: M, x: Any) -> Any:
-    """`run(module, x)` with every device doing its clips, or its rows of each frame.
+    """`run(module, x)` in `shard_map`: every device computes its clips, or its rows of frames.
 
     Every array of `x` and of the result has axes (b, t, h, ...).
     """

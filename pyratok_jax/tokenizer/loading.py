@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from pyratok_jax.checkpoints.partition import Partition
+from pyratok_jax.checkpoints.partition import restore_module
 from pyratok_jax.checkpoints.pretrained import load_backbone, load_language
 from pyratok_jax.checkpoints.weights import weights_hash
 from pyratok_jax.checkpoints.working_folder import newest_step, read_parameters
@@ -71,7 +71,10 @@ def load_tokenizer(checkpoint: str | Path) -> Tokenizer:
     _same(workdir, "backbone", description["backbone"], backbone.sha256)
     arrays = read_parameters(workdir, step)
     names = {f"tokenizer.vae.{name}": jnp.asarray(v) for name, v in backbone.arrays.items()}
-    model = _filled(lambda: PyraTok(config, rngs=nnx.Rngs(0)), "tokenizer", arrays, names, workdir)
+    misfit = f"{workdir}: its checkpoint does not fit its {DESCRIPTION}"
+    model, _ = restore_module(
+        lambda: PyraTok(config, rngs=nnx.Rngs(0)), "tokenizer", names | dict(arrays), misfit
+    )
     text, captions, language_hash = None, None, ""
     if description["language_model"]:
         said = description["language_model"]
@@ -85,8 +88,8 @@ def load_tokenizer(checkpoint: str | Path) -> Tokenizer:
     alignment = None
     if description["alignment"]:
         values = description["alignment"]
-        alignment = _filled(
-            lambda: Alignment(**values, rngs=nnx.Rngs(0)), "alignment", arrays, {}, workdir
+        alignment, _ = restore_module(
+            lambda: Alignment(**values, rngs=nnx.Rngs(0)), "alignment", arrays, misfit
         )
     own = {k: np.asarray(v) for k, v in arrays.items()}
     parts = [weights_hash(own), backbone.sha256, language_hash, config.fingerprint()]
@@ -132,16 +135,3 @@ def _same(workdir: Path, what: str, said: dict[str, str], found: str) -> None:
             f"the {what} {said['spec']} is not the one that {workdir} was trained with (SHA-256 "
             f"{found[:12]}, expected {said['sha256'][:12]}); put the original weights back"
         )
-
-
-def _filled(make: Any, prefix: str, arrays: Any, extra: Any, workdir: Path) -> Any:
-    """The module that `make` describes, its arrays taken by name from the checkpoint."""
-    partition = Partition(nnx.eval_shape(make), lambda name, variable: True)
-    values = {}
-    for name, shape in partition.trainable.items():
-        key = f"{prefix}.{name}"
-        value = arrays.get(key, extra.get(key))
-        if value is None or tuple(value.shape) != tuple(shape.shape):
-            raise UserError(f"{workdir}: its checkpoint does not fit its {DESCRIPTION} at {key}")
-        values[name] = value
-    return partition.merge(values)

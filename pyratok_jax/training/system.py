@@ -58,7 +58,7 @@ class TokenizerSystem(nnx.Module):
     def look(self, images: Float[Array, "n h w 3"]) -> DinoFeatures:
         """DINO features of images in [-1, 1] of any size."""
         assert self.dino is not None
-        dino = partitioning.with_whole_kernels(self.dino)
+        dino = partitioning.with_replicated_kernels(self.dino)
         return dino(fit_sides(images, dino.config.patch, self.largest_side))
 
 
@@ -195,7 +195,7 @@ class TokenizerLoss:
             quantizer=tokenizer.quantizer,
             text=text,
             embed=system.alignment.embed,
-            lpips=partitioning.with_whole_kernels(system.lpips) if system.lpips else None,
+            lpips=partitioning.with_replicated_kernels(system.lpips) if system.lpips else None,
             autoregressive=predicted,
             frozen=self._frozen_posterior(tokenizer, masked),
             dino=system.look if self.uses_dino else None,

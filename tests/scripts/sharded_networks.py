@@ -43,7 +43,7 @@ def lowered_for_tpus(layer: nnx.Module, x: jax.Array) -> jax.Array:
 def distance(network: nnx.Module, x: jax.Array) -> jax.Array:
     target = jax.random.uniform(jax.random.key(0), x.shape, minval=-1.0)
     frames = [video.reshape(-1, *video.shape[2:]) for video in (x, target)]
-    return jnp.mean(partitioning.with_whole_kernels(network)(*frames))
+    return jnp.mean(partitioning.with_replicated_kernels(network)(*frames))
 
 
 def cases() -> dict[str, Case]:

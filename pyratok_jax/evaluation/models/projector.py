@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from pyratok_jax.checkpoints.partition import Partition
+from pyratok_jax.checkpoints.partition import restore_module
 from pyratok_jax.checkpoints.weights import weights_hash
 from pyratok_jax.checkpoints.working_folder import newest_step, read_parameters
 from pyratok_jax.errors import UserError
@@ -51,12 +51,10 @@ def load_projector(folder: str | Path, tokenizer: Tokenizer) -> tuple[Projector,
     if step is None:
         raise UserError(f"{folder} holds no checkpoint of a projector yet")
     stored = read_parameters(Path(folder), step)
-    abstract = nnx.eval_shape(lambda: make_projector(arguments, nnx.Rngs(0)))
-    partition = Partition(abstract, lambda name, variable: True)
-    values = {}
-    for name, shape in partition.trainable.items():
-        value = stored.get(f"projector.{name}")
-        if value is None or value.shape != shape.shape:
-            raise UserError(f"{folder}: its checkpoint does not fit its {DESCRIPTION} at {name}")
-        values[name] = value
-    return partition.merge(values), weights_hash({k: np.asarray(v) for k, v in values.items()})
+    projector, values = restore_module(
+        lambda: make_projector(arguments, nnx.Rngs(0)),
+        "projector",
+        stored,
+        f"{folder}: its checkpoint does not fit its {DESCRIPTION}",
+    )
+    return projector, weights_hash({k: np.asarray(v) for k, v in values.items()})

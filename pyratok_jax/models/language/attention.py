@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
-from pyratok_jax.nn.partitioning import shares_tokens
+from pyratok_jax.nn.partitioning import can_shard_tokens
 
 # Queries of a block: long sequences waste less with small ones, and compile longer.
 BLOCK = 512
@@ -41,7 +41,7 @@ def attend(
     s, shared = key.shape[1:3]
     query = query.reshape(b, t, shared, heads // shared, size)
     # Devices that share the queries run one program, whichever of them each has.
-    length = t if shares_tokens(t) else BLOCK
+    length = t if can_shard_tokens(t) else BLOCK
     blocks = []
     for start in range(0, t, length):
         stop = min(start + length, t)

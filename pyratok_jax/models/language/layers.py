@@ -12,7 +12,7 @@ from pyratok_jax.models.language.attention import attend
 from pyratok_jax.models.language.config import LanguageConfig
 from pyratok_jax.models.language.kernels import QuantizedKernel, dequantize_kernel
 from pyratok_jax.models.language.rope import Rotation, rotate
-from pyratok_jax.nn.partitioning import pinned, shared_tokens
+from pyratok_jax.nn.partitioning import constrain_batch_sharding, constrain_token_sharding
 
 
 class LayerContext(NamedTuple):
@@ -127,7 +127,11 @@ class Attention(nnx.Module):
             query, key = self.query_norm(query), self.key_norm(key)
         query, key = rotate(query, turn), rotate(key, turn)
         # Of a sequence that devices share each has its own queries, and all keys and values.
-        query, key, value = shared_tokens(query), pinned(key), pinned(value)
+        query, key, value = (
+            constrain_token_sharding(query),
+            constrain_batch_sharding(key),
+            constrain_batch_sharding(value),
+        )
         if cache is not None:
             place = (0, offset, 0, 0)
             key = jax.lax.dynamic_update_slice(cache[0], key.astype(cache[0].dtype), place)

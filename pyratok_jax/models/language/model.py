@@ -13,7 +13,7 @@ from pyratok_jax.models.language.attention import KEPT
 from pyratok_jax.models.language.config import LanguageConfig
 from pyratok_jax.models.language.layers import DecoderLayer, LayerContext, Linear, RMSNorm
 from pyratok_jax.models.language.rope import frequencies, rotation
-from pyratok_jax.nn.partitioning import shared_tokens
+from pyratok_jax.nn.partitioning import constrain_token_sharding
 
 # What the backward pass keeps of a layer: everything, its matrix products, or its input and what
 # attention gives.
@@ -184,7 +184,7 @@ class LanguageModel(nnx.Module):
         config = self.config
         key_slot = jnp.arange(slots.shape[1])
         query_slot = used + jnp.arange(t)
-        full = shared_tokens(slots[:, None, :] & (key_slot <= query_slot[:, None]))
+        full = constrain_token_sharding(slots[:, None, :] & (key_slot <= query_slot[:, None]))
         turn = rotation(positions, frequencies(config.rope, config.head_dim), config.mrope_section)
         if not config.window:
             return LayerContext(turn, turn, full[:, None], full[:, None], used)
@@ -215,8 +215,8 @@ class LanguageModel(nnx.Module):
         def body(x: Array, one: Any) -> tuple[Array, Any]:
             weights, sliding, pair = one
             layer = nnx.merge(graph, weights)
-            y, pair = layer(shared_tokens(x), context, sliding, pair)
-            y = shared_tokens(y)
+            y, pair = layer(constrain_token_sharding(x), context, sliding, pair)
+            y = constrain_token_sharding(y)
             return y, (x if keep_states else None, pair if keep_cache else None)
 
         return _scan(body, self.remat, x, stacked)
