@@ -32,7 +32,9 @@ def main(folder: str) -> None:
     checkpoints.save(state, {"step": 0})
     count = len(compiled)
     checkpoints.wait()
-    found, data = checkpoints.restore(state)
+    restored = checkpoints.restore(state)
+    assert restored is not None
+    found, data = restored
     checkpoints.close()
     same = all(jax.tree.leaves(jax.tree.map(np.array_equal, found, state)))
     print(json.dumps({"compiled": count, "same": same, "data": data}))

@@ -54,7 +54,7 @@ def draw_film(scene: Scene, frames: int, height: int, width: int) -> Film:
 
 def boxes_of(masks: Bool[np.ndarray, "n t h w"]) -> Int[np.ndarray, "n t 4"]:
     """Tight boxes of masks, see `Film.boxes`."""
-    rows, columns = masks.any(axis=3), masks.any(axis=2)
+    rows, columns = np.any(masks, axis=3), np.any(masks, axis=2)
     left, top = columns.argmax(axis=2), rows.argmax(axis=2)
     right = masks.shape[3] - columns[..., ::-1].argmax(axis=2)
     bottom = masks.shape[2] - rows[..., ::-1].argmax(axis=2)
@@ -116,10 +116,9 @@ def _texture(
     if kind == "gradient":
         share = _resized(rng.uniform(0, 1, (2, 2)), height, width)
     elif kind == "noise":
-        share = sum(
-            _resized(rng.uniform(0, 1, (cells, cells)), height, width) * weight
-            for cells, weight in ((3, 0.5), (7, 0.3), (17, 0.2))
-        )
+        share = np.zeros((height, width), np.float32)
+        for cells, weight in ((3, 0.5), (7, 0.3), (17, 0.2)):
+            share = share + _resized(rng.uniform(0, 1, (cells, cells)), height, width) * weight
     else:
         scale = rng.uniform(0.06, 0.16) * min(height, width)
         y, x = np.mgrid[:height, :width]
