@@ -21,6 +21,10 @@ from pyratok_jax.nn.text_attention import TextCondition
 Latent = Float[Array, "b t h w z"]
 Latents = Sequence[Float[Array | np.ndarray, "b t h w z"]]
 Codes = tuple[Float[Array, "b _t _h _w bits"], ...]
+Stages = tuple[Array, ...]  # Outputs of all encoder stages.
+Text = TextCondition | None
+Cache = StreamCache | None
+Root = Float[np.ndarray, "z z"] | None  # Of the latent's metric (`latent_metric`).
 
 
 class Level(NamedTuple):
@@ -38,6 +42,9 @@ class Level(NamedTuple):
     q: Float[Array, "b t h w bits"]
     text_logits: Float[Array, "b t h w bits"]
     vectors: Float[Array, "b t h w d"] | None = None
+
+
+Quantized = tuple[tuple[Level, ...], Latent]
 
 
 @runtime_checkable
@@ -113,12 +120,8 @@ class Quantizer(nnx.Module, abc.ABC):
 
     @abc.abstractmethod
     def __call__(
-        self,
-        stages: tuple[Array, ...],
-        target: Latent,
-        text: TextCondition | None,
-        cache: StreamCache | None = None,
-    ) -> tuple[tuple[Level, ...], Latent]:
+        self, stages: Stages, target: Latent, text: Text, cache: Cache = None
+    ) -> Quantized:
         """Levels, coarse to fine, and the normalised latent that their codes synthesise.
 
         Args:
@@ -129,17 +132,12 @@ class Quantizer(nnx.Module, abc.ABC):
         """
 
     @abc.abstractmethod
-    def synthesize(self, codes: Codes, cache: StreamCache | None = None) -> Latent:
+    def synthesize(self, codes: Codes, cache: Cache = None) -> Latent:
         """Normalised latent of the codes of all levels; with a cache, of one chunk of a clip."""
 
     @abc.abstractmethod
     def fit(
-        self,
-        latents: Latents,
-        *,
-        root: Float[np.ndarray, "z z"] | None = None,
-        seed: int = 0,
-        steps: int = 300,
+        self, latents: Latents, *, root: Root = None, seed: int = 0, steps: int = 300
     ) -> list[float]:
         """Fit a fresh quantiser to normalised latents of real clips, in place.
 

@@ -4,22 +4,10 @@ import dataclasses
 from typing import NoReturn
 
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
 
-from pyratok_jax.models.pyratok.quantizers.base import (
-    Codes,
-    Latent,
-    Latents,
-    Level,
-    Quantizer,
-    TokenizerSizes,
-    check_latent_grids,
-)
-from pyratok_jax.nn.stream_cache import StreamCache
-from pyratok_jax.nn.text_attention import TextCondition
+from pyratok_jax.models.pyratok.quantizers import base
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,17 +15,17 @@ class ContinuousConfig:
     """There is nothing to choose."""
 
     @classmethod
-    def of(cls, sizes: TokenizerSizes) -> "ContinuousConfig":
+    def of(cls, sizes: base.TokenizerSizes) -> "ContinuousConfig":
         """Those of a tokenizer.
 
         Raises:
             ValueError: see `check_latent_grids`.
         """
-        check_latent_grids(sizes, several_levels=False)
+        base.check_latent_grids(sizes, several_levels=False)
         return cls()
 
 
-class ContinuousLatent(Quantizer):
+class ContinuousLatent(base.Quantizer):
     """Passes the normalised latent on as it is."""
 
     makes_tokens = False
@@ -46,16 +34,12 @@ class ContinuousLatent(Quantizer):
         """It has no weights."""
 
     def __call__(
-        self,
-        stages: tuple[Array, ...],
-        target: Latent,
-        text: TextCondition | None,
-        cache: StreamCache | None = None,
-    ) -> tuple[tuple[Level, ...], Latent]:
+        self, stages: base.Stages, target: base.Latent, text: base.Text, cache: base.Cache = None
+    ) -> base.Quantized:
         """No levels, and the latent itself."""
         return (), target
 
-    def synthesize(self, codes: Codes, cache: StreamCache | None = None) -> NoReturn:
+    def synthesize(self, codes: base.Codes, cache: base.Cache = None) -> NoReturn:
         """Refuse: there are no codes.
 
         Raises:
@@ -64,12 +48,7 @@ class ContinuousLatent(Quantizer):
         raise ValueError("quantizer none makes no tokens: there is nothing to decode from")
 
     def fit(
-        self,
-        latents: Latents,
-        *,
-        root: Float[np.ndarray, "z z"] | None = None,
-        seed: int = 0,
-        steps: int = 300,
+        self, latents: base.Latents, *, root: base.Root = None, seed: int = 0, steps: int = 300
     ) -> list[float]:
         """Nothing to fit; no error."""
         return [0.0]

@@ -4,24 +4,15 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from pyratok_jax.models.pyratok.lapq import LaPQBlock
-from pyratok_jax.models.pyratok.quantizers.base import (
-    Codes,
-    Latent,
-    Latents,
-    Level,
-    Quantizer,
-    TokenizerSizes,
-)
+from pyratok_jax.models.pyratok.quantizers import base
 from pyratok_jax.models.pyratok.quantizers.lapq_fitting import fit_levels
 from pyratok_jax.models.pyratok.synthesis import Synthesis
 from pyratok_jax.nn.grids import Stride
-from pyratok_jax.nn.stream_cache import StreamCache
 from pyratok_jax.nn.text_attention import TextCondition
 
 
@@ -58,7 +49,7 @@ class LaPQConfig:
     synthesis_width: int
 
     @classmethod
-    def of(cls, sizes: TokenizerSizes) -> "LaPQConfig":
+    def of(cls, sizes: base.TokenizerSizes) -> "LaPQConfig":
         """Those of a tokenizer."""
         stages = sizes.level_stages
         return cls(
@@ -77,7 +68,7 @@ class LaPQConfig:
         )
 
 
-class LaPQ(Quantizer):
+class LaPQ(base.Quantizer):
     """Levels coarse to fine, each quantising the latent residual of the earlier ones (Eq. 1)."""
 
     reads_stages = True
@@ -102,14 +93,10 @@ class LaPQ(Quantizer):
         )
 
     def __call__(
-        self,
-        stages: tuple[Array, ...],
-        target: Latent,
-        text: TextCondition | None,
-        cache: StreamCache | None = None,
-    ) -> tuple[tuple[Level, ...], Latent]:
+        self, stages: base.Stages, target: base.Latent, text: base.Text, cache: base.Cache = None
+    ) -> base.Quantized:
         """As `Quantizer.__call__`."""
-        levels: list[Level] = []
+        levels: list[base.Level] = []
         latent = jnp.zeros_like(target)
         for stage, block, synthesis in zip(self.stages, self.blocks, self.synthesis, strict=True):
             missing = target - jax.lax.stop_gradient(latent)
@@ -119,25 +106,20 @@ class LaPQ(Quantizer):
             levels.append(level)
         return tuple(levels), latent
 
-    def synthesize(self, codes: Codes, cache: StreamCache | None = None) -> Latent:
+    def synthesize(self, codes: base.Codes, cache: base.Cache = None) -> base.Latent:
         """The sum of all levels' syntheses, in the order in which `__call__` adds them."""
         parts = [synthesis(q, cache) for synthesis, q in zip(self.synthesis, codes, strict=True)]
         return sum(parts[1:], parts[0])
 
     def fit(
-        self,
-        latents: Latents,
-        *,
-        root: Float[np.ndarray, "z z"] | None = None,
-        seed: int = 0,
-        steps: int = 300,
+        self, latents: base.Latents, *, root: base.Root = None, seed: int = 0, steps: int = 300
     ) -> list[float]:
         """Fit every level's linear maps in turn (`lapq_fitting`)."""
         maps = [(block.analysis, u) for block, u in zip(self.blocks, self.synthesis, strict=True)]
         return fit_levels(maps, latents, root=root, seed=seed, steps=steps)
 
     def attention_maps(
-        self, stages: tuple[Array, ...], target: Latent, levels: tuple[Level, ...],
+        self, stages: tuple[Array, ...], target: base.Latent, levels: tuple[base.Level, ...],
         text: TextCondition,
     ) -> tuple[Float[Array, "b _t _h _w l"], ...]:  # fmt: skip
         """With which weights each token of `levels` attended to the words: mean over heads."""

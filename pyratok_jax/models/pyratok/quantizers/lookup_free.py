@@ -8,28 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
 
 from pyratok_jax.models.pyratok.lfq import quantize
-from pyratok_jax.models.pyratok.quantizers.base import (
-    Codes,
-    Latent,
-    Latents,
-    Level,
-    Quantizer,
-    TokenizerSizes,
-    check_latent_grids,
-    latent_sizes,
-)
-from pyratok_jax.models.pyratok.quantizers.fitting import (
-    principal,
-    sample_patches,
-    set_projection,
-    share_left,
-)
+from pyratok_jax.models.pyratok.quantizers import base, fitting
 from pyratok_jax.models.pyratok.quantizers.projection import LatentProjection
-from pyratok_jax.nn.stream_cache import StreamCache
-from pyratok_jax.nn.text_attention import TextAttention, TextCondition
+from pyratok_jax.nn.text_attention import TextAttention
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,32 +47,32 @@ class LookupFreeConfig:
             )
 
     @classmethod
-    def residual(cls, sizes: TokenizerSizes) -> "LookupFreeConfig":
+    def residual(cls, sizes: base.TokenizerSizes) -> "LookupFreeConfig":
         """Several stages; the latent itself where a token has a bit for each of its values.
 
         Raises:
             ValueError: see `check_latent_grids`.
         """
-        check_latent_grids(sizes, several_levels=True)
+        base.check_latent_grids(sizes, several_levels=True)
         direct = sizes.grids[0][1] == sizes.latent_stride[1] and sizes.bits == sizes.vae.z_dim
-        return cls(**latent_sizes(sizes), text_width=_text_width(sizes), project=not direct)
+        return cls(**base.latent_sizes(sizes), text_width=_text_width(sizes), project=not direct)
 
     @classmethod
-    def single(cls, sizes: TokenizerSizes) -> "LookupFreeConfig":
+    def single(cls, sizes: base.TokenizerSizes) -> "LookupFreeConfig":
         """One projected stage.
 
         Raises:
             ValueError: see `check_latent_grids`.
         """
-        check_latent_grids(sizes, several_levels=False)
-        return cls(**latent_sizes(sizes), text_width=_text_width(sizes), project=True)
+        base.check_latent_grids(sizes, several_levels=False)
+        return cls(**base.latent_sizes(sizes), text_width=_text_width(sizes), project=True)
 
 
-def _text_width(sizes: TokenizerSizes) -> int | None:
+def _text_width(sizes: base.TokenizerSizes) -> int | None:
     return sizes.text_width if sizes.text_guidance else None
 
 
-class LookupFreeLatent(Quantizer):
+class LookupFreeLatent(base.Quantizer):
     """Residual stages i = 0, 1, ...: each takes the signs of the residual, scaled by 2^-i.
 
     r_0 = f,  q_i = sign(r_i),  r_(i+1) = r_i - 2^-i q_i,  f_hat = sum_i 2^-i q_i.
@@ -119,12 +102,8 @@ class LookupFreeLatent(Quantizer):
         self.text_prior = nnx.List(nnx.Linear(bits, bits, rngs=rngs) for _ in stages)
 
     def __call__(
-        self,
-        stages: tuple[Array, ...],
-        target: Latent,
-        text: TextCondition | None,
-        cache: StreamCache | None = None,
-    ) -> tuple[tuple[Level, ...], Latent]:
+        self, stages: base.Stages, target: base.Latent, text: base.Text, cache: base.Cache = None
+    ) -> base.Quantized:
         """As `Quantizer.__call__`."""
         left = target.astype(jnp.float32)
         if self.projection is not None:
@@ -138,11 +117,11 @@ class LookupFreeLatent(Quantizer):
                 z = z + update
                 prior = self.text_prior[stage](jax.lax.stop_gradient(pooled))
             q = quantize(z, self.vocabulary)
-            levels.append(Level(z, q, prior))
+            levels.append(base.Level(z, q, prior))
             left = left - scale * jax.lax.stop_gradient(q)
         return tuple(levels), self.synthesize(tuple(level.q for level in levels))
 
-    def synthesize(self, codes: Codes, cache: StreamCache | None = None) -> Latent:
+    def synthesize(self, codes: base.Codes, cache: base.Cache = None) -> base.Latent:
         """As `Quantizer.synthesize`."""
         total = jnp.zeros_like(codes[0])
         for stage, q in enumerate(codes):
@@ -152,12 +131,7 @@ class LookupFreeLatent(Quantizer):
         return total if self.projection is None else self.projection.latent(total)
 
     def fit(
-        self,
-        latents: Latents,
-        *,
-        root: Float[np.ndarray, "z z"] | None = None,
-        seed: int = 0,
-        steps: int = 300,
+        self, latents: base.Latents, *, root: base.Root = None, seed: int = 0, steps: int = 300
     ) -> list[float]:
         """Fit the projection in closed form.
 
@@ -167,15 +141,15 @@ class LookupFreeLatent(Quantizer):
         root = np.eye(latents[0].shape[-1]) if root is None else root
         if self.projection is not None:
             self._fit_signs(self.projection, latents, rng)
-        return share_left(self, latents, root)
+        return fitting.share_left(self, latents, root)
 
     def _fit_signs(
-        self, projection: LatentProjection, latents: Latents, rng: np.random.Generator
+        self, projection: LatentProjection, latents: base.Latents, rng: np.random.Generator
     ) -> None:
         """Principal components under a random rotation, so that bits carry equal shares."""
-        x = sample_patches(latents, projection.patch, rng)
+        x = fitting.sample_patches(latents, projection.patch, rng)
         bits = projection.enter.kernel.shape[-1]
-        mean, basis = principal(x, bits)
+        mean, basis = fitting.principal(x, bits)
         enter = basis @ np.linalg.qr(rng.normal(size=(bits, bits)))[0]
         enter = enter / (np.std((x - mean) @ enter, axis=0) + 1e-6)
         features = jnp.asarray((x - mean) @ enter, jnp.float32)
@@ -185,4 +159,4 @@ class LookupFreeLatent(Quantizer):
             total, left = total + np.asarray(signs), left - signs
         gram = total.T @ total + 1e-3 * len(total) * np.eye(bits)
         leave = np.linalg.solve(gram, total.T @ (x - mean))
-        set_projection(projection, enter, mean, leave)
+        fitting.set_projection(projection, enter, mean, leave)

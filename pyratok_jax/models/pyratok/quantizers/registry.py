@@ -1,5 +1,6 @@
 """The quantisers by name. A new one is a module of this folder and a line here."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -32,9 +33,9 @@ QUANTIZERS: dict[str, Kind] = {
     "none": Kind(ContinuousLatent, ContinuousConfig.of),
     "residual": Kind(LookupFreeLatent, LookupFreeConfig.residual),
     "lfq": Kind(LookupFreeLatent, LookupFreeConfig.single),
-    "vq": Kind(VectorLatent, VectorConfig.single),
-    "gvq": Kind(VectorLatent, VectorConfig.grouped_levels),
-    "rvq": Kind(VectorLatent, VectorConfig.residual),
+    "vq": Kind(VectorLatent, functools.partial(VectorConfig.of, several_levels=False)),
+    "gvq": Kind(VectorLatent, functools.partial(VectorConfig.of, grouped=True)),
+    "rvq": Kind(VectorLatent, VectorConfig.of),
 }
 
 

@@ -15,27 +15,8 @@ from jaxtyping import Array, Float, UInt32
 
 from pyratok_jax.models.pyratok.latent_metric import each_position
 from pyratok_jax.models.pyratok.lfq import bits_to_ids, ids_to_bits
-from pyratok_jax.models.pyratok.quantizers.base import (
-    Codes,
-    Latent,
-    Latents,
-    Level,
-    Quantizer,
-    TokenizerSizes,
-    check_latent_grids,
-    latent_sizes,
-)
-from pyratok_jax.models.pyratok.quantizers.fitting import (
-    closest,
-    k_means,
-    principal,
-    sample_patches,
-    set_projection,
-    share_left,
-)
+from pyratok_jax.models.pyratok.quantizers import base, fitting
 from pyratok_jax.models.pyratok.quantizers.projection import LatentProjection
-from pyratok_jax.nn.stream_cache import StreamCache
-from pyratok_jax.nn.text_attention import TextCondition
 
 ROUNDS = 10  # of k-means
 
@@ -65,37 +46,19 @@ class VectorConfig:
     grouped: bool = False
 
     @classmethod
-    def single(cls, sizes: TokenizerSizes) -> "VectorConfig":
-        """One codebook.
+    def of(
+        cls, sizes: base.TokenizerSizes, *, several_levels: bool = True, grouped: bool = False
+    ) -> "VectorConfig":
+        """One codebook per level; see `grouped` for what each quantises.
 
         Raises:
             ValueError: see `check_latent_grids`.
         """
-        check_latent_grids(sizes, several_levels=False)
-        return cls(**latent_sizes(sizes), code_width=sizes.code_width)
-
-    @classmethod
-    def residual(cls, sizes: TokenizerSizes) -> "VectorConfig":
-        """Codebooks on the residual of earlier levels.
-
-        Raises:
-            ValueError: see `check_latent_grids`.
-        """
-        check_latent_grids(sizes, several_levels=True)
-        return cls(**latent_sizes(sizes), code_width=sizes.code_width)
-
-    @classmethod
-    def grouped_levels(cls, sizes: TokenizerSizes) -> "VectorConfig":
-        """One codebook per part of the features.
-
-        Raises:
-            ValueError: see `check_latent_grids`.
-        """
-        check_latent_grids(sizes, several_levels=True)
-        return cls(**latent_sizes(sizes), code_width=sizes.code_width, grouped=True)
+        base.check_latent_grids(sizes, several_levels=several_levels)
+        return cls(**base.latent_sizes(sizes), code_width=sizes.code_width, grouped=grouped)
 
 
-class VectorLatent(Quantizer):
+class VectorLatent(base.Quantizer):
     """Codebooks of vectors on the projected latent, one per level.
 
     Residual: level i quantises the residual of earlier levels, and vectors are added. Grouped:
@@ -123,12 +86,8 @@ class VectorLatent(Quantizer):
         )
 
     def __call__(
-        self,
-        stages: tuple[Array, ...],
-        target: Latent,
-        text: TextCondition | None,
-        cache: StreamCache | None = None,
-    ) -> tuple[tuple[Level, ...], Latent]:
+        self, stages: base.Stages, target: base.Latent, text: base.Text, cache: base.Cache = None
+    ) -> base.Quantized:
         """As `Quantizer.__call__`."""
         features = self.projection.features(target)
         parts = jnp.split(features, self.depth, axis=-1) if self.grouped else []
@@ -138,7 +97,7 @@ class VectorLatent(Quantizer):
             index = nearest(wanted, codebook[...])
             vectors = codebook[...][index]
             q = ids_to_bits(index, self.bits)
-            levels.append(Level(wanted, q, jnp.zeros_like(q), vectors))
+            levels.append(base.Level(wanted, q, jnp.zeros_like(q), vectors))
             ids.append(index)
             if not self.grouped:
                 left = left - jax.lax.stop_gradient(vectors)
@@ -147,7 +106,7 @@ class VectorLatent(Quantizer):
         passed = chosen + (features - jax.lax.stop_gradient(features))
         return tuple(levels), self.projection.latent(passed)
 
-    def synthesize(self, codes: Codes, cache: StreamCache | None = None) -> Latent:
+    def synthesize(self, codes: base.Codes, cache: base.Cache = None) -> base.Latent:
         """As `Quantizer.synthesize`."""
         return self.projection.latent(self._vectors(tuple(bits_to_ids(q) for q in codes)))
 
@@ -157,37 +116,32 @@ class VectorLatent(Quantizer):
             return jnp.concatenate(found, axis=-1)
         return sum(found[1:], found[0])
 
-    def commitment(self, level: Level) -> Float[Array, ""]:
+    def commitment(self, level: base.Level) -> Float[Array, ""]:
         """See `vector_commitment`."""
         assert level.vectors is not None
         return vector_commitment(level.z, level.vectors)
 
     def fit(
-        self,
-        latents: Latents,
-        *,
-        root: Float[np.ndarray, "z z"] | None = None,
-        seed: int = 0,
-        steps: int = 300,
+        self, latents: base.Latents, *, root: base.Root = None, seed: int = 0, steps: int = 300
     ) -> list[float]:
         """Principal components, then k-means on each group or on the residual of earlier levels."""
         rng = np.random.default_rng(seed)
         root = np.eye(latents[0].shape[-1]) if root is None else root
-        patches = sample_patches(latents, self.projection.patch, rng)
+        patches = fitting.sample_patches(latents, self.projection.patch, rng)
         x = each_position(patches, root)
-        mean, basis = principal(x, self.projection.enter.kernel.shape[-1])
+        mean, basis = fitting.principal(x, self.projection.enter.kernel.shape[-1])
         enter = each_position(basis.T, root).T
         leave = each_position(basis.T, np.linalg.inv(root))
-        set_projection(self.projection, enter, patches.mean(axis=0), leave)
+        fitting.set_projection(self.projection, enter, patches.mean(axis=0), leave)
         left = (x - mean) @ basis
         parts = np.split(left, self.depth, axis=-1) if self.grouped else []
         for level, book in enumerate(self.codebooks):
             points = parts[level] if self.grouped else left
-            centres = k_means(points.astype(np.float32), book.shape[0], rng, ROUNDS)
+            centres = fitting.k_means(points.astype(np.float32), book.shape[0], rng, ROUNDS)
             book[...] = jnp.asarray(centres)
             if not self.grouped:
-                left = left - centres[closest(points, centres)]
-        return share_left(self, latents, root)
+                left = left - centres[fitting.closest(points, centres)]
+        return fitting.share_left(self, latents, root)
 
 
 def vector_commitment(
