@@ -11,6 +11,7 @@ from rich.console import Console
 
 from pyratok_jax.errors import UserError, run_cli
 from pyratok_jax.io.atomic import write_text
+from pyratok_jax.io.cli import command_parser
 from pyratok_jax.pods.topology import describe, parse_slice, prepare
 
 STEPS = ("train", "tokenise", "decode")
@@ -26,12 +27,11 @@ def _steps(text: str) -> tuple[str, ...]:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(
-        prog="python -m pyratok_jax.compile_report",
-        description="Compile the train, tokenise and decode steps of a config for a TPU slice on a "
+    p = command_parser(
+        "pyratok_jax.compile_report",
+        "Compile the train, tokenise and decode steps of a config for a TPU slice on a "
         "machine without a TPU, and report memory, work, traffic and estimated time. Values of the "
         "config are changed with --config.KEY=VALUE.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     p.add_argument("--config", default="configs/tpu_v5.py:stage1", help="FILE[:ARGUMENT]")
     p.add_argument("--topology", default="v5p:4x4x4", help="one slice: v5e:AxB, v5p:AxBxC, v6e:AxB")

@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from pyratok_jax.errors import UserError, run_cli
+from pyratok_jax.io.cli import command_parser
 from pyratok_jax.io.progress import progress_bar
 from pyratok_jax.tokenizer import load_tokenizer, local_devices
 from pyratok_jax.tokens.dataset import TokenDataset, read_all
@@ -17,11 +18,10 @@ EXIT_DAMAGED = 1
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(
-        prog="python -m pyratok_jax.decode_tokens",
-        description="Decode a dataset of tokens, or one of its shards, to videos. What is damaged "
+    p = command_parser(
+        "pyratok_jax.decode_tokens",
+        "Decode a dataset of tokens, or one of its shards, to videos. What is damaged "
         f"is named and left black; the exit code is {EXIT_DAMAGED} then.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     p.add_argument("--checkpoint", required=True, help="working folder of the tokenizer")
     p.add_argument("--input", required=True, help="folder of a dataset, or a shard")

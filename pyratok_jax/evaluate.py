@@ -18,18 +18,18 @@ from pyratok_jax.evaluation.engine import (
     unique_items,
 )
 from pyratok_jax.evaluation.task import TASKS, Model, Task, load_task, parse_settings
+from pyratok_jax.io.cli import command_parser
 
 BASELINES = ("oracle", "random")
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(
-        prog="python -m pyratok_jax.evaluate",
-        description="Evaluate a tokenizer. Results: results.json, row.md (a table row for a "
+    p = command_parser(
+        "pyratok_jax.evaluate",
+        "Evaluate a tokenizer. Results: results.json, row.md (a table row for a "
         "paper) and report.html. An interrupted run resumes when the same command is given "
         "again.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     p.add_argument("--task", required=True, help=f"one of {', '.join(TASKS)}; list explains them")
     p.add_argument(

@@ -10,6 +10,7 @@ from rich.progress import TextColumn
 from pyratok_jax.data.sources.records import ClipRecord
 from pyratok_jax.data.sources.registry import load_source
 from pyratok_jax.errors import UserError, run_cli
+from pyratok_jax.io.cli import command_parser
 from pyratok_jax.io.progress import progress_bar
 from pyratok_jax.io.sharded_job import REJECTED, check_output
 from pyratok_jax.io.shards import FORMATS
@@ -36,11 +37,10 @@ _SIZES = {
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(
-        prog="python -m pyratok_jax.export_tokens",
-        description="Encode videos to a TFDS dataset of tokens. A run that was interrupted "
+    p = command_parser(
+        "pyratok_jax.export_tokens",
+        "Encode videos to a TFDS dataset of tokens. A run that was interrupted "
         "resumes when the same command is given again. Several processes may share the work.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     d, m = ExportOptions(), Machine()
     p.add_argument("--checkpoint", required=True, help="working folder of a trained tokenizer")

@@ -13,6 +13,7 @@ from pyratok_jax import __version__
 from pyratok_jax.data.video.files import BrokenVideoError, probe
 from pyratok_jax.errors import UserError, run_cli
 from pyratok_jax.io.atomic import write_json
+from pyratok_jax.io.cli import command_parser
 from pyratok_jax.io.progress import progress_bar
 
 EXIT_SOME_SKIPPED = 3
@@ -21,14 +22,13 @@ _LPIPS = {"vgg": ("vgg",), "alex": ("alex",), "both": ("vgg", "alex"), "none": (
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(
-        prog="python -m pyratok_jax.reconstruct",
-        description="Tokenise videos and decode the tokens again. Writes NAME_reconstruction.mp4, "
+    p = command_parser(
+        "pyratok_jax.reconstruct",
+        "Tokenise videos and decode the tokens again. Writes NAME_reconstruction.mp4, "
         "NAME_side_by_side.mp4 (input, reconstruction, error; .png for pictures) and metrics.json "
         "with PSNR, SSIM, LPIPS, bits per pixel and code usage.",
         epilog="Exit code: 0 all done; 2 nothing could be done; 3 some inputs of a folder could "
         "not be read and were skipped (they are listed in metrics.json).",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     unsaid: Any = {"required": True, "default": argparse.SUPPRESS}
     p.add_argument("--checkpoint", **unsaid, help="the --workdir of a training")

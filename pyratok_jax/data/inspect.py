@@ -20,6 +20,7 @@ from pyratok_jax.data.video.files import BrokenVideoError, read_image, resize_im
 from pyratok_jax.errors import run_cli
 from pyratok_jax.io import html
 from pyratok_jax.io.atomic import write_json, write_png, write_text
+from pyratok_jax.io.cli import command_parser
 from pyratok_jax.io.sharded_job import check_output
 
 _TILE, _TEXT = 224, 54
@@ -28,11 +29,10 @@ Summary = dict[str, Any]
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(
-        prog="python -m pyratok_jax.data.inspect",
-        description="Counts, resolutions, durations, caption lengths, buckets and broken files of "
+    p = command_parser(
+        "pyratok_jax.data.inspect",
+        "Counts, resolutions, durations, caption lengths, buckets and broken files of "
         "a source, and a contact sheet as PNG and HTML.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     p.add_argument("source", help="folder, manifest, shards, tfds:NAME:SPLIT or builtin:demo")
     p.add_argument("--output", default="inspection", help="folder for the sheet and the report")

@@ -24,6 +24,7 @@ from pyratok_jax.data.sources.registry import load_source
 from pyratok_jax.data.sources.shards import INDEX_FILE
 from pyratok_jax.errors import UserError, run_cli
 from pyratok_jax.io.atomic import write_json, write_npz
+from pyratok_jax.io.cli import command_parser
 from pyratok_jax.io.progress import track
 from pyratok_jax.io.sharded_job import REJECTED, Rejection, check_output
 from pyratok_jax.io.shards import FORMATS
@@ -34,11 +35,10 @@ EXTRA = "beam"  # The optional dependencies in pyproject.toml that bring Apache 
 
 def parser() -> argparse.ArgumentParser:
     """The command line; arguments that it does not know are handed to Beam."""
-    p = argparse.ArgumentParser(
-        prog="python -m pyratok_jax.data.prepare",
-        description="Decode, cut, filter and bucket raw videos, and write them as TFDS shards. "
+    p = command_parser(
+        "pyratok_jax.data.prepare",
+        "Decode, cut, filter and bucket raw videos, and write them as TFDS shards. "
         "A run that was interrupted resumes where it stopped. Further --options go to Beam.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     d = PrepareOptions()
     p.add_argument("--input", required=True, help="folder, manifest or other source of clips")

@@ -13,7 +13,6 @@ data sets, so that what evaluates this set evaluates those:
 `--world` writes the same layouts of the richer videos of `builtin:world-heldout` (`world_set`).
 """
 
-import argparse
 import dataclasses
 import json
 from collections.abc import Sequence
@@ -25,6 +24,7 @@ from PIL import Image
 
 from pyratok_jax.data.video.files import VideoWriter
 from pyratok_jax.errors import run_cli
+from pyratok_jax.io.cli import command_parser
 
 COLOURS = {
     "red": (220, 40, 40),
@@ -290,10 +290,9 @@ def write_all(output: Path, *, seed: int = 0, count: int = 4, size: int = 64) ->
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
-    p = argparse.ArgumentParser(
-        prog="python -m pyratok_jax.evaluation.synthetic",
-        description="Write a constructed data set with exact ground truth for every task.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    p = command_parser(
+        "pyratok_jax.evaluation.synthetic",
+        "Write a constructed data set with exact ground truth for every task.",
     )
     p.add_argument("--output", required=True, help="folder to write")
     p.add_argument("--seed", type=int, default=0, help="of all random choices")

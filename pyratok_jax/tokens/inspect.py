@@ -13,6 +13,7 @@ from rich.table import Table
 from pyratok_jax.errors import UserError, run_cli
 from pyratok_jax.io import html
 from pyratok_jax.io.atomic import write_json, write_png, write_text
+from pyratok_jax.io.cli import command_parser
 from pyratok_jax.io.sharded_job import check_output
 from pyratok_jax.metrics.code_usage import count_codes, counted_bits, usage
 from pyratok_jax.reports.pictures import token_maps
@@ -30,11 +31,10 @@ Summary = dict[str, Any]
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(
-        prog="python -m pyratok_jax.tokens.inspect",
-        description="Totals, use of the codes, n-gram entropy and sample pictures of a dataset of "
+    p = command_parser(
+        "pyratok_jax.tokens.inspect",
+        "Totals, use of the codes, n-gram entropy and sample pictures of a dataset of "
         "tokens, as HTML, PNG and JSON.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     p.add_argument("input", help="folder of a dataset, or a shard")
     p.add_argument("--output", default="token_inspection", help="folder for the report")
