@@ -5,14 +5,13 @@ in for them where nothing better is given: its patches predict the deepest convo
 an ImageNet-trained VGG16 at their place, its class token their mean over the picture.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 from ml_collections import ConfigDict
 
 from pyratok_jax.checkpoints.modules import module_arrays
@@ -23,6 +22,7 @@ from pyratok_jax.models.dino.config import DinoConfig
 from pyratok_jax.models.dino.model import Dino
 from pyratok_jax.models.perceptual.lpips import LPIPS
 from pyratok_jax.tokenizer import to_model_range
+from pyratok_jax.training.loop.contracts import DeviceBatch, LossAndTerms, Progress
 from pyratok_jax.training.loop.train import Trained, train
 
 
@@ -53,12 +53,8 @@ class VisionTask(PhasedTask):
         return not name.startswith("teacher.")
 
     def loss(
-        self,
-        system: VisionSystem,
-        batch: Mapping[str, Array],
-        key: PRNGKeyArray,
-        progress: Float[Array, ""],
-    ) -> tuple[Float[Array, ""], dict[str, Array]]:
+        self, system: VisionSystem, batch: DeviceBatch, key: PRNGKeyArray, progress: Progress
+    ) -> LossAndTerms:
         """1 - cosine between predicted and VGG16's features: of patches, and of their mean."""
         video = to_model_range(batch["video"])
         images = video.reshape(-1, *video.shape[2:])

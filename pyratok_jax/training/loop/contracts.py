@@ -21,6 +21,10 @@ S = TypeVar("S", bound=nnx.Module)
 ShareOf = Callable[[int], DataShard]
 # What a loader needs to continue its stream; plain JSON.
 LoaderState = Mapping[str, Any]
+# Of `Task.loss`: its batch, as global arrays; the steps done over all steps; loss and terms to log.
+DeviceBatch = Mapping[str, Array]
+Progress = Float[Array, ""]
+LossAndTerms = tuple[Float[Array, ""], Metrics]
 
 
 class Batch(NamedTuple):
@@ -88,8 +92,8 @@ class Task(Protocol[S]):
         """
 
     def loss(
-        self, system: S, batch: Mapping[str, Array], key: PRNGKeyArray, progress: Float[Array, ""]
-    ) -> tuple[Float[Array, ""], Metrics]:
+        self, system: S, batch: DeviceBatch, key: PRNGKeyArray, progress: Progress
+    ) -> LossAndTerms:
         """Scalar loss and the terms to log; pure and jittable.
 
         Args:

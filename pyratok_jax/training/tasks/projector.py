@@ -5,7 +5,6 @@ so that it continues with the clip's caption. `evaluation.models.projector` load
 question answering.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from pyratok_jax.models.projector import Projector
 from pyratok_jax.models.pyratok.lfq import ids_to_bits
 from pyratok_jax.models.pyratok.model import PyraTok
 from pyratok_jax.tokenizer import Tokenizer, load_tokenizer, to_model_range
-from pyratok_jax.training.loop.contracts import ShareOf
+from pyratok_jax.training.loop.contracts import DeviceBatch, LossAndTerms, Progress, ShareOf
 from pyratok_jax.training.loop.train import train
 from pyratok_jax.training.tasks.clip_batches import ClipBatches, pipeline_batches
 
@@ -52,9 +51,7 @@ class ProjectorSystem(nnx.Module):
         return self.projector(jax.lax.stop_gradient(levels))
 
 
-def caption_loss(
-    system: ProjectorSystem, batch: Mapping[str, Array]
-) -> tuple[Float[Array, ""], dict[str, Array]]:
+def caption_loss(system: ProjectorSystem, batch: DeviceBatch) -> LossAndTerms:
     """Mean negative log-likelihood of the captions' tokens after the projected clip."""
     visual = system.visual(to_model_range(batch["video"]))
     ids, mask = batch["text_ids"], batch["text_mask"]
@@ -117,12 +114,8 @@ class ProjectorTask:
         return pipeline_batches(clips, ("video", "text_ids", "text_mask"), self.config.batch_size)
 
     def loss(
-        self,
-        system: ProjectorSystem,
-        batch: Mapping[str, Array],
-        key: PRNGKeyArray,
-        progress: Float[Array, ""],
-    ) -> tuple[Float[Array, ""], dict[str, Array]]:
+        self, system: ProjectorSystem, batch: DeviceBatch, key: PRNGKeyArray, progress: Progress
+    ) -> LossAndTerms:
         """See `caption_loss`."""
         return caption_loss(system, batch)
 
