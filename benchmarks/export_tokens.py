@@ -91,7 +91,9 @@ def exported(
 ) -> Seconds:
     """Seconds for exporting the clips to a new folder."""
     with tempfile.TemporaryDirectory() as output:
-        options = ExportOptions(shards=2, window=frames, batch=batch)
+        options = ExportOptions(shards=2, window=frames, batch=batch).resolved(
+            tokenizer.config.vae.temporal_factor
+        )
         plan = ExportPlan(output, options, provenance_of(tokenizer), "benchmark",
                     source_fingerprint(records), len(records))  # fmt: skip
         begin = clock()

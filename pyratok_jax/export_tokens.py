@@ -21,17 +21,15 @@ from pyratok_jax.tokens.plan import ExportOptions, ExportPlan, provenance_of, so
 from pyratok_jax.tokens.shards import export_lock
 
 _SIZES = {
-    "shards": "number of files",
-    "window": "frames per block, 4k+1: longer videos are cut, and a shorter end padded; a block is "
-    "encoded alone",
-    "tile": "side of square tiles for frames too large for memory; 0: whole frames",
-    "overlap": "pixels shared by tiles",
-    "short-side": "shrink the shorter side to; 0: keep the size",
-    "spatial": "devices of this host that share every frame's height, for frames too large for one",
-    "round-frames": "pad blocks to a multiple of this, plus 1: fewer shapes to compile",
-    "round-sides": "pad sides to a multiple of this; 0: the least possible",
-    "batch": "blocks per batch, at most",
-    "batch-pixels": "frames x height x width of a batch, at most (one block always fits)",
+    "shards": "number of files", "window": "frames per block, a multiple of the VAE's frame step and
+    one: longer videos are cut, " "and a shorter end padded; a block is encoded alone", "tile":
+    "side of square tiles for frames too large for memory; 0: whole frames", "overlap": "pixels
+    shared by tiles", "short-side": "shrink the shorter side to; 0: keep the size", "spatial":
+    "devices of this host that share every frame's height, for frames too large for one",
+    "round-frames": "pad blocks to a multiple of this, plus 1: fewer shapes to compile; 0: the least
+    " "possible", "round-sides": "pad sides to a multiple of this; 0: the least possible", "batch":
+    "blocks per batch, at most", "batch-pixels": "frames x height x width of a batch, at most (one
+    block always fits)",
 }
 
 
@@ -108,7 +106,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     output = check_output(arguments.output)
     records = load_source(arguments.input)
     tokenizer = load_tokenizer(arguments.checkpoint)
-    options.check(tokenizer.config.vae.temporal_factor, options.side_multiple(tokenizer))
+    factor = tokenizer.config.vae.temporal_factor
+    options = options.resolved(factor)
+    options.check(factor, options.side_multiple(tokenizer))
     if options.spatial > 1:
         tokenizer = tokenizer.split_rows(local_devices(options.spatial))
     plan = ExportPlan(

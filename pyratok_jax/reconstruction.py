@@ -1,6 +1,6 @@
 """Reconstructing videos of any length and size, in bounded memory, with their quality and rate.
 
-A video is cut into windows of 4k + 1 frames; each is padded, tokenised and decoded on its own, so
+A video is cut into windows of frames; each is padded, tokenised and decoded on its own, so
 that memory depends on a window's size and not on the video's length. The first frame of every
 window has its own tokens, so short windows cost more bits. Beyond a chosen length a video is
 streamed as one clip instead, in segments with carried caches: without seams and without further
@@ -95,7 +95,7 @@ class Reconstructor:
 
     Args:
         tokenizer: what to run.
-        window: frames encoded at a time, 4k + 1.
+        window: frames encoded at a time, valid for the VAE.
         lpips: networks by name, see `evaluation.metrics.Quality`.
         crf: compression of the written videos, 0 (lossless but for colour) to 51.
         stream_beyond: videos of more frames are streamed as one clip, in segments; None: never.

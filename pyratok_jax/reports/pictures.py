@@ -46,7 +46,7 @@ def token_maps(
 
     Args:
         embeddings: (t, h, w, D) per level, any float type.
-        frames: frames of the clip as it was encoded, padding included: 4k + 1.
+        frames: frames of the clip as it was encoded, padding included.
         height: its height, padding included.
         width: its width, padding included.
 

@@ -34,12 +34,13 @@ class ExportOptions:
     Attributes:
         format: "array_record" or "tfrecord".
         shards: number of files.
-        window: frames per block, 4k+1.
+        window: frames per block, valid for the VAE.
         tile: side of a spatial tile in pixels (0: whole frames).
         overlap: pixels that neighbouring tiles share.
         fps: frames per second to keep (0: all frames).
         short_side: pixels to shrink the short side to (0: keep the size).
-        round_frames: blocks are padded to this multiple, plus one frame.
+        round_frames: blocks are padded to this multiple, plus one frame (0: the frame step of the
+            tokenizer's VAE, which `resolved` fills in).
         round_sides: sides are padded to this multiple (0: the least that the tokenizer takes).
         batch: blocks per batch, at most.
         batch_pixels: pixels per batch, at most (but always one block).
@@ -54,12 +55,16 @@ class ExportOptions:
     overlap: int = 0
     fps: float = 0.0
     short_side: int = 0
-    round_frames: int = 4
+    round_frames: int = 0
     round_sides: int = 0
     batch: int = 8
     batch_pixels: int = 8 * 17 * 256 * 256
     compress: bool = False
     spatial: int = 1
+
+    def resolved(self, temporal_factor: int) -> "ExportOptions":
+        """These options with the VAE's frame step where `round_frames` leaves it open."""
+        return dataclasses.replace(self, round_frames=self.round_frames or temporal_factor)
 
     def check(self, temporal_factor: int, spatial_multiple: int) -> None:
         """Refuse what the tokenizer cannot do.

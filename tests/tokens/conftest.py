@@ -44,7 +44,7 @@ def videos(tmp_path_factory):
 
 
 def plan_of(tokenizer, records, output, **changes):
-    options = ExportOptions(**({"shards": 3, "window": 5, "batch": 2} | changes))
+    options = ExportOptions(**({"shards": 3, "window": 5, "batch": 2} | changes)).resolved(4)
     output.mkdir(parents=True, exist_ok=True)
     return ExportPlan(str(output), options, provenance_of(tokenizer), "test",
                 source_fingerprint(records), len(records))  # fmt: skip

@@ -412,7 +412,7 @@ def test_options_are_checked():
         ({"tile": 32, "overlap": 20}, "half a tile"),
     ):
         with pytest.raises(UserError, match=message):
-            ExportOptions(**changes).check(4, 16)
+            ExportOptions(**changes).resolved(4).check(4, 16)
 
 
 def test_rate_and_size_can_be_reduced(videos):
