@@ -41,8 +41,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--output", **unsaid, help="folder for the results")
     p.add_argument("--caption", help="text to encode with, for all inputs; None: their own")
     p.add_argument(
-        "--window", type=int, default=17, help="frames encoded together, a multiple of the VAE's
-        frame step and one: longer ones need " "fewer bits and more memory",
+        "--window",
+        type=int,
+        default=17,
+        help="frames encoded together, a multiple of the VAE's frame step and one: longer ones need "
+        "fewer bits and more memory",
     )
     p.add_argument(
         "--stream-beyond",
