@@ -22,14 +22,14 @@ from pyratok_jax.tokens.shards import export_lock
 
 _SIZES = {
     "shards": "number of files",
-    "window": "frames per block, a multiple of the VAE's frame step and one: longer videos are cut, "
-    "and a shorter end padded; a block is encoded alone",
+    "window": "frames per block, a multiple of the VAE's frame step and one: longer videos are "
+    "cut, and a shorter end padded; a block is encoded alone",
     "tile": "side of square tiles for frames too large for memory; 0: whole frames",
     "overlap": "pixels shared by tiles",
     "short-side": "shrink the shorter side to; 0: keep the size",
     "spatial": "devices of this host that share every frame's height, for frames too large for one",
-    "round-frames": "pad blocks to a multiple of this, plus 1: fewer shapes to compile; 0: the least "
-    "possible",
+    "round-frames": "pad blocks to a multiple of this, plus 1: fewer shapes to compile; 0: the "
+    "least possible",
     "round-sides": "pad sides to a multiple of this; 0: the least possible",
     "batch": "blocks per batch, at most",
     "batch-pixels": "frames x height x width of a batch, at most (one block always fits)",

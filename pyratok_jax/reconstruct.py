@@ -44,8 +44,8 @@ def parser() -> argparse.ArgumentParser:
         "--window",
         type=int,
         default=17,
-        help="frames encoded together, a multiple of the VAE's frame step and one: longer ones need "
-        "fewer bits and more memory",
+        help="frames encoded together, a multiple of the VAE's frame step and one: longer ones "
+        "need fewer bits and more memory",
     )
     p.add_argument(
         "--stream-beyond",
