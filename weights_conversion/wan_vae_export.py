@@ -1,14 +1,12 @@
 """Write a VAE as a folder that diffusers reads."""
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pyratok_jax.errors import UserError
+from pyratok_jax.io.atomic import new_folder
 from pyratok_jax.models.wan_vae.config import WanVAEConfig
 from weights_conversion.wan_vae_keys import to_published
 
@@ -37,22 +35,9 @@ def write_diffusers(
     output = Path(output)
     if output.exists() and not overwrite:
         raise UserError(f"{output} exists; name a new folder or pass --overwrite")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-    except OSError as error:
-        raise UserError(f"cannot write {output}: {error.strerror}") from error
-    try:
+    with new_folder(output) as folder:
         published = dict(to_published(arrays, "diffusers", config))
         save_file(published, folder / WEIGHTS, metadata={"format": "pt"})
         values = {"_class_name": "AutoencoderKLWan", **diffusers_config(config)}
         (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n")
-        folder.chmod(0o755)
-        if output.is_dir():
-            shutil.rmtree(output)
-        os.replace(folder, output)
-    except OSError as error:
-        raise UserError(f"cannot write {output}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     return output / WEIGHTS

@@ -7,9 +7,7 @@ a time, written to a temporary folder and moved into place whole (`weights` read
 """
 
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +18,7 @@ import numpy as np
 from pyratok_jax.checkpoints.foreign.sources import TensorSource
 from pyratok_jax.checkpoints.weights import FORMAT, as_dtype, as_sharding, weights_hash
 from pyratok_jax.errors import UserError
+from pyratok_jax.io.atomic import new_folder
 
 Transform = Callable[[np.ndarray], np.ndarray]
 _LISTED = 5  # names shown per kind of problem
@@ -237,12 +236,7 @@ def write_checkpoint(
         raise UserError(f"{output} exists; name a new folder or pass --overwrite")
     plan.check()
     value_type = as_dtype(dtype)
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-    except OSError as error:
-        raise UserError(f"cannot write {output}: {error.strerror}") from error
-    try:
+    with new_folder(output) as folder:
         scratch = folder / ".scratch"
         arrays = _stream(plan, value_type, scratch, progress)
         digest = weights_hash(arrays)
@@ -261,12 +255,6 @@ def write_checkpoint(
         (folder / "config.json").write_text(json.dumps(record, indent=1) + "\n")
         for file in copy:
             shutil.copyfile(file, folder / file.name)
-        folder.chmod(0o755)
-        _move(folder, output)
-    except OSError as error:
-        raise UserError(f"cannot write {output}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     return output
 
 
@@ -300,22 +288,6 @@ def _save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     handler = ocp.PyTreeCheckpointHandler(save_concurrent_gb=1)
     with ocp.Checkpointer(handler) as checkpointer:
         checkpointer.save(path.absolute(), args=ocp.args.PyTreeSave(dict(arrays)))
-
-
-def _move(folder: Path, output: Path) -> None:
-    """Put a finished folder in place, an old one out of the way first."""
-    if not output.exists():
-        os.replace(folder, output)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{output.name}.old.", dir=output.parent))
-    os.replace(output, old / "old")
-    try:
-        os.replace(folder, output)
-    except OSError:
-        os.replace(old / "old", output)
-        raise
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def load_arrays(

@@ -7,9 +7,6 @@ that made them, and for every caption's hash its shard, first row and number of 
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from pyratok_jax.errors import UserError
+from pyratok_jax.io.atomic import new_folder
 
 FORMAT = "pyratok-jax-caption-embeddings-1"
 Embed = Callable[[list[str]], tuple[Num[np.ndarray, "b l d"], Bool[np.ndarray, "b l"]]]
@@ -59,21 +57,10 @@ def write_embeddings(
     output = Path(output)
     if output.exists():
         raise UserError(f"{output} exists; name a new folder")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-    except OSError as error:
-        raise UserError(f"cannot write {output}: {error.strerror}") from error
-    try:
+    with new_folder(output) as folder:
         index = _write_shards(folder, captions, embed, batch, shard_tokens, progress)
         index |= {"format": FORMAT, "length": length, "model": model}
         (folder / "index.json").write_text(json.dumps(index))
-        folder.chmod(0o755)
-        os.replace(folder, output)
-    except OSError as error:
-        raise UserError(f"cannot write {output}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     return output
 
 

@@ -19,6 +19,8 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
+from pyratok_jax.errors import UserError
+
 PathLike = str | os.PathLike
 
 
@@ -115,7 +117,9 @@ def atomic_folder(path: PathLike) -> Iterator[Path]:
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
+    with tempfile.TemporaryDirectory(
+        prefix=f".{target.name}.", dir=target.parent, ignore_cleanup_errors=True
+    ) as scratch:
         new, old = Path(scratch) / "new", Path(scratch) / "old"
         new.mkdir()
         yield new
@@ -128,3 +132,17 @@ def atomic_folder(path: PathLike) -> Iterator[Path]:
         except OSError:
             os.replace(old, target)
             raise
+
+
+@contextlib.contextmanager
+def new_folder(path: PathLike) -> Iterator[Path]:
+    """`atomic_folder` for a command's output, where a failed write is for the user to mend.
+
+    Raises:
+        UserError: the folder, or a file that the block writes, cannot be written.
+    """
+    try:
+        with atomic_folder(path) as folder:
+            yield folder
+    except OSError as error:
+        raise UserError(f"cannot write {os.fspath(path)}: {error.strerror or error}") from error

@@ -1,5 +1,6 @@
 """Atomic writes: the old file until the new one is complete, and no scratch file afterwards."""
 
+import errno
 import json
 import os
 
@@ -7,10 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pyratok_jax.errors import UserError
 from pyratok_jax.io import atomic
 from pyratok_jax.io.atomic import (
     atomic_folder,
     atomic_path,
+    new_folder,
     publish,
     write_bytes,
     write_json,
@@ -92,3 +95,19 @@ def test_a_folder_appears_whole_and_replaces_an_older_one(tmp_path):
         raise ValueError
     assert [p.name for p in path.iterdir()] == ["second"]
     assert [p.name for p in path.parent.iterdir()] == ["folder"]
+
+
+def test_an_output_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with (
+        pytest.raises(UserError, match="cannot write .*file/folder"),
+        new_folder(tmp_path / "file" / "folder"),
+    ):
+        raise AssertionError("the block must not run")
+    path = tmp_path / "folder"
+    with pytest.raises(UserError, match="cannot write .*folder: No space left"), new_folder(path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+    with new_folder(path) as folder:
+        (folder / "content").write_text("x")
+    assert [p.name for p in path.iterdir()] == ["content"]

@@ -45,8 +45,7 @@ class Synthesis(nnx.Module):
         rngs: nnx.Rngs,
         dtype: DTypeLike = jnp.float32,
     ):
-        self.group = latent_stride[0] // stride[0]
-        self.patch = stride[1] // latent_stride[1]
+        self.group, self.patch = _ratios(stride, latent_stride)
         width = self.patch**2 * channels
         init = nnx.initializers.variance_scaling(0.1, "fan_in", "normal")
         settings: dict[str, Any] = {"kernel_init": init, "rngs": rngs, "dtype": dtype}
@@ -82,20 +81,12 @@ class Analysis(nnx.Module):
     """The reverse of `Synthesis`: latents (b, t', h', w', z) to logits (b, t, h, w, bits)."""
 
     def __init__(
-        self,
-        stride: Stride,
-        latent_stride: Stride,
-        bits: int,
-        channels: int,
-        *,
-        rngs: nnx.Rngs,
-        dtype: DTypeLike = jnp.float32,
+        self, stride: Stride, latent_stride: Stride, bits: int, channels: int, *, rngs: nnx.Rngs
     ):
-        self.group = latent_stride[0] // stride[0]
-        self.patch = stride[1] // latent_stride[1]
+        self.group, self.patch = _ratios(stride, latent_stride)
         width = self.patch**2 * channels
-        self.first = nnx.Linear(width, bits, rngs=rngs, dtype=dtype)
-        self.rest = nnx.Linear(width, self.group * bits, rngs=rngs, dtype=dtype)
+        self.first = nnx.Linear(width, bits, rngs=rngs, dtype=jnp.float32)
+        self.rest = nnx.Linear(width, self.group * bits, rngs=rngs, dtype=jnp.float32)
 
     def __call__(
         self, residual: Float[Array, "b T H W z"], *, first: bool = True
@@ -108,3 +99,8 @@ class Analysis(nnx.Module):
         rest = rest.reshape(b, n, h, w, self.group, bits).transpose(0, 1, 4, 2, 3, 5)
         rest = rest.reshape(b, n * self.group, h, w, bits)
         return jnp.concatenate([self.first(patches[:, :1]), rest], axis=1) if first else rest
+
+
+def _ratios(stride: Stride, latent_stride: Stride) -> tuple[int, int]:
+    """Token frames per latent frame, and latent positions per token along rows and columns."""
+    return latent_stride[0] // stride[0], stride[1] // latent_stride[1]
