@@ -20,20 +20,8 @@ PROJECT=${PROJECT:-}
 RUN=${RUN:-$WORKLOAD}
 RESTARTS=${RESTARTS:-10}
 
-dry_run=""
-if [ "${1:-}" = "--dry-run" ]; then
-  dry_run=1
-  shift
-fi
-
-run() {
-  if [ -n "$dry_run" ]; then
-    printf '%q ' "$@"
-    echo
-  else
-    "$@"
-  fi
-}
+# shellcheck source-path=SCRIPTDIR source=dry_run.sh
+source "$(dirname "$0")/dry_run.sh"
 
 place=("--cluster=$CLUSTER" "--zone=$ZONE" ${PROJECT:+"--project=$PROJECT"})
 mount=/mnt/$BUCKET

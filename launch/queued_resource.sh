@@ -21,20 +21,8 @@ PROJECT=${PROJECT:-}
 ROUNDS=${ROUNDS:-20}
 here=$(cd "$(dirname "$0")" && pwd)
 
-dry_run=""
-if [ "${1:-}" = "--dry-run" ]; then
-  dry_run=1
-  shift
-fi
-
-run() {
-  if [ -n "$dry_run" ]; then
-    printf '%q ' "$@"
-    echo
-  else
-    "$@"
-  fi
-}
+# shellcheck source-path=SCRIPTDIR source=dry_run.sh
+source "$here/dry_run.sh"
 
 place=("--zone=$ZONE" ${PROJECT:+"--project=$PROJECT"})
 request=(

@@ -16,11 +16,8 @@ PROJECT=${PROJECT:-}
 REPOSITORY=${REPOSITORY:-\$HOME/pyratok-jax}
 RESTARTS=${RESTARTS:-10}
 
-dry_run=""
-if [ "${1:-}" = "--dry-run" ]; then
-  dry_run=1
-  shift
-fi
+# shellcheck source-path=SCRIPTDIR source=dry_run.sh
+source "$(dirname "$0")/dry_run.sh"
 
 mount=/mnt/$BUCKET
 arguments=$(printf '%q ' "$@" --config.multi_host=true "--workdir=$mount/$RUN")
@@ -35,8 +32,7 @@ command=(
   --worker=all "--command=$remote"
 )
 if [ -n "$dry_run" ]; then
-  printf '%q ' "${command[@]}"
-  echo
+  run "${command[@]}"
   exit 0
 fi
 for ((round = 0; ; round++)); do
