@@ -1,7 +1,8 @@
 """Errors that a user can act on, and the one wrapper that every command runs in."""
 
+import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NoReturn
 
 EXIT_USER_ERROR = 2
@@ -33,3 +34,19 @@ def run_cli(main: Callable[[], int | None]) -> NoReturn:
         print("interrupted", file=sys.stderr)
         code = EXIT_INTERRUPTED
     sys.exit(code)
+
+
+def check_fields(keys: Iterable[str], config: type, what: str) -> None:
+    """Refuse keys of a stored configuration that are no fields of its dataclass.
+
+    Args:
+        keys: of the stored values.
+        config: the dataclass.
+        what: whose configuration it is, for the message.
+
+    Raises:
+        ValueError: naming the unknown keys.
+    """
+    unknown = set(keys) - {field.name for field in dataclasses.fields(config)}
+    if unknown:
+        raise ValueError(f"unknown keys in {what}: {sorted(unknown)}")

@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any
 
+from pyratok_jax.errors import check_fields
+
 
 @dataclasses.dataclass(frozen=True)
 class RopeConfig:
@@ -112,9 +114,7 @@ class LanguageConfig:
         Raises:
             ValueError: for keys that are not fields.
         """
-        unknown = set(values) - {field.name for field in dataclasses.fields(cls)}
-        if unknown:
-            raise ValueError(f"unknown keys in the language model's config: {sorted(unknown)}")
+        check_fields(values, cls, "the language model's config")
         values = dict(values)
         for name in ("rope", "local_rope"):
             if values.get(name) is not None:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 from typing import Any
 
+from pyratok_jax.errors import check_fields
 from pyratok_jax.models.pyratok.quantizers.registry import quantizer_kind
 from pyratok_jax.models.vae_families import UNNAMED, config_from_dict, config_to_dict
 from pyratok_jax.models.video_vae import VideoVAEConfig
@@ -119,9 +120,7 @@ class PyraTokConfig:
         Raises:
             ValueError: for keys that are not fields.
         """
-        unknown = set(values) - {field.name for field in dataclasses.fields(cls)}
-        if unknown:
-            raise ValueError(f"unknown keys in the tokenizer's configuration: {sorted(unknown)}")
+        check_fields(values, cls, "the tokenizer's configuration")
         values = dict(values, vae=config_from_dict(values["vae"]))
         # JSON knows no tuples.
         if isinstance(values.get("grids"), list):
