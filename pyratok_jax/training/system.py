@@ -28,6 +28,7 @@ from pyratok_jax.nn import partitioning
 from pyratok_jax.nn.grids import PRESETS, Stride
 from pyratok_jax.nn.lora import LoRAParam, without_adapters
 from pyratok_jax.nn.text_attention import TextCondition
+from pyratok_jax.training.loop.contracts import DeviceBatch, LossAndTerms, Progress
 
 # Names of the trained arrays besides the adapters; everything else is frozen.
 TRAINED = ("tokenizer.blocks.", "tokenizer.synthesis.", "tokenizer.quantizer.",
@@ -159,12 +160,8 @@ class TokenizerLoss:
         return self.uses("drift_dinov3") or self.uses("retention")
 
     def __call__(
-        self,
-        system: TokenizerSystem,
-        batch: Mapping[str, Array],
-        key: PRNGKeyArray,
-        progress: Float[Array, ""],
-    ) -> tuple[Float[Array, ""], dict[str, Array]]:
+        self, system: TokenizerSystem, batch: DeviceBatch, key: PRNGKeyArray, progress: Progress
+    ) -> LossAndTerms:
         """Total and terms; the encoder sees the masked clip, the target is the clean one."""
         mask_key, crop_key, frames_key = jax.random.split(key, 3)
         video = to_model_range(batch["video"])
