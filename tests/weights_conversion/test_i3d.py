@@ -12,6 +12,7 @@ from pyratok_jax.checkpoints.foreign.sources import sources_from_arrays
 from pyratok_jax.checkpoints.modules import module_arrays, module_shapes
 from pyratok_jax.errors import UserError
 from pyratok_jax.models.perceptual.i3d import I3D
+from weights_conversion import i3d as convert_i3d
 
 
 def pickled(rng):
@@ -35,7 +36,7 @@ def test_a_pickle_becomes_a_folder_without_running_anything(tmp_path, rng, capsy
     tree, arrays = pickled(rng)
     (tmp_path / "good.ckpt").write_bytes(pickle.dumps(tree, protocol=4))
     output = tmp_path / "out"
-    assert i3d.main(["--input", str(tmp_path / "good.ckpt"), "--output", str(output)]) == 0
+    assert convert_i3d.main(["--input", str(tmp_path / "good.ckpt"), "--output", str(output)]) == 0
     assert "230 tensors -> 230 arrays, 12,704,544 values" in capsys.readouterr().out
     loaded = module_arrays(i3d.load_i3d(output))
     for name in ("stem.conv.kernel", "blocks.4.wide2.variance", "blocks.8.pooled.mean",
@@ -48,7 +49,7 @@ def test_a_pickle_becomes_a_folder_without_running_anything(tmp_path, rng, capsy
 
     (tmp_path / "evil.ckpt").write_bytes(pickle.dumps({"params": Evil()}, protocol=4))
     with pytest.raises(UserError, match="was not executed"):
-        i3d.main(["--input", str(tmp_path / "evil.ckpt"), "--output", str(tmp_path / "no")])
+        convert_i3d.main(["--input", str(tmp_path / "evil.ckpt"), "--output", str(tmp_path / "no")])
     assert not (tmp_path / "no").exists()
 
 

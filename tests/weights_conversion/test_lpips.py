@@ -13,6 +13,7 @@ from pyratok_jax.checkpoints.foreign.sources import sources_from_arrays
 from pyratok_jax.checkpoints.modules import module_arrays
 from pyratok_jax.errors import UserError
 from pyratok_jax.models.perceptual.lpips import LPIPS
+from weights_conversion import lpips as convert_lpips
 
 # torchvision's `features` of AlexNet: index -> (out, in, side).
 ALEX = {0: (64, 3, 11), 3: (192, 64, 5), 6: (384, 192, 3), 8: (256, 384, 3), 10: (256, 256, 3)}
@@ -38,7 +39,7 @@ def test_a_torchvision_trunk_and_lin_weights_become_one_folder(tmp_path, capsys)
     trunk, lin = torch_files(tmp_path)
     output = tmp_path / "out"
     arguments = ["--input", str(tmp_path / "alexnet.pth"), "--lin", str(tmp_path / "alex.pth")]
-    assert lpips.main([*arguments, "--net", "alex", "--output", str(output)]) == 0
+    assert convert_lpips.main([*arguments, "--net", "alex", "--output", str(output)]) == 0
     assert "classifier, not part of LPIPS" in capsys.readouterr().out
     model = lpips.load_lpips("alex", output)
     kernel = model.convs[1].kernel[...]
@@ -67,7 +68,7 @@ def test_a_pickle_is_read_without_running_anything(tmp_path):
     (tmp_path / "good.ckpt").write_bytes(pickle.dumps(tree, protocol=3))
     output = tmp_path / "out"
     arguments = ["--net", "alex", "--output", str(output), "--input"]
-    assert lpips.main([*arguments, str(tmp_path / "good.ckpt")]) == 0
+    assert convert_lpips.main([*arguments, str(tmp_path / "good.ckpt")]) == 0
     loaded = module_arrays(lpips.load_lpips("alex", output))
     for name, value in arrays.items():
         np.testing.assert_array_equal(loaded[name], value, err_msg=name)
@@ -78,7 +79,7 @@ def test_a_pickle_is_read_without_running_anything(tmp_path):
 
     (tmp_path / "evil.ckpt").write_bytes(pickle.dumps({"AlexNet_0": Evil()}, protocol=3))
     with pytest.raises(UserError, match="was not executed"):
-        lpips.main([*arguments, str(tmp_path / "evil.ckpt"), "--overwrite"])
+        convert_lpips.main([*arguments, str(tmp_path / "evil.ckpt"), "--overwrite"])
 
 
 def test_the_other_trunks_file_is_refused():
