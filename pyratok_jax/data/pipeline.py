@@ -28,7 +28,7 @@ from pyratok_jax.errors import UserError
 # Captions to (ids, mask); and to (embeddings, mask), for embeddings that were stored.
 Tokenize = Callable[[list[str | None]], tuple[np.ndarray, np.ndarray]]
 Embed = Callable[[list[str | None]], tuple[np.ndarray, np.ndarray]]
-# For a batch of so many clips: this host reads part `index` of `count` equal ones.
+# For a batch of n clips: this host reads part `index` of `count` equal ones.
 ShareOf = Callable[[int], tuple[int, int]]
 _ATTEMPTS = 32
 
@@ -228,7 +228,7 @@ def make_loader(
         process_index: this host.
         process_count: all hosts.
         split: "train" reads config.sources, "heldout" config.heldout without dropout.
-        share_of: what this host reads of a batch of so many clips, where that depends on their
+        share_of: what this host reads of a batch of n clips, where that depends on their
             number: hosts whose devices hold parts of the same frames read the same clips.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Token grids: how the tokens of a level lie over the video, and moves between grids.
+"""Token grids: the tokens of a level in time and space, and resampling between grids.
 
 A level has strides (dt, ds) in pixels. Frame 0 always stands apart, as in the VAE: a clip of
 1 + 4k frames has 1 + 4k/dt token frames, and later frames form groups of dt. The latent grid has
@@ -39,7 +39,7 @@ def check_grids(grids: tuple[Stride, ...], temporal_factor: int, spatial_factor:
 
 
 def grid_shape(stride: Stride, t: int, h: int, w: int) -> tuple[int, int, int]:
-    """Tokens (t, h, w) of a level for a clip of t = 4k+1 frames of h x w pixels.
+    """Tokens (t, h, w) of a level for a clip of t frames of h x w pixels.
 
     Raises:
         ValueError: when the clip does not divide into the grid.
@@ -70,7 +70,7 @@ def group_time(
 ) -> Float[Array, "b t h w d"]:
     """Fold groups of g frames into channels, ordered (frame, channel): T = 1 + g n -> 1 + n.
 
-    Frame 0 forms a group of its own, filled up with copies of itself, so that one map serves all.
+    Frame 0 forms a group of its own, padded with copies of itself, so that one map serves all.
     `first` says whether `x` starts with frame 0; without it, T = g n -> n.
     """
     if g == 1:

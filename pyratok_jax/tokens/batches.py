@@ -1,7 +1,7 @@
 """Blocks of equal shape to full batches, and batches to tokens.
 
 Every shape has one batch size, so that one compiled program makes all its tokens; a batch that is
-not full is filled up with black clips. Rows of a batch do not influence each other, so tokens do
+not full is padded with black clips. Rows of a batch do not influence each other, so tokens do
 not depend on what else is in the batch.
 """
 

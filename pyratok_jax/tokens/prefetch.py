@@ -80,7 +80,7 @@ class Budget:
             self._change.notify_all()
 
     def close(self) -> None:
-        """Let everyone go on, to end."""
+        """Wake all readers, so that they end."""
         with self._change:
             self._closed = True
             self._change.notify_all()

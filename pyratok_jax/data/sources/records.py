@@ -13,7 +13,7 @@ class Drawing(Protocol):
     """A clip that is drawn on demand, at any size, in place of being decoded from a file."""
 
     def draw(self, frames: int, height: int, width: int) -> UInt8[np.ndarray, "t h w 3"]:
-        """The whole clip in so many frames of that size; equal arguments give equal bytes."""
+        """The whole clip in n frames of that size; equal arguments give equal bytes."""
         ...
 
     def encoded(self) -> bytes:

@@ -1,4 +1,4 @@
-"""Causal attention in blocks of queries, with its gradient written out.
+"""Causal attention in blocks of queries, with a custom VJP.
 
 A block of queries reads only the keys up to its own end, which halves the work of long sequences
 and keeps the scores small. The gradient needs the outputs and one number for each query and head;
@@ -14,9 +14,10 @@ from jaxtyping import Array, Bool, Float
 
 from pyratok_jax.nn.partitioning import can_shard_tokens
 
-# Queries of a block: long sequences waste less with small ones, and compile longer.
+# Queries per block: smaller blocks waste less on the causal mask of long sequences, and compile
+# longer.
 BLOCK = 512
-# Names under which a checkpoint policy finds what the gradient needs beside queries and keys.
+# Checkpoint names of the residuals of the VJP, beside queries and keys.
 KEPT = ("attention_output", "attention_normaliser")
 _LOWEST = -0.7 * float(jnp.finfo(jnp.float32).max)
 
@@ -40,7 +41,7 @@ def attend(
     b, t, heads, size = query.shape
     s, shared = key.shape[1:3]
     query = query.reshape(b, t, shared, heads // shared, size)
-    # Devices that share the queries run one program, whichever of them each has.
+    # Devices that share the queries run one program, whatever their shard.
     length = t if can_shard_tokens(t) else BLOCK
     blocks = []
     for start in range(0, t, length):
@@ -68,7 +69,7 @@ def _forward(
     top = jnp.max(scores, axis=-1, keepdims=True)
     weights = jnp.exp(scores - top)
     total = jnp.sum(weights, axis=-1, keepdims=True)
-    # Written once in the values' dtype: left alone the compiler keeps the float32 scores instead.
+    # Materialised once in the dtype of the values; XLA would keep the float32 scores instead.
     weights = jax.lax.optimization_barrier(weights.astype(value.dtype))
     out = jnp.einsum("bkgts,bskd->bkgtd", weights, value, preferred_element_type=jnp.float32)
     out = jnp.moveaxis((out / total).astype(value.dtype), 3, 1)

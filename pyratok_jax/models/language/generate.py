@@ -15,7 +15,7 @@ class Sampling(NamedTuple):
 
     Attributes:
         temperature: 0 takes the most likely token.
-        top_k: choose among so many tokens; None among all.
+        top_k: sample among the k likeliest tokens; None among all.
         top_p: choose among the likeliest tokens that together reach this probability.
     """
 
@@ -78,7 +78,7 @@ def generate(
         model: the language model.
         prompt: token ids or input embeddings, padded on either side.
         mask: True at real tokens; every row needs one. None means all are.
-        new_tokens: at most so many tokens are added.
+        new_tokens: number of tokens to add, at most.
         sampling: greedy by default.
         eos: tokens that end a row; None takes the model's. Later tokens of the row are the first
             of these (0 without any).

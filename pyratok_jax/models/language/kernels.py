@@ -49,7 +49,7 @@ def quantize_kernel(kernel: Float[Array, "*n i o"], bits: int, group: int) -> Qu
         values = jnp.round(parts / jnp.where(scale == 0, 1.0, scale)[..., None, :])
         values = jnp.clip(values, -127, 127).astype(jnp.int8)
         return QuantizedKernel(values.reshape(kernel.shape), scale, None)
-    # Rounded before they are used: the values then make up for it.
+    # The scale is rounded before the values are quantised with it, so that they absorb its error.
     offset = jnp.min(parts, axis=-2).astype(jnp.float16)
     low = offset.astype(jnp.float32)
     scale = ((jnp.max(parts, axis=-2) - low) / 15).astype(jnp.float16)

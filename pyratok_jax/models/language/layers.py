@@ -126,7 +126,7 @@ class Attention(nnx.Module):
         if self.query_norm is not None and self.key_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
         query, key = rotate(query, turn), rotate(key, turn)
-        # Of a sequence that devices share each has its own queries, and all keys and values.
+        # In a sequence sharded over devices each has its own queries, and all keys and values.
         query, key, value = (
             constrain_token_sharding(query),
             constrain_batch_sharding(key),

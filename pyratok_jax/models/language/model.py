@@ -15,8 +15,8 @@ from pyratok_jax.models.language.layers import DecoderLayer, LayerContext, Linea
 from pyratok_jax.models.language.rope import frequencies, rotation
 from pyratok_jax.nn.partitioning import constrain_token_sharding
 
-# What the backward pass keeps of a layer: everything, its matrix products, or its input and what
-# attention gives.
+# Rematerialisation policies of a layer: save everything, its matrix products, or its input and the
+# output of attention.
 _POLICIES: dict[str, Any] = {
     "none": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -142,9 +142,9 @@ class LanguageModel(nnx.Module):
             mask: True at real tokens, wherever the padding lies; None means all are.
             positions: one row or M-RoPE's three; None counts the real tokens of each row.
             cache: tokens read before, with at least t free slots (`Cache.extended`).
-            layers: run only the first so many layers (their weights are copied); None runs all.
+            layers: run only the first n layers (their weights are copied); None runs all.
             keep_states: return the input of every layer.
-            keep_cache: return keys and values for going on from here.
+            keep_cache: return keys and values, to continue from here.
         """
         x = self.embed(inputs) if jnp.issubdtype(inputs.dtype, jnp.integer) else inputs
         x = x.astype(self.dtype)
@@ -174,7 +174,7 @@ class LanguageModel(nnx.Module):
         *,
         layers: int | None = None,
     ) -> tuple[Float[Array, "b t d"], Cache]:
-        """Final hidden states of a prompt, and the cache to go on from."""
+        """Final hidden states of a prompt, and the cache to continue from."""
         output = self(inputs, mask, layers=layers, keep_cache=True)
         assert output.cache is not None
         return output.hidden, output.cache

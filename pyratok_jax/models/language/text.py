@@ -29,7 +29,7 @@ class TextEncoder(nnx.Module):
         return TextCondition(jax.lax.stop_gradient(hidden), mask)
 
     def read(self, ids: Int[Array, "b l"], mask: Bool[Array, "b l"]) -> tuple[TextCondition, Cache]:
-        """Embeddings, and the cache from which the autoregressive pass goes on.
+        """Embeddings, and the cache from which the autoregressive pass continues.
 
         A caption's tokens see nothing of the video that follows them, so one pass over the text
         serves both the tokenizer's levels and the autoregressive loss.

@@ -11,7 +11,7 @@ from pyratok_jax.nn.halo import height_axis, ring_permute
 
 WHOLE = 4096  # positions up to which all scores of a frame are held at once
 BLOCK = 1024
-_NONE = -1e30  # a score that counts for nothing, finite so that differences stay numbers
+_NONE = -1e30  # score of a masked key; finite, so that differences are not NaN
 
 
 def attend(
@@ -19,8 +19,8 @@ def attend(
 ) -> Float[Array, "n s c"]:
     """Softmax attention of every frame's positions to each other, one head.
 
-    Where the height is split over devices, keys and values travel round the devices; no device
-    ever holds a whole frame.
+    Where the height is sharded over devices this is ring attention: keys and values rotate around
+    the ring and no device ever holds a whole frame.
     """
     axis = height_axis()
     if axis is None and q.shape[1] <= WHOLE:
@@ -56,8 +56,8 @@ def blockwise(
     valid = _blocks(jnp.ones((1, s, 1), bool), block)[:, 0, :, 0]
     devices = 1 if axis is None else lax.axis_size(axis)
     for device in range(devices):
-        see = partial(_over_keys, _blocks(k, block), _blocks(v, block), valid)
-        state = lax.map(see, (queries, state))
+        over_keys = partial(_over_keys, _blocks(k, block), _blocks(v, block), valid)
+        state = lax.map(over_keys, (queries, state))
         if axis is not None and device < devices - 1:
             k, v = ring_permute(k, axis), ring_permute(v, axis)
     total, _, weight = state
@@ -66,7 +66,7 @@ def blockwise(
 
 
 def _blocks(x: Array, block: int) -> Array:
-    """(n, s, c) -> (blocks, n, block, c), filled up with zeros."""
+    """(n, s, c) -> (blocks, n, block, c), zero-padded."""
     n, s, c = x.shape
     x = jnp.pad(x, ((0, 0), (0, -s % block), (0, 0)))
     return x.reshape(n, -1, block, c).transpose(1, 0, 2, 3)
@@ -75,21 +75,21 @@ def _blocks(x: Array, block: int) -> Array:
 def _over_keys(
     keys: Array, values: Array, valid: Array, block: tuple[Array, tuple[Array, Array, Array]]
 ) -> tuple[Array, Array, Array]:
-    """Let one block of queries, given with its state, see all blocks of keys."""
+    """One block of queries with its running softmax state, over all blocks of keys."""
     q, state = block
 
     @jax.checkpoint
-    def step(state, given):
-        key, value, is_valid = given
+    def step(state, block_of_keys):
+        key, value, is_valid = block_of_keys
         total, largest, weight = state
         scores = jnp.einsum("nqc,nkc->nqk", q, key, preferred_element_type=jnp.float32)
         scores = jnp.where(is_valid, scores, _NONE)
         top = jnp.maximum(largest, jnp.max(scores, axis=-1, keepdims=True))
         old, new = jnp.exp(largest - top), jnp.exp(scores - top)
-        seen = jnp.einsum(
+        weighted = jnp.einsum(
             "nqk,nkc->nqc", new.astype(value.dtype), value, preferred_element_type=jnp.float32
         )
         weight = weight * old + jnp.sum(new, axis=-1, keepdims=True)
-        return (total * old + seen, top, weight), None
+        return (total * old + weighted, top, weight), None
 
     return lax.scan(step, state, (keys, values, valid))[0]

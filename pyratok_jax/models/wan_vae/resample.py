@@ -98,7 +98,7 @@ def average_down(
 ) -> Float[Array, "b t2 h2 w2 d"]:
     """Shortcut of a residual encoder stage: fold (time, space, space) into channels and average.
 
-    Time is filled up with zero frames at the front. Folded channels are ordered (channel, time,
+    Time is padded with zero frames at the front. Folded channels are ordered (channel, time,
     row, column); groups of consecutive ones are averaged down to `out_features`.
     """
     fill = -x.shape[1] % time
