@@ -119,7 +119,7 @@ def rematerialised(policy: str, pixels: int = 0, *, inner: bool = False):
     def run(module, x, cache=None):
         if plain or cache is not None:
             return module(x, cache)
-        # nnx.split and merge by hand: nnx.remat writes the state back, which a frozen module forbids.
+        # Split and merged by hand: nnx.remat writes the state back, which a frozen module forbids.
         graph, state = nnx.split(module)
         return jax.checkpoint(lambda state, x: nnx.merge(graph, state)(x), policy=keep)(state, x)
 
