@@ -1,26 +1,32 @@
 """Token records back to videos, one window at a time."""
 
 import contextlib
-import os
 import re
-import shutil
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from pyratok_jax.data.video.files import VideoWriter, is_image
 from pyratok_jax.errors import UserError
-from pyratok_jax.io.atomic import write_png
 from pyratok_jax.tokenizer import EncodedClip, TokenizerLike
 from pyratok_jax.tokens.blocks import WindowJoiner
+from pyratok_jax.tokens.checking import mismatch
+from pyratok_jax.tokens.outputs import (
+    FrameFolder,
+    OutputExistsError,
+    StillWriter,
+    check_free,
+    output_path,
+)
 from pyratok_jax.tokens.schema import DamagedRecordError, TokenRecord
 
 _AHEAD = 2
+# Longer gaps are named and left out: a record's numbers must not decide how much is written.
+_MOST_BLACK_FRAMES = 10_000
 
 
 @dataclass
@@ -31,12 +37,15 @@ class Outcome:
         videos: written files and folders, by the video's id.
         bad: messages about what could not be read.
         seen: ids of videos that were asked for and met.
+        frames: number of frames written.
+        taken: all paths that were begun.
     """
 
     videos: dict[str, Path] = field(default_factory=dict)
     bad: list[str] = field(default_factory=list)
     seen: set[str] = field(default_factory=set)
     frames: int = 0
+    taken: set[Path] = field(default_factory=set)
 
 
 @dataclass(frozen=True)
@@ -117,12 +126,25 @@ def decode_all(
     outcome = Outcome()
     records = _good(items, tokenizer, selection, force, outcome)
     video: _Video | None = None
+    refused: str | None = None
     try:
         for record, frames in _decoded(records, tokenizer):
+            if record.video == refused:
+                continue
             if video is None or video.record.video != record.video:
                 if video is not None:
                     video.close(outcome, advance)
-                video = _Video(record, folder, selection, crf, outcome)
+                    video = None
+                try:
+                    video = _Video(record, folder, selection, crf, outcome)
+                except OutputExistsError as error:
+                    refused = record.video
+                    outcome.bad.append(f"{record.video}: {error}")
+                    continue
+            problem = video.misfit(record)
+            if problem is not None:
+                outcome.bad.append(f"{record.id}: {problem}; it is left out")
+                continue
             video.add(record, frames, advance)
         if video is not None:
             video.close(outcome, advance)
@@ -146,7 +168,10 @@ def _good(
             continue
         outcome.seen |= {item.video} & selection.ids
         check_origin(item, tokenizer, force)
-        if selection.wants(item):
+        problem = mismatch(item, tokenizer)
+        if problem is not None:
+            outcome.bad.append(f"{item.id}: {problem}; it is left out")
+        elif selection.wants(item):
             yield item
 
 
@@ -188,7 +213,10 @@ class _Video:
         self._joiner: WindowJoiner | None = None
         self._window = (0, 0)
         still = record.video_frames == 1 and is_image(record.path)
-        path = output_path(folder, record.video, still, crf, set(outcome.videos.values()))
+        path = output_path(folder, record.video, still, crf, outcome.taken)
+        check_free(folder, path)
+        outcome.taken.add(path)
+        self._outcome = outcome
         self._stack = contextlib.ExitStack()
         self._sink: VideoWriter | FrameFolder | StillWriter
         if still:
@@ -198,6 +226,17 @@ class _Video:
         else:
             self._sink = VideoWriter(path, fps=record.fps, crf=crf)
         self._stack.enter_context(self._sink)
+
+    def misfit(self, record: TokenRecord) -> str | None:
+        """What contradicts the video's first block or the order of blocks, None for none."""
+        for name in ("video_frames", "video_height", "video_width", "fps", "blocks", "path"):
+            first, other = getattr(self.record, name), getattr(record, name)
+            if first != other:
+                return f"{name} is {other}, but {first} in the video's first block"
+        span = record.first_frame, record.first_frame + record.frames
+        if self._joiner is not None and span != self._window and span[0] < self._window[1]:
+            return f"its frames {span[0]} .. {span[1] - 1} come twice or out of order"
+        return None
 
     def add(self, record: TokenRecord, frames: np.ndarray, advance: Callable[[int], None]) -> None:
         """One decoded block; blocks come in order."""
@@ -222,7 +261,12 @@ class _Video:
     def _fill(self, until: int, advance: Callable[[int], None]) -> None:
         """Black frames in the place of missing windows."""
         missing = min(until, self._stop) - self._next
-        if missing > 0:
+        if missing > _MOST_BLACK_FRAMES:
+            self._outcome.bad.append(
+                f"{self.record.video}: {missing} frames from {self._next} on are missing; more "
+                f"than {_MOST_BLACK_FRAMES} are left out, not black"
+            )
+        elif missing > 0:
             black = np.zeros((1, self.record.video_height, self.record.video_width, 3), np.uint8)
             for _ in range(missing):
                 self._write(black, advance)
@@ -255,58 +299,3 @@ class _Video:
 
 class _Abandoned(Exception):
     """Tells the writers that their files are not to appear."""
-
-
-def output_path(
-    folder: Path, name: str, still: bool, crf: int | None, taken: Sequence[Path] | set[Path]
-) -> Path:
-    """Where a video goes: its id below the folder, with a suffix that tells what it is."""
-    parts = [part for part in re.split(r"[/\\]", name) if part not in ("", ".", "..")]
-    path = folder.joinpath(*(re.sub(r"[\0:*?\"<>|]", "_", part) for part in parts or ["video"]))
-    suffix = ".png" if still else "" if crf is None else ".mp4"
-    if not path.name.lower().endswith(suffix) or path in taken:
-        path = path.with_name(path.name + suffix)
-    while path in taken:
-        path = path.with_name("_" + path.name)
-    return path
-
-
-class FrameFolder:
-    """A folder of numbered PNG files, which appears when it is complete."""
-
-    def __init__(self, path: Path, first: int) -> None:
-        self.path, self._number = path, first
-        self._scratch = path.with_name(f".{path.name}.part")
-
-    def __enter__(self) -> "FrameFolder":
-        shutil.rmtree(self._scratch, ignore_errors=True)
-        self._scratch.mkdir(parents=True)
-        return self
-
-    def write(self, frame: np.ndarray) -> None:
-        """The next frame."""
-        Image.fromarray(frame).save(self._scratch / f"{self._number:06d}.png")
-        self._number += 1
-
-    def __exit__(self, kind: type | None, error: object, trace: object) -> None:
-        if kind is None:
-            shutil.rmtree(self.path, ignore_errors=True)
-            os.replace(self._scratch, self.path)
-        shutil.rmtree(self._scratch, ignore_errors=True)
-
-
-class StillWriter:
-    """One PNG file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> "StillWriter":
-        return self
-
-    def write(self, frame: np.ndarray) -> None:
-        """The picture."""
-        write_png(self.path, frame)
-
-    def __exit__(self, *_: object) -> None:
-        pass

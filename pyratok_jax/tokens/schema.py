@@ -6,7 +6,7 @@ listed here; token arrays are little-endian uint16 for up to 16 bits, and uint32
 
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -18,6 +18,7 @@ import tensorflow_datasets as tfds
 from pyratok_jax.data.padding import Padding
 from pyratok_jax.errors import UserError
 from pyratok_jax.io.records import ExampleSchema, Features, parse_example
+from pyratok_jax.tokens.checking import check_grid, check_numbers
 from pyratok_jax.tokens.coding import pack, unpack
 
 SCHEMA_VERSION = 1
@@ -149,7 +150,7 @@ def checksum(record: TokenRecord) -> int:
     arrays: texts as UTF-8, numbers as little-endian float32 and int64, tokens as little-endian
     integers in raster order; each item is preceded by its length in bytes as int64.
     """
-    parts = [getattr(record, key).encode() for key in TOKEN_SCHEMA.texts]
+    parts = [getattr(record, key).encode("utf-8", "replace") for key in TOKEN_SCHEMA.texts]
     parts += [struct.pack("<f", getattr(record, key)) for key in TOKEN_SCHEMA.floats]
     parts += [struct.pack("<q", getattr(record, key)) for key in TOKEN_SCHEMA.integers]
     dtype = token_dtype(record.bits)
@@ -185,13 +186,16 @@ def encode_record(record: TokenRecord, packed: bool = False) -> bytes:
     return _STORED.encode(values, arrays)
 
 
-def decode_record(data: bytes, where: str, any_schema: bool = False) -> TokenRecord:
+def decode_record(
+    data: bytes, where: str, any_schema: bool = False, *, spooled: bool = False
+) -> TokenRecord:
     """The record in a serialised Example.
 
     Args:
         data: its bytes.
         where: names it in messages.
         any_schema: read other versions of the schema as if they were this one.
+        spooled: the running export wrote it, before the size of its video was known.
 
     Raises:
         DamagedRecordError: not a record of tokens, or its checksum is wrong.
@@ -211,10 +215,12 @@ def decode_record(data: bytes, where: str, any_schema: bool = False) -> TokenRec
         )
     try:
         values = _scalars(feature)
-        tokens = tuple(_level(feature, n, values["bits"]) for n in range(1, values["levels"] + 1))
+        if not spooled:
+            check_numbers(values)
+        tokens = tuple(_level(feature, n, values) for n in range(1, values["levels"] + 1))
         record = TokenRecord(tokens=tokens, **values)
         stored = feature[CHECKSUM_KEY].int64_list.value[0]
-    except (IndexError, ValueError, UnicodeDecodeError, AssertionError) as error:
+    except (IndexError, KeyError, ValueError, OverflowError, AssertionError) as error:
         raise DamagedRecordError(where, f"a key is missing or malformed ({error})") from error
     if checksum(record) != stored:
         raise DamagedRecordError(where, "its checksum is wrong")
@@ -248,17 +254,18 @@ def _scalars(features: Features) -> dict[str, Any]:
     return values
 
 
-def _level(feature: Features, number: int, bits: int) -> np.ndarray:
+def _level(feature: Features, number: int, values: Mapping[str, Any]) -> np.ndarray:
+    bits = values["bits"]
     dtype = token_dtype(bits)
+    raw = f"packed_{number}" not in feature and bits <= 16
+    name = f"tokens_{number}/shape" if raw else f"grid_{number}"
+    grid = tuple(feature[name].int64_list.value)
+    check_grid(grid, values)
     if f"packed_{number}" in feature:
-        grid = tuple(feature[f"grid_{number}"].int64_list.value)
         return unpack(feature[f"packed_{number}"].bytes_list.value[0], grid, bits)
-    if bits <= 16:
-        grid = tuple(feature[f"tokens_{number}/shape"].int64_list.value)
-        return np.frombuffer(feature[f"tokens_{number}/value"].bytes_list.value[0], dtype).reshape(
-            grid
-        )
-    grid = tuple(feature[f"grid_{number}"].int64_list.value)
+    if raw:
+        data = feature[f"tokens_{number}/value"].bytes_list.value[0]
+        return np.frombuffer(data, dtype).reshape(grid)
     return np.array(feature[f"tokens_{number}"].int64_list.value, dtype).reshape(grid)
 
 

@@ -112,7 +112,7 @@ class ShardSpool:
     def _read(self, clip: int, block: int) -> TokenRecord:
         offset, length = self._places[clip, block]
         self._file.seek(offset)
-        record = decode_record(self._file.read(length), f"{self._path}@{offset}")
+        record = decode_record(self._file.read(length), f"{self._path}@{offset}", spooled=True)
         ends: dict[str, Any] = self._ends[clip]
         name = record.video if ends["blocks"] == 1 else f"{record.video}#{block:05d}"
         return dataclasses.replace(record, id=name, **ends)

@@ -1,5 +1,6 @@
 """Decoding: the exact reconstruction, parts, other checkpoints, damaged shards; inspection."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -12,9 +13,10 @@ from pyratok_jax.errors import UserError
 from pyratok_jax.tokens import DamagedRecordError, TokenDataset, inspect, read_all
 from pyratok_jax.tokens.blocks import WindowJoiner
 from pyratok_jax.tokens.card import write_card
-from pyratok_jax.tokens.decoding import output_path, parse_frames
+from pyratok_jax.tokens.decoding import Selection, decode_all, parse_frames
 from pyratok_jax.tokens.exporting import Machine, export
-from pyratok_jax.tokens.schema import encode_record
+from pyratok_jax.tokens.outputs import output_path
+from pyratok_jax.tokens.schema import decode_record, encode_record
 from tests.tokens.conftest import plan_of
 from tests.tokens.tiny import PixelTokenizer
 
@@ -132,8 +134,6 @@ def test_truncated_and_corrupt_shards(decode, tokens, tmp_path, copy_of, capsys)
 
 
 def test_a_missing_block_stays_black_and_is_named(tokenizer, tokens, tmp_path):
-    from pyratok_jax.tokens.decoding import Selection, decode_all
-
     records = [r for r in TokenDataset(str(tokens)) if r.video == "clip2.mp4"]
     outcome = decode_all([records[0], records[2]], tokenizer, tmp_path, Selection(), crf=None)
     assert ["1 of 3 blocks are missing" in text for text in outcome.bad] == [True]
@@ -143,8 +143,6 @@ def test_a_missing_block_stays_black_and_is_named(tokenizer, tokens, tmp_path):
 
 
 def test_nothing_is_left_behind_when_decoding_fails(tokenizer, tokens, tmp_path, monkeypatch):
-    from pyratok_jax.tokens.decoding import Selection, decode_all
-
     records = [r for r in TokenDataset(str(tokens)) if r.video == "clip2.mp4"]
     real, calls = tokenizer.decode_padded, []
 
@@ -223,3 +221,76 @@ def test_bigram_entropy_by_hand():
     assert result["bigram_time"]["distinct"] == 2 and result["bigram_time"]["entropy"] < 1e-12
     grams.add(np.array([[[1, 1, 1, 1, 1]], [[0, 0, 0, 0, 0]]], np.uint16))
     assert grams.entropies()["bigram_time"]["entropy"] > 0.5
+
+
+def block(tokens, **changes):
+    record = next(r for r in TokenDataset(str(tokens)) if r.video == "clip0.mp4")
+    return dataclasses.replace(record, **changes)
+
+
+@pytest.mark.parametrize("crf", [None, 12])
+def test_what_exists_is_neither_removed_nor_overwritten(tokenizer, tokens, tmp_path, crf):
+    kept = tmp_path / "Documents" / "letter.txt"
+    kept.parent.mkdir()
+    kept.write_text("mine")
+    (tmp_path / "a.mp4").write_text("mine too")
+    records = [block(tokens, video="Documents"), block(tokens, video="a.mp4")]
+    outcome = decode_all(records, tokenizer, tmp_path, Selection(), crf=crf)
+    assert kept.read_text() == "mine" and (tmp_path / "a.mp4").read_text() == "mine too"
+    assert any("exists and is kept" in text for text in outcome.bad)
+
+
+@pytest.mark.parametrize("names", [("a/b", "a"), ("a", "a/b"), ("a", "a"), ("a", "_a", "a")])
+def test_outputs_of_one_run_never_replace_each_other(tokenizer, tokens, tmp_path, names):
+    records = [block(tokens, video=name, id=f"{n}") for n, name in enumerate(names)]
+    for between in range(len(records) - 1, 0, -1):
+        records.insert(between, block(tokens, video=f"other{between}"))
+    outcome = decode_all(records, tokenizer, tmp_path, Selection(), crf=None)
+    assert not outcome.bad and len(list(tmp_path.rglob("*.png"))) == 5 * len(records)
+
+
+def test_names_of_outputs_are_short_visible_and_inside(tokenizer, tokens, tmp_path):
+    for name in ("x" * 4000, "\u00e9" * 250, ".git", "a\nb", "d/" * 300, "C:\\x"):
+        path = output_path(tmp_path, name, False, 12, set())
+        assert path.is_relative_to(tmp_path) and ".." not in path.parts
+        assert all(len(p.encode()) < 220 and p[0] != "." and "\n" not in p for p in path.parts[1:])
+    assert output_path(tmp_path, "x" * 300, True, 12, set()) != (
+        output_path(tmp_path, "x" * 301, True, 12, set())
+    )
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "link").symlink_to(outside)
+    record = block(tokens, video="link/x")
+    outcome = decode_all([record], tokenizer, tmp_path / "out", Selection())
+    assert len(outcome.bad) == 1 and not list(outside.iterdir())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"frames": 0}, {"frames": 10**9}, {"first_frame": -1}, {"video_frames": 2**40},
+        {"fps": float("nan")}, {"fps": 0.0}, {"fps": 1e30}, {"width": -5}, {"video_width": 2**31},
+        {"padded_width": 2**40}, {"overlap": -1}, {"block": 7}, {"vocabulary": 0},
+        {"tokens": (np.zeros((0, 2, 3), np.uint16),) * 4},
+    ],
+)  # fmt: skip
+def test_absurd_numbers_are_refused_before_anything_is_allocated(tokens, changes):
+    with pytest.raises(DamagedRecordError, match="malformed"):
+        decode_record(encode_record(block(tokens, **changes)), "here")
+
+
+def test_a_bad_record_costs_that_record(tokenizer, tokens, tmp_path):
+    good = block(tokens)
+    bad = [
+        block(tokens, video="grid", tokens=tuple(t[:1] for t in good.tokens)),
+        block(tokens, video="ids", tokens=tuple(t * 0 + 64 for t in good.tokens)),
+        block(tokens, video="size", padded_width=good.padded_width + 1),
+    ]
+    gap = block(tokens, video="gap", video_frames=2**24)
+    outcome = decode_all([*bad, gap, good], tokenizer, tmp_path, Selection(), crf=None)
+    assert set(outcome.videos) == {"gap", "clip0.mp4"} and len(outcome.bad) == 4
+    assert outcome.frames == 10
+    other = dataclasses.replace(good, id="other", video_height=good.video_height + 1)
+    outcome = decode_all([good, other, good], tokenizer, tmp_path / "b", Selection(), crf=None)
+    assert ["video_height" in text for text in outcome.bad] == [True]

@@ -1,0 +1,122 @@
+"""Where decoded videos are written: names from untrusted ids, and files that replace nothing."""
+
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Collection
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from pyratok_jax.io.atomic import write_png
+
+# Below the 255 bytes of file systems, with room for a suffix and for scratch names.
+_LONGEST_NAME = 200
+_LONGEST_PATH = 1024
+
+
+class OutputExistsError(Exception):
+    """A place that cannot be written without replacing or leaving what this run did not make."""
+
+
+def output_path(
+    folder: Path, name: str, still: bool, crf: int | None, taken: Collection[Path]
+) -> Path:
+    """Where a video is written: its id below the folder, with a suffix that tells what it is.
+
+    Args:
+        folder: the output folder; the result lies inside it.
+        name: the video's id, any text.
+        still: one picture (`.png`).
+        crf: None: a folder of frames; else an mp4 file.
+        taken: what this run has written already; no output is placed at, in or above one of them.
+    """
+    parts = [part for part in re.split(r"[/\\]", name) if part not in ("", ".", "..")]
+    if len(name.encode("utf-8", "surrogateescape")) > _LONGEST_PATH:
+        parts = ["/".join(parts)]
+    suffix = ".png" if still else "" if crf is None else ".mp4"
+    path = folder
+    for part in parts[:-1]:
+        path = path / _component(part)
+        while path in taken:
+            path = path.with_name("_" + path.name)
+    path = path / _component(parts[-1] if parts else "video")
+    above = {parent for other in taken for parent in other.parents}
+    if not path.name.lower().endswith(suffix) or path in taken:
+        path = path.with_name(path.name + suffix)
+    while path in taken or path in above:
+        path = path.with_name("_" + path.name)
+    return path
+
+
+def _component(text: str) -> str:
+    """A visible file name of at most `_LONGEST_NAME` bytes; cut names end in a hash of the text."""
+    clean = re.sub(r"[\x00-\x1f\x7f/:*?\"<>|]", "_", text)
+    clean = "_" + clean[1:] if clean.startswith(".") else clean
+    data = clean.encode("utf-8", "replace")
+    if len(data) <= _LONGEST_NAME:
+        return data.decode()
+    mark = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return f"{data[: _LONGEST_NAME - 17].decode('utf-8', 'ignore')}-{mark}"
+
+
+def check_free(folder: Path, path: Path) -> None:
+    """Refuse an output that exists, or that a link would place outside the folder.
+
+    Raises:
+        OutputExistsError: naming what is in the way.
+    """
+    if os.path.lexists(path):
+        raise OutputExistsError(f"{path} exists and is kept; remove it, or give another --output")
+    if not path.parent.resolve().is_relative_to(folder.resolve()):
+        raise OutputExistsError(f"{path.parent} is a link out of {folder}; give another --output")
+    for parent in path.parents:
+        if parent.exists() and not parent.is_dir():
+            raise OutputExistsError(f"{parent} is a file and is kept; give another --output")
+
+
+class FrameFolder:
+    """A folder of numbered PNG files, which appears when it is complete; it replaces nothing."""
+
+    def __init__(self, path: Path, first: int) -> None:
+        self.path, self._number = path, first
+        self._scratch = path
+
+    def __enter__(self) -> "FrameFolder":
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._scratch = Path(tempfile.mkdtemp(prefix=".part-", dir=self.path.parent))
+        self._scratch.chmod(0o755)
+        return self
+
+    def write(self, frame: np.ndarray) -> None:
+        """The next frame."""
+        Image.fromarray(frame).save(self._scratch / f"{self._number:06d}.png")
+        self._number += 1
+
+    def __exit__(self, kind: type | None, error: object, trace: object) -> None:
+        try:
+            if kind is None:
+                # Fails where a file or a folder with content has appeared in the meantime.
+                self._scratch.rename(self.path)
+        finally:
+            shutil.rmtree(self._scratch, ignore_errors=True)
+
+
+class StillWriter:
+    """One PNG file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> "StillWriter":
+        return self
+
+    def write(self, frame: np.ndarray) -> None:
+        """The picture."""
+        write_png(self.path, frame)
+
+    def __exit__(self, *_: object) -> None:
+        pass
