@@ -2,13 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
-
-from pyratok_jax.nn.grids import grid_shape
-
-if TYPE_CHECKING:
-    from pyratok_jax.tokenizer import TokenizerLike
-    from pyratok_jax.tokens.schema import TokenRecord
+from typing import Any
 
 MAX_SIDE = 1 << 15  # Pixels.
 MAX_FRAMES = 1 << 24
@@ -59,20 +53,3 @@ def check_grid(grid: tuple[int, ...], values: Mapping[str, Any]) -> None:
     size = values["padded_frames"], values["padded_height"], values["padded_width"]
     if len(grid) != 3 or not all(1 <= n <= m for n, m in zip(grid, size, strict=True)):
         raise ValueError(f"a grid of {grid} for a padded block of {size}")
-
-
-def mismatch(record: "TokenRecord", tokenizer: "TokenizerLike") -> str | None:
-    """What of a record does not fit the tokenizer, None where it can be decoded."""
-    padding, config = record.padding, tokenizer.config
-    size = padding.padded_frames, padding.padded_height, padding.padded_width
-    if (size[0] - 1) % config.vae.temporal_factor or any(
-        side % config.spatial_multiple for side in size[1:]
-    ):
-        return f"a padded size of {size} is none of the tokenizer's"
-    for number, (stride, level) in enumerate(zip(config.grids, record.tokens, strict=True), 1):
-        expected = grid_shape(stride, *size)
-        if level.shape != expected:
-            return f"level {number} has a grid of {level.shape}, expected {expected}"
-        if int(level.max()) >= config.vocabulary_size:
-            return f"level {number} holds an id of {level.max()}, beyond the vocabulary"
-    return None

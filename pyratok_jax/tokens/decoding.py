@@ -14,7 +14,6 @@ from pyratok_jax.data.video.files import VideoWriter, is_image
 from pyratok_jax.errors import UserError
 from pyratok_jax.tokenizer import EncodedClip, TokenizerLike
 from pyratok_jax.tokens.blocks import WindowJoiner
-from pyratok_jax.tokens.checking import mismatch
 from pyratok_jax.tokens.outputs import (
     FrameFolder,
     OutputExistsError,
@@ -97,6 +96,23 @@ def check_origin(record: TokenRecord, tokenizer: TokenizerLike, force: bool) -> 
             f"the tokens of {record.id} were made by checkpoint {record.checkpoint[:16] or '-'}, "
             f"not by {tokenizer.checkpoint_hash[:16] or '-'}; give that one, or --force"
         )
+
+
+def mismatch(record: TokenRecord, tokenizer: TokenizerLike) -> str | None:
+    """What of a record does not fit the tokenizer, None where it can be decoded."""
+    padding, config = record.padding, tokenizer.config
+    size = padding.padded_frames, padding.padded_height, padding.padded_width
+    if (size[0] - 1) % config.vae.temporal_factor or any(
+        side % config.spatial_multiple for side in size[1:]
+    ):
+        return f"a padded size of {size} is none of the tokenizer's"
+    for number, (stride, level) in enumerate(zip(config.grids, record.tokens, strict=True), 1):
+        expected = 1 + (size[0] - 1) // stride[0], size[1] // stride[1], size[2] // stride[1]
+        if level.shape != expected:
+            return f"level {number} has a grid of {level.shape}, expected {expected}"
+        if int(level.max()) >= config.vocabulary_size:
+            return f"level {number} holds an id of {level.max()}, beyond the vocabulary"
+    return None
 
 
 def decode_all(
@@ -283,7 +299,7 @@ class _Video:
         self._fill(self._stop, advance)
         self._stack.close()
         missing = self.record.blocks - self._blocks
-        if missing and self._selection.first == 0 and self._selection.stop is None:
+        if missing > 0 and self._selection.first == 0 and self._selection.stop is None:
             outcome.bad.append(
                 f"{self.record.video}: {missing} of {self.record.blocks} blocks are missing; they "
                 f"are black in {self._sink.path}"

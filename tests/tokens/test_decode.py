@@ -223,8 +223,8 @@ def test_bigram_entropy_by_hand():
     assert grams.entropies()["bigram_time"]["entropy"] > 0.5
 
 
-def block(tokens, **changes):
-    record = next(r for r in TokenDataset(str(tokens)) if r.video == "clip0.mp4")
+def block(dataset, /, **changes):
+    record = next(r for r in TokenDataset(str(dataset)) if r.video == "clip0.mp4")
     return dataclasses.replace(record, **changes)
 
 

@@ -29,7 +29,11 @@ def record(bits=16, **changes):
     rng = np.random.default_rng(bits)
     dtype = np.uint16 if bits <= 16 else np.uint32
     tokens = tuple(rng.integers(0, 2**bits, g, dtype=np.uint64).astype(dtype) for g in GRIDS)
-    numbers = dict.fromkeys(TOKEN_SCHEMA.integers, 3) | {"bits": bits, "levels": 2, "schema": 1}
+    numbers = dict.fromkeys(TOKEN_SCHEMA.integers, 3) | {
+        "bits": bits, "levels": 2, "schema": 1, "vocabulary": 2**bits, "block": 2,
+        "padded_frames": 5, "padded_height": 4, "padded_width": 6,
+        "video_frames": 6, "video_height": 6, "video_width": 6,
+    }  # fmt: skip
     values = dict(tokens=tokens, id="a", video="a", path="/x/ä.mp4", caption="Ein Hund", fps=25.0,
                   text_encoder="", code="c", checkpoint="k", start=-1.0, end=1.5)  # fmt: skip
     return TokenRecord(**(values | numbers | changes))

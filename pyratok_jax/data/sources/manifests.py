@@ -15,6 +15,7 @@ Ours: `path`, `caption`, optionally `start`, `end` (seconds), `id`, and `width`,
 import csv
 import io
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -122,7 +123,7 @@ def _json_rows(data: bytes) -> Iterator[Any]:
 
 
 def _jsonl_rows(data: bytes) -> Iterator[Any]:
-    for number, line in enumerate(data.decode("utf-8-sig").splitlines(), start=1):
+    for number, line in enumerate(data.decode("utf-8-sig").split("\n"), start=1):
         if line.strip():
             try:
                 yield json.loads(line)
@@ -156,22 +157,41 @@ _READERS: dict[str, Callable[[bytes], Iterator[Any]]] = {
 
 def _first(row: Mapping[str, Any], names: tuple[str, ...]) -> Any:
     for name in names:
-        if row.get(name) not in (None, ""):
-            return row[name]
+        value = row.get(name)
+        if isinstance(value, list | tuple):  # Several captions: the first, as COCO's.
+            value = next((item for item in value if not _absent(item)), None)
+        if not _absent(value):
+            return value
     return None
+
+
+def _absent(value: Any) -> bool:
+    """Whether a cell is empty; tables say so by NaN, too."""
+    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+
+
+def _text(row: Mapping[str, Any], names: tuple[str, ...], where: str) -> str | None:
+    """A cell that is text, or a number that names something."""
+    value = _first(row, names)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise UserError(f"{where}: {names[0]} is {str(value)[:60]!r}, expected text")
+    # Unpaired surrogates cannot be stored: they become U+FFFD.
+    return str(value).encode("utf-8", "surrogatepass").decode("utf-8", "replace")
 
 
 def _record(row: Any, number: int, manifest: str, folder: epath.Path) -> ClipRecord:
     where = f"row {number} of {manifest}"
     if not isinstance(row, Mapping):
         raise UserError(f"{where} is not an object with the keys path and caption: {str(row)[:60]}")
-    file, caption = _file_and_caption(row)
+    file, caption = _file_and_caption(row, where)
     if file is None:
         keys = ", ".join(map(str, row)) or "none"
         raise UserError(f"{where} has no key path (its keys: {keys}); add the video's path")
     fps = _number(row, _FPS, where)
     start, end = _number(row, _START, where), _number(row, _END, where)
-    if start is None and fps and row.get("start_frame") not in (None, ""):
+    if start is None and fps and not _absent(row.get("start_frame")):
         start = (_number(row, ("start_frame",), where) or 0.0) / fps
         last = _number(row, ("end_frame",), where)
         end = end if last is None else last / fps
@@ -181,9 +201,9 @@ def _record(row: Any, number: int, manifest: str, folder: epath.Path) -> ClipRec
     path = file if "://" in file or file.startswith("/") else str(folder / file)
     seconds = _number(row, _SECONDS, where)
     return ClipRecord(
-        id=str(_first(row, ("id",)) or _default_id(file, start, end)),
+        id=_text(row, ("id",), where) or _default_id(file, start, end),
         path=path,
-        caption=None if caption is None else str(caption),
+        caption=caption,
         start=start,
         end=end,
         width=None if width is None else int(width),
@@ -193,15 +213,15 @@ def _record(row: Any, number: int, manifest: str, folder: epath.Path) -> ClipRec
     )
 
 
-def _file_and_caption(row: Mapping[str, Any]) -> tuple[str | None, Any]:
+def _file_and_caption(row: Mapping[str, Any], where: str) -> tuple[str | None, str | None]:
     if "videoid" in row:  # WebVid: `name` is the caption, and the file follows from two columns.
         page = str(row.get("page_dir") or "")
         file = f"{page}/{row['videoid']}.mp4" if page else f"{row['videoid']}.mp4"
-        return file, _first(row, ("name", *_CAPTION))
-    file = _first(row, _PATH)
-    if file is not None and "clip_id" in row and "." not in str(file).rsplit("/", 1)[-1]:
+        return file, _text(row, ("name", *_CAPTION), where)
+    file = _text(row, _PATH, where)
+    if file is not None and "clip_id" in row and "." not in file.rsplit("/", 1)[-1]:
         file = f"{file}.mp4"
-    return None if file is None else str(file), _first(row, _CAPTION)
+    return file, _text(row, _CAPTION, where)
 
 
 def _default_id(file: str, start: float | None, end: float | None) -> str:
@@ -223,9 +243,14 @@ def _number(row: Mapping[str, Any], names: tuple[str, ...], where: str) -> float
         hours, minutes, seconds = (float(part or 0) for part in match.groups())
         return 3600 * hours + 60 * minutes + seconds
     try:
-        return float(text)
+        number = float(text)
     except ValueError as error:
         raise UserError(f"{where}: {names[0]} is {value!r}, expected a number") from error
+    if math.isnan(number):
+        return None
+    if math.isinf(number):
+        raise UserError(f"{where}: {names[0]} is {value!r}, expected a finite number")
+    return number
 
 
 def _refuse_repeats(records: list[ClipRecord], manifest: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 from PIL import Image
 
 from pyratok_jax.data.sources.records import ClipRecord
@@ -17,12 +18,16 @@ from pyratok_jax.data.video.files import (
     BrokenVideoError,
     VideoSource,
     VideoWriter,
+    frame_rate,
     is_image,
     iter_frames,
     name_of,
     opened,
+    pixel_aspect,
+    quarter_turns,
     read_image,
     resize_image,
+    to_array,
 )
 
 
@@ -62,6 +67,10 @@ def clip_payload(
     if store == "bytes" or (still and store == "reencode"):
         if still or (clip.start is None and clip.end is None):
             return Payload((_file_bytes(clip.media),), *size)
+        if _is_turned(clip.media):
+            # Matroska would lose the display matrix: the span is stored upright.
+            frames = clip_frames(clip)
+            return Payload((_encoded(frames, _fps(clip.media), crf),), *size)
         data, start, seconds = remux(clip.media, clip.start or 0.0, clip.end)
         length = None if clip.end is None else clip.end - (clip.start or 0.0)
         end = None if length is None else start + length
@@ -138,8 +147,14 @@ def _shrunk(size: tuple[int, int], height: int) -> tuple[int, int]:
 
 
 def _fps(media: VideoSource) -> float:
-    with opened(media) as (_, stream):
-        return float(stream.average_rate or 25)
+    with opened(media) as (container, stream):
+        return float(frame_rate(container, stream))
+
+
+def _is_turned(media: VideoSource) -> bool:
+    with opened(media) as (container, stream):
+        frame = next(container.decode(stream), None)
+        return frame is not None and quarter_turns(frame) != 0
 
 
 def clip_frames(clip: ClipRecord) -> Iterator[np.ndarray]:
@@ -154,9 +169,10 @@ def clip_frames(clip: ClipRecord) -> Iterator[np.ndarray]:
     if is_image(clip.path) or (clip.start is None and clip.end is None):
         yield from iter_frames(clip.media, threads=1)
         return
+    scaler = VideoReformatter()
     with opened(clip.media) as (container, stream):
         begin = float((stream.start_time or 0) * stream.time_base)
-        margin = 0.25 / float(stream.average_rate or 25)
+        margin = 0.25 / float(frame_rate(container, stream))
         low = begin + (clip.start or 0.0) - margin
         high = float("inf") if clip.end is None else begin + clip.end - margin
         if low > 0:
@@ -166,7 +182,7 @@ def clip_frames(clip: ClipRecord) -> Iterator[np.ndarray]:
             if time >= high:
                 return
             if time >= low:
-                yield frame.to_ndarray(format="rgb24")
+                yield to_array(frame, pixel_aspect(stream), None, scaler)
 
 
 def _jpeg(frame: np.ndarray, quality: int) -> bytes:

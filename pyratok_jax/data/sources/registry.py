@@ -7,6 +7,7 @@ files may be local or remote.
 """
 
 import json
+import os
 import re
 from collections.abc import Sequence
 
@@ -17,7 +18,13 @@ from pyratok_jax.data.sources.builtin import demo_records
 from pyratok_jax.data.sources.manifests import MANIFEST_SUFFIXES, load_manifest, read_bytes
 from pyratok_jax.data.sources.records import ClipRecord
 from pyratok_jax.data.sources.shards import ShardRecords
-from pyratok_jax.data.video.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, BrokenVideoError
+from pyratok_jax.data.video.files import (
+    IMAGE_SUFFIXES,
+    MAX_TEXT_BYTES,
+    VIDEO_SUFFIXES,
+    BrokenVideoError,
+    check_regular,
+)
 from pyratok_jax.data.world.films import parse_world
 from pyratok_jax.errors import UserError
 from pyratok_jax.io.shards import shard_files
@@ -40,7 +47,7 @@ def load_source(spec: str) -> Sequence[ClipRecord]:
     if path.is_dir():
         files = shard_files(spec)
         return ShardRecords(files) if files else load_folder(spec)
-    if re.search(r"[*?\[]", spec) and path.parent.is_dir():
+    if re.search(r"[*?\[]", spec) and not path.exists() and path.parent.is_dir():
         return ShardRecords(sorted(str(file) for file in path.parent.glob(path.name)))
     suffix = path.suffix.lower()
     if suffix in MANIFEST_SUFFIXES:
@@ -107,12 +114,21 @@ def load_folder(folder: str) -> list[ClipRecord]:
 
 
 def _walk(folder: epath.Path) -> list[epath.Path]:
+    return _walk_once(folder, set())
+
+
+def _walk_once(folder: epath.Path, seen: set[str]) -> list[epath.Path]:
+    """`_walk`, where links lead into each real folder once."""
+    real = str(folder) if "://" in str(folder) else os.path.realpath(folder)
+    if real in seen:
+        return []
+    seen.add(real)
     found = []
-    for entry in folder.iterdir():
+    for entry in sorted(folder.iterdir(), key=str):
         if entry.name.startswith("."):
             continue
         if entry.is_dir():
-            found += _walk(entry)
+            found += _walk_once(entry, seen)
         elif entry.suffix.lower() in MEDIA_SUFFIXES:
             found.append(entry)
     return found
@@ -122,12 +138,12 @@ def _sidecar(file: epath.Path) -> str | None:
     """The caption beside a file: the whole of NAME.txt, or `caption` (or `text`) of NAME.json."""
     text, table = file.with_suffix(".txt"), file.with_suffix(".json")
     if text.exists():
-        return read_bytes(str(text)).decode("utf-8", "replace").strip() or None
+        return _small(text).decode("utf-8-sig", "replace").strip() or None
     if not table.exists():
         return None
     try:
-        content = json.loads(read_bytes(str(table)))
-    except ValueError as error:
+        content = json.loads(_small(table).decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{table} beside {file.name} is not valid JSON: {error}") from error
     if isinstance(content, str):
         return content
@@ -136,4 +152,19 @@ def _sidecar(file: epath.Path) -> str | None:
         caption = content.get("caption") or content.get("text")
     if caption is None:
         raise UserError(f"{table} beside {file.name} has no key caption; add it or remove the file")
-    return str(caption)
+    if isinstance(caption, list) and caption:
+        caption = caption[0]
+    if not isinstance(caption, str):
+        raise UserError(f"{table}: caption is {str(caption)[:60]!r}, expected text")
+    return caption.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
+
+
+def _small(file: epath.Path) -> bytes:
+    """The bytes of a sidecar. Raises: UserError, when it is no regular file or too large."""
+    try:
+        check_regular(str(file))
+    except BrokenVideoError as error:
+        raise UserError(f"cannot read {file}: {error.reason}") from error
+    if file.stat().length > MAX_TEXT_BYTES:
+        raise UserError(f"{file} has more than {MAX_TEXT_BYTES} bytes; it is no caption")
+    return read_bytes(str(file))

@@ -7,8 +7,12 @@ is wrong with a file is reported as `BrokenVideoError`, whose message names the 
 
 import contextlib
 import io
+import itertools
 import os
+import stat
+import struct
 import tempfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -17,9 +21,10 @@ from typing import Any, Protocol
 
 import av
 import numpy as np
+from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 from etils import epath
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pyratok_jax.data.video.seeking import frames_at
 from pyratok_jax.errors import UserError
@@ -27,6 +32,16 @@ from pyratok_jax.errors import UserError
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v", ".mpg", ".mpeg", ".ogv", ".gif")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 NAME_OF_BYTES = "<bytes>"
+
+_REMOTE = ("gs", "s3", "az", "abfs", "hf")
+# FFmpeg may open these containers alone: others (concat, hls, dash, sdp, rtsp) name further files
+# or addresses to open.
+DEMUXERS = (
+    "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "mpeg", "mpegts", "mpegvideo", "ogg", "gif",
+)  # fmt: skip
+_OPTIONS = {"format_whitelist": ",".join(DEMUXERS), "protocol_whitelist": "none"}
+MAX_TEXT_BYTES = 1 << 24  # Of a sidecar.
+MAX_PIXELS = 1 << 27  # Of a picture or a frame.
 
 VideoSource = str | os.PathLike | bytes
 
@@ -80,14 +95,43 @@ def is_image(source: VideoSource) -> bool:
 
 @contextlib.contextmanager
 def _readable(source: VideoSource) -> Iterator[Any]:
-    """The source as what PyAV opens: a local path stays a path, all else is a seekable file."""
+    """The source as what PyAV opens: always a seekable file object.
+
+    FFmpeg gets no name at all: it would take some for addresses, patterns or devices.
+
+    Raises:
+        BrokenVideoError: not a regular file, or an address that is no remote storage.
+    """
     if isinstance(source, bytes):
         yield io.BytesIO(source)
-    elif is_remote(source):
+        return
+    check_regular(source)
+    if is_remote(source):
         with epath.Path(source).open("rb") as file:
             yield file
     else:
-        yield name_of(source)
+        with open(os.path.abspath(source), "rb") as local:
+            yield local
+
+
+def check_regular(source: str | os.PathLike) -> None:
+    """Refuse pipes, devices, sockets, folders, and addresses that are no remote storage.
+
+    Raises:
+        BrokenVideoError: saying which.
+        FileNotFoundError: no such file.
+    """
+    name = os.fspath(source)
+    if "://" in name:
+        if name.partition("://")[0] not in _REMOTE:
+            raise BrokenVideoError(name, f"only files and {', '.join(_REMOTE)} are opened")
+        return
+    if "\0" in name:
+        raise BrokenVideoError(name, "no file's name holds a zero byte")
+    mode = os.stat(name).st_mode
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, a device or a socket"
+        raise BrokenVideoError(name, f"it is {kind}, not a regular file")
 
 
 @contextlib.contextmanager
@@ -99,10 +143,8 @@ def opened(source: VideoSource, threads: int = 1) -> Iterator[tuple[Any, Any]]:
     """
     name = name_of(source)
     try:
-        with _readable(source) as readable, av.open(readable) as container:
-            if not container.streams.video:
-                raise BrokenVideoError(name, "it holds no video stream")
-            stream = container.streams.video[0]
+        with _readable(source) as readable, _open(readable) as container:
+            stream = _video_stream(name, container)
             stream.thread_type = "AUTO"
             stream.codec_context.thread_count = threads
             yield container, stream
@@ -112,10 +154,67 @@ def opened(source: VideoSource, threads: int = 1) -> Iterator[tuple[Any, Any]]:
         raise BrokenVideoError(name, error.strerror or type(error).__name__) from error
     except OSError as error:
         raise BrokenVideoError(name, error.strerror or str(error), is_remote(source)) from error
+    except (ValueError, TypeError, AttributeError, OverflowError, ImportError) as error:
+        # PyAV raises these for damaged files: metadata, absent decoders, absurd sizes.
+        raise BrokenVideoError(name, f"{type(error).__name__}: {error}") from error
 
 
-def _rate(stream: Any) -> Fraction:
-    return stream.average_rate or stream.guessed_rate or Fraction(25)
+def _open(readable: Any) -> Any:
+    """PyAV's container, which follows no reference to another file."""
+    return av.open(
+        readable, container_options=_OPTIONS, metadata_errors="replace", buffer_size=1 << 17
+    )
+
+
+def _video_stream(name: str, container: Any) -> Any:
+    """The first video stream that is no cover picture."""
+    cover = Disposition.attached_pic
+    streams = [s for s in container.streams.video if not s.disposition & cover]
+    if not streams:
+        raise BrokenVideoError(name, "it holds no video stream")
+    context = streams[0].codec_context
+    if context is None:
+        raise BrokenVideoError(name, "no decoder knows its video stream")
+    if context.width * context.height > MAX_PIXELS:
+        size = f"{context.width}x{context.height}"
+        raise BrokenVideoError(name, f"its frames of {size} have more than {MAX_PIXELS} pixels")
+    return streams[0]
+
+
+# Rates above are those of a clock in milliseconds, not of frames.
+_MOST_FPS = 480
+
+
+def frame_rate(container: Any, stream: Any) -> Fraction:
+    """Frames per second: of the header or, where it states none that is sane, of the packets."""
+    stated = [r for r in (stream.average_rate, stream.guessed_rate) if r and 0 < r <= _MOST_FPS]
+    if stated:
+        return stated[0]
+    times = sorted(time for time, _ in itertools.islice(_packet_spans(container, stream), 256))
+    container.seek(0)
+    if len(times) > 1 and times[-1] > times[0]:
+        mean = (len(times) - 1) / (times[-1] - times[0])
+        return Fraction(min(mean, _MOST_FPS)).limit_denominator(1001) or Fraction(25)
+    return Fraction(25)
+
+
+def _packet_spans(container: Any, stream: Any) -> Iterator[tuple[float, float]]:
+    """Begin and end of the frames of a stream, by its packets, in seconds on its clock."""
+    for packet in container.demux(stream):
+        if packet.size and packet.pts is not None and not packet.is_discard:
+            begin = float(packet.pts * stream.time_base)
+            yield begin, begin + float((packet.duration or 0) * stream.time_base)
+
+
+def pixel_aspect(stream: Any) -> Fraction:
+    """Width over height of a pixel, as a player shows it (1 where it is not stated or absurd)."""
+    ratio = stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio
+    return ratio if ratio and Fraction(1, 8) <= ratio <= 8 else Fraction(1)
+
+
+def quarter_turns(frame: Any) -> int:
+    """Quarter turns against the clock that show a decoded frame upright (display matrix)."""
+    return round(frame.rotation / 90) % 4
 
 
 def _duration(container: Any, stream: Any) -> float:
@@ -125,12 +224,25 @@ def _duration(container: Any, stream: Any) -> float:
 
 
 def _info(source: VideoSource, container: Any, stream: Any) -> VideoInfo:
-    fps, seconds = float(_rate(stream)), _duration(container, stream)
-    frames = stream.frames or round(seconds * fps)
+    rate, seconds = frame_rate(container, stream), _duration(container, stream)
+    fps, frames = float(rate), stream.frames
     size = stream.codec_context
     if not size.width or not size.height:
         raise BrokenVideoError(name_of(source), "its video stream has no size")
-    return VideoInfo(name_of(source), frames, fps, size.height, size.width, seconds or frames / fps)
+    if seconds <= 0 and frames <= 0:
+        # No header says how long it is: live recordings and files that were cut off.
+        spans = list(_packet_spans(container, stream))
+        frames = len(spans)
+        if frames:
+            first, last = min(b for b, _ in spans), max(b for b, _ in spans)
+            seconds = max(max(e for _, e in spans), last + 1 / fps) - first
+        container.seek(0)
+    frames = frames or round(seconds * fps)
+    height, width = size.height, round(size.width * pixel_aspect(stream))
+    with contextlib.suppress(av.error.FFmpegError, StopIteration):
+        if quarter_turns(next(container.decode(stream))) % 2:
+            height, width = width, height
+    return VideoInfo(name_of(source), frames, fps, height, width, seconds or frames / fps)
 
 
 def probe(path: VideoSource) -> VideoInfo:
@@ -168,8 +280,9 @@ def iter_frames(
     if is_image(path):
         yield from [read_image(path)][start:stop]
         return
-    for frame in _decoded(path, start, stop, threads):
-        yield frame.to_ndarray(format="rgb24")
+    scaler = VideoReformatter()
+    for frame, aspect in _decoded(path, start, stop, threads):
+        yield to_array(frame, aspect, None, scaler)
 
 
 def count_frames(path: VideoSource, start: float | None = None, end: float | None = None) -> int:
@@ -184,7 +297,7 @@ def count_frames(path: VideoSource, start: float | None = None, end: float | Non
         return sum(1 for _ in _decoded(path, 0, None, 1))
     with opened(path) as (container, stream):
         begin = float((stream.start_time or 0) * stream.time_base)
-        margin = 0.25 / float(_rate(stream))
+        margin = 0.25 / float(frame_rate(container, stream))
         low = begin + (start or 0.0) - margin
         high = float("inf") if end is None else begin + end - margin
         if low > 0:
@@ -200,7 +313,9 @@ def count_frames(path: VideoSource, start: float | None = None, end: float | Non
         return count
 
 
-def _decoded(source: VideoSource, start: int, stop: int | None, threads: int) -> Iterator[Any]:
+def _decoded(
+    source: VideoSource, start: int, stop: int | None, threads: int
+) -> Iterator[tuple[Any, Fraction]]:
     with opened(source, threads) as (container, stream):
         end, count = 0.0, 0
         for count, frame in enumerate(container.decode(stream), start=1):
@@ -209,13 +324,13 @@ def _decoded(source: VideoSource, start: int, stop: int | None, threads: int) ->
             if frame.time is not None:
                 end = frame.time + float((frame.duration or 0) * (frame.time_base or 0))
             if count > start:
-                yield frame
+                yield frame, pixel_aspect(stream)
         if not count:
             raise BrokenVideoError(name_of(source), "its video stream holds no frame")
         begin = float((stream.start_time or 0) * stream.time_base)
         missing = begin + _duration(container, stream) - end
         whole = stop is None and end and stream.frames > count
-        if whole and missing > 2.5 / float(_rate(stream)):
+        if whole and missing > 2.5 / float(frame_rate(container, stream)):
             reason = f"it is cut off: {count} of {stream.frames} frames can be decoded"
             raise BrokenVideoError(name_of(source), reason)
 
@@ -246,7 +361,7 @@ def read_clip(
         return np.repeat(image[None], frames, axis=0)
     with opened(path) as (container, stream):
         begin = float((stream.start_time or 0) * stream.time_base)
-        rate = float(_rate(stream))
+        rate = float(frame_rate(container, stream))
         step = 1 / (fps or rate)
         # A quarter of a frame late: rounded time stamps must not select the frame before.
         times = [begin + start + i * step + 0.25 / rate for i in range(frames)]
@@ -254,18 +369,35 @@ def read_clip(
         if not picked:
             raise BrokenVideoError(name_of(path), f"no frame can be decoded at {start:.2f} s")
         scaler = VideoReformatter()  # One for all frames: it keeps its tables.
-        arrays = {id(frame): _to_array(frame, size, scaler) for frame in picked}
+        arrays = {
+            id(frame): to_array(frame, pixel_aspect(stream), size, scaler) for frame in picked
+        }
         clip = [arrays[id(frame)] for frame in picked]
     return np.stack(clip + [clip[-1]] * (frames - len(clip)))
 
 
-def _to_array(frame: Any, size: tuple[int, int] | None, scaler: VideoReformatter) -> np.ndarray:
-    if size is None:
-        return frame.to_ndarray(format="rgb24")
-    # Area averaging is FFmpeg's cheapest filter that does not alias when it shrinks.
-    height, width = size
-    scaled = scaler.reformat(frame, width, height, "rgb24", interpolation="AREA")
-    return scaled.to_ndarray()
+def to_array(
+    frame: Any, aspect: Fraction, size: tuple[int, int] | None, scaler: VideoReformatter
+) -> np.ndarray:
+    """A decoded frame as a player shows it, uint8 (h, w, 3): upright, with square pixels.
+
+    Args:
+        frame: PyAV's frame.
+        aspect: width over height of its pixels.
+        size: (height, width) of the result; None: the frame's, widened to square pixels.
+        scaler: one for all frames, which keeps its tables.
+    """
+    turns = quarter_turns(frame)
+    if size is None and aspect == 1:
+        array = frame.to_ndarray(format="rgb24")
+    else:
+        if size is None:
+            height, width = frame.height, max(round(frame.width * aspect), 1)
+        else:
+            height, width = size[::-1] if turns % 2 else size
+        # Area averaging is FFmpeg's cheapest filter that does not alias when it shrinks.
+        array = scaler.reformat(frame, width, height, "rgb24", interpolation="AREA").to_ndarray()
+    return np.ascontiguousarray(np.rot90(array, turns)) if turns else array
 
 
 def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -281,15 +413,25 @@ def read_image(path: VideoSource) -> np.ndarray:
     """
     name = name_of(path)
     try:
+        if not isinstance(path, bytes):
+            check_regular(path)
         data = path if isinstance(path, bytes) else epath.Path(path).read_bytes()
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data)) as stored:
+            if stored.width * stored.height > MAX_PIXELS:
+                size = f"{stored.width}x{stored.height}"
+                raise BrokenVideoError(name, f"its {size} pixels are more than {MAX_PIXELS}")
+            image = ImageOps.exif_transpose(stored)
             if image.mode.startswith("I"):  # PIL clips 16-bit grey at 255 instead of scaling it.
                 grey = np.asarray(image).astype(np.float64) / 257.0
                 return np.repeat(np.rint(grey)[..., None], 3, axis=-1).astype(np.uint8)
             return np.asarray(image.convert("RGB"))
     except FileNotFoundError as error:
         raise BrokenVideoError(name, "no such file", is_remote(path)) from error
-    except (UnidentifiedImageError, OSError, ValueError) as error:
+    except (
+        UnidentifiedImageError, OSError, ValueError, SyntaxError, TypeError, KeyError, IndexError,
+        AttributeError, OverflowError, struct.error, zlib.error, Image.DecompressionBombError,
+    ) as error:  # fmt: skip
+        # All of these are raised by Pillow for damaged files.
         raise BrokenVideoError(name, f"not an image ({error})") from error
 
 
@@ -322,7 +464,7 @@ class VideoWriter:
     def __enter__(self) -> "VideoWriter":
         self.path.parent.mkdir(parents=True, exist_ok=True)
         handle, self._scratch = tempfile.mkstemp(
-            dir=self.path.parent, prefix=f".{self.path.stem}.", suffix=self.path.suffix or ".mp4"
+            dir=self.path.parent, prefix=".part-", suffix=self.path.suffix or ".mp4"
         )
         os.close(handle)
         self._container = av.open(

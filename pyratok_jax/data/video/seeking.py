@@ -61,7 +61,9 @@ def _decode_stamps(
     for packet in packets:
         decoder.skip_frame = "DEFAULT" if packet.pts in missing else "NONREF"
         for frame in packet.decode():
-            frames[frame.pts] = frame if frame.pts in missing else None
+            # Of two frames with one time stamp, the first is kept.
+            if frame.pts in missing or frame.pts not in frames:
+                frames[frame.pts] = frame if frame.pts in missing else None
             missing.discard(frame.pts)
         if not missing:
             break
