@@ -5,12 +5,18 @@ VAE's temporal factor, and by repeating its right and bottom edge up to the need
 `Padding` travels with the tokens.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Float, Shaped
+
+if TYPE_CHECKING:
+    # At run time it would import JAX, which readers of token files need not have loaded.
+    from jaxtyping import Array
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,7 @@ def test_a_set_is_run_once_and_tabulated(config_file, tmp_path, capsys):
     assert results["rvq"]["bpp"] == pytest.approx(3 * 32 * 10 / (5 * 32 * 32))
     assert "bpp" not in results["continuous"] and results["continuous"]["psnr"] > 0
     opened = load_tokenizer(workdir / "rvq/seed_0")
-    assert len(opened.encode(np.zeros((1, 5, 32, 32, 3), np.uint8), [""])) == 3
+    assert len(opened.encode(np.zeros((5, 32, 32, 3), np.uint8), "").ids) == 3
     assert len(list((workdir / "starts").glob("*.npz"))) == 2
     rows = list(csv.DictReader((workdir / "ablations.csv").open()))
     assert [row["name"] for row in rows] == ["rvq", "continuous"]
