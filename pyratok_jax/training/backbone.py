@@ -1,4 +1,4 @@
-"""The small VAE's own training: L1 + LPIPS + KL on short clips (the demo's frozen backbone)."""
+"""The small VAE's own training: pixels, colour, LPIPS, KL on short clips (the demo's backbone)."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,13 +10,17 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 from ml_collections import ConfigDict
+from safetensors import safe_open
 
 from pyratok_jax.models import rows
 from pyratok_jax.models.wan_vae.config import WanVAEConfig
 from pyratok_jax.models.wan_vae.model import WanVAE
+from pyratok_jax.errors import UserError
 from pyratok_jax.pretrained import write_weights
 from pyratok_jax.tokenizer import to_model_range
+from pyratok_jax.training.linear_start import start_linear
 from pyratok_jax.training.loop import Trained, train
+from pyratok_jax.training.partition import Partition
 from pyratok_jax.training.phased import PhasedTask
 from weights_conversion.modules import module_arrays
 
@@ -43,8 +47,23 @@ class BackboneTask(PhasedTask):
         self.system = BackboneSystem(config, lpips)
 
     def is_trainable(self, name: str, variable: nnx.Variable) -> bool:
-        """The whole VAE."""
-        return name.startswith("vae.")
+        """The whole VAE but its linear path, which stays as it was fitted."""
+        return name.startswith("vae.") and not name.startswith("vae.linear.")
+
+    def start(self, partition: Partition) -> None:
+        """The weights before the first step: of `config.init_from`, or a linear code of blocks.
+
+        Raises:
+            UserError: `config.init_from` is no weights file of this model.
+        """
+        if self.config.init_from:
+            start_from_weights(partition, Path(self.config.init_from))
+            return
+        loader = self.make_loader(0, 1)
+        videos = [next(loader)["video"] for _ in range(self.config.data.linear_batches)]
+        clips = [x.astype(np.float32) / 127.5 - 1 for x in videos if x.shape[1] > 1]
+        if clips:
+            start_linear(partition, self.system.vae.config, clips)
 
     def loss(
         self,
@@ -53,7 +72,9 @@ class BackboneTask(PhasedTask):
         key: PRNGKeyArray,
         progress: Float[Array, ""],
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """L1 + w LPIPS + w KL to a unit Gaussian; LPIPS on some frames of clips only.
+        """Weighted sum of L1, MSE, RMSE of each clip and of its colour, KL and LPIPS.
+
+        KL is to a unit Gaussian; LPIPS is of some frames of clips only.
 
         Single frames come in large batches for few steps of the whole, and LPIPS's network costs
         more than the VAE itself there.
@@ -72,8 +93,12 @@ class BackboneTask(PhasedTask):
             "kl": kl,
             "psnr": -10 * jnp.log10(jnp.mean(jnp.square(jnp.clip(output, -1, 1) - video)) / 4),
         }
+        terms["rmse"] = clip_rmse(output, video)
+        terms["chroma"] = clip_rmse(chroma(output), chroma(video))
         kl_weight = weights.kl_clips if video.shape[1] > 1 else weights.kl_frames
-        total = terms["l1"] + kl_weight * kl + weights.mse * jnp.mean(jnp.square(output - video))
+        total = kl_weight * kl + weights.mse * jnp.mean(jnp.square(output - video))
+        for name in ("l1", "rmse", "chroma"):
+            total = total + weights[name] * terms[name]
         frames = min(weights.lpips_frames, video.shape[0] * video.shape[1])
         if weights.lpips and video.shape[1] > 1 and frames:
             pick = jax.random.permutation(pick_key, video.shape[0] * video.shape[1])[:frames]
@@ -84,6 +109,20 @@ class BackboneTask(PhasedTask):
         return total, terms
 
 
+def clip_rmse(a: Float[Array, "b t h w c"], b: Float[Array, "b t h w c"]) -> Float[Array, ""]:
+    """Root mean squared difference of each clip, averaged: easy clips count as hard ones do."""
+    squares = jnp.mean(jnp.square(a - b), axis=(1, 2, 3, 4))
+    return jnp.mean(jnp.sqrt(squares + 1e-6))
+
+
+def chroma(video: Float[Array, "*n 3"]) -> Float[Array, "*n 2"]:
+    """Cb and Cr of RGB by ITU-R BT.601, full range, in the scale of the input."""
+    matrix = jnp.array(
+        [[-0.168736, 0.5], [-0.331264, -0.418688], [0.5, -0.081312]], dtype=video.dtype
+    )
+    return video @ matrix
+
+
 def run(config: ConfigDict, workdir: Path) -> dict[str, Path] | None:
     """Train the VAE and write its averaged weights; None when interrupted (and saved).
 
@@ -91,10 +130,29 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Path] | None:
         UserError: whatever the user can mend.
     """
     task = BackboneTask(config)
-    trained = train(config, workdir, task)
+    trained = train(config, workdir, task, on_start=task.start)
     if not trained.finished:
         return None
     return {"checkpoint": workdir / "checkpoints", **export(task, trained, workdir)}
+
+
+def start_from_weights(partition: Partition, path: Path) -> None:
+    """Take the VAE's weights from a safetensors file that `export` wrote.
+
+    Raises:
+        UserError: it is not there, or of another model.
+    """
+    if not path.is_file():
+        raise UserError(f"config.init_from {path} is no file; name a .safetensors of this model")
+    with safe_open(path, "np") as file:
+        stored = set(file.keys())
+        for arrays in (partition.trainable, partition.frozen):
+            for name in [name for name in arrays if name.startswith("vae.")]:
+                own = name.removeprefix("vae.")
+                value = file.get_tensor(own) if own in stored else None
+                if value is None or value.shape != arrays[name].shape:
+                    raise UserError(f"config.init_from {path} does not fit config.model at {own}")
+                arrays[name] = jnp.asarray(value, jnp.float32)
 
 
 def export(task: BackboneTask, trained: Trained, workdir: Path) -> dict[str, Path]:

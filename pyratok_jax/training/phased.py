@@ -23,7 +23,14 @@ class PhasedTask:
         if count > 1:
             raise UserError(f"config.task {self.config.task} trains in one process, not in {count}")
         data = self.config.data
-        return PhasedClips(data.phases, data.clips.to_dict(), self.config.seed)
+        return PhasedClips(
+            data.phases,
+            data.clips.to_dict(),
+            self.config.seed,
+            shares=data.get("shares", {}),
+            augment=data.get("augment", {}),
+            photos=data.get("photos", ""),
+        )
 
     def device_batch(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Of a batch, the arrays that the step reads."""

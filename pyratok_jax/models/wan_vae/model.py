@@ -11,6 +11,7 @@ from pyratok_jax.models.wan_vae.config import WanVAEConfig
 from pyratok_jax.models.wan_vae.decoder import Decoder
 from pyratok_jax.models.wan_vae.encoder import Encoder
 from pyratok_jax.models.wan_vae.layers import CausalConv3d
+from pyratok_jax.models.wan_vae.linear import LinearPath
 from pyratok_jax.models.wan_vae.memory import Memory
 from pyratok_jax.models.wan_vae.resample import patchify, unpatchify
 
@@ -59,6 +60,8 @@ class WanVAE(nnx.Module):
         self.decoder = Decoder(config, remat=remat, **settings)
         self.quant_conv = CausalConv3d(2 * z, 2 * z, (1, 1, 1), **settings)
         self.post_quant_conv = CausalConv3d(z, z, (1, 1, 1), **settings)
+        linear = LinearPath(config, dtype=dtype, param_dtype=param_dtype)
+        self.linear = nnx.data(linear if config.linear_path else None)
 
     def encode(self, video: Float[Array, "b t h w 3"]) -> Encoded:
         """Posterior of a clip in [-1, 1].
@@ -73,6 +76,8 @@ class WanVAE(nnx.Module):
         """The same without the check; with a memory, one chunk of a clip (see `streaming`)."""
         moments, stages = self.encoder(patchify(video, self.config.patch), memory)
         mean, logvar = jnp.split(self.quant_conv(moments), 2, axis=-1)
+        if self.linear is not None:
+            mean = mean + self.linear.encode(video, first=memory is None or memory.first)
         return Encoded(mean, jnp.clip(logvar, *LOGVAR_RANGE), stages)
 
     def decode(
@@ -82,7 +87,10 @@ class WanVAE(nnx.Module):
 
         With a memory, one chunk of it (see `streaming`).
         """
-        return unpatchify(self.decoder(self.post_quant_conv(z), memory), self.config.patch)
+        video = unpatchify(self.decoder(self.post_quant_conv(z), memory), self.config.patch)
+        if self.linear is None:
+            return video
+        return video + self.linear.decode(z, first=memory is None or memory.first)
 
     def normalize(self, z: Float[Array, "*n z"]) -> Float[Array, "*n z"]:
         """Latents in the published normalised scale: (z - mean) / std."""

@@ -13,10 +13,16 @@ from pyratok_jax.models.wan_vae.memory import Memory
 
 
 class Downsample(nnx.Module):
-    """Halve the sides (3x3 convolution, stride 2, padded right and bottom) and maybe time."""
+    """Halve the sides (3x3 convolution, stride 2, padded right and bottom) and maybe time.
 
-    def __init__(self, features: int, *, halves_time: bool, **settings):
+    Where the sides are kept, the convolution is one of the same size.
+    """
+
+    def __init__(
+        self, features: int, *, halves_time: bool, halves_space: bool = True, **settings
+    ):
         self.spatial = Conv2d(features, features, (3, 3), **settings)
+        self.halves_space = halves_space
         self.time_conv = (
             TimeConv(features, features, (3, 1, 1), **settings) if halves_time else None
         )
@@ -25,7 +31,8 @@ class Downsample(nnx.Module):
         self, x: Float[Array, "b t h w c"], memory: Memory | None = None
     ) -> Float[Array, "b t2 h2 w2 d"]:
         """Frame 0 passes the temporal part untouched; later ones come in pairs."""
-        x = self.spatial(x, padding=(0, 1), stride=2)
+        halved = {"padding": (0, 1), "stride": 2} if self.halves_space else {"padding": (1, 1)}
+        x = self.spatial(x, **halved)
         if self.time_conv is None:
             return x
         if memory is not None and not memory.first:
@@ -38,10 +45,19 @@ class Downsample(nnx.Module):
 
 
 class Upsample(nnx.Module):
-    """Double time (maybe), then the sides: nearest neighbour and a 3x3 convolution."""
+    """Double time (maybe), then the sides (maybe): nearest neighbour and a 3x3 convolution."""
 
-    def __init__(self, features: int, out_features: int, *, doubles_time: bool, **settings):
+    def __init__(
+        self,
+        features: int,
+        out_features: int,
+        *,
+        doubles_time: bool,
+        doubles_space: bool = True,
+        **settings,
+    ):
         self.spatial = Conv2d(features, out_features, (3, 3), **settings)
+        self.doubles_space = doubles_space
         self.time_conv = (
             TimeConv(features, 2 * features, (3, 1, 1), **settings) if doubles_time else None
         )
@@ -61,7 +77,7 @@ class Upsample(nnx.Module):
                     memory.keep(later[:, -2:])
                 if x.shape[1] > 1:
                     x = jnp.concatenate([x[:, :1], self.double_time(later)], axis=1)
-        return self.spatial.over_doubled(x)
+        return self.spatial.over_doubled(x) if self.doubles_space else self.spatial(x, (1, 1))
 
     def double_time(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t2 h w c"]:
         """Frames after the first, doubled; `x` starts with the two frames before them.
