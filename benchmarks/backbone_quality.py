@@ -1,4 +1,4 @@
-"""How well the demo's frozen backbone rebuilds what it never saw, beside a linear code. Prints JSON.
+"""How the demo's frozen backbone rebuilds what it never saw, beside a linear code. Prints JSON.
 
     python benchmarks/backbone_quality.py
 
@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 
 from pyratok_jax.data.builtin import demo_clips, demo_records
 from pyratok_jax.data.records import ClipRecord
@@ -90,17 +90,21 @@ def chroma_slopes(before: Video, after: Video) -> tuple[float, float]:
     return float(cb), float(cr)
 
 
-def flat_colour_error(vae: WanVAE, steps: int = 5, side: int = 32, frames: int = 5) -> float:
-    """Largest error of 255 of the mean colour of flat clips, over a grid of the RGB cube."""
+def flat_colour_error(vae: WanVAE, steps: int = 4) -> float:
+    """Largest error (of 255) of a frame's mean colour in flat clips, over a grid of the RGB cube.
+
+    Clips are as large as the held-out ones, so that nothing is compiled again.
+    """
     levels = np.linspace(0, 255, steps).round().astype(np.uint8)
-    colours = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(-1, 1, 1, 1, 3)
-    videos = np.broadcast_to(colours, (len(colours), frames, side, side, 3))
-    back = rebuild(vae, videos).astype(np.float64)
-    means = back.mean(axis=(2, 3)) - colours[:, 0, 0].astype(np.float64)
-    return float(np.abs(means).max())
+    worst = 0.0
+    for colour in np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(-1, 3):
+        video = np.broadcast_to(colour, (1, FRAMES, SIDE, SIDE, 3))
+        means = rebuild(vae, video)[0].astype(np.float64).mean(axis=(1, 2))
+        worst = max(worst, float(np.abs(means - colour).max()))
+    return worst
 
 
-def world_videos(count: int = 8, size: int = 64, seed: int = 0) -> list[Video]:
+def world_videos(count: int = 8, size: int = SIDE, seed: int = 0) -> list[Video]:
     """Films of the constructed world: two coloured shapes that cross the picture."""
     rng, names = np.random.default_rng(seed), all_names()
     picked = [rng.choice(len(names), 2, replace=False) for _ in range(count)]
@@ -142,13 +146,12 @@ def measure(vae: WanVAE, *, lpips: bool = True) -> dict[str, Any]:
         }
         if network is not None:
             clips[name]["lpips_vgg"] = float(np.mean(lpips_frames(video, after, network)))
-    world = np.stack(world_videos())
-    back = rebuild(vae, world)
+    world = [(video, rebuild(vae, video[None])[0]) for video in world_videos()]
     return {
         "clips": clips,
         "mean": {key: float(np.mean([c[key] for c in clips.values()])) for key in clips[name]},
         "flat_colour_error": flat_colour_error(vae),
-        "world_psnr": float(np.mean([psnr(a, b) for a, b in zip(world, back, strict=True)])),
+        "world_psnr": float(np.mean([psnr(before, after) for before, after in world])),
         "parameters": sum(x.size for x in jax.tree.leaves(nnx.state(vae, nnx.Param))),
     }
 

@@ -2,16 +2,25 @@
 
     python -m pyratok_jax.train --config configs/demo_backbone.py
 
-Single frames come first (they are cheap and teach the spatial code), then clips. The clips are cut
-from Big Buck Bunny (inside the moviepy sdist, fetched once) and from the demo's training scenes;
-nothing of the held-out clips is seen.
+It starts as a linear code of blocks (principal components, decoded by least squares from the
+latents around); its network learns what is left. The clips are cut from Big Buck Bunny (inside the
+moviepy sdist, fetched once), the demo's training scenes, OpenCV's sample of a street (inside its
+sdist, fetched once), moving shapes in any colours, and photographs under a moving camera; nothing
+of the held-out clips is seen. Photographs are those of the folder `config.data.photos`:
+
+    apt-get download tuxpaint-stamps-default mate-backgrounds
+    for f in *.deb; do dpkg-deb -x $f photos/${f%%_*}; done
+
+Without them: --config.data.clips.photos=0. To go on from the weights that are shipped:
+
+    python -m pyratok_jax.train --config configs/demo_backbone.py --workdir runs/more \
+        --config.init_from=pyratok_jax/assets/demo_backbone.safetensors
 """
 
 from ml_collections import ConfigDict
 
 from pyratok_jax.models.wan_vae.config import WanVAEConfig
 from pyratok_jax.training.config import training_config
-
 
 MODEL = WanVAEConfig(
     base_dim=20,
@@ -32,11 +41,11 @@ def get_config(argument: str = "") -> ConfigDict:
     """The training behind the shipped weights; `smoke` is a run of a few steps."""
     config = training_config(
         task="backbone",
-        steps=700,
+        steps=400,
         batch_size=2,
         ema_decay=0.98,
-        checkpoint={"every": 100, "keep": 2, "keep_every": 0},
-        log_every=20,
+        checkpoint={"every": 20, "keep": 2, "keep_every": 0},
+        log_every=10,
     )
     config.optimizer.update(
         {
@@ -64,7 +73,7 @@ def get_config(argument: str = "") -> ConfigDict:
     )
     config.data = ConfigDict(
         {
-            "phases": ("700*2x17x64",),
+            "phases": ("400*2x17x64",),
             "clips": {"film": 24000, "demo": 6000, "street": 2400, "shapes": 4000, "photos": 4800},
             "shares": {"film": 0.4, "demo": 0.32, "street": 0.08, "shapes": 0.1, "photos": 0.1},
             "photos": "photos",

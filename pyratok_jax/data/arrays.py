@@ -88,9 +88,10 @@ class PhasedClips:
         if counts.get("photos") and not Path(photos).is_dir():
             raise UserError(f"data.clips asks for photos, and data.photos {photos!r} is no folder")
         self._cutters = cutters
-        self._shares, self._augment = dict(shares or {}), dict(augment or {})
-        if self._shares and set(self._shares) != {name for name, n in counts.items() if n}:
-            raise UserError(f"data.shares names {sorted(self._shares)}, data.clips {counts}")
+        self._shares, self.augment = dict(shares or {}), dict(augment or {})
+        missing = [name for name, n in counts.items() if n and name not in self._shares]
+        if self._shares and missing:
+            raise UserError(f"data.shares says nothing of {', '.join(missing)} in data.clips")
         self._counts = {name: count for name, count in counts.items() if count}
         self._clips: dict[tuple[int, int], list[np.ndarray]] = {}
         self.broken: dict[str, str] = {}
@@ -130,8 +131,8 @@ class PhasedClips:
             video = np.stack([_row(arrays, row) for row in rows])
         mirrored = rng.integers(2, size=phase.batch).astype(bool)
         video[mirrored] = video[mirrored, :, :, ::-1]
-        if self._augment:
-            video = augment(video, rng, self._augment)
+        if self.augment:
+            video = augment(video, rng, self.augment)
         self.step += 1
         return {"video": video}
 

@@ -14,7 +14,9 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 SMALLEST = 160  # side in pixels; below it a picture is an icon
 
 
-def photo_clips(folder: str | Path, clips: int, frames: int, size: int, seed: int = 0) -> np.ndarray:
+def photo_clips(
+    folder: str | Path, clips: int, frames: int, size: int, seed: int = 0
+) -> np.ndarray:
     """Clips uint8 (clips, frames, size, size, 3) over the pictures of a folder, searched deep.
 
     Each picture gives the same number of clips. What is transparent is filled with one colour. The
@@ -39,7 +41,9 @@ def photo_clips(folder: str | Path, clips: int, frames: int, size: int, seed: in
     rng = np.random.default_rng(seed)
     pictures = [path for path in paths if _large_enough(path)]
     if not pictures:
-        raise UserError(f"data.photos {folder} holds no picture of {SMALLEST} pixels or more a side")
+        raise UserError(
+            f"data.photos {folder} holds no picture of {SMALLEST} pixels or more a side"
+        )
     out = np.empty((clips, frames, size, size, 3), np.uint8)
     slots = rng.permutation(clips)
     for number, path in enumerate(pictures):

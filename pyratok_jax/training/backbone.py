@@ -1,28 +1,33 @@
 """The small VAE's own training: pixels, colour, LPIPS, KL on short clips (the demo's backbone)."""
 
 import dataclasses
+import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import safetensors.numpy
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 from ml_collections import ConfigDict
-from safetensors import safe_open
 
+from pyratok_jax.errors import UserError, run_cli
 from pyratok_jax.models import rows
 from pyratok_jax.models.wan_vae.config import WanVAEConfig
 from pyratok_jax.models.wan_vae.model import WanVAE
-from pyratok_jax.errors import UserError
 from pyratok_jax.pretrained import write_weights
 from pyratok_jax.tokenizer import to_model_range
-from pyratok_jax.training.linear_start import start_linear
-from pyratok_jax.training.loop import Trained, train
+from pyratok_jax.training.checkpoints import read_parameters
+from pyratok_jax.training.linear_start import fit_linear, start_with_nothing
+from pyratok_jax.training.loop import train
 from pyratok_jax.training.partition import Partition
 from pyratok_jax.training.phased import PhasedTask
 from weights_conversion.modules import module_arrays
+
+LINEAR = "linear.npz"  # of a working folder: what its linear path was fitted to be
 
 
 class BackboneSystem(nnx.Module):
@@ -50,20 +55,41 @@ class BackboneTask(PhasedTask):
         """The whole VAE but its linear path, which stays as it was fitted."""
         return name.startswith("vae.") and not name.startswith("vae.linear.")
 
-    def start(self, partition: Partition) -> None:
-        """The weights before the first step: of `config.init_from`, or a linear code of blocks.
+    def prepare(self, workdir: Path) -> None:
+        """The weights before the first step, and at every start those of the linear path.
+
+        The linear path is fitted once, to batches of the first phase of clips, and kept in
+        `workdir`. With `config.init_from` all comes from that weights file.
 
         Raises:
-            UserError: `config.init_from` is no weights file of this model.
+            UserError: `config.init_from` is no weights file of this model, or no phase has clips.
         """
+        vae, kept = self.system.vae, workdir / LINEAR
         if self.config.init_from:
-            start_from_weights(partition, Path(self.config.init_from))
-            return
+            put_weights(vae, Path(self.config.init_from))
+        elif vae.linear is not None:
+            start_with_nothing(vae)
+            if not kept.is_file():
+                workdir.mkdir(parents=True, exist_ok=True)
+                np.savez(kept, **fit_linear(vae.config, self._clips()))
+        if vae.linear is not None and not kept.is_file():
+            workdir.mkdir(parents=True, exist_ok=True)
+            np.savez(kept, **module_arrays(vae.linear))
+        elif vae.linear is not None:
+            with np.load(kept, allow_pickle=False) as arrays:
+                put_arrays(vae.linear, dict(arrays))
+
+    def _clips(self) -> list[Float[np.ndarray, "b t h w 3"]]:
         loader = self.make_loader(0, 1)
-        videos = [next(loader)["video"] for _ in range(self.config.data.linear_batches)]
-        clips = [x.astype(np.float32) / 127.5 - 1 for x in videos if x.shape[1] > 1]
-        if clips:
-            start_linear(partition, self.system.vae.config, clips)
+        before = [phase.steps for phase in loader.phases if phase.frames == 1]
+        if len(before) == len(loader.phases):
+            raise UserError("data.phases has single frames only; a linear path needs clips")
+        # Phases of single frames come first. Colours stay as they are: of changed ones the
+        # components keep more, and of the pictures themselves less.
+        loader.augment = {}
+        loader.set_state({"step": sum(before)})
+        batches = [next(loader)["video"] for _ in range(self.config.data.linear_batches)]
+        return [batch.astype(np.float32) / 127.5 - 1 for batch in batches]
 
     def loss(
         self,
@@ -130,35 +156,69 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Path] | None:
         UserError: whatever the user can mend.
     """
     task = BackboneTask(config)
-    trained = train(config, workdir, task, on_start=task.start)
+    task.prepare(workdir)
+    trained = train(config, workdir, task)
     if not trained.finished:
         return None
-    return {"checkpoint": workdir / "checkpoints", **export(task, trained, workdir)}
+    weights = trained.state.ema or trained.state.params
+    system = trained.partition.merge(weights, trained.frozen)
+    return {"checkpoint": workdir / "checkpoints", **export(task, system, workdir)}
 
 
-def start_from_weights(partition: Partition, path: Path) -> None:
-    """Take the VAE's weights from a safetensors file that `export` wrote.
+def put_weights(vae: WanVAE, path: Path) -> None:
+    """Take the weights of a safetensors file that `export` wrote.
 
     Raises:
         UserError: it is not there, or of another model.
     """
     if not path.is_file():
         raise UserError(f"config.init_from {path} is no file; name a .safetensors of this model")
-    with safe_open(path, "np") as file:
-        stored = set(file.keys())
-        for arrays in (partition.trainable, partition.frozen):
-            for name in [name for name in arrays if name.startswith("vae.")]:
-                own = name.removeprefix("vae.")
-                value = file.get_tensor(own) if own in stored else None
-                if value is None or value.shape != arrays[name].shape:
-                    raise UserError(f"config.init_from {path} does not fit config.model at {own}")
-                arrays[name] = jnp.asarray(value, jnp.float32)
+    try:
+        put_arrays(vae, safetensors.numpy.load_file(path))
+    except ValueError as error:
+        raise UserError(f"config.init_from {path} does not fit config.model: {error}") from error
 
 
-def export(task: BackboneTask, trained: Trained, workdir: Path) -> dict[str, Path]:
-    """Measure the latents' statistics and held-out quality, write the weights and a model card."""
-    weights = trained.state.ema or trained.state.params
-    system = trained.partition.merge(weights, trained.frozen)
+def put_arrays(module: nnx.Module, arrays: Mapping[str, np.ndarray]) -> None:
+    """Replace every parameter of a module.
+
+    Raises:
+        ValueError: names or shapes are not its own.
+    """
+    own = module_arrays(module)
+    odd = sorted(arrays.keys() ^ own.keys())
+    odd = odd or [name for name in own if arrays[name].shape != own[name].shape]
+    if odd:
+        raise ValueError(f"{odd[0]} is only in one of them, or of another shape")
+    state = nnx.state(module, nnx.Param)
+    for path, variable in nnx.to_flat_state(state):
+        value = arrays[".".join(map(str, path))]
+        variable.set_value(jnp.asarray(value, variable.dtype))
+    nnx.update(module, state)
+
+
+def export_newest(workdir: Path) -> dict[str, Path]:
+    """Write the averaged weights of a working folder's newest checkpoint.
+
+        python -m pyratok_jax.training.backbone WORKDIR
+
+    Raises:
+        UserError: it holds none.
+    """
+    try:
+        config = ConfigDict(json.loads((workdir / "config.json").read_text()))
+        steps = [int(path.name) for path in (workdir / "checkpoints").iterdir()]
+        step = max(steps)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{workdir} holds no checkpoint of a training") from error
+    task = BackboneTask(config)
+    task.prepare(workdir)
+    partition = Partition(task.system, task.is_trainable)
+    return export(task, partition.merge(read_parameters(workdir, step), partition.frozen), workdir)
+
+
+def export(task: BackboneTask, system: BackboneSystem, workdir: Path) -> dict[str, Path]:
+    """Measure the latents' mean and deviation on batches of training, write the weights."""
     graph, state = nnx.split(system.vae)
     encode = jax.jit(lambda s, x: nnx.merge(graph, s).encode(to_model_range(x)).mean)
     loader = task.make_loader(0, 1)
@@ -174,3 +234,14 @@ def export(task: BackboneTask, trained: Trained, workdir: Path) -> dict[str, Pat
     path = workdir / f"{workdir.name}.safetensors"
     write_weights(path, sizes.to_dict(), arrays)
     return {"weights": path}
+
+
+def main() -> None:
+    """Run the command."""
+    if len(sys.argv) != 2:
+        raise UserError("usage: python -m pyratok_jax.training.backbone WORKDIR")
+    print(export_newest(Path(sys.argv[1]))["weights"])
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -23,7 +23,8 @@ from pyratok_jax.training.step import TrainState
 _FREE = ("steps", "checkpoint", "log_every", "max_bad_steps", "collapse", "report", "mesh",
          "multi_host", "host_timeout", "step_timeout", "profile_steps", "init_from", "remat",
          "loss", "optimizer", "data.workers", "data.threads", "data.prefetch",
-         "data.phases", "data.clips", "data.shares", "data.augment", "data.photos", "model.vae", "language.size", "vision.size")  # fmt: skip
+         "data.phases", "data.clips", "data.shares", "data.augment", "data.photos", "model.vae",
+         "language.size", "vision.size")  # fmt: skip
 
 
 class Checkpoints:

@@ -71,9 +71,7 @@ def make_optimizer(config: Mapping[str, Any], steps: int) -> optax.GradientTrans
     elif config["name"] == "gram_muon":
         rule = optax.partition(
             {
-                "matrix": optax.chain(
-                    scale_by_gram_muon(), optax.scale_by_learning_rate(rate)
-                ),
+                "matrix": optax.chain(scale_by_gram_muon(), optax.scale_by_learning_rate(rate)),
                 "other": optax.adam(
                     lambda count: config["adam_share"] * rate(count), config["b1"], config["b2"]
                 ),

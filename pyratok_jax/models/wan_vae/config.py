@@ -119,7 +119,9 @@ class WanVAEConfig:
         """(time, space) stride to the pixels of each encoder stage's output."""
         strides, time, space = [], 1, self.patch
         for halves in zip(self.temporal_downsample, self.halves_space, strict=True):
-            time, space = (n * (2 if half else 1) for n, half in zip((time, space), halves))
+            time, space = (
+                n * (2 if half else 1) for n, half in zip((time, space), halves, strict=True)
+            )
             strides.append((time, space))
         return (*strides, (time, space))
 

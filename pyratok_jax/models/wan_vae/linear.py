@@ -1,7 +1,8 @@
-"""A linear autoencoder of blocks of pixels, beside the network of a small VAE.
+"""A linear code of blocks of pixels beside the network of a small VAE.
 
-With the principal components of blocks as weights it is the best linear code of its size; the
-network then learns what is left, from the first step on.
+A block is encoded by one matrix and decoded from its latent and the ones around and before it. With
+principal components as the matrix and least squares for the decoder this is worth about as much as
+a small network gives after hours on few cores; the network then learns what is left.
 """
 
 import jax.numpy as jnp
@@ -10,23 +11,27 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from pyratok_jax.models.wan_vae.config import WanVAEConfig
+from pyratok_jax.models.wan_vae.layers import CausalConv3d
+from pyratok_jax.models.wan_vae.memory import Memory
 
 
 class LinearPath(nnx.Module):
-    """Blocks of (time, space, space) pixels to latents and back, each by one matrix; zero at first.
+    """Blocks of (time, space, space) pixels to latents and back; all zero at first.
 
-    The first frame makes a block of its own, (1, space, space) pixels, with its own matrices.
-    Pixels of a block are ordered (frame, row, column, colour).
+    The first frame makes blocks of its own, (1, space, space) pixels. Pixels of a block are ordered
+    (frame, row, column, colour).
 
     Attributes:
-        first_in, first_out, later_in, later_out: matrices from pixels to latents and back, and
-            `*_bias` what is added.
+        first_in, later_in: matrices (pixels, z) from a block to its latent, and `*_bias`.
+        first_out, later_out: convolutions from latents to blocks, which see 3x3 latents, later ones
+            also those of the latent frame before.
     """
 
     def __init__(
         self,
         config: WanVAEConfig,
         *,
+        rngs: nnx.Rngs,
         dtype: DTypeLike = jnp.float32,
         param_dtype: DTypeLike = jnp.float32,
     ):
@@ -37,10 +42,13 @@ class LinearPath(nnx.Module):
         def zeros(*shape: int) -> nnx.Param:
             return nnx.Param(jnp.zeros(shape, param_dtype))
 
-        self.first_in, self.first_out = zeros(frame, z), zeros(z, frame)
-        self.later_in, self.later_out = zeros(self.time * frame, z), zeros(z, self.time * frame)
-        self.first_in_bias, self.first_out_bias = zeros(z), zeros(frame)
-        self.later_in_bias, self.later_out_bias = zeros(z), zeros(self.time * frame)
+        self.first_in, self.later_in = zeros(frame, z), zeros(self.time * frame, z)
+        self.first_in_bias, self.later_in_bias = zeros(z), zeros(z)
+        settings = {"rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
+        self.first_out = CausalConv3d(z, frame, (1, 3, 3), **settings)
+        self.later_out = CausalConv3d(z, self.time * frame, (2, 3, 3), **settings)
+        for layer in (self.first_out, self.later_out):
+            layer.kernel.set_value(jnp.zeros_like(layer.kernel[...]))
 
     def encode(
         self, video: Float[Array, "b t h w 3"], *, first: bool = True
@@ -55,30 +63,25 @@ class LinearPath(nnx.Module):
         return jnp.concatenate(parts, axis=1)
 
     def decode(
-        self, z: Float[Array, "b t h w z"], *, first: bool = True
+        self, z: Float[Array, "b t h w z"], memory: Memory | None = None
     ) -> Float[Array, "b T H W 3"]:
-        """Video of latents; `first` says whether they start with the first frame's."""
-        parts = []
-        if first:
-            parts.append(self._expand(z[:, :1], 1, self.first_out, self.first_out_bias))
-        if z.shape[1] > first:
-            later = z[:, int(first) :]
-            parts.append(self._expand(later, self.time, self.later_out, self.later_out_bias))
-        return jnp.concatenate(parts, axis=1)
+        """Video of latents; with a memory, one chunk of it."""
+        blocks = self.later_out(z, memory)
+        if memory is not None and not memory.first:
+            return from_blocks(blocks, self.time, self.space)
+        start = from_blocks(self.first_out(z[:, :1]), 1, self.space)
+        later = from_blocks(blocks[:, 1:], self.time, self.space)
+        return jnp.concatenate([start, later], axis=1)
 
     def _project(self, video: Array, time: int, matrix: nnx.Param, bias: nnx.Param) -> Array:
         blocks = to_blocks(video.astype(self.dtype), time, self.space)
         return blocks @ matrix[...].astype(self.dtype) + bias[...].astype(self.dtype)
 
-    def _expand(self, z: Array, time: int, matrix: nnx.Param, bias: nnx.Param) -> Array:
-        blocks = z.astype(self.dtype) @ matrix[...].astype(self.dtype) + bias[...].astype(self.dtype)
-        return from_blocks(blocks, time, self.space)
-
 
 def to_blocks(
     video: Float[Array, "b t h w 3"], time: int, space: int
 ) -> Float[Array, "b t2 h2 w2 c"]:
-    """Fold blocks of (time, space, space) pixels into channels."""
+    """Fold blocks of (time, space, space) pixels into channels; of NumPy arrays, too."""
     b, t, h, w, c = video.shape
     x = video.reshape(b, t // time, time, h // space, space, w // space, space, c)
     return x.transpose(0, 1, 3, 5, 2, 4, 6, 7).reshape(

@@ -60,8 +60,7 @@ class WanVAE(nnx.Module):
         self.decoder = Decoder(config, remat=remat, **settings)
         self.quant_conv = CausalConv3d(2 * z, 2 * z, (1, 1, 1), **settings)
         self.post_quant_conv = CausalConv3d(z, z, (1, 1, 1), **settings)
-        linear = LinearPath(config, dtype=dtype, param_dtype=param_dtype)
-        self.linear = nnx.data(linear if config.linear_path else None)
+        self.linear = nnx.data(LinearPath(config, **settings) if config.linear_path else None)
 
     def encode(self, video: Float[Array, "b t h w 3"]) -> Encoded:
         """Posterior of a clip in [-1, 1].
@@ -90,7 +89,7 @@ class WanVAE(nnx.Module):
         video = unpatchify(self.decoder(self.post_quant_conv(z), memory), self.config.patch)
         if self.linear is None:
             return video
-        return video + self.linear.decode(z, first=memory is None or memory.first)
+        return video + self.linear.decode(z, memory)
 
     def normalize(self, z: Float[Array, "*n z"]) -> Float[Array, "*n z"]:
         """Latents in the published normalised scale: (z - mean) / std."""

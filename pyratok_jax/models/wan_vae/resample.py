@@ -18,9 +18,7 @@ class Downsample(nnx.Module):
     Where the sides are kept, the convolution is one of the same size.
     """
 
-    def __init__(
-        self, features: int, *, halves_time: bool, halves_space: bool = True, **settings
-    ):
+    def __init__(self, features: int, *, halves_time: bool, halves_space: bool = True, **settings):
         self.spatial = Conv2d(features, features, (3, 3), **settings)
         self.halves_space = halves_space
         self.time_conv = (

@@ -10,6 +10,8 @@ from pyratok_jax.models.wan_vae.config import WAN21, WanVAEConfig
 from pyratok_jax.models.wan_vae.linear import LinearPath, from_blocks, to_blocks
 from pyratok_jax.models.wan_vae.model import WanVAE
 from pyratok_jax.models.wan_vae.streaming import stream_decode, stream_encode
+from pyratok_jax.training.backbone import put_arrays
+from pyratok_jax.training.linear_start import fit_linear
 
 SIZES = {
     "base_dim": 4,
@@ -64,9 +66,7 @@ def test_chunks_equal_the_whole_clip(vae):
     np.testing.assert_allclose(streamed.mean, whole.mean, atol=2e-5)
     for a, b in zip(streamed.stages, whole.stages, strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5)
-    np.testing.assert_allclose(
-        stream_decode(vae, whole.mean), vae.decode(whole.mean), atol=2e-5
-    )
+    np.testing.assert_allclose(stream_decode(vae, whole.mean), vae.decode(whole.mean), atol=2e-5)
 
 
 def test_no_latent_sees_a_later_frame(vae):
@@ -86,17 +86,34 @@ def test_blocks_come_back():
     assert float(blocks[1, 1, 0, 2, ((3 * 8 + 5) * 8 + 6) * 3 + 1]) == float(video[1, 7, 5, 22, 1])
 
 
-def test_linear_path_with_a_complete_basis_is_the_identity():
+def test_linear_path_decodes_a_block_from_its_own_latent_and_those_around_and_before():
+    path = LinearPath(WanVAEConfig(**SIZES), rngs=nnx.Rngs(0))
+    z = jax.random.normal(jax.random.key(0), (1, 3, 3, 4, 6))
+    assert float(jnp.abs(path.decode(z)).max()) == 0.0
+    for layer in (path.first_out, path.later_out):
+        shape = layer.kernel.shape
+        layer.kernel.set_value(jax.random.normal(jax.random.key(shape[-1]), shape))
+    video = path.decode(z)
+    assert video.shape == (1, 9, 24, 32, 3)
+    before = np.abs(path.decode(z.at[0, 1, 1, 1].add(1.0)) - video).max(axis=-1)[0]
+    assert before[:1].max() == 0 and before[1:5, 8:16, 8:16].min() > 0
+    assert before[5:9, :, :24].min() > 0 and before[:, :, 24:].max() == 0
+    last = np.abs(path.decode(z.at[0, 2, 1, 1].add(1.0)) - video).max(axis=-1)[0]
+    assert last[:5].max() == 0 and last[5:].max() > 0
+
+
+def test_fitted_linear_path_is_the_best_code_of_blocks_that_it_can_be():
     config = WanVAEConfig(**SIZES)
-    path = LinearPath(config)
-    video = jax.random.normal(jax.random.key(0), (1, 5, 8, 8, 3))
-    for name, size in (("first", 192), ("later", 768)):
-        basis = jnp.linalg.qr(jax.random.normal(jax.random.key(size), (size, size)))[0]
-        getattr(path, f"{name}_in").set_value(basis)
-        getattr(path, f"{name}_out").set_value(basis.T)
-        getattr(path, f"{name}_in_bias").set_value(jnp.zeros(size))
-    # Latents of the two kinds differ in size here, so each kind is taken alone.
-    first = path.decode(path.encode(video[:, :1]))
-    np.testing.assert_allclose(first, video[:, :1], atol=1e-4)
-    later = path.decode(path.encode(video[:, 1:], first=False), first=False)
-    np.testing.assert_allclose(later, video[:, 1:], atol=1e-4)
+    rng = np.random.default_rng(0)
+    # Blocks that are multiples of six patterns come back exactly.
+    basis = {1: rng.normal(size=(6, 192)) / 14, 4: rng.normal(size=(6, 768)) / 28}
+    parts = [
+        np.asarray(from_blocks(rng.normal(size=(40, n, 2, 2, 6)) @ basis[time], time, 8))
+        for n, time in ((1, 1), (2, 4))
+    ]
+    video = np.concatenate(parts, axis=1).astype(np.float32)
+    path = LinearPath(config, rngs=nnx.Rngs(0))
+    put_arrays(path, fit_linear(config, [video[:20], video[20:]]))
+    z = path.encode(jnp.asarray(video))
+    np.testing.assert_allclose(np.std(z[:, 1:], axis=(0, 1, 2, 3)), 1.0, atol=0.05)
+    np.testing.assert_allclose(path.decode(z), video, atol=0.02)
