@@ -2,50 +2,89 @@
 
     python -m pyratok_jax.train --config configs/demo_backbone.py
 
-Single frames come first (they are cheap and teach the spatial code), then clips. The clips are cut
-from Big Buck Bunny (inside the moviepy sdist, fetched once) and from the demo's training scenes;
-nothing of the held-out clips is seen.
+It starts as a linear code of blocks (principal components, decoded by least squares from the
+latents around); its network learns what is left. The clips are cut from Big Buck Bunny (inside the
+moviepy sdist, fetched once), the demo's training scenes, OpenCV's sample of a street (inside its
+sdist, fetched once), moving shapes in any colours, and photographs under a moving camera; nothing
+of the held-out clips is seen. Photographs are those of the folder `config.data.photos`:
+
+    apt-get download tuxpaint-stamps-default mate-backgrounds
+    for f in *.deb; do dpkg-deb -x $f photos/${f%%_*}; done
+
+Without them: --config.data.clips.photos=0. To go on from the weights that are shipped:
+
+    python -m pyratok_jax.train --config configs/demo_backbone.py --workdir runs/more \
+        --config.init_from=pyratok_jax/assets/demo_backbone.safetensors
 """
 
 from ml_collections import ConfigDict
 
-from pyratok_jax.models.wan_vae.config import tiny
+from pyratok_jax.models.wan_vae.config import WanVAEConfig
 from pyratok_jax.training.config import training_config
+
+MODEL = WanVAEConfig(
+    base_dim=20,
+    decoder_base_dim=24,
+    num_res_blocks=1,
+    spatial_downsample=(True, False, False),
+    is_residual=True,
+    in_channels=48,
+    out_channels=48,
+    patch_size=4,
+    linear_path=True,
+    latents_mean=(0.0,) * 16,
+    latents_std=(1.0,) * 16,
+)
 
 
 def get_config(argument: str = "") -> ConfigDict:
     """The training behind the shipped weights; `smoke` is a run of a few steps."""
     config = training_config(
         task="backbone",
-        steps=2300,
-        batch_size=16,
-        ema_decay=0.99,
-        checkpoint={"every": 250, "keep": 2, "keep_every": 0},
-        log_every=20,
+        steps=400,
+        batch_size=2,
+        ema_decay=0.98,
+        checkpoint={"every": 20, "keep": 2, "keep_every": 0},
+        log_every=10,
     )
     config.optimizer.update(
         {
-            "name": "muon",
-            "learning_rate": 4e-3,
-            "warmup": 100,
+            "name": "gram_muon",
+            "learning_rate": 3e-3,
+            "warmup": 20,
             "schedule": "trapezoid",
-            "decay_share": 0.27,
+            "decay_share": 0.4,
             "adam_share": 0.5,
             "b2": 0.95,
         }
     )
-    config.model = ConfigDict(tiny().to_dict())
+    config.model = ConfigDict(MODEL.to_dict())
     config.loss = ConfigDict(
-        {"kl_frames": 1e-4, "kl_clips": 2e-4, "mse": 0.5, "lpips": 0.05, "lpips_frames": 2}
+        {
+            "kl_frames": 1e-6,
+            "kl_clips": 1e-6,
+            "l1": 0.0,
+            "mse": 0.0,
+            "rmse": 1.0,
+            "chroma": 0.5,
+            "lpips": 0.0,
+            "lpips_frames": 2,
+        }
     )
     config.data = ConfigDict(
         {
-            "phases": ("800*16x1x64", "520*2x9x64", "980*1x17x64"),
-            "clips": {"film": 12000, "demo": 6000},
+            "phases": ("400*2x17x64",),
+            "clips": {"film": 24000, "demo": 6000, "street": 2400, "shapes": 4000, "photos": 4800},
+            "shares": {"film": 0.4, "demo": 0.32, "street": 0.08, "shapes": 0.1, "photos": 0.1},
+            "photos": "photos",
+            "augment": {"colour": 0.5, "flat": 0.03},
+            "linear_batches": 200,
         }
     )
     if argument == "smoke":
         config.steps, config.optimizer.warmup, config.loss.lpips = 4, 1, 0.0
         config.data.phases = ("2*2x1x32", "2*1x5x32")
         config.data.clips = ConfigDict({"film": 0, "demo": 8})
+        config.data.shares = ConfigDict({})
+        config.data.linear_batches = 4
     return config

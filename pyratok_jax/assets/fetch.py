@@ -78,7 +78,8 @@ def fetch_package(
 def _pip_download(requirement: str, kind: str, folder: Path) -> Path:
     selection = "--no-binary" if kind == "sdist" else "--only-binary"
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", selection]
-    command += [":all:", "--dest", str(folder), requirement]
+    # Of this package alone: what builds an sdist's metadata may come as wheels.
+    command += [requirement.partition("==")[0], "--dest", str(folder), requirement]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     files = [path for path in folder.iterdir() if path.is_file()]
     if result.returncode or len(files) != 1:

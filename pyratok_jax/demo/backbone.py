@@ -1,26 +1,35 @@
-"""The small VAE's own training: L1 + LPIPS + KL on short clips (the demo's frozen backbone)."""
+"""The small VAE's own training: pixels, colour, LPIPS, KL on short clips (the demo's backbone)."""
 
 import dataclasses
+import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import safetensors.numpy
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 from ml_collections import ConfigDict
 
 from pyratok_jax.checkpoints.modules import module_arrays
+from pyratok_jax.checkpoints.partition import Partition
 from pyratok_jax.checkpoints.pretrained import write_weights
+from pyratok_jax.checkpoints.working_folder import read_parameters
+from pyratok_jax.demo.linear_start import fit_linear, start_with_nothing
 from pyratok_jax.demo.phased import PhasedTask
+from pyratok_jax.errors import UserError, run_cli
 from pyratok_jax.models import video_vae
 from pyratok_jax.models.vae_families import config_to_dict
 from pyratok_jax.models.wan_vae.config import WanVAEConfig
 from pyratok_jax.models.wan_vae.model import WanVAE
 from pyratok_jax.nn import partitioning
 from pyratok_jax.tokenizer import to_model_range
-from pyratok_jax.training.loop.train import Trained, train
+from pyratok_jax.training.loop.train import train
+
+LINEAR = "linear.npz"  # of a working folder: what its linear path was fitted to be
 
 
 class BackboneSystem(nnx.Module):
@@ -45,8 +54,44 @@ class BackboneTask(PhasedTask):
         self.system = BackboneSystem(config, lpips)
 
     def is_trainable(self, name: str, variable: nnx.Variable) -> bool:
-        """The whole VAE."""
-        return name.startswith("vae.")
+        """The whole VAE but its linear path, which stays as it was fitted."""
+        return name.startswith("vae.") and not name.startswith("vae.linear.")
+
+    def prepare(self, workdir: Path) -> None:
+        """The weights before the first step, and at every start those of the linear path.
+
+        The linear path is fitted once, to batches of the first phase of clips, and kept in
+        `workdir`. With `config.init_from` all comes from that weights file.
+
+        Raises:
+            UserError: `config.init_from` is no weights file of this model, or no phase has clips.
+        """
+        vae, kept = self.system.vae, workdir / LINEAR
+        if self.config.init_from:
+            put_weights(vae, Path(self.config.init_from))
+        elif vae.linear is not None:
+            start_with_nothing(vae)
+            if not kept.is_file():
+                workdir.mkdir(parents=True, exist_ok=True)
+                np.savez(kept, **fit_linear(vae.config, self._clips()))
+        if vae.linear is not None and not kept.is_file():
+            workdir.mkdir(parents=True, exist_ok=True)
+            np.savez(kept, **module_arrays(vae.linear))
+        elif vae.linear is not None:
+            with np.load(kept, allow_pickle=False) as arrays:
+                put_arrays(vae.linear, dict(arrays))
+
+    def _clips(self) -> list[Float[np.ndarray, "b t h w 3"]]:
+        loader = self.clips()
+        before = [phase.steps for phase in loader.phases if phase.frames == 1]
+        if len(before) == len(loader.phases):
+            raise UserError("data.phases has single frames only; a linear path needs clips")
+        # Phases of single frames come first. Colours stay as they are: of changed ones the
+        # components keep more, and of the pictures themselves less.
+        loader.augment = {}
+        loader.set_state({"step": sum(before)})
+        batches = [next(loader)["video"] for _ in range(self.config.data.linear_batches)]
+        return [batch.astype(np.float32) / 127.5 - 1 for batch in batches]
 
     def loss(
         self,
@@ -55,7 +100,9 @@ class BackboneTask(PhasedTask):
         key: PRNGKeyArray,
         progress: Float[Array, ""],
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """L1 + w LPIPS + w KL to a unit Gaussian; LPIPS on some frames of clips only.
+        """Weighted sum of L1, MSE, RMSE of each clip and of its colour, KL and LPIPS.
+
+        KL is to a unit Gaussian; LPIPS is of some frames of clips only.
 
         Single frames come in large batches for few steps of the whole, and LPIPS's network costs
         more than the VAE itself there.
@@ -74,8 +121,12 @@ class BackboneTask(PhasedTask):
             "kl": kl,
             "psnr": -10 * jnp.log10(jnp.mean(jnp.square(jnp.clip(output, -1, 1) - video)) / 4),
         }
+        terms["rmse"] = clip_rmse(output, video)
+        terms["chroma"] = clip_rmse(chroma(output), chroma(video))
         kl_weight = weights.kl_clips if video.shape[1] > 1 else weights.kl_frames
-        total = terms["l1"] + kl_weight * kl + weights.mse * jnp.mean(jnp.square(output - video))
+        total = kl_weight * kl + weights.mse * jnp.mean(jnp.square(output - video))
+        for name in ("l1", "rmse", "chroma"):
+            total = total + weights[name] * terms[name]
         frames = min(weights.lpips_frames, video.shape[0] * video.shape[1])
         if weights.lpips and video.shape[1] > 1 and frames:
             pick = jax.random.permutation(pick_key, video.shape[0] * video.shape[1])[:frames]
@@ -86,6 +137,20 @@ class BackboneTask(PhasedTask):
         return total, terms
 
 
+def clip_rmse(a: Float[Array, "b t h w c"], b: Float[Array, "b t h w c"]) -> Float[Array, ""]:
+    """Root mean squared difference of each clip, averaged: easy clips count as hard ones do."""
+    squares = jnp.mean(jnp.square(a - b), axis=(1, 2, 3, 4))
+    return jnp.mean(jnp.sqrt(squares + 1e-6))
+
+
+def chroma(video: Float[Array, "*n 3"]) -> Float[Array, "*n 2"]:
+    """Cb and Cr of RGB by ITU-R BT.601, full range, in the scale of the input."""
+    matrix = jnp.array(
+        [[-0.168736, 0.5], [-0.331264, -0.418688], [0.5, -0.081312]], dtype=video.dtype
+    )
+    return video @ matrix
+
+
 def run(config: ConfigDict, workdir: Path) -> dict[str, Path] | None:
     """Train the VAE and write its averaged weights; None when interrupted (and saved).
 
@@ -93,16 +158,69 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Path] | None:
         UserError: whatever the user can mend.
     """
     task = BackboneTask(config)
+    task.prepare(workdir)
     trained = train(config, workdir, task)
     if not trained.finished:
         return None
-    return {"checkpoint": workdir / "checkpoints", **export(task, trained, workdir)}
-
-
-def export(task: BackboneTask, trained: Trained, workdir: Path) -> dict[str, Path]:
-    """Measure the latents' statistics and held-out quality, write the weights and a model card."""
     weights = trained.state.ema or trained.state.params
     system = trained.partition.merge(weights, trained.frozen)
+    return {"checkpoint": workdir / "checkpoints", **export(task, system, workdir)}
+
+
+def put_weights(vae: WanVAE, path: Path) -> None:
+    """Take the weights of a safetensors file that `export` wrote.
+
+    Raises:
+        UserError: it is not there, or of another model.
+    """
+    if not path.is_file():
+        raise UserError(f"config.init_from {path} is no file; name a .safetensors of this model")
+    try:
+        put_arrays(vae, safetensors.numpy.load_file(path))
+    except ValueError as error:
+        raise UserError(f"config.init_from {path} does not fit config.model: {error}") from error
+
+
+def put_arrays(module: nnx.Module, arrays: Mapping[str, np.ndarray]) -> None:
+    """Replace every parameter of a module.
+
+    Raises:
+        ValueError: names or shapes are not its own.
+    """
+    own = module_arrays(module)
+    odd = sorted(arrays.keys() ^ own.keys())
+    odd = odd or [name for name in own if arrays[name].shape != own[name].shape]
+    if odd:
+        raise ValueError(f"{odd[0]} is only in one of them, or of another shape")
+    state = nnx.state(module, nnx.Param)
+    for path, variable in nnx.to_flat_state(state):
+        value = arrays[".".join(map(str, path))]
+        variable.set_value(jnp.asarray(value, variable.dtype))
+    nnx.update(module, state)
+
+
+def export_newest(workdir: Path) -> dict[str, Path]:
+    """Write the averaged weights of a working folder's newest checkpoint.
+
+        python -m pyratok_jax.demo.backbone WORKDIR
+
+    Raises:
+        UserError: it holds none.
+    """
+    try:
+        config = ConfigDict(json.loads((workdir / "config.json").read_text()))
+        steps = [int(path.name) for path in (workdir / "checkpoints").iterdir()]
+        step = max(steps)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{workdir} holds no checkpoint of a training") from error
+    task = BackboneTask(config)
+    task.prepare(workdir)
+    partition = Partition(task.system, task.is_trainable)
+    return export(task, partition.merge(read_parameters(workdir, step), partition.frozen), workdir)
+
+
+def export(task: BackboneTask, system: BackboneSystem, workdir: Path) -> dict[str, Path]:
+    """Measure the latents' mean and deviation on batches of training, write the weights."""
     graph, state = nnx.split(system.vae)
     encode = jax.jit(lambda s, x: nnx.merge(graph, s).encode(to_model_range(x)).mean)
     loader = task.clips()
@@ -118,3 +236,14 @@ def export(task: BackboneTask, trained: Trained, workdir: Path) -> dict[str, Pat
     path = workdir / f"{workdir.name}.safetensors"
     write_weights(path, config_to_dict(sizes), arrays)
     return {"weights": path}
+
+
+def main() -> None:
+    """Run the command."""
+    if len(sys.argv) != 2:
+        raise UserError("usage: python -m pyratok_jax.demo.backbone WORKDIR")
+    print(export_newest(Path(sys.argv[1]))["weights"])
+
+
+if __name__ == "__main__":
+    run_cli(main)

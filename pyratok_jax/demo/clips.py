@@ -7,15 +7,24 @@ own clip shape and batch size (single frames first, then clips).
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pyratok_jax.data.sources.builtin import demo_clips, film_clips
+from pyratok_jax.data.sources.builtin import demo_clips, film_clips, street_clips
+from pyratok_jax.demo.colours import augment
+from pyratok_jax.demo.photos import photo_clips
+from pyratok_jax.demo.shapes import shape_clips
 from pyratok_jax.errors import UserError
 
 _PATTERN = re.compile(r"(\d+)\*(\d+)x(\d+)x(\d+)")
-_CUTTERS: dict[str, Callable[..., np.ndarray]] = {"film": film_clips, "demo": demo_clips}
+_CUTTERS: dict[str, Callable[..., np.ndarray]] = {
+    "film": film_clips,
+    "demo": demo_clips,
+    "street": street_clips,
+    "shapes": shape_clips,
+}
 
 
 @dataclass(frozen=True)
@@ -53,16 +62,36 @@ class PhasedClips:
 
     Args:
         phases: as `parse_phases` takes them.
-        counts: per film ("film", "demo"): how many clips to cut of it for each shape. A batch's
-            rows are drawn from all clips alike.
+        counts: per source ("film", "demo", "street", "shapes", "photos"): how many clips to cut of
+            it for each shape. A batch's rows are drawn from all clips alike.
         seed: of the order.
+        shares: per source its share of the rows, where it is not that of its clips.
+        augment: see `colours.augment`.
+        photos: the folder of pictures that "photos" is cut from.
     """
 
-    def __init__(self, phases: Sequence[str], counts: Mapping[str, int], seed: int) -> None:
+    def __init__(
+        self,
+        phases: Sequence[str],
+        counts: Mapping[str, int],
+        seed: int,
+        *,
+        shares: Mapping[str, float] | None = None,
+        augment: Mapping[str, float] | None = None,
+        photos: str = "",
+    ) -> None:
         self.phases, self.seed, self.step = parse_phases(phases), seed, 0
-        unknown = set(counts) - set(_CUTTERS)
+        cutters = _CUTTERS | {"photos": lambda _, *given: photo_clips(photos, *given)}
+        unknown = set(counts) - set(cutters)
         if unknown or not any(counts.values()):
-            raise UserError(f"data.clips names {sorted(counts)}; expected of {sorted(_CUTTERS)}")
+            raise UserError(f"data.clips names {sorted(counts)}; expected of {sorted(cutters)}")
+        if counts.get("photos") and not Path(photos).is_dir():
+            raise UserError(f"data.clips asks for photos, and data.photos {photos!r} is no folder")
+        self._cutters = cutters
+        self._shares, self.augment = dict(shares or {}), dict(augment or {})
+        missing = [name for name, n in counts.items() if n and name not in self._shares]
+        if self._shares and missing:
+            raise UserError(f"data.shares says nothing of {', '.join(missing)} in data.clips")
         self._counts = {name: count for name, count in counts.items() if count}
         self._clips: dict[tuple[int, int], list[np.ndarray]] = {}
         self.broken: dict[str, str] = {}
@@ -80,7 +109,7 @@ class PhasedClips:
             # Clips take more room than frames, and differ less.
             share = 1 if frames == 1 else 8
             self._clips[frames, size] = [
-                _CUTTERS[name](None, max(count // share, 1), frames, size, int(frames > 1))
+                self._cutters[name](None, max(count // share, 1), frames, size, int(frames > 1))
                 for name, count in self._counts.items()
             ]
         return self._clips[frames, size]
@@ -93,10 +122,17 @@ class PhasedClips:
         phase = self.phase(self.step)
         arrays = self._arrays(phase.frames, phase.size)
         rng = np.random.default_rng((self.seed, self.step))
-        rows = rng.integers(sum(map(len, arrays)), size=phase.batch)
-        video = np.stack([_row(arrays, row) for row in rows])
+        if self._shares:
+            weights = np.array([self._shares[name] for name in self._counts])
+            picked = rng.choice(len(arrays), phase.batch, p=weights / weights.sum())
+            video = np.stack([arrays[i][rng.integers(len(arrays[i]))] for i in picked])
+        else:
+            rows = rng.integers(sum(map(len, arrays)), size=phase.batch)
+            video = np.stack([_row(arrays, row) for row in rows])
         mirrored = rng.integers(2, size=phase.batch).astype(bool)
         video[mirrored] = video[mirrored, :, :, ::-1]
+        if self.augment:
+            video = augment(video, rng, self.augment)
         self.step += 1
         return {"video": video}
 

@@ -16,7 +16,14 @@ class PhasedTask:
     def clips(self) -> PhasedClips:
         """All clips of every batch."""
         data = self.config.data
-        return PhasedClips(data.phases, data.clips.to_dict(), self.config.seed)
+        return PhasedClips(
+            data.phases,
+            data.clips.to_dict(),
+            self.config.seed,
+            shares=data.get("shares", {}),
+            augment=data.get("augment", {}),
+            photos=data.get("photos", ""),
+        )
 
     def make_loader(self, share_of: ShareOf) -> ClipBatches:
         """The stream of batches.

@@ -8,8 +8,9 @@ import optax
 from jaxtyping import PyTree
 
 from pyratok_jax.errors import UserError
+from pyratok_jax.training.gram_muon import scale_by_gram_muon
 
-OPTIMIZERS = ("adamw", "muon")
+OPTIMIZERS = ("adamw", "muon", "gram_muon")
 SCHEDULES = ("cosine", "constant", "trapezoid")
 
 
@@ -44,6 +45,8 @@ def learning_rate(config: Mapping[str, Any], steps: int) -> optax.Schedule:
 def make_optimizer(config: Mapping[str, Any], steps: int) -> optax.GradientTransformation:
     """Clipping by global norm, then AdamW, or Muon with Adam for arrays that are not matrices.
 
+    "gram_muon" is Muon with fewer and shorter products, see `gram_muon`.
+
     Args:
         config: name, learning_rate, warmup, schedule, final_share, decay_share, b1, b2,
             weight_decay, clip_norm (0: no clipping), adam_share (of Muon's rate, for its Adam).
@@ -66,6 +69,16 @@ def make_optimizer(config: Mapping[str, Any], steps: int) -> optax.GradientTrans
             muon_weight_dimension_numbers=_matrices,
             # Updates as large as Adam's, so that one learning rate suits every shape.
             consistent_rms=0.2,
+        )
+    elif config["name"] == "gram_muon":
+        rule = optax.partition(
+            {
+                "matrix": optax.chain(scale_by_gram_muon(), optax.scale_by_learning_rate(rate)),
+                "other": optax.adam(
+                    lambda count: config["adam_share"] * rate(count), config["b1"], config["b2"]
+                ),
+            },
+            lambda params: jax.tree.map(lambda x: "matrix" if x.ndim > 1 else "other", params),
         )
     else:
         raise UserError(f"optimizer.name is {config['name']!r}, expected {' or '.join(OPTIMIZERS)}")

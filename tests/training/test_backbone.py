@@ -16,7 +16,7 @@ from pyratok_jax.models.wan_vae.model import WanVAE
 
 def test_a_short_training_writes_averaged_weights_that_fit(tmp_path):
     config = runpy.run_path("configs/demo_backbone.py")["get_config"]("smoke")
-    config.model.update({"base_dim": 4, "num_res_blocks": 1})
+    config.model.update({"base_dim": 4, "decoder_base_dim": 4})
     outputs = run(config, tmp_path / "vae")
     rows = [json.loads(x) for x in (tmp_path / "vae" / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["step"] == config.steps and np.isfinite(rows[-1]["loss"])

@@ -40,9 +40,12 @@ class WanVAEConfig(VideoVAEConfig):
         dim_mult: width of each stage as a multiple of the base.
         num_res_blocks: residual blocks per encoder stage (the decoder has one more).
         temporal_downsample: whether the stage's downsampling also halves time.
+        spatial_downsample: whether it halves the sides; None means at every stage (as published).
         is_residual: shortcuts around whole stages (Wan 2.2).
         in_channels, out_channels: channels after patchifying.
         patch_size: side of the pixel patches folded into channels; None means 1.
+        linear_path: a linear map of blocks of pixels beside the encoder and one of latents beside
+            the decoder are added to what these give (see `linear.LinearPath`).
         latents_mean, latents_std: statistics by which latents are normalised.
     """
 
@@ -55,10 +58,12 @@ class WanVAEConfig(VideoVAEConfig):
     dim_mult: tuple[int, ...] = (1, 2, 4, 4)
     num_res_blocks: int = 2
     temporal_downsample: tuple[bool, ...] = (False, True, True)
+    spatial_downsample: tuple[bool, ...] | None = None
     is_residual: bool = False
     in_channels: int = 3
     out_channels: int = 3
     patch_size: int | None = None
+    linear_path: bool = False
     latents_mean: tuple[float, ...] = _WAN21_MEAN
     latents_std: tuple[float, ...] = _WAN21_STD
 
@@ -67,6 +72,10 @@ class WanVAEConfig(VideoVAEConfig):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if len(self.temporal_downsample) != len(self.dim_mult) - 1:
             raise ValueError("temporal_downsample needs one entry less than dim_mult")
+        if self.spatial_downsample is not None:
+            object.__setattr__(self, "spatial_downsample", tuple(self.spatial_downsample))
+            if len(self.spatial_downsample) != len(self.temporal_downsample):
+                raise ValueError("spatial_downsample needs one entry less than dim_mult")
         if not len(self.latents_mean) == len(self.latents_std) == self.z_dim:
             raise ValueError(f"latents_mean and latents_std need {self.z_dim} entries")
         pixels = 3 * self.patch**2
@@ -86,7 +95,13 @@ class WanVAEConfig(VideoVAEConfig):
     @property
     def spatial_factor(self) -> int:
         """Pixels per latent position along a side."""
-        return self.patch * 2 ** len(self.temporal_downsample)
+        return self.patch * 2 ** sum(self.halves_space)
+
+    @property
+    def halves_space(self) -> tuple[bool, ...]:
+        """Whether each stage's downsampling halves the sides."""
+        every = (True,) * len(self.temporal_downsample)
+        return every if self.spatial_downsample is None else self.spatial_downsample
 
     @property
     def encoder_dims(self) -> tuple[int, ...]:
@@ -108,14 +123,20 @@ class WanVAEConfig(VideoVAEConfig):
     def stage_strides(self) -> tuple[tuple[int, int], ...]:
         """(time, space) stride to the pixels of each encoder stage's output."""
         strides, time, space = [], 1, self.patch
-        for halves_time in self.temporal_downsample:
-            time, space = time * (2 if halves_time else 1), space * 2
+        for halves in zip(self.temporal_downsample, self.halves_space, strict=True):
+            time, space = (
+                n * (2 if half else 1) for n, half in zip((time, space), halves, strict=True)
+            )
             strides.append((time, space))
         return (*strides, (time, space))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for a JSON file."""
-        return dataclasses.asdict(self)
+        """Plain values for a JSON file; what no published layout has is left out where unused."""
+        values = dataclasses.asdict(self)
+        for name in ("spatial_downsample", "linear_path"):
+            if not values[name]:
+                del values[name]
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "WanVAEConfig":

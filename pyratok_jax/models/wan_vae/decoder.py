@@ -28,12 +28,13 @@ class UpStage(nnx.Module):
             [ResidualBlock(a, b, **settings) for a, b in zip(widths, widths[1:], strict=False)]
         )
         doubles_time = not last and config.temporal_downsample[::-1][index]
+        doubles_space = not last and config.halves_space[::-1][index]
         out = after if config.is_residual else after // 2
-        self.upsampler = (
-            None if last else Upsample(after, out, doubles_time=doubles_time, **settings)
-        )
+        doubles = {"doubles_time": doubles_time, "doubles_space": doubles_space}
+        self.upsampler = None if last else Upsample(after, out, **doubles, **settings)
         self.features = out
-        self.shortcut = (2 if doubles_time else 1, 2) if config.is_residual and not last else None
+        strides = (2 if doubles_time else 1, 2 if doubles_space else 1)
+        self.shortcut = strides if config.is_residual and not last else None
         self.remat = remat
 
     def __call__(
@@ -67,7 +68,7 @@ class Decoder(nnx.Module):
         self.norm_out = ChannelNorm(dims[-1], param_dtype=settings.get("param_dtype", jnp.float32))
         self.conv_out = CausalConv3d(dims[-1], config.out_channels, (3, 3, 3), **settings)
         self.remat = remat
-        self.spatial_factor = 2 ** (len(config.dim_mult) - 1)
+        self.spatial_factor = 2 ** sum(config.halves_space)
         self.temporal_factor = 2 ** sum(config.temporal_downsample)
         self.may_pad = not config.is_residual
 

@@ -33,11 +33,12 @@ class DownStage(nnx.Module):
             [ResidualBlock(a, b, **settings) for a, b in zip(widths, widths[1:], strict=False)]
         )
         halves_time = not last and config.temporal_downsample[index]
-        self.downsampler = (
-            None if last else Downsample(wide[1], halves_time=halves_time, **settings)
-        )
+        halves_space = not last and config.halves_space[index]
+        halves = {"halves_time": halves_time, "halves_space": halves_space}
+        self.downsampler = None if last else Downsample(wide[1], **halves, **settings)
         self.features = wide[1]
-        self.shortcut = (2 if halves_time else 1, 1 if last else 2) if config.is_residual else None
+        strides = (2 if halves_time else 1, 2 if halves_space else 1)
+        self.shortcut = strides if config.is_residual else None
         self.remat = remat
 
     def __call__(
@@ -68,6 +69,7 @@ class Encoder(nnx.Module):
         self.norm_out = ChannelNorm(dims[-1], param_dtype=settings.get("param_dtype", jnp.float32))
         self.conv_out = CausalConv3d(dims[-1], 2 * config.z_dim, (3, 3, 3), **settings)
         self.remat = remat
+        self.stride = 2 ** sum(config.halves_space)
         # Shortcuts around whole stages regroup channels, so theirs must be exact.
         self.may_pad = not config.is_residual
 
@@ -77,7 +79,7 @@ class Encoder(nnx.Module):
         """Encode patchified video; with a cache, one chunk of it."""
         run = rematerialised(self.remat, x.size // x.shape[-1])
         features = []
-        with in_strips(strips_of(x.shape[2], 2 ** (len(self.stages) - 1))):
+        with in_strips(strips_of(x.shape[2], self.stride)):
             x = cut(x)
             with padded_lanes(self.may_pad):
                 x = self.conv_in(x, cache)

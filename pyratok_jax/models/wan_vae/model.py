@@ -11,6 +11,7 @@ from pyratok_jax.models.video_vae import Encoded, VideoVAE
 from pyratok_jax.models.wan_vae.config import WanVAEConfig
 from pyratok_jax.models.wan_vae.decoder import Decoder
 from pyratok_jax.models.wan_vae.encoder import POLICIES, Encoder
+from pyratok_jax.models.wan_vae.linear import LinearPath
 from pyratok_jax.models.wan_vae.resample import patchify, unpatchify
 from pyratok_jax.nn.causal_conv import CausalConv3d
 from pyratok_jax.nn.stream_cache import StreamCache
@@ -50,6 +51,7 @@ class WanVAE(VideoVAE):
         self.decoder = Decoder(config, remat=remat, **settings)
         self.quant_conv = CausalConv3d(2 * z, 2 * z, (1, 1, 1), **settings)
         self.post_quant_conv = CausalConv3d(z, z, (1, 1, 1), **settings)
+        self.linear = nnx.data(LinearPath(config, **settings) if config.linear_path else None)
 
     def posterior(
         self, video: Float[Array, "b t h w 3"], cache: StreamCache | None = None
@@ -57,10 +59,13 @@ class WanVAE(VideoVAE):
         """See `VideoVAE.posterior`; log-variances are clamped to [-30, 20]."""
         moments, stages = self.encoder(patchify(video, self.config.patch), cache)
         mean, logvar = jnp.split(self.quant_conv(moments), 2, axis=-1)
+        if self.linear is not None:
+            mean = mean + self.linear.encode(video, first=cache is None or cache.first)
         return Encoded(mean, jnp.clip(logvar, *LOGVAR_RANGE), stages)
 
     def decode(
         self, z: Float[Array, "b t h w z"], cache: StreamCache | None = None
     ) -> Float[Array, "b T H W 3"]:
         """See `VideoVAE.decode`."""
-        return unpatchify(self.decoder(self.post_quant_conv(z), cache), self.config.patch)
+        video = unpatchify(self.decoder(self.post_quant_conv(z), cache), self.config.patch)
+        return video if self.linear is None else video + self.linear.decode(z, cache)

@@ -13,10 +13,14 @@ from pyratok_jax.nn.stream_cache import StreamCache
 
 
 class Downsample(nnx.Module):
-    """Halve the sides (3x3 convolution, stride 2, padded right and bottom) and maybe time."""
+    """Halve the sides (3x3 convolution, stride 2, padded right and bottom) and maybe time.
 
-    def __init__(self, features: int, *, halves_time: bool, **settings):
+    Where the sides are kept, the convolution is one of the same size.
+    """
+
+    def __init__(self, features: int, *, halves_time: bool, halves_space: bool = True, **settings):
         self.spatial = Conv2d(features, features, (3, 3), **settings)
+        self.halves_space = halves_space
         self.time_conv = (
             TimeConv(features, features, (3, 1, 1), **settings) if halves_time else None
         )
@@ -25,7 +29,8 @@ class Downsample(nnx.Module):
         self, x: Float[Array, "b t h w c"], cache: StreamCache | None = None
     ) -> Float[Array, "b t2 h2 w2 d"]:
         """Frame 0 passes the temporal part untouched; later ones come in pairs."""
-        x = self.spatial(x, padding=(0, 1), stride=2)
+        halved = {"padding": (0, 1), "stride": 2} if self.halves_space else {"padding": (1, 1)}
+        x = self.spatial(x, **halved)
         if self.time_conv is None:
             return x
         if cache is not None and not cache.first:
@@ -38,10 +43,19 @@ class Downsample(nnx.Module):
 
 
 class Upsample(nnx.Module):
-    """Double time (maybe), then the sides: nearest neighbour and a 3x3 convolution."""
+    """Double time (maybe), then the sides (maybe): nearest neighbour and a 3x3 convolution."""
 
-    def __init__(self, features: int, out_features: int, *, doubles_time: bool, **settings):
+    def __init__(
+        self,
+        features: int,
+        out_features: int,
+        *,
+        doubles_time: bool,
+        doubles_space: bool = True,
+        **settings,
+    ):
         self.spatial = Conv2d(features, out_features, (3, 3), **settings)
+        self.doubles_space = doubles_space
         self.time_conv = (
             TimeConv(features, 2 * features, (3, 1, 1), **settings) if doubles_time else None
         )
@@ -61,7 +75,7 @@ class Upsample(nnx.Module):
                     cache.keep(self, later[:, -2:])
                 if x.shape[1] > 1:
                     x = jnp.concatenate([x[:, :1], self.double_time(later)], axis=1)
-        return self.spatial.after_upsampling(x)
+        return self.spatial.after_upsampling(x) if self.doubles_space else self.spatial(x, (1, 1))
 
     def double_time(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t2 h w c"]:
         """Frames after the first, doubled; `x` starts with the two frames before them.

@@ -1,0 +1,41 @@
+"""The shipped backbone's weights: colours, held-out pictures beside a linear code, size."""
+
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pyratok_jax.data.sources.builtin import demo_clips
+
+WEIGHTS = Path("pyratok_jax/assets/demo_backbone.safetensors")
+MARGIN = 0.3  # dB over the linear code, mean of the three clips
+
+
+@pytest.fixture(scope="module")
+def quality():
+    return runpy.run_path("benchmarks/backbone_quality.py")
+
+
+@pytest.fixture(scope="module")
+def vae(quality):
+    return quality["load"](None)
+
+
+def test_the_file_is_small():
+    assert WEIGHTS.stat().st_size <= 12e6
+
+
+def test_flat_colours_of_the_whole_cube_come_back(quality, vae):
+    assert quality["flat_colour_error"](vae, steps=3) <= 12
+
+
+def test_heldout_clips_keep_their_colours_and_beat_a_linear_code(quality, vae, tmp_path):
+    code = quality["linear_code"](demo_clips(tmp_path, 100, 17, 64, 1))
+    gains, slopes = [], []
+    for video in quality["heldout_videos"]().values():
+        after = quality["rebuild"](vae, video[None])[0]
+        slopes.append(quality["chroma_slopes"](video, after))
+        gains.append(quality["psnr"](video, after) - quality["psnr"](video, code(video)))
+    assert min(gains) > 0 and np.mean(gains) >= MARGIN
+    assert np.min(slopes) >= 0.75 and np.max(slopes) <= 1.1
