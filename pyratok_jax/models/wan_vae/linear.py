@@ -6,6 +6,7 @@ a small network gives after hours on few cores; the network then learns what is 
 """
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -13,6 +14,8 @@ from jaxtyping import Array, Float
 from pyratok_jax.models.wan_vae.config import WanVAEConfig
 from pyratok_jax.models.wan_vae.layers import CausalConv3d
 from pyratok_jax.models.wan_vae.memory import Memory
+
+Values = Array | np.ndarray
 
 
 class LinearPath(nnx.Module):
@@ -79,8 +82,8 @@ class LinearPath(nnx.Module):
 
 
 def to_blocks(
-    video: Float[Array, "b t h w 3"], time: int, space: int
-) -> Float[Array, "b t2 h2 w2 c"]:
+    video: Float[Values, "b t h w 3"], time: int, space: int
+) -> Float[Values, "b t2 h2 w2 c"]:
     """Fold blocks of (time, space, space) pixels into channels; of NumPy arrays, too."""
     b, t, h, w, c = video.shape
     x = video.reshape(b, t // time, time, h // space, space, w // space, space, c)
@@ -90,9 +93,10 @@ def to_blocks(
 
 
 def from_blocks(
-    blocks: Float[Array, "b t h w c"], time: int, space: int
-) -> Float[Array, "b t2 h2 w2 3"]:
+    blocks: Float[Values, "b t h w c"], time: int, space: int
+) -> Float[Values, "b t2 h2 w2 3"]:
     """Inverse of `to_blocks`."""
     b, t, h, w, c = blocks.shape
-    x = blocks.reshape(b, t, h, w, time, space, space, c // (time * space * space))
-    return x.transpose(0, 1, 4, 2, 5, 3, 6, 7).reshape(b, t * time, h * space, w * space, -1)
+    colours = c // (time * space * space)
+    x = blocks.reshape(b, t, h, w, time, space, space, colours)
+    return x.transpose(0, 1, 4, 2, 5, 3, 6, 7).reshape(b, t * time, h * space, w * space, colours)
