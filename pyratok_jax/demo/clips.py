@@ -85,7 +85,7 @@ class PhasedClips:
         unknown = set(counts) - set(cutters)
         if unknown or not any(counts.values()):
             raise UserError(f"data.clips names {sorted(counts)}; expected of {sorted(cutters)}")
-        if counts.get("photos") and not Path(photos).is_dir():
+        if counts.get("photos") and not (photos and Path(photos).is_dir()):
             raise UserError(f"data.clips asks for photos, and data.photos {photos!r} is no folder")
         self._cutters = cutters
         self._shares, self.augment = dict(shares or {}), dict(augment or {})

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from pyratok_jax.checkpoints.partition import Partition
 from pyratok_jax.errors import UserError
 from pyratok_jax.training.config import training_config
+from pyratok_jax.training.gram_muon import orthogonalised
 from pyratok_jax.training.loop.contracts import Batch
 from pyratok_jax.training.loop.train import train
 from pyratok_jax.training.optimizer import learning_rate, make_optimizer
@@ -161,3 +162,27 @@ def test_a_loss_that_stays_bad_ends_the_training_with_a_diagnosis(tmp_path):
     config: ConfigDict = training_config(steps=9, batch_size=2, max_bad_steps=3, log_every=1)
     with pytest.raises(UserError, match="not finite for 3 steps up to step 5.*square nan"):
         train(config, tmp_path / "w", PoisonedTask())
+
+
+def test_gram_muon_is_muon_and_leaves_vectors_to_adam():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 40, 12)) * np.exp(-np.linspace(0, 5, 12))
+    ours = np.asarray(orthogonalised(jnp.asarray(x, jnp.float32)))
+    for given, made in zip(x, ours, strict=True):
+        z = given / np.linalg.norm(given)
+        for _ in range(5):  # Newton and Schulz on the tall matrix itself
+            gram = z.T @ z
+            z = 3.4445 * z + z @ (-4.7750 * gram + 2.0315 * gram @ gram)
+        np.testing.assert_allclose(made, z, atol=1e-3)
+    config = optimizer_config(
+        name="gram_muon", learning_rate=1.0, schedule="constant", clip_norm=0.0
+    )
+    optimizer = make_optimizer(config, 10)
+    params = {"kernel": jnp.ones((3, 4, 6)), "wide": jnp.ones((2, 8)), "bias": jnp.ones(5)}
+    grads = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape), jnp.float32), params)
+    updates, _ = optimizer.update(grads, optimizer.init(params), params)
+    for name in ("kernel", "wide"):
+        assert updates[name].shape == params[name].shape
+        rms = float(jnp.sqrt(jnp.mean(jnp.square(updates[name]))))
+        assert 0.1 < rms < 0.3, name
+    np.testing.assert_allclose(jnp.abs(updates["bias"]), config["adam_share"], rtol=1e-3)

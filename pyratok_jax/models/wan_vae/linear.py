@@ -15,6 +15,8 @@ from pyratok_jax.models.wan_vae.config import WanVAEConfig
 from pyratok_jax.nn.causal_conv import CausalConv3d
 from pyratok_jax.nn.stream_cache import StreamCache
 
+Values = Array | np.ndarray
+
 
 class LinearPath(nnx.Module):
     """Blocks of (time, space, space) pixels to latents and back; all zero at first.
@@ -80,8 +82,8 @@ class LinearPath(nnx.Module):
 
 
 def to_blocks(
-    video: Float[Array | np.ndarray, "b t h w 3"], time: int, space: int
-) -> Float[Array | np.ndarray, "b t2 h2 w2 c"]:
+    video: Float[Values, "b t h w 3"], time: int, space: int
+) -> Float[Values, "b t2 h2 w2 c"]:
     """Fold blocks of (time, space, space) pixels into channels; of NumPy arrays, too."""
     b, t, h, w, c = video.shape
     x = video.reshape(b, t // time, time, h // space, space, w // space, space, c)
@@ -91,11 +93,10 @@ def to_blocks(
 
 
 def from_blocks(
-    blocks: Float[Array | np.ndarray, "b t h w c"], time: int, space: int
-) -> Float[Array | np.ndarray, "b t2 h2 w2 3"]:
+    blocks: Float[Values, "b t h w c"], time: int, space: int
+) -> Float[Values, "b t2 h2 w2 3"]:
     """Inverse of `to_blocks`."""
     b, t, h, w, c = blocks.shape
     colours = c // (time * space * space)
     x = blocks.reshape(b, t, h, w, time, space, space, colours)
-    x = x.transpose(0, 1, 4, 2, 5, 3, 6, 7)
-    return x.reshape(b, t * time, h * space, w * space, colours)
+    return x.transpose(0, 1, 4, 2, 5, 3, 6, 7).reshape(b, t * time, h * space, w * space, colours)
