@@ -40,7 +40,8 @@ from pyratok_jax.losses.text import code_features, contrastive, unit
 from pyratok_jax.models.alignment import Alignment
 from pyratok_jax.models.language.text import TextEncoder
 from pyratok_jax.models.pyratok.model import PyraTok, PyraTokConfig
-from pyratok_jax.models.wan_vae.model import WanVAE
+from pyratok_jax.models.vae_families import build_vae
+from pyratok_jax.models.video_vae import VideoVAE
 from pyratok_jax.nn.text_attention import TextCondition
 from pyratok_jax.tokenizer import to_model_range
 from pyratok_jax.training.optimizer import make_optimizer
@@ -90,12 +91,12 @@ def single(seed: int, name: str) -> WorldFilm:
 
 
 def store(
-    films: list[WorldFilm], vae: WanVAE, language: Language, embed: Callable[..., Any]
+    films: list[WorldFilm], vae: VideoVAE, language: Language, embed: Callable[..., Any]
 ) -> Films:
     """Encode films and captions once."""
 
     @nnx.jit
-    def features(vae: WanVAE, video: jax.Array) -> Any:
+    def features(vae: VideoVAE, video: jax.Array) -> Any:
         posterior = vae.posterior(to_model_range(video))
         return vae.normalize(posterior.mean), tuple(posterior.stages)
 
@@ -264,7 +265,7 @@ def main() -> None:
     names = seen_names()
     made = [single(1000 * args.seed + i, names[i % len(names)]) for i in range(args.films)]
     backbone = load_backbone("builtin:demo-backbone")
-    vae = build_module(lambda: WanVAE(backbone.config, rngs=nnx.Rngs(0)), backbone.arrays)
+    vae = build_module(lambda: build_vae(backbone.config, rngs=nnx.Rngs(0)), backbone.arrays)
     begin = time.time()
     films = store(made, vae, language, embed)
     tests = [

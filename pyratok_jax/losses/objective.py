@@ -83,6 +83,7 @@ class LossSettings:
         text_form: of the text-codebook term: "contrastive", or "kl" as the paper writes it.
         text_pooling: of the contrastive form: "mean", "words" or "both" (`text.similarity`).
         text_temperature: of the kl form.
+        dino_reference: what DINO looks at in its drift: "masked" (paper) or "clean" frames.
         text_codebook_tokens: tokens per clip and level in the text-codebook term; 0 for all.
         smallest_logvar: log-variances count as at least this in the drift from the VAE.
     """
@@ -96,6 +97,7 @@ class LossSettings:
     text_form: str = "contrastive"
     text_pooling: str = "mean"
     text_temperature: float = 0.5
+    dino_reference: str = "masked"
     text_codebook_tokens: int = 1024
     smallest_logvar: float = -30.0
 
@@ -103,6 +105,7 @@ class LossSettings:
         for name, value, known in (
             ("text_form", self.text_form, FORMS),
             ("text_pooling", self.text_pooling, POOLINGS),
+            ("dino_reference", self.dino_reference, ("masked", "clean")),
         ):
             if value not in known:
                 raise ValueError(f"{name} is {value!r}, expected one of {', '.join(known)}")
@@ -160,6 +163,7 @@ def objective(
     frozen: Posterior | None = None,
     dino: FeatureNetwork | None = None,
     projection: LatentMap | None = None,
+    masked: Float[Array, "b t h w 3"] | None = None,
     key: PRNGKeyArray | None = None,
 ) -> tuple[Scalar, dict[str, Scalar]]:
     """The total to minimise, and every term by name, unweighted.
@@ -177,6 +181,7 @@ def objective(
         frozen: posterior of the encoder without adapters, for the same input.
         dino, projection: frozen network on images in [-1, 1]; trained map from latents to its
             features (`models.dino.projection`), for drift_dinov3 alone.
+        masked: the encoder's input, for drift_dinov3; None: the clean video.
         key: draws the frames that LPIPS and DINO look at; None spaces them evenly.
 
     Raises:
@@ -190,7 +195,9 @@ def objective(
     if terms.wants("autoregressive"):
         terms.values["autoregressive"] = _given(autoregressive, "autoregressive", "value")
     _vae_drift(terms, output, settings, frozen)
-    _dino_terms(terms, (video, rebuilt, output.target), settings, dino, projection, key)
+    reference = masked if settings.dino_reference == "masked" else None
+    arrays = (video, rebuilt, output.target)
+    _dino_terms(terms, arrays, settings, dino, projection, reference, key)
     total = terms.total()
     return total, {"total": total, **terms.values, **extra}
 
@@ -213,6 +220,7 @@ def _dino_terms(
     settings: LossSettings,
     dino: FeatureNetwork | None,
     projection: LatentMap | None,
+    reference: Array | None,
     key: PRNGKeyArray | None,
 ) -> None:
     drifts, retains = terms.wants("drift_dinov3"), terms.wants("retention")
@@ -224,6 +232,7 @@ def _dino_terms(
             frames=settings.dino_frames,
             key=key,
             with_retention=retains,
+            reference=reference if drifts else None,
         )
 
 

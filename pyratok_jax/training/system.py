@@ -234,6 +234,7 @@ class TokenizerLoss:
             frozen=self._frozen_posterior(tokenizer, masked),
             dino=system.look if self.uses_dino else None,
             projection=system.drift,
+            masked=masked,
             key=frames_key,
         )
         if tokenizer.text_statistics is not None:

@@ -82,7 +82,7 @@ def test_real_states_are_one_hot_and_alike_until_they_are_standardised():
 
     language = load_language("builtin:smollm2")
     sentences = [world_film("world", n).caption for n in range(24)]
-    ids, mask = CaptionTokenizer(language.tokenizer, 24)(sentences)
+    ids, mask = CaptionTokenizer(language.tokenizer, 48)(sentences)
     run = nnx.jit(lambda encoder, *text: encoder(*text))
     text = run(TextEncoder(language.model), jnp.asarray(ids), jnp.asarray(mask))
     statistics, _ = follow(TextStatistics(text.embeddings.shape[-1]), [text])
@@ -97,7 +97,7 @@ def test_real_states_are_one_hot_and_alike_until_they_are_standardised():
         return cosines[~np.eye(len(cosines), dtype=bool)].mean()
 
     most = np.log(ours.pooled.shape[1])
-    assert entropy(raw.pooled) < 0.5 and alike(raw.pooled) > 0.9
+    assert entropy(raw.pooled) < 0.5 and alike(raw.pooled) > 0.85
     assert 0.4 * most < entropy(ours.pooled) < 0.95 * most and alike(ours.pooled) < 0.1
     # Which caption is the target matters.
     features = ours.pooled[:, None]
