@@ -17,6 +17,9 @@ from pyratok_jax.data.config import data_config
 from pyratok_jax.nn.grids import PRESETS
 from pyratok_jax.training.config import tokenizer_training_config
 
+# Name pattern -> factor of the learning rate: 1e-3 where levels have 3e-5.
+TEXT_MODULES = ((r"^alignment\.|\.attention\.|\.text_prior\.|null_text", 33.0),)
+
 
 def get_config(argument: str = "") -> ConfigDict:
     """The demo; `argument` names a preset of token grids, or is "smoke"."""
@@ -39,6 +42,8 @@ def get_config(argument: str = "") -> ConfigDict:
         {"grids": preset, "width": 64, "heads": 4, "synthesis_width": 32, "lora_rank": 8,
          "lora_alpha": 16.0}
     )  # fmt: skip
+    # Levels are fitted before the first step, text modules are fresh: they need a faster rate.
+    config.optimizer.groups = TEXT_MODULES
     # Sizes, for reports made without the weights.
     config.model.vae, config.vision.size = "demo", "demo"
     config.language.update({"length": 32, "remat": "none", "size": "smollm2-135m"})

@@ -110,6 +110,12 @@ def get_config(argument: str = "stage1") -> ConfigDict:
         },
     )
     config.optimizer.update({"learning_rate": 1e-5, "warmup": 500, "schedule": "cosine"})
+    # Fresh text modules at 3e-4; everything else at the published rate.
+    config.optimizer.groups = ((r"^alignment\.|\.attention\.|\.text_prior\.|null_text", 30.0),)
+    # One cosine of spatial masking over all three stages.
+    done = sum(n for name, n in STAGES.items() if name < stage)
+    total = sum(STAGES.values())
+    config.masking.update({"start": done / total, "end": (done + STAGES[stage]) / total})
     config.model.update({"backbone": "weights/wan21_vae", "vae": "wan2.1"})
     config.language.update({"spec": "weights/qwen25_vl_3b", "size": "qwen2.5-vl-3b"})
     config.loss.weights.autoregressive = 0.0 if stage == "stage1" else 1.5

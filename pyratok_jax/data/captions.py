@@ -7,6 +7,29 @@ import numpy as np
 from absl import logging
 from jaxtyping import Bool, Int
 
+from pyratok_jax.errors import UserError
+
+
+def check_captions(captions: Sequence[str | None]) -> None:
+    """Look at a sample of the training's captions before its text terms are computed on them.
+
+    Warns where all that there are say the same: nothing can be told apart by them.
+
+    Raises:
+        UserError: there is none.
+    """
+    present = {caption.strip() for caption in captions if caption and caption.strip()}
+    if not present:
+        raise UserError(
+            f"none of {len(captions)} clips looked at has a caption, but the loss has text terms; "
+            "caption the sources, or set config.loss.weights.text and text_codebook to 0"
+        )
+    if len(present) == 1 and len(captions) > 1:
+        logging.warning(
+            "all captions looked at are the same (%s...): text terms have nothing to tell apart",
+            next(iter(present))[:60],
+        )
+
 
 class CaptionTokenizer:
     """Tokenises batches of captions to a fixed length; the pipeline's `tokenize` argument.

@@ -164,6 +164,18 @@ class ClipLoader(ResumableLoader[dict[str, Any]]):
         self.buckets = source.buckets
         self._count(broken)
 
+    def some_captions(self, count: int = 64) -> list[str | None]:
+        """Captions of at most `count` clips, evenly spread over all sources; no pixel is read."""
+        found: list[str | None] = []
+        each = max(count // max(len(self._source.records), 1), 1)
+        for records in self._source.records:
+            for number in np.unique(np.linspace(0, len(records) - 1, each).astype(int)):
+                try:
+                    found.append(records[int(number)].caption)
+                except BrokenVideoError:
+                    continue
+        return found
+
     def _take(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Raises: UserError, when more clips are unreadable than the config allows."""
         self._count(batch.pop("skipped"))

@@ -1,7 +1,8 @@
 """The global alignment loss: the frozen language model reads text and codes and predicts codes.
 
-L_AR = -sum_l log p(q(l) | q(<l), text), as the mean over all predicted items. Gradients reach the
-alignment module and, straight through, the codes where they are inputs; targets carry none.
+L_AR = -sum_l log p(q(l) | q(<l), text), as the mean over all predicted codes. Gradients reach the
+alignment module and, straight through, the codes as inputs and, with `targets="straight_through"`,
+as targets: only those make codes predictable from the text.
 """
 
 import jax
@@ -10,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from pyratok_jax.models.alignment import Alignment, VisualSequence
 from pyratok_jax.models.language.model import Cache, LanguageModel
-from pyratok_jax.models.pyratok.regions import crop_levels
+from pyratok_jax.models.pyratok.regions import Grid, crop_levels, spread_tokens
 from pyratok_jax.nn.partitioning import token_multiple
 
 Text = (
@@ -29,8 +30,10 @@ def autoregressive_loss(
     key: Array | None = None,
     *,
     layers: int | None = None,
+    targets: str = "straight_through",
+    region: str = "spread",
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
-    """Cross-entropy of the codes under the language model, in nats per predicted item.
+    """Cross-entropy of the codes under the language model, in nats per code.
 
     Pure and static in its shapes, so it can run inside a jitted, sharded step. The text is read
     without gradient; what it costs can be saved by handing over the cache of a pass that was made
@@ -42,16 +45,28 @@ def autoregressive_loss(
         codes: +-1 codes of all levels with straight-through gradient.
         text: token ids and mask, input embeddings and mask, or the cache of a pass over the text
             (of all layers, or of at least `layers`); a row without any real token has no caption.
-        token_budget: at most so many visual tokens, cut out of all levels as one region.
-        key: random key of the region's place; None takes the first.
+        token_budget: at most so many visual tokens.
+        key: random key of their places; None: the middle, or the first region.
         layers: run only the first layers of the language model; None runs all.
+        targets: "straight_through" or "fixed", see `Alignment.sequence`.
+        region: how a budget is spent: "spread" over the whole clip, or "crop", one region of it.
 
     Returns:
-        the loss, and metrics: `bit_accuracy`, `chance` (the loss of a head that knows nothing of
-        the bits), `tokens`, and `level_<l>`: nats per code of each level.
+        the loss, and metrics: `bit_accuracy`, `chance` (the loss of a head that knows nothing),
+        `tokens`, and `level_<l>`: nats per code of each level.
+
+    Raises:
+        ValueError: other targets or another region.
     """
-    codes = crop_levels(codes, token_budget, key)
-    sequence = alignment.sequence(codes).filled(token_multiple())
+    chosen = None
+    if region == "crop":
+        codes = crop_levels(codes, token_budget, key)
+    elif region == "spread":
+        grids: tuple[Grid, ...] = tuple((q.shape[1], q.shape[2], q.shape[3]) for q in codes)
+        chosen = spread_tokens(grids, token_budget, key)
+    else:
+        raise ValueError(f"region {region!r}: expected spread or crop")
+    sequence = alignment.sequence(codes, chosen, targets=targets).filled(token_multiple())
     with jax.named_scope("language_model"):
         hidden = _visual_states(language_model, sequence, text, layers)
     nats = alignment.cross_entropy(hidden, sequence.targets, sequence.separator)
@@ -83,13 +98,11 @@ def _metrics(
     nats: Float[Array, "b n"],
 ) -> dict[str, Array]:
     hidden, nats = jax.lax.stop_gradient((hidden, nats))
-    is_code = ~sequence.separator & sequence.predicts
+    is_code = sequence.predicts
     right = alignment.predicted_bits(hidden) == sequence.targets
     metrics = {
         "bit_accuracy": jnp.mean(right.astype(jnp.float32), where=is_code[:, None]),
-        "chance": jnp.float32(
-            alignment.bits * jnp.log(2.0) * is_code.sum() / sequence.predicts.sum()
-        ),
+        "chance": jnp.float32(alignment.bits * jnp.log(2.0)),
         "tokens": jnp.float32(is_code.sum()),
     }
     for level in range(alignment.levels):
@@ -97,3 +110,39 @@ def _metrics(
         if chosen.any():
             metrics[f"level_{level + 1}"] = jnp.mean(nats, where=chosen)
     return metrics
+
+
+def caption_nats(
+    alignment: Alignment,
+    language_model: LanguageModel,
+    codes: tuple[Float[Array, "b _t _h _w bits"], ...],
+    ids: Int[Array, "b l"],
+    mask: Bool[Array, "b l"],
+    token_budget: int | None = None,
+    *,
+    layers: int | None = None,
+) -> dict[str, Array]:
+    """How much language is in the tokens: nats per code under three captions.
+
+    Args:
+        alignment, language_model, codes, token_budget, layers: see `autoregressive_loss`.
+        ids, mask: the captions; the shuffled ones are those of the next clip of the batch, so that
+            neighbours should differ.
+
+    Returns:
+        `<caption>/level_<l>` for the captions own, none and shuffled, and `gain/level_<l>`:
+        shuffled less own, which is above 0 as far as captions say what the tokens are.
+    """
+    captions = {
+        "own": (ids, mask),
+        "none": (ids, jnp.zeros_like(mask)),
+        "shuffled": (jnp.roll(ids, 1, axis=0), jnp.roll(mask, 1, axis=0)),
+    }
+    found: dict[str, Array] = {}
+    for name, text in captions.items():
+        _, metrics = autoregressive_loss(
+            alignment, language_model, codes, text, token_budget, layers=layers, targets="fixed"
+        )
+        found |= {f"{name}/{k}": v for k, v in metrics.items() if k.startswith("level_")}
+    levels = {k.partition("/")[2] for k in found}
+    return found | {f"gain/{k}": found[f"shuffled/{k}"] - found[f"own/{k}"] for k in levels}

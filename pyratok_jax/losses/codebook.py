@@ -2,28 +2,22 @@
 
 1 commitment       mean (z - sg(q))^2; the quantiser computes it (`Quantizer.commitment`)
 2 entropy          mean_i H(p_i) - gamma H(mean_i p_i)
-3 hierarchy        mean_i KL(p_i(l) || sg(p_i(l-1)))
+3 hierarchy        mean_i KL(p_i(l) || sg(p_i(l-1))), the stop-gradient being ours
 4 text             mean_i KL(p_i || pi_i), pi predicted from the text alone
-5 text codebook    mean_i KL(softmax(E(sg(q_i))) || softmax(sg(text summary)))
+5 text codebook    see `losses.text`
 
-Means run over tokens; in 4 and 5 over the tokens of clips that have a caption.
+Means run over tokens; in 4 over the tokens of clips that have a caption.
 """
-
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from pyratok_jax.losses.entropy import batch_entropy, bit_logits, token_entropy
+from pyratok_jax.losses.text import masked_mean
 from pyratok_jax.nn.grids import resample
-from pyratok_jax.nn.text_attention import TextCondition
 
 _TINY = 1e-37  # a normal float32: no denormals, which accelerators flush to 0
-
-
-# The shared code embedding E: codes of a level (counted from 0) to the language model's width.
-CodeEmbedding = Callable[[Float[Array, "*n bits"], int], Float[Array, "*n d"]]
 
 
 def entropy(
@@ -62,14 +56,21 @@ def hierarchy(
     previous: Float[Array, "b t0 h0 w0 bits"],
     *,
     temperature: float,
+    stop_gradient: bool = True,
 ) -> Float[Array, ""]:
-    """KL of a level's bit distributions from the previous level's, whose gradient is stopped.
+    """KL of a level's bit distributions from the previous level's.
+
+    The paper's formula has no stop-gradient; with one (the default) coarse levels are not drawn to
+    what finer ones happen to be. It compares bit with bit, and so makes sense only as far as a bit
+    means the same on both levels.
 
     The previous level's probabilities are brought to this grid: averaged where it is finer, copied
     where it is coarser. Probabilities of +1 and of -1 are averaged apart, so neither is 1 - 1.
     """
     logits = bit_logits(z, temperature)
-    coarse = jax.lax.stop_gradient(bit_logits(previous, temperature))
+    coarse = bit_logits(previous, temperature)
+    if stop_gradient:
+        coarse = jax.lax.stop_gradient(coarse)
     shape = (z.shape[1], z.shape[2], z.shape[3])
     if previous.shape[1:4] == shape:
         log_on, log_off = jax.nn.log_sigmoid(coarse), jax.nn.log_sigmoid(-coarse)
@@ -90,57 +91,10 @@ def text_alignment(
 ) -> Float[Array, ""]:
     """KL of the visual bit distributions from those predicted from the text.
 
-    The gradient reaches the visual logits and the prediction's own projection; the text itself is
-    under stop-gradient where `text_logits` are made. Clips without a caption count nothing.
+    The gradient reaches the visual logits and, through the prediction, its projection and the
+    attention that pooled the text; the text embeddings themselves are frozen. Clips without a
+    caption count nothing.
     """
     logits, prior = bit_logits(z, temperature), text_logits.astype(jnp.float32)
     kl = bernoulli_kl(logits, jax.nn.log_sigmoid(prior), jax.nn.log_sigmoid(-prior))
     return masked_mean(jnp.mean(kl, axis=(1, 2, 3)), captioned)
-
-
-def text_codebook(
-    q: Float[Array, "b t h w bits"],
-    level: int,
-    embed: CodeEmbedding,
-    text: TextCondition,
-    *,
-    tokens: int = 0,
-) -> Float[Array, ""]:
-    """KL over features of the codes in use from the caption of the clip they occur in.
-
-    Codes enter as constants: only the embedding E learns.
-
-    Args:
-        q: codes of one level.
-        level: its number, from 0.
-        embed: E, into the width of the text embeddings.
-        text: captions.
-        tokens: at most this many evenly spaced tokens per clip; 0 takes all.
-    """
-    codes = jax.lax.stop_gradient(q).reshape(q.shape[0], -1, q.shape[-1])
-    count = codes.shape[1]
-    if 0 < tokens < count:
-        codes = codes[:, (jnp.arange(tokens) * count) // tokens]
-    features = jax.nn.log_softmax(embed(codes, level).astype(jnp.float32), axis=-1)
-    summary = jax.lax.stop_gradient(text_summary(text))
-    target = jax.nn.log_softmax(summary, axis=-1)[:, None]
-    kl = jnp.sum(jnp.exp(features) * (features - target), axis=-1)
-    return masked_mean(jnp.mean(kl, axis=1), has_caption(text))
-
-
-def has_caption(text: TextCondition) -> Bool[Array, "b"]:
-    """Which clips of the batch have a caption."""
-    return jnp.any(text.mask, axis=1)
-
-
-def text_summary(text: TextCondition) -> Float[Array, "b d"]:
-    """Mean embedding of each caption's words, float32; zeros where there is no caption."""
-    words = jnp.where(text.mask[..., None], text.embeddings.astype(jnp.float32), 0.0)
-    count = jnp.sum(text.mask, axis=1, keepdims=True)
-    return jnp.sum(words, axis=1) / jnp.maximum(count, 1)
-
-
-def masked_mean(values: Float[Array, "b"], chosen: Bool[Array, "b"]) -> Float[Array, ""]:
-    """Mean of the chosen values; 0 when none is chosen. What the others hold does not matter."""
-    total = jnp.sum(jnp.where(chosen, values, 0.0))
-    return total / jnp.maximum(jnp.sum(chosen), 1)

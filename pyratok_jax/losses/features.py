@@ -77,6 +77,7 @@ def feature_terms(
     frames: int = 0,
     key: PRNGKeyArray | None = None,
     with_retention: bool = True,
+    reference: Float[Array, "b t h w 3"] | None = None,
 ) -> dict[str, Float[Array, ""]]:
     """Both terms, the input frames being looked at once.
 
@@ -89,14 +90,22 @@ def feature_terms(
         frames: latent frames per clip to look at; 0 for all.
         key: draws them.
         with_retention: False leaves that term out.
+        reference: what the drift's network looks at (paper: the masked clip); None: the clean one.
     """
     moments = choose_moments(video.shape[1], latent.shape[1], frames, key)
-    original = network(jax.lax.stop_gradient(take_frames(video, moments.video)))
     terms = {}
+    original = None
+    if with_retention or reference is None:
+        original = network(jax.lax.stop_gradient(take_frames(video, moments.video)))
     if projection is not None:
+        looked_at = original
+        if reference is not None:
+            looked_at = network(jax.lax.stop_gradient(take_frames(reference, moments.video)))
+        assert looked_at is not None
         chosen = jnp.take(latent, moments.latent, axis=1)
-        terms["drift_dinov3"] = feature_drift(chosen, original.patches, projection)
+        terms["drift_dinov3"] = feature_drift(chosen, looked_at.patches, projection)
     if with_retention:
+        assert original is not None
         seen = network(take_frames(rebuilt, moments.video))
         terms["retention"] = retention(original, seen)
     return terms

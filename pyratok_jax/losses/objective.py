@@ -8,12 +8,13 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from pyratok_jax.losses import codebook, drift
 from pyratok_jax.losses import pixel as reconstruction
-from pyratok_jax.losses.codebook import CodeEmbedding
+from pyratok_jax.losses import text as text_terms
 from pyratok_jax.losses.features import FeatureNetwork, LatentMap, feature_terms
 from pyratok_jax.losses.pixel import ImageDistance
+from pyratok_jax.losses.text import FORMS, POOLINGS, CodeEmbedding
 from pyratok_jax.models.pyratok.model import PyraTokOutput
 from pyratok_jax.models.pyratok.quantizers.base import Quantizer
-from pyratok_jax.nn.text_attention import TextCondition
+from pyratok_jax.models.text_statistics import Captions
 
 Scalar = Float[Array, ""]
 T = TypeVar("T")
@@ -45,10 +46,15 @@ class LossWeights:
     entropy: float = 0.1
     hierarchy: float = 0.01
     text: float = 0.01
-    text_codebook: float = 0.01
+    text_codebook: float = 0.05
     drift_vae: float = 1.0
     drift_dinov3: float = 0.0
     retention: float = 0.0
+
+    def paper(self) -> "LossWeights":
+        """These weights with 1 for each term inside Eq. 2, as it is printed."""
+        inside = ("commitment", "entropy", "hierarchy", "text", "text_codebook")
+        return dataclasses.replace(self, **dict.fromkeys(inside, 1.0))
 
     def effective(self) -> dict[str, float]:
         """What each term's value is multiplied with in the total."""
@@ -73,6 +79,11 @@ class LossSettings:
         vocabulary: number of valid codes; None means 2^bits.
         lpips_frames: frames per clip that LPIPS looks at; 0 for all.
         dino_frames: frames per clip that DINO looks at; 0 for all.
+        hierarchy_stop_gradient: whether the previous level is held fixed (paper: no).
+        text_form: of the text-codebook term: "contrastive", or "kl" as the paper writes it.
+        text_pooling: of the contrastive form: "mean", "words" or "both" (`text.similarity`).
+        text_temperature: of the kl form.
+        dino_reference: what DINO looks at in its drift: "masked" (paper) or "clean" frames.
         text_codebook_tokens: tokens per clip and level in the text-codebook term; 0 for all.
         smallest_logvar: log-variances count as at least this in the drift from the VAE.
     """
@@ -82,8 +93,22 @@ class LossSettings:
     vocabulary: int | None = None
     lpips_frames: int = 0
     dino_frames: int = 0
+    hierarchy_stop_gradient: bool = True
+    text_form: str = "contrastive"
+    text_pooling: str = "mean"
+    text_temperature: float = 0.5
+    dino_reference: str = "masked"
     text_codebook_tokens: int = 1024
     smallest_logvar: float = -30.0
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("text_form", self.text_form, FORMS),
+            ("text_pooling", self.text_pooling, POOLINGS),
+            ("dino_reference", self.dino_reference, ("masked", "clean")),
+        ):
+            if value not in known:
+                raise ValueError(f"{name} is {value!r}, expected one of {', '.join(known)}")
 
 
 class Posterior(NamedTuple):
@@ -130,13 +155,15 @@ def objective(
     *,
     settings: LossSettings = LossSettings(),
     quantizer: Quantizer | None = None,
-    text: TextCondition | None = None,
+    text: Captions | None = None,
     embed: CodeEmbedding | None = None,
+    temperature: Float[Array, ""] | float = 0.07,
     lpips: ImageDistance | None = None,
     autoregressive: Scalar | None = None,
     frozen: Posterior | None = None,
     dino: FeatureNetwork | None = None,
     projection: LatentMap | None = None,
+    masked: Float[Array, "b t h w 3"] | None = None,
     key: PRNGKeyArray | None = None,
 ) -> tuple[Scalar, dict[str, Scalar]]:
     """The total to minimise, and every term by name, unweighted.
@@ -146,13 +173,15 @@ def objective(
         video, rebuilt: the clean target in [-1, 1], and what the codes decode to, not clamped.
         output: of the encoder's pass that gave the codes.
         quantizer: that of the tokenizer, for the codebook terms.
-        text: the batch's captions; rows without words count nothing.
-        embed: the shared code embedding E.
+        text: the batch's captions in the text space; rows without words count nothing.
+        embed: codes to the text space.
+        temperature: of the contrastive text-codebook term.
         lpips: distance of images in [-1, 1].
         autoregressive: that term, computed by its own module.
         frozen: posterior of the encoder without adapters, for the same input.
         dino, projection: frozen network on images in [-1, 1]; trained map from latents to its
             features (`models.dino.projection`), for drift_dinov3 alone.
+        masked: the encoder's input, for drift_dinov3; None: the clean video.
         key: draws the frames that LPIPS and DINO look at; None spaces them evenly.
 
     Raises:
@@ -161,11 +190,14 @@ def objective(
     terms = Terms(weights.effective())
     _reconstruction_terms(terms, video, rebuilt, settings, lpips, key)
     with jax.named_scope("codebook"):
-        extra = _codebook_terms(terms, output, settings, quantizer, text, embed)
+        extra = _codebook_terms(terms, output, settings, quantizer, text)
+        extra |= _text_codebook_terms(terms, output, settings, text, embed, temperature)
     if terms.wants("autoregressive"):
         terms.values["autoregressive"] = _given(autoregressive, "autoregressive", "value")
     _vae_drift(terms, output, settings, frozen)
-    _dino_terms(terms, (video, rebuilt, output.target), settings, dino, projection, key)
+    reference = masked if settings.dino_reference == "masked" else None
+    arrays = (video, rebuilt, output.target)
+    _dino_terms(terms, arrays, settings, dino, projection, reference, key)
     total = terms.total()
     return total, {"total": total, **terms.values, **extra}
 
@@ -188,6 +220,7 @@ def _dino_terms(
     settings: LossSettings,
     dino: FeatureNetwork | None,
     projection: LatentMap | None,
+    reference: Array | None,
     key: PRNGKeyArray | None,
 ) -> None:
     drifts, retains = terms.wants("drift_dinov3"), terms.wants("retention")
@@ -199,6 +232,7 @@ def _dino_terms(
             frames=settings.dino_frames,
             key=key,
             with_retention=retains,
+            reference=reference if drifts else None,
         )
 
 
@@ -228,8 +262,7 @@ def _codebook_terms(
     output: PyraTokOutput,
     settings: LossSettings,
     quantizer: Quantizer | None,
-    text: TextCondition | None,
-    embed: CodeEmbedding | None,
+    text: Captions | None,
 ) -> dict[str, Scalar]:
     """Each term summed over the levels; returns the entropies of every level, for the log."""
     tau = settings.temperature
@@ -248,22 +281,43 @@ def _codebook_terms(
             extra |= {f"{name}/level_{number + 1}": part for name, part in parts.items()}
         if number and terms.wants("hierarchy"):
             previous = output.levels[number - 1].z
-            value = codebook.hierarchy(level.z, previous, temperature=tau)
+            value = codebook.hierarchy(
+                level.z, previous, temperature=tau, stop_gradient=settings.hierarchy_stop_gradient
+            )
             sums.setdefault("hierarchy", []).append(value)
         if terms.wants("text"):
-            captioned = codebook.has_caption(_given(text, "text", "captions"))
+            captioned = _given(text, "text", "captions").present
             value = codebook.text_alignment(level.z, level.text_logits, captioned, temperature=tau)
             sums.setdefault("text", []).append(value)
-        if terms.wants("text_codebook"):
-            value = codebook.text_codebook(
-                level.q,
-                number,
-                _given(embed, "text_codebook", "code embedding"),
-                _given(text, "text_codebook", "captions"),
-                tokens=settings.text_codebook_tokens,
-            )
-            sums.setdefault("text_codebook", []).append(value)
     terms.values |= {name: sum(values[1:], values[0]) for name, values in sums.items()}
+    return extra
+
+
+def _text_codebook_terms(
+    terms: Terms,
+    output: PyraTokOutput,
+    settings: LossSettings,
+    text: Captions | None,
+    embed: CodeEmbedding | None,
+    temperature: Float[Array, ""] | float,
+) -> dict[str, Scalar]:
+    """Term 5 summed over the levels; returns each level's share of captions found, for the log."""
+    if not terms.wants("text_codebook"):
+        return {}
+    captions = _given(text, "text_codebook", "captions")
+    to_text = _given(embed, "text_codebook", "code embedding")
+    values, extra = [], {}
+    for number, level in enumerate(output.levels):
+        features = text_terms.code_features(level.q, number, to_text, settings.text_codebook_tokens)
+        if settings.text_form == "kl":
+            value = text_terms.feature_kl(features, captions, settings.text_temperature)
+        else:
+            value = text_terms.contrastive(
+                features, captions, temperature, pooling=settings.text_pooling
+            )
+            extra[f"retrieved/level_{number + 1}"] = text_terms.retrieved(features, captions)
+        values.append(value)
+    terms.values["text_codebook"] = sum(values[1:], values[0])
     return extra
 
 

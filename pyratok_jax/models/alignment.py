@@ -1,8 +1,8 @@
 """The bridge between codes and the language model: shared code embedding, sequence, output head.
 
 The visual part of the autoregressive sequence is <SOI>, q(1), <Q-SEP>, q(2), ..., q(L): levels in
-order, tokens of a level in raster order (t, h, w). Every item but the first is predicted from what
-stands before it. Only what is in this module trains; the language model stays as it is.
+order, tokens of a level in raster order (t, h, w). Every code is predicted from what stands
+before it. Only what is in this module trains; the language model stays as it is.
 """
 
 from typing import NamedTuple
@@ -14,10 +14,13 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from pyratok_jax.models.language.rope import mixed_positions
-from pyratok_jax.models.pyratok.lfq import bits_to_ids, hard_sign
+from pyratok_jax.models.pyratok.lfq import bits_to_ids, hard_sign, straight_through
 from pyratok_jax.nn.partitioning import constrain_batch_sharding
 
 HEADS = ("lookup_free", "softmax")
+TARGETS = ("straight_through", "fixed")
+TEMPERATURE = 0.07  # at the start
+_NO_SEPARATOR = -8.0  # logit of a separator in a fresh head
 
 
 class VisualSequence(NamedTuple):
@@ -25,7 +28,7 @@ class VisualSequence(NamedTuple):
 
     Attributes:
         inputs: embeddings of <SOI>, the tokens and the separators, without the very last token.
-        targets: the codes that come next, +-1 without gradient; 0 where a separator comes next.
+        targets: the codes that come next, +-1; 0 where a separator comes next.
         separator: True where a separator comes next.
         level: index of the level that the next item belongs to (of the one that it closes, for a
             separator); -1 where nothing comes next.
@@ -36,12 +39,15 @@ class VisualSequence(NamedTuple):
     targets: Float[Array, "b n bits"]
     separator: Bool[np.ndarray, "n"]
     level: Int[np.ndarray, "n"]
-    positions: Int[np.ndarray, "3 n"]
+    positions: Int[Array | np.ndarray, "3 n"]
 
     @property
     def predicts(self) -> Bool[np.ndarray, "n"]:
-        """False at what only fills the sequence up."""
-        return self.level >= 0
+        """True where a code comes next.
+
+        Separators are not predicted: where they stand follows from the clip's size.
+        """
+        return (self.level >= 0) & ~self.separator
 
     def filled(self, multiple: int) -> "VisualSequence":
         """Filled up at its end, which nothing before it sees, to a multiple of so many items."""
@@ -56,15 +62,16 @@ class VisualSequence(NamedTuple):
             targets,
             np.pad(self.separator, (0, more)),
             np.pad(self.level, (0, more), constant_values=-1),
-            np.pad(self.positions, ((0, 0), (0, more)), mode="edge"),
+            jnp.pad(jnp.asarray(self.positions), ((0, 0), (0, more)), mode="edge"),
         )
 
 
 class Alignment(nnx.Module):
     """Embedding E of codes in the language model's width, sequence markers, and the output head.
 
-    E is one linear map for all levels plus an embedding of the level. It is also what the text
-    alignment losses and the similarities to text read.
+    E is one linear map for all levels plus an embedding of the level, into the language model's
+    input space. A second map, a small MLP, leads from codes to the text space, that of the language
+    model's standardised output states: text alignment losses and zero-shot similarities read it.
 
     The lookup-free head gives b bit logits and one for "a separator comes next": a probability for
     each of the 2^b codes and the separator, without a table. With logits z of the bits it is the
@@ -80,6 +87,7 @@ class Alignment(nnx.Module):
         rngs: nnx.Rngs,
         head: str = "lookup_free",
         scale: float = 0.1,
+        text_hidden: int = 0,
     ):
         """Build with random weights.
 
@@ -91,6 +99,8 @@ class Alignment(nnx.Module):
             head: "lookup_free" or "softmax".
             scale: root mean square of a fresh E(q); the language model's own embeddings have about
                 0.1 (SmolLM2), and its first norm takes out the rest.
+            text_hidden: hidden units of the map into the text space; 0: there is none, E is used
+                (checkpoints from before it).
         """
         if head not in HEADS:
             raise ValueError(f"head {head!r}: expected one of {', '.join(HEADS)}")
@@ -103,10 +113,20 @@ class Alignment(nnx.Module):
         self.level = normal((levels, language_width), 0.1 * scale)
         self.soi = normal((language_width,), scale)
         self.separator = normal((language_width,), scale)
-        # Small, so that training starts at chance.
-        small = nnx.initializers.variance_scaling(0.01, "fan_in", "normal")
+        # Zero, so that training starts at chance: final states of a language model have outlier
+        # features in the hundreds, which any random head would turn into sure predictions.
+        zeros = nnx.initializers.zeros_init()
         outputs = bits + 1 if head == "lookup_free" else 2**bits + 1
-        self.head = nnx.Linear(language_width, outputs, kernel_init=small, rngs=rngs)
+        self.head = nnx.Linear(language_width, outputs, kernel_init=zeros, rngs=rngs)
+        if head == "lookup_free":
+            assert self.head.bias is not None
+            self.head.bias[...] = self.head.bias[...].at[-1].set(_NO_SEPARATOR)
+        self.text_hidden = text_hidden
+        if text_hidden:
+            self.text_in = normal((bits, text_hidden), bits**-0.5)
+            self.text_level = normal((levels, text_hidden), 0.5)
+            self.text_out = normal((text_hidden, language_width), text_hidden**-0.5)
+            self.log_temperature = nnx.Param(jnp.log(jnp.float32(TEMPERATURE)))
 
     def embed(self, q: Float[Array, "b *n bits"], level: int) -> Float[Array, "b *n d"]:
         """E(q) of codes (or of soft codes) of one level, float32."""
@@ -116,33 +136,85 @@ class Alignment(nnx.Module):
             q.astype(jnp.float32) @ self.embedding[...] + self.level[...][level]
         )
 
-    def sequence(self, codes: tuple[Float[Array, "b _t _h _w bits"], ...]) -> VisualSequence:
-        """The visual part of the sequence, for codes of all levels."""
+    def text_embed(self, q: Float[Array, "b *n bits"], level: int) -> Float[Array, "b *n d"]:
+        """Codes (or soft codes) of one level in the text space, float32: a small MLP."""
+        if not self.text_hidden:
+            return self.embed(q, level)
+        hidden = q.astype(jnp.float32) @ self.text_in[...] + self.text_level[...][level]
+        return constrain_batch_sharding(jax.nn.gelu(hidden) @ self.text_out[...])
+
+    @property
+    def temperature(self) -> Float[Array, ""]:
+        """Of the contrastive text term; learned, at least .01."""
+        if not self.text_hidden:
+            return jnp.float32(TEMPERATURE)
+        return jnp.exp(jnp.maximum(self.log_temperature[...], jnp.log(0.01)))
+
+    def sequence(
+        self,
+        codes: tuple[Float[Array, "b _t _h _w bits"], ...],
+        chosen: tuple[Int[Array | np.ndarray, "_n"] | None, ...] | None = None,
+        *,
+        targets: str = "fixed",
+    ) -> VisualSequence:
+        """The visual part of the sequence.
+
+        Args:
+            codes: of all levels.
+            chosen: for each level the numbers, in raster order, of the tokens that are in the
+                sequence, with their places in the whole clip; None: all.
+            targets: "fixed", or "straight_through": the gradient of the loss reaches the codes as
+                targets too, and so makes them predictable.
+
+        Raises:
+            ValueError: other targets, or straight-through ones for the softmax head, which reads
+                ids.
+        """
+        if targets not in TARGETS:
+            raise ValueError(f"targets {targets!r}: expected one of {', '.join(TARGETS)}")
+        if targets == "straight_through" and self.head_kind == "softmax":
+            raise ValueError("targets straight_through need the head lookup_free")
+        chosen = chosen or (None,) * len(codes)
         batch = codes[0].shape[0]
         soi = jnp.broadcast_to(self.soi[...], (batch, 1, self.soi.shape[0]))
         separator = jnp.broadcast_to(self.separator[...], soi.shape)
         nothing = jnp.zeros((batch, 1, self.bits))
-        inputs, targets, marks, owner = [soi], [], [], []
+        inputs, wanted, marks, owner = [soi], [], [], []
         parts: list[int | tuple[int, int, int]] = [1]
-        for index, q in enumerate(codes):
+        kept: list[Array | np.ndarray] = [np.zeros(1, np.int32)]
+        length = 1
+        for index, (q, some) in enumerate(zip(codes, chosen, strict=True)):
             if index:
                 inputs.append(separator)
-                targets.append(nothing)
+                wanted.append(nothing)
                 marks.append([True])
                 owner.append([index - 1])
                 parts.append(1)
+                kept.append(np.array([length]))
+                length += 1
             flat = q.reshape(batch, -1, self.bits)
+            numbers = np.arange(flat.shape[1]) if some is None else some
+            kept.append(length + numbers)
+            length += flat.shape[1]
+            if some is not None:
+                flat = jnp.take(flat, jnp.asarray(some), axis=1)
             inputs.append(self.embed(flat, index))
-            targets.append(jax.lax.stop_gradient(hard_sign(flat.astype(jnp.float32))))
+            exact = hard_sign(flat.astype(jnp.float32))
+            wanted.append(
+                straight_through(exact, flat.astype(jnp.float32))
+                if targets == "straight_through"
+                else jax.lax.stop_gradient(exact)
+            )
             marks.append([False] * flat.shape[1])
             owner.append([index] * flat.shape[1])
             parts.append((q.shape[1], q.shape[2], q.shape[3]))
+        places = jnp.concatenate([jnp.asarray(x) for x in kept])[:-1]
         return VisualSequence(
             jnp.concatenate(inputs, axis=1)[:, :-1],
-            jnp.concatenate(targets, axis=1),
+            jnp.concatenate(wanted, axis=1),
             np.concatenate(marks).astype(bool),
             np.concatenate(owner).astype(np.int32),
-            mixed_positions(parts)[:, :-1],
+            jnp.take(jnp.asarray(mixed_positions(parts)), places, axis=1),
         )
 
     def cross_entropy(

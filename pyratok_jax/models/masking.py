@@ -20,18 +20,24 @@ class MaskingConfig:
         frame_ratio: share of the frames after frame 0 that are hidden whole (paper: 0.3).
         spatial_ratio: share of hidden patches at the start of training.
         patch: side of a hidden patch in pixels.
-        shuffle: permute the chosen frames among their own places in place of hiding them: the
-            encoder must find out the order, as the hidden ones must be guessed.
+        shuffle_ratio: share of the frames after frame 0 that are permuted among their own places
+            before any is hidden (the paper's input is "masked, shuffled"): the encoder must find
+            out the order, as it must guess the hidden ones.
+        start, end: progress over the whole recipe at the first and the last step of this training,
+            within [0, 1]: a later stage continues the cosine where the one before left it.
     """
 
     frame_ratio: float = 0.3
     spatial_ratio: float = 0.5
     patch: int = 16
-    shuffle: bool = False
+    shuffle_ratio: float = 0.0
+    start: float = 0.0
+    end: float = 1.0
 
 
 def spatial_ratio_at(config: MaskingConfig, progress: Float[Array, ""]) -> Float[Array, ""]:
     """Share of hidden patches when `progress` in [0, 1] of training is done (cosine to 0)."""
+    progress = config.start + (config.end - config.start) * jnp.clip(progress, 0.0, 1.0)
     return config.spatial_ratio * 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.clip(progress, 0.0, 1.0)))
 
 
@@ -63,7 +69,7 @@ def mask_video(
     progress: Float[Array, ""],
     config: MaskingConfig,
 ) -> Float[Array, "b t h w 3"]:
-    """The encoder's input: hidden frames and patches replaced by the learned `mask_value`.
+    """The encoder's input: frames permuted, hidden ones and patches replaced by `mask_value`.
 
     Deterministic in `key`; the caller folds (seed, step) into it. Frame 0 is never hidden whole,
     its patches can be.
@@ -71,17 +77,17 @@ def mask_video(
     b, t, h, w, _ = video.shape
     frame_key, patch_key, shuffle_key = jax.random.split(key, 3)
     frames = frame_mask(frame_key, b, t, config.frame_ratio)
-    if config.shuffle:
-        video = _shuffle_hidden(video, frames, shuffle_key)
-        hidden = jnp.zeros((b, t, h, w), bool)
-    else:
-        hidden = jnp.broadcast_to(frames[:, :, None, None], (b, t, h, w))
+    if config.shuffle_ratio:
+        choose_key, order_key = jax.random.split(shuffle_key)
+        moved = frame_mask(choose_key, b, t, config.shuffle_ratio)
+        video = _shuffle_frames(video, moved, order_key)
+    hidden = jnp.broadcast_to(frames[:, :, None, None], (b, t, h, w))
     ratio = spatial_ratio_at(config, progress)
     hidden = hidden | patch_mask(patch_key, (b, t, h, w), config.patch, ratio)
     return jnp.where(hidden[..., None], mask_value.astype(video.dtype), video)
 
 
-def _shuffle_hidden(
+def _shuffle_frames(
     video: Float[Array, "b t h w 3"], hidden: Bool[Array, "b t"], key: PRNGKeyArray
 ) -> Float[Array, "b t h w 3"]:
     """Permute the chosen frames among their own places; all other frames stay."""

@@ -37,6 +37,7 @@ def write_description(
     backbone: dict[str, str],
     language_model: dict[str, Any] | None,
     alignment: dict[str, Any] | None,
+    dtype: str = "float32",
 ) -> None:
     """Write `tokenizer.json` into a working folder, atomically.
 
@@ -46,6 +47,7 @@ def write_description(
         backbone: spec and sha256.
         language_model: spec, sha256, length (tokens per caption) and bits (of its kernels).
         alignment: arguments of `Alignment`.
+        dtype: of activations in training. Tokens are of it: in another some signs differ.
     """
     values = {
         "format": FORMAT,
@@ -53,6 +55,7 @@ def write_description(
         "backbone": backbone,
         "language_model": language_model,
         "alignment": alignment,
+        "dtype": dtype,
     }
     write_json(workdir / DESCRIPTION, values)
 
@@ -72,8 +75,13 @@ def load_tokenizer(checkpoint: str | Path) -> Tokenizer:
     arrays = read_parameters(workdir, step)
     names = {f"tokenizer.vae.{name}": jnp.asarray(v) for name, v in backbone.arrays.items()}
     misfit = f"{workdir}: its checkpoint does not fit its {DESCRIPTION}"
+    # Before descriptions had a dtype, every tokenizer was read as float32.
+    dtype = jnp.dtype(description.get("dtype", "float32"))
     model, _ = restore_module(
-        lambda: PyraTok(config, rngs=nnx.Rngs(0)), "tokenizer", names | dict(arrays), misfit
+        lambda: PyraTok(config, rngs=nnx.Rngs(0), dtype=dtype),
+        "tokenizer",
+        names | dict(arrays),
+        misfit,
     )
     text, captions, language_hash = None, None, ""
     if description["language_model"]:

@@ -16,7 +16,7 @@ from pyratok_jax.data.captions import CaptionTokenizer
 from pyratok_jax.data.padding import Padding, crop_clip, pad_to
 from pyratok_jax.errors import UserError
 from pyratok_jax.models.alignment import Alignment
-from pyratok_jax.models.language.text import TextEncoder, mean_embedding
+from pyratok_jax.models.language.text import TextEncoder
 from pyratok_jax.models.pyratok.lfq import ids_to_bits
 from pyratok_jax.models.pyratok.model import PyraTok
 from pyratok_jax.nn.text_attention import TextCondition
@@ -203,17 +203,17 @@ class Tokenizer(ClipTokenizer):
         return cropped if video.ndim == 5 else cropped[0]
 
     def code_embeddings(self, ids: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
-        """E(q) of every level, float32 (b, t, h, w, D), in the language model's width.
+        """Codes of every level in the text space, float32 (b, t, h, w, D).
 
         Without an alignment module the +-1 codes themselves.
         """
         codes = [ids_to_bits(jnp.asarray(x, jnp.uint32), self.config.bits) for x in ids]
         if self.alignment is not None:
-            codes = [self.alignment.embed(q, level) for level, q in enumerate(codes)]
+            codes = [self.alignment.text_embed(q, level) for level, q in enumerate(codes)]
         return tuple(np.asarray(q) for q in codes)
 
     def text_features(self, captions: Sequence[str]) -> np.ndarray:
-        """Mean embedding of each text, float32 (n, D).
+        """Each text in the text space, where codes are compared with it, float32 (n, D).
 
         Raises:
             UserError: this tokenizer has no text encoder.
@@ -221,7 +221,7 @@ class Tokenizer(ClipTokenizer):
         text = self.embed(captions)
         if text is None:
             raise UserError("this tokenizer has no language model: there are no text features")
-        return np.asarray(mean_embedding(text))
+        return np.asarray(self.model.captions(text).pooled)
 
 
 def local_devices(count: int) -> list[Any]:

@@ -69,6 +69,7 @@ def training_config(**changes: Any) -> ConfigDict:
                 "weight_decay": 0.0,
                 "clip_norm": 1.0,
                 "adam_share": 1.0,
+                "groups": (),
             },
             "ema_decay": 0.0,
             "dtype": "float32",
@@ -99,7 +100,8 @@ def training_config(**changes: Any) -> ConfigDict:
 def tokenizer_training_config(**changes: Any) -> ConfigDict:
     """`training_config` with the keys of a tokenizer's training; defaults are the paper's.
 
-    - model: backbone (specification of the frozen VAE), head of the alignment, and tokenizer: the
+    - model: backbone (specification of the frozen VAE), head of the
+      alignment, text_hidden units of its map into the text space (0: none), and tokenizer: the
       fields of `PyraTokConfig` but `vae` and `text_width`, which the frozen parts give. vae:
       published sizes by name, for building the config without its weights (`abstract`).
     - language: specification, size (as vae), tokens per caption, a folder of stored embeddings to
@@ -109,8 +111,9 @@ def tokenizer_training_config(**changes: Any) -> ConfigDict:
     - vision: specification and size (as above) of the frozen DINO network, loaded when one of its
       terms has a weight, the hidden width of the trained projection from latents to it, and the
       largest side of the images that it sees (larger ones are made smaller; 0: any).
-    - loss: weights and settings (`losses.objective`), token_budget of the autoregressive loss (0:
-      all tokens).
+    - loss: weights and settings (`losses.objective`); preset "paper" puts 1 for the weights inside
+      Eq. 2; of the autoregressive loss the token_budget (0: all tokens), the targets and the region
+      (`losses.autoregressive`).
     - masking: `models.masking.MaskingConfig`.
     - calibration: batches of features that the levels are fitted to before the first step (0: a
       random start), steps of each linear map (steps), then of all levels together (refine_steps),
@@ -133,6 +136,7 @@ def tokenizer_training_config(**changes: Any) -> ConfigDict:
             "backbone": "builtin:demo-backbone",
             "vae": "",
             "head": "lookup_free",
+            "text_hidden": 256,
             "tokenizer": sizes,
         },
         "language": {
@@ -148,7 +152,10 @@ def tokenizer_training_config(**changes: Any) -> ConfigDict:
         "loss": {
             "weights": dataclasses.asdict(LossWeights()),
             "settings": _without(dataclasses.asdict(LossSettings()), "vocabulary"),
+            "preset": "",
             "token_budget": 0,
+            "targets": "straight_through",
+            "region": "spread",
         },
         "masking": dataclasses.asdict(MaskingConfig()),
         "calibration": {

@@ -1,5 +1,6 @@
 """Optimizers and learning-rate schedules by configuration."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,6 +9,7 @@ import optax
 from jaxtyping import PyTree
 
 from pyratok_jax.errors import UserError
+from pyratok_jax.models import text_statistics
 from pyratok_jax.training.gram_muon import scale_by_gram_muon
 
 OPTIMIZERS = ("adamw", "muon", "gram_muon")
@@ -49,7 +51,9 @@ def make_optimizer(config: Mapping[str, Any], steps: int) -> optax.GradientTrans
 
     Args:
         config: name, learning_rate, warmup, schedule, final_share, decay_share, b1, b2,
-            weight_decay, clip_norm (0: no clipping), adam_share (of Muon's rate, for its Adam).
+            weight_decay (of kernels alone), clip_norm (0: no clipping), adam_share (of Muon's rate,
+            for its Adam), groups: (pattern, factor) pairs. The first pattern that is found in an
+            array's name gives the factor of its learning rate; others have 1.
         steps: length of the training.
 
     Raises:
@@ -57,8 +61,10 @@ def make_optimizer(config: Mapping[str, Any], steps: int) -> optax.GradientTrans
     """
     rate = learning_rate(config, steps)
     if config["name"] == "adamw":
+        # Without decay a mask would only change the layout of stored states.
+        mask = _kernels if config["weight_decay"] else None
         rule = optax.adamw(
-            rate, b1=config["b1"], b2=config["b2"], weight_decay=config["weight_decay"]
+            rate, b1=config["b1"], b2=config["b2"], weight_decay=config["weight_decay"], mask=mask
         )
     elif config["name"] == "muon":
         rule = optax.contrib.muon(
@@ -66,6 +72,9 @@ def make_optimizer(config: Mapping[str, Any], steps: int) -> optax.GradientTrans
             adam_b1=config["b1"],
             adam_b2=config["b2"],
             adam_learning_rate=lambda count: config["adam_share"] * rate(count),
+            weight_decay=config["weight_decay"],
+            weight_decay_mask=_kernels,
+            adam_weight_decay=config["weight_decay"],
             muon_weight_dimension_numbers=_matrices,
             # Updates as large as Adam's, so that one learning rate suits every shape.
             consistent_rms=0.2,
@@ -83,8 +92,59 @@ def make_optimizer(config: Mapping[str, Any], steps: int) -> optax.GradientTrans
     else:
         raise UserError(f"optimizer.name is {config['name']!r}, expected {' or '.join(OPTIMIZERS)}")
     if config["clip_norm"]:
-        return optax.chain(optax.clip_by_global_norm(config["clip_norm"]), rule)
-    return rule
+        rule = optax.chain(optax.clip_by_global_norm(config["clip_norm"]), rule)
+    return _with_statistics(_scaled(rule, tuple(config.get("groups", ()))))
+
+
+def is_statistic(name: str) -> bool:
+    """Whether an array is a running statistic, whose gradient is its exact change."""
+    return f".{text_statistics.NAME}." in f".{name}."
+
+
+def _scaled(
+    rule: optax.GradientTransformation, groups: tuple[tuple[str, float], ...]
+) -> optax.GradientTransformation:
+    """Updates times their group's factor, which is that of the learning rate."""
+    if not groups:
+        return rule
+
+    def factor(name: str) -> float:
+        found = (value for pattern, value in groups if re.search(pattern, name))
+        return float(next(found, 1.0))
+
+    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        updates, state = rule.update(grads, state, params)
+        return {name: factor(name) * value for name, value in updates.items()}, state
+
+    return optax.GradientTransformation(rule.init, update)
+
+
+def _with_statistics(rule: optax.GradientTransformation) -> optax.GradientTransformation:
+    """The rule for all but running statistics, which move by their gradient exactly."""
+
+    def learned(arrays: Any) -> Any:
+        if not isinstance(arrays, dict):
+            return arrays
+        return {name: value for name, value in arrays.items() if not is_statistic(name)}
+
+    def init(params: Any) -> Any:
+        return rule.init(learned(params))
+
+    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        updates, state = rule.update(learned(grads), state, learned(params))
+        if isinstance(grads, dict):
+            # In the order of the gradients: stored states follow it.
+            updates = {k: -g if is_statistic(k) else updates[k] for k, g in grads.items()}
+        return updates, state
+
+    return optax.GradientTransformation(init, update)
+
+
+def _kernels(params: PyTree) -> PyTree:
+    """True for kernels of layers, which alone decay: no bias, scale, embedding or adapter."""
+    if isinstance(params, dict):
+        return {name: name.split(".")[-1] == "kernel" for name in params}
+    return jax.tree.map(lambda x: x.ndim > 1, params)
 
 
 def _matrices(params: PyTree) -> PyTree:

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt32
 from pyratok_jax.checkpoints.partition import Arrays
 from pyratok_jax.nn.partitioning import over_devices
 from pyratok_jax.training.distributed.sharding import parts_of, split_of
+from pyratok_jax.training.optimizer import is_statistic
 
 Batch = Mapping[str, Array]
 Metrics = dict[str, Array]
@@ -108,7 +109,7 @@ def make_train_step(
                 key,
                 parts,
             )
-        norm = optax.global_norm(grads)
+        norm = optax.global_norm({k: g for k, g in grads.items() if not is_statistic(k)})
         good = jnp.isfinite(value) & jnp.isfinite(norm)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)

@@ -32,7 +32,11 @@ from pyratok_jax.training.loop.contracts import DeviceBatch, LossAndTerms, Progr
 
 # Names of the trained arrays besides the adapters; everything else is frozen.
 TRAINED = ("tokenizer.blocks.", "tokenizer.synthesis.", "tokenizer.quantizer.",
-           "tokenizer.null_text", "tokenizer.mask_value", "alignment.", "drift.")  # fmt: skip
+           "tokenizer.null_text", "tokenizer.mask_value", "tokenizer.text_statistics.",
+           "alignment.", "drift.")  # fmt: skip
+
+
+PRESETS_OF_WEIGHTS = ("", "paper")
 
 
 class TokenizerSystem(nnx.Module):
@@ -134,6 +138,7 @@ def alignment_arguments(config: ConfigDict, language_width: int) -> dict[str, An
         "levels": len(_preset(grids) if isinstance(grids, str) else grids),
         "language_width": language_width,
         "head": config.model.head,
+        "text_hidden": config.model.text_hidden,
     }
 
 
@@ -143,12 +148,41 @@ class TokenizerLoss:
     def __init__(self, config: ConfigDict):
         values = config.loss.to_dict()
         self.weights = LossWeights(**values["weights"])
+        if config.loss.preset not in PRESETS_OF_WEIGHTS:
+            raise UserError(
+                f"config.loss.preset is {config.loss.preset!r}, expected one of "
+                f"{', '.join(PRESETS_OF_WEIGHTS)}"
+            )
+        if config.loss.preset == "paper":
+            self.weights = self.weights.paper()
         self.settings = LossSettings(
             vocabulary=config.model.tokenizer.vocabulary, **values["settings"]
         )
         self.token_budget = config.loss.token_budget
+        self.targets, self.region = config.loss.targets, config.loss.region
+        if self.targets == "straight_through" and config.model.head == "softmax":
+            raise UserError(
+                "config.loss.targets straight_through needs config.model.head=lookup_free; the "
+                "head softmax reads ids: set config.loss.targets=fixed"
+            )
+        self._check_negatives(config)
         self.language_layers = config.language.layers or None
         self.masking = MaskingConfig(**config.masking.to_dict())
+
+    def _check_negatives(self, config: ConfigDict) -> None:
+        """Refuse a contrastive term that has nothing to tell apart.
+
+        Raises:
+            UserError: (micro)batches of one clip.
+        """
+        clips = config.batch_size // max(config.accumulate, 1)
+        contrasts = self.settings.text_form == "contrastive" and self.uses("text_codebook")
+        if contrasts and clips < 2:
+            raise UserError(
+                f"the contrastive text term has no negatives in a batch of {config.batch_size} "
+                f"clips in {config.accumulate} parts; raise config.batch_size, or set "
+                "config.loss.settings.text_form=kl or config.loss.weights.text_codebook=0"
+            )
 
     def uses(self, term: str) -> bool:
         """Whether a term has a weight that is not 0."""
@@ -182,6 +216,8 @@ class TokenizerLoss:
                 self.token_budget or None,
                 crop_key,
                 layers=self.language_layers,
+                targets=self.targets,
+                region=self.region,
             )
         total, terms = objective(
             self.weights,
@@ -190,15 +226,19 @@ class TokenizerLoss:
             output,
             settings=self.settings,
             quantizer=tokenizer.quantizer,
-            text=text,
-            embed=system.alignment.embed,
+            text=tokenizer.captions(text),
+            embed=system.alignment.text_embed,
+            temperature=system.alignment.temperature,
             lpips=partitioning.with_replicated_kernels(system.lpips) if system.lpips else None,
             autoregressive=predicted,
             frozen=self._frozen_posterior(tokenizer, masked),
             dino=system.look if self.uses_dino else None,
             projection=system.drift,
+            masked=masked,
             key=frames_key,
         )
+        if tokenizer.text_statistics is not None:
+            total += tokenizer.text_statistics.tracking(text)
         error = jnp.mean(jnp.square(jnp.clip(rebuilt, -1.0, 1.0) - video)) / 4
         terms["psnr"] = -10.0 * jnp.log10(jnp.maximum(error, 1e-10))
         terms |= usage_metrics([level.q for level in output.levels], self.settings.vocabulary)

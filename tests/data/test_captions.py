@@ -5,7 +5,8 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from pyratok_jax.data.captions import CaptionTokenizer
+from pyratok_jax.data.captions import CaptionTokenizer, check_captions
+from pyratok_jax.errors import UserError
 
 
 @pytest.fixture
@@ -52,3 +53,13 @@ def test_chat_template(words):
 def test_only_missing_captions(words):
     ids, mask = CaptionTokenizer(words, 3)([None, None])
     assert ids.shape == (2, 3) and not mask.any()
+
+
+def test_sources_without_captions_are_refused_and_one_caption_for_all_is_said(caplog):
+    with pytest.raises(UserError, match="none of 2 clips"):
+        check_captions([None, " "])
+    with caplog.at_level("WARNING"):
+        check_captions(["a cat", "a dog"])
+        assert not caplog.records
+        check_captions(["a cat", "a cat", None])
+    assert "nothing to tell apart" in caplog.text

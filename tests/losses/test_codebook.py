@@ -1,4 +1,4 @@
-"""The five codebook terms: values by hand or by listing all codes, and what each one trains."""
+"""Codebook terms 1 to 4: values by hand or by listing all codes, and what each one trains."""
 
 import jax
 import jax.numpy as jnp
@@ -6,8 +6,7 @@ import numpy as np
 
 from pyratok_jax.losses import codebook as C
 from pyratok_jax.models.pyratok.quantizers.base import sign_commitment
-from pyratok_jax.nn.text_attention import TextCondition
-from tests.losses.tiny import BITS, TEXT_WIDTH, Embedding, captions
+from tests.losses.tiny import BITS
 
 TAU = 0.25
 
@@ -88,48 +87,9 @@ def test_no_caption_at_all_gives_0_and_no_gradient():
     assert float(value) == 0 and not gradient.any()
 
 
-def test_text_codebook_is_the_kl_of_features_by_hand():
-    q = jnp.where(logits(3, 1, 2, 2, BITS) > 0, 1.0, -1.0)
-    text, embed = captions(3), Embedding()
-    value = C.text_codebook(q, 1, embed, text)
-    terms = []
-    for row in range(2):
-        words = np.asarray(text.embeddings[row, : 3 - row], np.float64).mean(0)
-        target = np.exp(words) / np.exp(words).sum()
-        for code in np.asarray(q[row], np.float64).reshape(-1, BITS):
-            e = code @ np.asarray(embed.map.kernel[...]) + np.asarray(embed.map.bias[...])
-            e = np.exp(e + np.asarray(embed.levels[...])[1])
-            terms.append(kl(e / e.sum(), target))
-    np.testing.assert_allclose(value, np.mean(terms), rtol=1e-5)
-
-
-def test_text_codebook_trains_the_embedding_alone():
-    q, text = logits(2, 1, 2, 2, BITS), captions(2)
-
-    def loss(kernel, q, words):
-        embed = lambda c, level: c @ kernel  # noqa: E731
-        return C.text_codebook(q, 0, embed, text._replace(embeddings=words))
-
-    kernel = logits(BITS, TEXT_WIDTH, seed=5)
-    gk, gq, gw = jax.grad(loss, argnums=(0, 1, 2))(kernel, q, text.embeddings)
-    assert gk.any() and not gq.any() and not gw.any()
-
-
-def test_a_limit_on_tokens_takes_evenly_spaced_ones():
-    q, seen = logits(1, 1, 2, 5, 2), []
-
-    def embed(codes, level):
-        seen.append(codes)
-        return codes
-
-    text = TextCondition(jnp.ones((1, 1, 2)), jnp.ones((1, 1), bool))
-    C.text_codebook(q, 0, embed, text, tokens=5)
-    np.testing.assert_array_equal(seen[0][0], q.reshape(10, 2)[::2])
-
-
-def test_the_text_summary_leaves_padding_out():
-    text = captions(3)
-    summary = C.text_summary(text._replace(embeddings=text.embeddings.at[1, 2].set(jnp.nan)))
-    np.testing.assert_allclose(summary[1], text.embeddings[1, :2].mean(0), rtol=1e-6)
-    assert not summary[2].any()
-    assert C.has_caption(text).tolist() == [True, True, False]
+def test_hierarchy_without_the_stop_gradient_trains_both_levels():
+    z, previous = logits(1, 2, 2, 2, 3), logits(1, 2, 2, 2, 3, seed=1)
+    loss = lambda p: C.hierarchy(z, p, temperature=TAU, stop_gradient=False)  # noqa: E731
+    value, gradient = jax.value_and_grad(loss)(previous)
+    assert gradient.any()
+    np.testing.assert_allclose(value, C.hierarchy(z, previous, temperature=TAU), rtol=1e-6)

@@ -106,3 +106,21 @@ def test_only_the_frames_at_the_latents_times_count_for_retention():
     few, terms = term("retention", video, rebuilt, latent, None, dino_frames=1)
     np.testing.assert_allclose(few, 2.0, rtol=1e-5)
     assert set(terms) == {"total", "retention"}
+
+
+def test_the_drift_looks_at_the_masked_clip_and_retention_at_the_clean_one():
+    seen = []
+
+    def network(images):
+        seen.append(float(images.mean()))
+        mean = images.mean((1, 2))
+        return DinoFeatures(mean, jnp.zeros((len(images), 0, 3)), mean[:, None, None])
+
+    video = jnp.ones((1, 5, 8, 8, 3))
+    latent = jnp.zeros((1, 2, 1, 1, 4))
+    projection = lambda latent: latent[..., :3]  # noqa: E731
+    terms = F.feature_terms(video, 0.5 * video, latent, network, projection, reference=0 * video)
+    assert seen == [1.0, 0.0, 0.5] and set(terms) == {"drift_dinov3", "retention"}
+    seen.clear()
+    F.feature_terms(video, 0.5 * video, latent, network, projection)
+    assert seen == [1.0, 0.5]

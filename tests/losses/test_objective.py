@@ -12,8 +12,10 @@ from flax import nnx
 from pyratok_jax.losses import codebook, drift
 from pyratok_jax.losses import pixel as reconstruction
 from pyratok_jax.losses.objective import LossSettings, LossWeights, Posterior, objective
+from pyratok_jax.losses.text import code_features, contrastive
 from pyratok_jax.models.pyratok.quantizers.base import sign_commitment
 from pyratok_jax.models.pyratok.quantizers.registry import build_quantizer
+from pyratok_jax.models.text_statistics import plain_captions
 from pyratok_jax.nn.lora import LoRAParam
 from tests.losses.tiny import Embedding, captions, clip, tiny_config, tiny_model
 
@@ -44,7 +46,9 @@ def run(weights, rebuilt_and_output=None, **inputs):
     rebuilt, output = rebuilt_and_output or passed()
     # A reference some way off, so that the drift has a gradient.
     frozen = Posterior(jax.lax.stop_gradient(output.mean) + 0.1, output.logvar - 0.1)
-    given = dict(text=captions(), embed=Embedding(), lpips=mean_square, frozen=frozen)
+    given = dict(
+        text=plain_captions(captions()), embed=Embedding(), lpips=mean_square, frozen=frozen
+    )
     given["quantizer"] = tiny_model().quantizer
     compute = functools.partial(objective, weights, clip(), **(given | inputs))
     return jax.jit(compute)(rebuilt, output)
@@ -55,6 +59,32 @@ def test_the_defaults_are_the_published_group_weights():
     groups = (w.reconstruction, w.codebook, w.autoregressive, w.drift)
     assert groups == (2.5, 2.5, 1.5, 0.6)
     assert w.effective()["l1"] == 2.5 and w.effective()["commitment"] == 2.5 * w.commitment
+
+
+def test_the_paper_s_bracket_has_unit_weights():
+    weights = LossWeights().paper()
+    inside = ("commitment", "entropy", "hierarchy", "text", "text_codebook")
+    assert all(getattr(weights, name) == 1.0 for name in inside)
+    assert all(weights.effective()[name] == 2.5 for name in inside)
+    assert weights.autoregressive == 1.5 and weights.l1 == 1.0
+
+
+@pytest.mark.parametrize("part", ["query", "key", "value"])
+def test_the_text_term_trains_the_attention_that_pools_the_text(part):
+    """Through the prior alone: the visual logits are held fixed."""
+    model = tiny_model()
+
+    @nnx.jit
+    def gradient(model):
+        def loss(model):
+            level = model.encode(clip(), captions()).levels[1]
+            z, present = jax.lax.stop_gradient(level.z), jnp.ones(2, bool)
+            return codebook.text_alignment(z, level.text_logits, present, temperature=0.25)
+
+        return nnx.grad(loss)(model)
+
+    attention = gradient(model)["quantizer"]["blocks"][1]["attention"]
+    assert np.abs(np.asarray(attention[part]["kernel"][...])).max() > 0
 
 
 def test_the_total_is_the_weighted_sum_of_every_term():
@@ -71,7 +101,8 @@ def test_the_total_is_the_weighted_sum_of_every_term():
 
 
 def terms_by_hand(rebuilt, output):
-    video, levels, text, embed = clip(), output.levels, captions(), Embedding()
+    video, levels, embed = clip(), output.levels, Embedding()
+    text = plain_captions(captions())
     return {
         "l1": reconstruction.l1(video, rebuilt),
         "ssim": reconstruction.ssim_loss(video, rebuilt),
@@ -87,7 +118,8 @@ def terms_by_hand(rebuilt, output):
             for x in levels
         ),
         "text_codebook": sum(
-            codebook.text_codebook(x.q, i, embed, text) for i, x in enumerate(levels)
+            contrastive(code_features(x.q, i, embed, 1024), text, 0.07)
+            for i, x in enumerate(levels)
         ),
         "autoregressive": 4.0,
         "drift_vae": drift.gaussian_kl(
@@ -146,7 +178,7 @@ REACH = {
     "entropy": LEVELS,
     "hierarchy": LEVELS,
     "text": LEVELS | {"text_prior"},
-    "text_codebook": {"embedding"},
+    "text_codebook": LEVELS | {"embedding"},
     "drift_vae": {"adapters"},
 }
 

@@ -53,13 +53,14 @@ def test_at_the_end_of_training_no_patch_is_hidden():
 
 
 def test_shuffling_moves_only_the_chosen_frames_among_their_places():
-    config = masking.MaskingConfig(frame_ratio=0.5, spatial_ratio=0.0, shuffle=True)
+    config = masking.MaskingConfig(frame_ratio=0.0, spatial_ratio=0.0, shuffle_ratio=0.5)
     x = video()
     moved_any = False
     for seed in range(5):
         key = jax.random.key(seed)
         out = np.asarray(masking.mask_video(x, VALUE, key, jnp.float32(0.0), config))
-        chosen = np.asarray(masking.frame_mask(jax.random.split(key, 3)[0], 2, 11, 0.5))
+        chosen_key = jax.random.split(jax.random.split(key, 3)[2])[0]
+        chosen = np.asarray(masking.frame_mask(chosen_key, 2, 11, 0.5))
         for row in range(2):
             origin = [
                 int(np.argmin(np.abs(np.asarray(x)[row] - frame).sum(axis=(1, 2, 3))))
@@ -70,6 +71,27 @@ def test_shuffling_moves_only_the_chosen_frames_among_their_places():
             assert [origin[i] for i in stayed] == stayed
             moved_any |= origin != list(range(11))
     assert moved_any
+
+
+def test_frames_are_hidden_and_shuffled_together():
+    config = masking.MaskingConfig(frame_ratio=0.3, spatial_ratio=0.0, shuffle_ratio=0.5)
+    x = np.asarray(video())
+    out = np.asarray(masking.mask_video(video(), VALUE, jax.random.key(2), jnp.float32(0), config))
+    hidden = (out == 9.0).all(axis=(2, 3, 4))
+    assert hidden.sum(axis=1).tolist() == [3, 3]
+    moved = [not np.array_equal(out[r, t], x[r, t]) for r in range(2) for t in range(11)
+             if not hidden[r, t]]  # fmt: skip
+    assert any(moved)
+
+
+def test_a_later_stage_continues_the_spatial_schedule():
+    stages = [(0.0, 1 / 9), (1 / 9, 1 / 3), (1 / 3, 1.0)]
+    configs = [masking.MaskingConfig(spatial_ratio=0.5, start=a, end=b) for a, b in stages]
+    ratio = lambda config, p: float(masking.spatial_ratio_at(config, jnp.float32(p)))  # noqa: E731
+    assert ratio(configs[0], 0.0) == 0.5 and abs(ratio(configs[2], 1.0)) < 1e-7
+    for before, after in zip(configs[:-1], configs[1:], strict=True):
+        np.testing.assert_allclose(ratio(before, 1.0), ratio(after, 0.0), rtol=1e-6)
+        assert ratio(after, 0.0) > ratio(after, 1.0)
 
 
 def test_the_learned_value_gets_a_gradient():

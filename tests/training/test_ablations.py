@@ -29,7 +29,7 @@ RATES = {"single_lfq", "no_pyramid", "residual", "rvq", "blocks_2", "blocks_3"}
 
 
 def _config(name):
-    config = apply(tokenizer_training_config(batch_size=1), name, ABLATIONS[name].scales[0])
+    config = apply(tokenizer_training_config(batch_size=2), name, ABLATIONS[name].scales[0])
     config.model.tokenizer.update({"width": 8, "heads": 2, "synthesis_width": 4, "lora_rank": 2})
     config.language.length = 4
     config.loss.weights.lpips = 0.0

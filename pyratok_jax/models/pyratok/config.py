@@ -26,6 +26,8 @@ class PyraTokConfig:
         heads: attention heads of a LaPQ block.
         text_width: width of the text embeddings.
         text_guidance: False leaves the text out of every level (ablation).
+        standardised_text: text features in units of their spread over captions
+            (`models.text_statistics`); False in descriptions that do not name it.
         synthesis_width: hidden channels of each level's smoothing convolution.
         lora_rank: rank of the adapters in the encoder; 0 leaves them out.
         lora_alpha: their scale, as in update = alpha / rank * A B.
@@ -43,6 +45,7 @@ class PyraTokConfig:
     heads: int = 8
     text_width: int = 2048
     text_guidance: bool = True
+    standardised_text: bool = True
     synthesis_width: int = 128
     lora_rank: int = 16
     lora_alpha: float = 32.0
@@ -121,6 +124,7 @@ class PyraTokConfig:
             ValueError: for keys that are not fields.
         """
         check_fields(values, cls, "the tokenizer's configuration")
+        values = {"standardised_text": False} | values
         values = dict(values, vae=config_from_dict(values["vae"]))
         # JSON knows no tuples.
         if isinstance(values.get("grids"), list):

@@ -118,7 +118,8 @@ class LaPQBlock(nnx.Module):
         if text is not None:
             update, pooled = self.attention(x, text)
             x = x + update
-            text_logits = self.text_prior(jax.lax.stop_gradient(pooled).astype(jnp.float32))
+            # The text embeddings are frozen; the attention that pools them learns from the prior.
+            text_logits = self.text_prior(pooled.astype(jnp.float32))
         x = x + self.mlp_out(jax.nn.gelu(self.mlp_in(self.norm(x))))
         z = direct + self.head(self.head_norm(x).astype(jnp.float32))
         return Level(z, quantize(z, self.vocabulary), text_logits)

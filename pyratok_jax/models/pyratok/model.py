@@ -18,6 +18,7 @@ from pyratok_jax.models.pyratok.config import PyraTokConfig
 from pyratok_jax.models.pyratok.lfq import bits_to_ids, ids_to_bits
 from pyratok_jax.models.pyratok.quantizers.base import Level
 from pyratok_jax.models.pyratok.quantizers.registry import build_quantizer
+from pyratok_jax.models.text_statistics import Captions, TextStatistics, plain_captions
 from pyratok_jax.models.vae_families import build_vae
 from pyratok_jax.models.video_vae import VideoVAE
 from pyratok_jax.nn.grids import grid_shape
@@ -77,6 +78,9 @@ class PyraTok(nnx.Module):
         self.quantizer = build_quantizer(config, rngs=rngs, dtype=dtype)
         self.null_text = nnx.Param(0.02 * jax.random.normal(rngs.params(), (config.text_width,)))
         self.mask_value = nnx.Param(jnp.zeros((3,)))
+        self.text_statistics = (
+            TextStatistics(config.text_width) if config.standardised_text else None
+        )
 
     def encode(
         self, video: Float[Array, "b t h w 3"], text: TextCondition | None = None
@@ -115,6 +119,8 @@ class PyraTok(nnx.Module):
         if not self.config.text_guidance:
             return None
         null = self.null_text[...]
+        if text is not None and self.text_statistics is not None:
+            text = self.text_statistics.words(text)
         if text is None:
             embeddings = jnp.broadcast_to(null, (batch, 1, null.shape[0]))
             return TextCondition(embeddings, jnp.ones((batch, 1), bool))
@@ -122,6 +128,12 @@ class PyraTok(nnx.Module):
         embeddings = jnp.where(missing[:, None, None], null, text.embeddings.astype(null.dtype))
         first = jnp.arange(text.mask.shape[1]) == 0
         return TextCondition(embeddings, text.mask | (missing[:, None] & first))
+
+    def captions(self, text: TextCondition) -> Captions:
+        """Captions in the text space, where codes are compared with them."""
+        if self.text_statistics is None:
+            return plain_captions(text)
+        return self.text_statistics.captions(text)
 
     def synthesize(
         self, codes: tuple[Float[Array, "b _t _h _w bits"], ...], cache: StreamCache | None = None

@@ -1,10 +1,11 @@
-"""Cropping the same spatio-temporal region out of every level, within a budget of tokens.
+"""Tokens of every level within a budget: spread over the whole clip, or one region of it.
 
-The unit is a cell of the coarsest grid: in space one token of the coarsest level and all finer
-tokens that it covers, in time frame 0 or one group of later frames. A region is a rectangle of
-cells, over frame 0 and consecutive later groups.
+Spread tokens form an even lattice over time and space. A region's unit is a cell of the coarsest
+grid: in space one token of the coarsest level and everything that lies under it, in time frame 0 or
+one group of later frames. A region is a rectangle of cells, over frame 0 and a run of later groups.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -124,3 +125,61 @@ def _crop(
         return jnp.concatenate([first, rest], axis=0)
 
     return jax.vmap(one)(q, start)
+
+
+def lattice(grid: Grid, budget: int) -> Grid:
+    """Counts (times, rows, columns) of an even lattice over a grid, at most `budget` in all.
+
+    It grows from one token, always along the axis that is relatively sparsest and still fits.
+    """
+    counts = [1, 1, 1]
+    while True:
+        order = sorted(range(3), key=lambda axis: counts[axis] / grid[axis])
+        for axis in order:
+            grown = counts[axis] + 1
+            if grown <= grid[axis] and math.prod(counts) // counts[axis] * grown <= budget:
+                counts[axis] = grown
+                break
+        else:
+            return counts[0], counts[1], counts[2]
+
+
+def spread_counts(grids: tuple[Grid, ...], budget: int) -> tuple[Grid, ...]:
+    """The lattice of each level: all of the coarsest level, the rest shared by the finer ones.
+
+    Raises:
+        ValueError: fewer tokens than twice the levels.
+    """
+    if budget < 2 * len(grids):
+        raise ValueError(f"a token budget of {budget} is too small for {len(grids)} levels")
+    first = lattice(grids[0], max(budget - 2 * (len(grids) - 1), 1) if len(grids) > 1 else budget)
+    left, counts = budget - math.prod(first), [first]
+    for number, grid in enumerate(grids[1:], start=1):
+        counts.append(lattice(grid, max(left // (len(grids) - number), 1)))
+        left -= math.prod(counts[-1])
+    return tuple(counts)
+
+
+def spread_tokens(
+    grids: tuple[Grid, ...], budget: int | None, key: Array | None
+) -> tuple[Int[Array, "_n"], ...] | None:
+    """Which tokens of each level, in raster order, the budget takes; None: all.
+
+    Args:
+        grids: of all levels, coarse to fine.
+        budget: most tokens over all levels.
+        key: draws the lattices' common phase; None centres them.
+    """
+    if budget is None or sum(math.prod(grid) for grid in grids) <= budget:
+        return None
+    phase = jnp.full(3, 0.5) if key is None else jax.random.uniform(key, (3,))
+    chosen = []
+    for grid, counts in zip(grids, spread_counts(grids, budget), strict=True):
+        # Steps of at least one position: no token is taken twice.
+        t, h, w = (
+            jnp.minimum(jnp.floor((jnp.arange(n) + phase[i]) * (grid[i] / n)), grid[i] - 1)
+            for i, n in enumerate(counts)
+        )
+        raster = (t[:, None, None] * grid[1] + h[:, None]) * grid[2] + w
+        chosen.append(raster.reshape(-1).astype(jnp.int32))
+    return tuple(chosen)

@@ -47,7 +47,7 @@ class ProjectorSystem(nnx.Module):
         """Projected tokens of a batch of clips in [-1, 1]."""
         ids = self.tokenizer.tokenize(video)
         codes = (ids_to_bits(level, self.tokenizer.config.bits) for level in ids)
-        levels = tuple(self.alignment.embed(q, i) for i, q in enumerate(codes))
+        levels = tuple(self.alignment.text_embed(q, i) for i, q in enumerate(codes))
         return self.projector(jax.lax.stop_gradient(levels))
 
 

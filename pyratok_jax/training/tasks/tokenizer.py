@@ -15,7 +15,7 @@ from pyratok_jax.checkpoints.modules import build_module
 from pyratok_jax.checkpoints.partition import Partition
 from pyratok_jax.checkpoints.pretrained import Language, load_backbone, load_language, load_vision
 from pyratok_jax.data.caption_embeddings import StoredCaptions
-from pyratok_jax.data.captions import CaptionTokenizer
+from pyratok_jax.data.captions import CaptionTokenizer, check_captions
 from pyratok_jax.data.padding import Padding, pad_clip
 from pyratok_jax.data.pipeline import ClipLoader, make_loader
 from pyratok_jax.errors import UserError
@@ -84,6 +84,8 @@ class TokenizerTask:
         """The training stream of this process."""
         names = ("video", "text_ids", "text_mask", "text_embeddings")
         clips = self._clips(self.config.data.buckets, share_of)
+        if self.loss.uses("text") or self.loss.uses("text_codebook"):
+            check_captions(clips.some_captions())
         return pipeline_batches(clips, names, self.config.batch_size)
 
     def _clips(self, buckets: Sequence[str], share_of: ShareOf | None = None) -> ClipLoader:
@@ -195,6 +197,7 @@ class TokenizerTask:
                 "bits": self.config.language.bits,
             },
             alignment=alignment_arguments(self.config, width),
+            dtype=self.config.dtype,
         )
 
 

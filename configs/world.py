@@ -1,0 +1,79 @@
+"""The three-stage recipe on the procedural world, for two CPU cores or one accelerator.
+
+    python -m pyratok_jax.train --config configs/world.py:stage1 --workdir runs/world1
+    python -m pyratok_jax.train --config configs/world.py:stage2 --workdir runs/world2 \
+        --config.init_from=runs/world1
+    python -m pyratok_jax.train --config configs/world.py:stage3 --workdir runs/world3 \
+        --config.init_from=runs/world2
+
+Videos are drawn while training (`builtin:world`); held-out pairs of colour and shape, shapes and
+phrasings are in `builtin:world-heldout` alone.
+
+| stage | steps | what |
+|---|---|---|
+| 1 | 1,200 | levels and text alignment, no autoregressive loss |
+| 2 | 1,200 | autoregressive alignment: straight-through targets, budget over the whole clip |
+| 3 | 600 | all losses |
+
+`:smoke` takes a few steps of stage 2.
+"""
+
+from ml_collections import ConfigDict
+
+from pyratok_jax.data.config import data_config
+from pyratok_jax.training.config import tokenizer_training_config
+
+STAGES = {"stage1": 1200, "stage2": 1200, "stage3": 600}
+TEXT_MODULES = ((r"^alignment\.|\.attention\.|\.text_prior\.|null_text", 10.0),)
+
+
+def get_config(argument: str = "stage1") -> ConfigDict:
+    """One stage, or `smoke`."""
+    smoke = argument == "smoke"
+    stage = "stage2" if smoke else argument or "stage1"
+    if stage not in STAGES:
+        raise ValueError(f"world.py:{argument}: expected one of {', '.join(STAGES)}, smoke")
+    config = tokenizer_training_config(
+        steps=3 if smoke else STAGES[stage],
+        batch_size=2 if smoke else 8,
+        checkpoint={"every": 200, "keep": 2, "keep_every": 0},
+        log_every=1 if smoke else 10,
+    )
+    config.optimizer.update(
+        {"learning_rate": 1e-4, "warmup": 1 if smoke else 30, "schedule": "cosine",
+         "final_share": 0.1, "groups": TEXT_MODULES}
+    )  # fmt: skip
+    config.model.tokenizer.update(
+        {"width": 64, "heads": 4, "synthesis_width": 32, "lora_rank": 8, "lora_alpha": 16.0}
+    )
+    config.model.vae, config.vision.size = "demo", "demo"
+    config.language.update({"length": 32, "remat": "none", "size": "smollm2-135m", "layers": 6})
+    config.loss.token_budget = 64
+    config.loss.weights.update(
+        {"commitment": 0.1, "entropy": 0.02, "hierarchy": 0.0, "text_codebook": 0.05}
+    )
+    # Straight-through targets gather codes; more entropy keeps them in use.
+    config.loss.weights.autoregressive = 0.0 if stage == "stage1" else 0.3
+    if stage != "stage1":
+        config.loss.weights.entropy = 0.1
+    if stage == "stage3":
+        config.loss.weights.update({"drift_dinov3": 0.2, "retention": 0.2})
+    config.vision.projection = 64
+    config.loss.settings.update(
+        {"text_pooling": "both", "text_codebook_tokens": 128, "lpips_frames": 1, "dino_frames": 2}
+    )
+    done = sum(steps for name, steps in STAGES.items() if name < stage)
+    total = sum(STAGES.values())
+    config.masking.update({"start": done / total, "end": (done + STAGES[stage]) / total})
+    config.data = data_config(
+        sources=("builtin:world",),
+        heldout=("builtin:world-heldout",),
+        buckets=("5x32x32",) if smoke else ("9x64x64",),
+        caption_dropout=0.3,
+        workers=0,
+    )
+    # Later stages start from the levels of the one before.
+    config.calibration.batches = 2 if smoke else 32 if stage == "stage1" else 0
+    config.calibration.update({"steps": 3 if smoke else 300, "refine_steps": 2 if smoke else 300})
+    config.report.buckets = ("5x32x32",) if smoke else ("9x64x64",)
+    return config
