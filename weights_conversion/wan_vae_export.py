@@ -16,7 +16,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 def diffusers_config(config: WanVAEConfig) -> dict[str, Any]:
     """Arguments of diffusers' `AutoencoderKLWan`."""
     values = {key: list(v) if isinstance(v, tuple) else v for key, v in config.to_dict().items()}
-    if values.pop("linear_path") or values.pop("spatial_downsample") is not None:
+    if values.pop("linear_path", False) or values.pop("spatial_downsample", None) is not None:
         raise UserError("this VAE's layout is not one that was published; diffusers cannot hold it")
     values["temperal_downsample"] = values.pop("temporal_downsample")
     values["scale_factor_temporal"] = config.temporal_factor
