@@ -73,8 +73,8 @@ def make_optimizer(config: Mapping[str, Any], steps: int) -> optax.GradientTrans
             adam_b2=config["b2"],
             adam_learning_rate=lambda count: config["adam_share"] * rate(count),
             weight_decay=config["weight_decay"],
+            # Adam has the vectors, none of which is a kernel.
             weight_decay_mask=_kernels,
-            adam_weight_decay=config["weight_decay"],
             muon_weight_dimension_numbers=_matrices,
             # Updates as large as Adam's, so that one learning rate suits every shape.
             consistent_rms=0.2,
@@ -133,7 +133,6 @@ def _with_statistics(rule: optax.GradientTransformation) -> optax.GradientTransf
     def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         updates, state = rule.update(learned(grads), state, learned(params))
         if isinstance(grads, dict):
-            # In the order of the gradients: stored states follow it.
             updates = {k: -g if is_statistic(k) else updates[k] for k, g in grads.items()}
         return updates, state
 

@@ -29,7 +29,7 @@ def test_the_first_pattern_in_a_name_gives_its_rate():
     found = changes(groups=((r"^alignment\.", 30.0), (r"\.attention\.", 3.0), ("alignment", 9.0)))
     ratio = {name: found[name] / plain[name] for name in PARAMS}
     np.testing.assert_allclose(list(ratio.values()), [30.0, 3.0, 3.0, 1.0], rtol=1e-5)
-    assert list(found) == list(PARAMS)
+    assert set(found) == set(PARAMS)
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
