@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ from pyratok_jax.checkpoints.working_folder import read_parameters
 from pyratok_jax.demo.linear_start import fit_linear, start_with_nothing
 from pyratok_jax.demo.phased import PhasedTask
 from pyratok_jax.errors import UserError, run_cli
+from pyratok_jax.io.atomic import write_npz
 from pyratok_jax.models import video_vae
 from pyratok_jax.models.vae_families import config_to_dict
 from pyratok_jax.models.wan_vae.config import WanVAEConfig
@@ -72,11 +74,9 @@ class BackboneTask(PhasedTask):
         elif vae.linear is not None:
             start_with_nothing(vae)
             if not kept.is_file():
-                workdir.mkdir(parents=True, exist_ok=True)
-                np.savez(kept, **fit_linear(vae.config, self._clips()))
+                _keep(kept, fit_linear(vae.config, self._clips()))
         if vae.linear is not None and not kept.is_file():
-            workdir.mkdir(parents=True, exist_ok=True)
-            np.savez(kept, **module_arrays(vae.linear))
+            _keep(kept, module_arrays(vae.linear))
         elif vae.linear is not None:
             with np.load(kept, allow_pickle=False) as arrays:
                 put_arrays(vae.linear, dict(arrays))
@@ -135,6 +135,11 @@ class BackboneTask(PhasedTask):
             terms["lpips"] = jnp.mean(partitioning.with_replicated_kernels(system.lpips)(a, b))
             total = total + weights.lpips * terms["lpips"]
         return total, terms
+
+
+def _keep(path: Path, arrays: Mapping[str, Any]) -> None:
+    plain: dict[str, Any] = {name: np.asarray(value) for name, value in arrays.items()}
+    write_npz(path, **plain)
 
 
 def clip_rmse(a: Float[Array, "b t h w c"], b: Float[Array, "b t h w c"]) -> Float[Array, ""]:

@@ -31,9 +31,9 @@ def principal_components(
     Pixels of a block are ordered (frame, row, column, colour). Sides must be multiples of `space`
     and frames of `time`.
     """
-    n, total, products = 0, 0.0, 0.0
+    n, total, products = 0, np.zeros(()), np.zeros(())
     for video in videos:
-        x = to_blocks(video, time, space)
+        x = np.asarray(to_blocks(video, time, space))
         x = x.reshape(-1, x.shape[-1])
         n, total, products = n + len(x), total + x.sum(axis=0, dtype=np.float64), products + x.T @ x
     mean = np.asarray(total) / n

@@ -216,8 +216,8 @@ def _record(row: Any, number: int, manifest: str, folder: epath.Path) -> ClipRec
 def _file_and_caption(row: Mapping[str, Any], where: str) -> tuple[str | None, str | None]:
     if "videoid" in row:  # WebVid: `name` is the caption, and the file follows from two columns.
         page = str(row.get("page_dir") or "")
-        file = f"{page}/{row['videoid']}.mp4" if page else f"{row['videoid']}.mp4"
-        return file, _text(row, ("name", *_CAPTION), where)
+        web = f"{page}/{row['videoid']}.mp4" if page else f"{row['videoid']}.mp4"
+        return web, _text(row, ("name", *_CAPTION), where)
     file = _text(row, _PATH, where)
     if file is not None and "clip_id" in row and "." not in file.rsplit("/", 1)[-1]:
         file = f"{file}.mp4"

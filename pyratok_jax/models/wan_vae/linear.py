@@ -5,6 +5,8 @@ principal components as the matrix and least squares for the decoder this is wor
 a small network gives after hours on few cores; the network then learns what is left.
 """
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -47,7 +49,7 @@ class LinearPath(nnx.Module):
 
         self.first_in, self.later_in = zeros(frame, z), zeros(self.time * frame, z)
         self.first_in_bias, self.later_in_bias = zeros(z), zeros(z)
-        settings = {"rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
+        settings: dict[str, Any] = {"rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
         self.first_out = CausalConv3d(z, frame, (1, 3, 3), **settings)
         self.later_out = CausalConv3d(z, self.time * frame, (2, 3, 3), **settings)
         for layer in (self.first_out, self.later_out):
@@ -71,14 +73,14 @@ class LinearPath(nnx.Module):
         """Video of latents; with a cache, one chunk of it."""
         blocks = self.later_out(z, cache)
         if cache is not None and not cache.first:
-            return from_blocks(blocks, self.time, self.space)
+            return jnp.asarray(from_blocks(blocks, self.time, self.space))
         start = from_blocks(self.first_out(z[:, :1]), 1, self.space)
         later = from_blocks(blocks[:, 1:], self.time, self.space)
         return jnp.concatenate([start, later], axis=1)
 
     def _project(self, video: Array, time: int, matrix: nnx.Param, bias: nnx.Param) -> Array:
         blocks = to_blocks(video.astype(self.dtype), time, self.space)
-        return blocks @ matrix[...].astype(self.dtype) + bias[...].astype(self.dtype)
+        return jnp.asarray(blocks) @ matrix[...].astype(self.dtype) + bias[...].astype(self.dtype)
 
 
 def to_blocks(
