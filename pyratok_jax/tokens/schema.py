@@ -324,6 +324,8 @@ def check_numbers(values: Mapping[str, Any]) -> None:
     Raises:
         ValueError: naming the field and its value.
     """
+    if not 1 <= values["bits"] <= 32:
+        raise ValueError(f"bits is {values['bits']}, not within 1 .. 32")
     for name, least, most in (
         ("video_frames", 1, MAX_FRAMES),
         ("video_height", 1, MAX_SIDE),

@@ -27,6 +27,8 @@ def record(number: int) -> TokenRecord:
     tokens = tuple(rng.integers(0, VOCABULARY, grid).astype("<u2") for grid in grids)
     values = dict.fromkeys(TOKEN_SCHEMA.texts, "") | dict.fromkeys(TOKEN_SCHEMA.floats, 1.0)
     values |= dict.fromkeys(TOKEN_SCHEMA.integers, 1)
+    values |= dict.fromkeys(("first_frame", "top", "left", "block", "overlap"), 0)
+    values |= dict.fromkeys(("padded_frames", "padded_height", "padded_width"), 4)
     values |= {"id": f"r{number}", "bits": 6, "vocabulary": VOCABULARY, "levels": 2}
     values["caption"] = "" if number % 4 == 3 else ("cat" if number % 2 else "dog")
     return TokenRecord(tokens=tokens, **values)
