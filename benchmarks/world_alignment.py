@@ -151,8 +151,9 @@ def train(args: argparse.Namespace, system: System, films: Films, language: Lang
     """Descend on random batches of stored features."""
     partition = Partition(system, is_trainable)
     optimizer = make_optimizer(
-        {"name": "adamw", "learning_rate": 3e-4, "warmup": 20, "schedule": "cosine",
-         "final_share": 0.02, "b1": 0.9, "b2": 0.99, "weight_decay": 0.0, "clip_norm": 1.0,
+        {"name": "adamw", "learning_rate": 3e-4, "warmup": min(20, args.steps // 4),
+         "schedule": "cosine", "final_share": 0.02, "b1": 0.9, "b2": 0.99,
+         "weight_decay": 0.0, "clip_norm": 1.0,
          "groups": GROUPS},
         args.steps,
     )  # fmt: skip
