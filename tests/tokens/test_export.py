@@ -417,13 +417,13 @@ def test_options_are_checked():
 
 def test_rate_and_size_can_be_reduced(videos):
     record = next(r for r in load_source(str(videos)) if r.id == "clip2.mp4")
-    stream = frames.open_clip(record, fps=10.0, short_side=16)
+    stream = blocks.open_clip(record, fps=10.0, short_side=16)
     kept = list(stream.frames)
     # 12 frames at 25/s last 0.48 s; at 0, .1, .2, .3, .4 s the frames 0, 2, 5, 7, 10 are shown.
     assert stream.fps == 10.0 and len(kept) == 5 and kept[0].shape == (16, 24, 3)
-    whole = list(frames.open_clip(record).frames)
+    whole = list(blocks.open_clip(record).frames)
     picked = [f for n, f in enumerate(whole) if n in (0, 2, 5, 7, 10)]
-    same = list(frames.open_clip(record, fps=10.0).frames)
+    same = list(blocks.open_clip(record, fps=10.0).frames)
     np.testing.assert_array_equal(np.stack(same), np.stack(picked))
 
 

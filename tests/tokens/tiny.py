@@ -83,5 +83,7 @@ def _random(config: PyraTokConfig) -> PyraTok:
         values = (1.5 * rng.normal(size=shape) / np.sqrt(inputs)).astype(np.float32)
         if path[-1] in ("scale", "gamma"):
             values += 1
+        if path[-1].endswith("variance"):
+            values = 1 + abs(values)
         flat.append((path, variable.replace(jnp.asarray(values))))
     return nnx.merge(graph, nnx.from_flat_state(flat))
