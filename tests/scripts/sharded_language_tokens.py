@@ -39,7 +39,8 @@ def check(head: str, model: LanguageModel) -> None:
 
     def loss(weights: nnx.State, codes: Any, frozen: nnx.State) -> Any:
         modules = nnx.merge(one, weights), nnx.merge(two, frozen)
-        return autoregressive_loss(*modules, codes, (ids, mask))
+        targets = "fixed" if head == "softmax" else "straight_through"
+        return autoregressive_loss(*modules, codes, (ids, mask), targets=targets)
 
     run = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
     whole = jax.jit(run)(weights, codes, frozen)
