@@ -23,7 +23,8 @@ from flax import nnx
 
 from pyratok_jax.data.sources.builtin import demo_records
 from pyratok_jax.data.sources.records import ClipRecord
-from pyratok_jax.data.video.files import VideoWriter, iter_frames, read_clip
+from pyratok_jax.data.video.files import iter_frames, read_clip
+from pyratok_jax.data.video.writer import VideoWriter
 from pyratok_jax.models.pyratok.config import PyraTokConfig
 from pyratok_jax.models.pyratok.model import PyraTok
 from pyratok_jax.models.wan_vae.config import tiny

@@ -23,11 +23,11 @@ from pyratok_jax.data.sources.registry import load_folder, load_source
 from pyratok_jax.data.video.files import (
     BrokenVideoError,
     VideoInfo,
-    VideoWriter,
     is_image,
     iter_frames,
     probe,
 )
+from pyratok_jax.data.video.writer import VideoWriter
 from pyratok_jax.errors import UserError
 from pyratok_jax.io.atomic import write_png
 from pyratok_jax.metrics.code_usage import CodeUsage

@@ -8,7 +8,8 @@ from PIL import Image
 
 from pyratok_jax import reconstruct
 from pyratok_jax.data.padding import crop_clip, pad_clip
-from pyratok_jax.data.video.files import VideoWriter, iter_frames, probe
+from pyratok_jax.data.video.files import iter_frames, probe
+from pyratok_jax.data.video.writer import VideoWriter
 from pyratok_jax.errors import UserError
 from pyratok_jax.metrics import image as metrics
 from pyratok_jax.metrics.rate import token_count

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pyratok_jax.data.video.files import VideoWriter
+from pyratok_jax.data.video.writer import VideoWriter
 from pyratok_jax.errors import run_cli
 from pyratok_jax.io.cli import command_parser
 

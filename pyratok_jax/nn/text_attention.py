@@ -38,7 +38,8 @@ class TextAttention(nnx.Module):
         self.norm = nnx.RMSNorm(width, rngs=rngs, dtype=dtype)
         self.text_norm = nnx.RMSNorm(text_width, rngs=rngs, dtype=dtype)
         self.query = nnx.Linear(width, width, rngs=rngs, dtype=dtype)
-        self.key = nnx.Linear(text_width, width, rngs=rngs, dtype=dtype)
+        # A bias of the keys would move all of a query's scores alike, which softmax ignores.
+        self.key = nnx.Linear(text_width, width, use_bias=False, rngs=rngs, dtype=dtype)
         self.value = nnx.Linear(text_width, width, rngs=rngs, dtype=dtype)
         zeros = nnx.initializers.zeros_init()
         self.out = nnx.Linear(width, width, kernel_init=zeros, rngs=rngs, dtype=dtype)

@@ -15,7 +15,7 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
-from pyratok_jax.data.video.files import VideoWriter
+from pyratok_jax.data.video.writer import VideoWriter
 from pyratok_jax.io import html
 from pyratok_jax.reports.pictures import fit_within
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pyratok_jax.data.video.files import VideoWriter, is_image
+from pyratok_jax.data.video.files import is_image
+from pyratok_jax.data.video.writer import VideoWriter
 from pyratok_jax.errors import UserError
 from pyratok_jax.tokenizer import EncodedClip, TokenizerLike
 from pyratok_jax.tokens.blocks import WindowJoiner

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pyratok_jax.data.video.files import VideoSource, VideoWriter, iter_frames, probe
+from pyratok_jax.data.video.files import VideoSource, iter_frames, probe
+from pyratok_jax.data.video.writer import VideoWriter
 
 
 def numbered_frames(count: int, height: int, width: int, start: int = 0) -> np.ndarray:

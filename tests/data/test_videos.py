@@ -9,12 +9,12 @@ from PIL import Image
 from pyratok_jax.data.sources.payloads import remux
 from pyratok_jax.data.video.files import (
     BrokenVideoError,
-    VideoWriter,
     count_frames,
     iter_frames,
     probe,
     read_clip,
 )
+from pyratok_jax.data.video.writer import VideoWriter
 from tests.data.synthetic import numbered_frames, numbers_of, read_media, write_video
 
 

@@ -17,7 +17,6 @@ from pyratok_jax.data.sources.records import ClipRecord
 from pyratok_jax.data.video.files import (
     BrokenVideoError,
     VideoSource,
-    VideoWriter,
     frame_rate,
     is_image,
     iter_frames,
@@ -29,6 +28,7 @@ from pyratok_jax.data.video.files import (
     resize_image,
     to_array,
 )
+from pyratok_jax.data.video.writer import VideoWriter
 
 
 @dataclass(frozen=True)

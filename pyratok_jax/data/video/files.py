@@ -1,4 +1,4 @@
-"""Reading and writing videos: probing, whole iteration, seeking to short clips, atomic writing.
+"""Reading videos: probing, whole iteration, seeking to short clips.
 
 Frames are uint8 RGB (height, width, 3). Every source may be a local path, a remote path that
 `etils.epath` understands (for example gs://), or the compressed file itself as bytes. Whatever
@@ -11,13 +11,11 @@ import itertools
 import os
 import stat
 import struct
-import tempfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import av
 import numpy as np
@@ -31,6 +29,7 @@ from pyratok_jax.errors import UserError
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v", ".mpg", ".mpeg", ".ogv", ".gif")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+IMAGE_SIGNATURES = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"BM")
 NAME_OF_BYTES = "<bytes>"
 
 _REMOTE = ("gs", "s3", "az", "abfs", "hf")
@@ -89,8 +88,11 @@ def is_remote(source: VideoSource) -> bool:
 
 
 def is_image(source: VideoSource) -> bool:
-    """Whether a path names a still image, by its suffix."""
-    return not isinstance(source, bytes) and name_of(source).lower().endswith(IMAGE_SUFFIXES)
+    """Whether it is a still image: a path by its suffix, bytes by their first ones."""
+    if isinstance(source, bytes):
+        webp = source[:4] == b"RIFF" and source[8:12] == b"WEBP"
+        return webp or source.startswith(IMAGE_SIGNATURES)
+    return name_of(source).lower().endswith(IMAGE_SUFFIXES)
 
 
 @contextlib.contextmanager
@@ -433,68 +435,3 @@ def read_image(path: VideoSource) -> np.ndarray:
     ) as error:  # fmt: skip
         # All of these are raised by Pillow for damaged files.
         raise BrokenVideoError(name, f"not an image ({error})") from error
-
-
-class _Sized(Protocol):
-    shape: tuple[int, ...]
-
-
-class VideoWriter:
-    """Writes frames to an H.264 file that appears under its name only when it is complete.
-
-    Use as a context manager; `write` takes uint8 (h, w, 3). An exception inside, or no frame at
-    all, leaves no file behind. Odd sizes are stored as 4:4:4, since 4:2:0 needs even sides.
-    """
-
-    def __init__(
-        self,
-        path: str | os.PathLike,
-        *,
-        fps: float,
-        crf: int = 18,
-        preset: str = "medium",
-        threads: int = 0,
-    ) -> None:
-        self.path = Path(path)
-        self._fps, self._crf, self._preset, self._threads = fps, crf, preset, threads
-        self._container: Any = None
-        self._stream: Any = None
-        self._scratch: str = ""
-
-    def __enter__(self) -> "VideoWriter":
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        handle, self._scratch = tempfile.mkstemp(
-            dir=self.path.parent, prefix=".part-", suffix=self.path.suffix or ".mp4"
-        )
-        os.close(handle)
-        self._container = av.open(
-            self._scratch, "w", format="mp4", options={"movflags": "faststart"}
-        )
-        return self
-
-    def write(self, frame: np.ndarray) -> None:
-        """Append one uint8 frame (h, w, 3); all frames of a file have the size of the first."""
-        if self._stream is None:
-            self._open_stream(frame)
-        self._container.mux(self._stream.encode(av.VideoFrame.from_ndarray(frame, "rgb24")))
-
-    def _open_stream(self, frame: _Sized) -> None:
-        height, width = frame.shape[:2]
-        rate = Fraction(self._fps).limit_denominator(1001)
-        self._stream = self._container.add_stream("libx264", rate=rate)
-        self._stream.width, self._stream.height = width, height
-        self._stream.pix_fmt = "yuv444p" if height % 2 or width % 2 else "yuv420p"
-        self._stream.codec_context.thread_count = self._threads
-        self._stream.options = {"crf": str(self._crf), "preset": self._preset}
-
-    def __exit__(self, kind: type | None, error: object, trace: object) -> None:
-        try:
-            if self._stream is not None and kind is None:
-                self._container.mux(self._stream.encode())
-            self._container.close()
-            if self._stream is not None and kind is None:
-                os.chmod(self._scratch, 0o644)
-                os.replace(self._scratch, self.path)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._scratch)

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from pyratok_jax.data.sources.records import ClipRecord
-from pyratok_jax.data.video.files import VideoWriter
+from pyratok_jax.data.video.writer import VideoWriter
 from pyratok_jax.data.world.drawing import Film, draw_film
 from pyratok_jax.data.world.scenes import Scene, draw_scene
 from pyratok_jax.data.world.sentences import Question, caption, questions

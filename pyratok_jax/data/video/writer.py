@@ -1,0 +1,82 @@
+"""Writing frames as an H.264 file that is there when it is whole."""
+
+import contextlib
+import os
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+
+import av
+import numpy as np
+from jaxtyping import UInt8
+
+from pyratok_jax.io.atomic import atomic_path
+
+
+class _Empty(Exception):
+    """No frame was written."""
+
+
+class VideoWriter:
+    """Writes frames to an H.264 file that appears under its name only when it is complete.
+
+    Use as a context manager; `write` takes uint8 (h, w, 3). An exception inside, or no frame at
+    all, leaves no file behind. Odd sizes are stored as 4:4:4, since 4:2:0 needs even sides.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        *,
+        fps: float,
+        crf: int = 18,
+        preset: str = "medium",
+        threads: int = 0,
+    ) -> None:
+        self.path = Path(path)
+        self._fps, self._crf, self._preset, self._threads = fps, crf, preset, threads
+        self._opened = contextlib.ExitStack()
+        self._container: av.container.OutputContainer | None = None
+        self._stream: av.VideoStream | None = None
+
+    def __enter__(self) -> "VideoWriter":
+        scratch = self._opened.enter_context(atomic_path(self.path))
+        options = {"movflags": "faststart"}
+        self._container = av.open(os.fspath(scratch), "w", format="mp4", options=options)
+        return self
+
+    def write(self, frame: UInt8[np.ndarray, "h w 3"]) -> None:
+        """Append one frame; all frames of a file have the size of the first."""
+        assert self._container is not None
+        if self._stream is None:
+            self._stream = self._add_stream(self._container, *frame.shape[:2])
+        packets = self._stream.encode(av.VideoFrame.from_ndarray(frame, "rgb24"))
+        self._container.mux(packets)
+
+    def _add_stream(
+        self, container: av.container.OutputContainer, height: int, width: int
+    ) -> av.VideoStream:
+        rate = Fraction(self._fps).limit_denominator(1001)
+        stream = container.add_stream("libx264", rate=rate)
+        stream.width, stream.height = width, height
+        stream.pix_fmt = "yuv444p" if height % 2 or width % 2 else "yuv420p"
+        stream.codec_context.thread_count = self._threads
+        stream.options = {"crf": str(self._crf), "preset": self._preset}
+        return stream
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        assert self._container is not None
+        with contextlib.suppress(_Empty), self._opened:
+            # Inside the block of `atomic_path`: an exception here leaves no file behind.
+            with contextlib.closing(self._container):
+                if self._stream is not None and kind is None:
+                    self._container.mux(self._stream.encode())
+            if error is not None:
+                raise error
+            if self._stream is None:
+                raise _Empty
