@@ -1,11 +1,12 @@
-"""Pictures of results: timelines of localization, masks over frames, clouds of points."""
+"""Pictures of results: timelines, masks and heat maps over frames, clouds of points."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from pyratok_jax.evaluation.data.localization import Annotations
 from pyratok_jax.evaluation.task import Partial, Picture
@@ -47,13 +48,59 @@ def draw_timeline(
 
 def draw_masks(path: Path, frames: np.ndarray, masks: np.ndarray, caption: str) -> Picture:
     """Frames (t, h, w, 3) in a row, masks (n, t, h, w) of n things laid over them."""
+    row = np.concatenate(list(overlay_masks(frames, masks)), axis=1)
+    Image.fromarray(row).save(path)
+    return Picture(f"pictures/{path.name}", caption)
+
+
+def overlay_masks(frames: np.ndarray, masks: np.ndarray) -> np.ndarray:
+    """Frames uint8 (t, h, w, 3) with masks (n, t, h, w) over them, a colour for each."""
     shown = frames.astype(np.float32)
     for number, mask in enumerate(masks):
         colour = np.array(PALETTE[number % len(PALETTE)], np.float32)
         shown[mask] = 0.45 * shown[mask] + 0.55 * colour
-    row = np.concatenate(list(np.clip(shown, 0, 255).astype(np.uint8)), axis=1)
-    Image.fromarray(row).save(path)
-    return Picture(f"pictures/{path.name}", caption)
+    return np.clip(shown, 0, 255).astype(np.uint8)
+
+
+def heat_maps(frames: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Grey frames uint8 (t, h, w, 3) coloured by values (t, h, w), from their least to greatest."""
+    low, high = float(values.min()), float(values.max())
+    share = (values - low) / max(high - low, 1e-12)
+    colours = colormaps["inferno"](share)[..., :3] * 255
+    grey = frames.mean(axis=-1, keepdims=True)
+    return np.clip(0.4 * grey + 0.6 * colours, 0, 255).astype(np.uint8)
+
+
+def titled(frames: np.ndarray, lines: Mapping[str, tuple[int, int, int]]) -> np.ndarray:
+    """Frames (t, h, w, 3) with lines of text in their colours above them."""
+    strip = Image.new("RGB", (frames.shape[2], 14 * len(lines)))
+    pen = ImageDraw.Draw(strip)
+    for number, (line, colour) in enumerate(lines.items()):
+        pen.text((2, 14 * number + 1), line, fill=colour)
+    above = np.broadcast_to(np.asarray(strip), (len(frames), *np.asarray(strip).shape))
+    return np.concatenate([above, frames], axis=1)
+
+
+def tiled(panels: Sequence[np.ndarray], columns: int) -> np.ndarray:
+    """Videos (t, h, w, 3) of one size side by side in rows; missing ones are black."""
+    filled = [*panels, *[np.zeros_like(panels[0])] * (-len(panels) % columns)]
+    rows = [np.concatenate(filled[i : i + columns], axis=2) for i in range(0, len(filled), columns)]
+    return np.concatenate(rows, axis=1)
+
+
+def draw_curve(
+    path: Path, scores: np.ndarray, spans: Sequence[tuple[float, float]], fps: float, title: str
+) -> None:
+    """A score per frame over seconds, with the intervals found."""
+    figure = Figure(figsize=(9, 2.4), layout="constrained")
+    axis = figure.subplots()
+    axis.plot((np.arange(len(scores)) + 0.5) / fps, scores, color="black", linewidth=1)
+    for start, end in spans:
+        axis.axvspan(start, end, color="tab:red", alpha=0.25, linewidth=0)
+    axis.set_title(title, fontsize=9)
+    axis.set_xlabel("seconds")
+    axis.set_ylabel("similarity")
+    figure.savefig(path, dpi=90)
 
 
 def draw_scatter(

@@ -53,6 +53,23 @@ class FieldSettings(KernelSettings):
     crf_iterations: int = 5
 
 
+def log_odds(maps: np.ndarray, settings: FieldSettings) -> np.ndarray:
+    """Log-odds of similarities (t, h, w, n) by their range over all of them, float32."""
+    low, high = float(maps.min()), float(maps.max())
+    limit = low + settings.threshold * (high - low)
+    return np.asarray((maps - limit) / settings.temperature, np.float32)
+
+
+def solve_field(video: np.ndarray, logits: np.ndarray, settings: FieldSettings) -> np.ndarray:
+    """Probability (t, h, w, n) of every unit at every pixel of `video`, from its log-odds."""
+    flat = jnp.asarray(logits, jnp.float32).reshape(-1, logits.shape[-1])
+    if not settings.crf_iterations:
+        return np.asarray(jax.nn.sigmoid(flat)).reshape(logits.shape)
+    kernels = video_kernels(video, settings)
+    field = mean_field_binary(flat, kernels, settings.crf_iterations)
+    return np.asarray(field).reshape(logits.shape)
+
+
 def probabilities(video: np.ndarray, maps: np.ndarray, settings: FieldSettings) -> np.ndarray:
     """Probability of every unit at every pixel, after the field is solved.
 
@@ -64,15 +81,7 @@ def probabilities(video: np.ndarray, maps: np.ndarray, settings: FieldSettings) 
     Returns:
         float32 (t, h, w, n).
     """
-    low, high = float(maps.min()), float(maps.max())
-    limit = low + settings.threshold * (high - low)
-    logits = jnp.asarray((maps - limit) / settings.temperature, jnp.float32)
-    logits = logits.reshape(-1, maps.shape[-1])
-    if not settings.crf_iterations:
-        return np.asarray(jax.nn.sigmoid(logits)).reshape(maps.shape)
-    kernels = video_kernels(video, settings)
-    field = mean_field_binary(logits, kernels, settings.crf_iterations)
-    return np.asarray(field).reshape(maps.shape)
+    return solve_field(video, log_odds(maps, settings), settings)
 
 
 def unit_masks(chances: np.ndarray) -> np.ndarray:

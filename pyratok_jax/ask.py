@@ -1,0 +1,234 @@
+"""Ask a trained tokenizer about a clip: `python -m pyratok_jax.ask --help`."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pyratok_jax.errors import UserError, run_cli
+from pyratok_jax.io.atomic import write_json
+from pyratok_jax.io.cli import command_parser
+
+if TYPE_CHECKING:
+    from pyratok_jax.evaluation.user_clip import ClipQuestions
+
+MODES = ("segment", "find", "question", "attention")
+_WHITE = (255, 255, 255)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = command_parser(
+        "pyratok_jax.ask",
+        "Ask a trained tokenizer about a clip of your own: where a phrase is (--segment), when a "
+        "sentence is true (--find), which answer is right (--question with --choices), what each "
+        "level looks at (--attention with --caption). Several can be asked at once. The clip is "
+        "encoded without a caption, except for --attention.",
+        epilog="Writes result.json, and: segment.mp4 with a coloured mask per phrase, heat.mp4 "
+        "with each phrase's similarity and masks.npz; find_N.png with the curve of a sentence's "
+        "score and its intervals; attention_LEVEL.mp4 with a heat map for each piece of a word.",
+    )
+    none: Any = {"default": argparse.SUPPRESS}
+    p.add_argument("clip", help="a video or picture")
+    p.add_argument("--checkpoint", required=True, **none, help="the --workdir of a training")
+    p.add_argument("--output", required=True, **none, help="folder for the results")
+    p.add_argument("--segment", action="append", metavar="PHRASE", help='"red ball"; repeatable')
+    p.add_argument(
+        "--find", action="append", metavar="SENTENCE", help='"the ball moves left"; repeatable'
+    )
+    p.add_argument("--question", help="with --choices")
+    p.add_argument("--choices", help="the answers to choose from: a,b,c")
+    p.add_argument("--attention", type=int, metavar="LEVEL", help="level, from 1; with --caption")
+    p.add_argument("--caption", help="what the clip shows, for --attention")
+    p.add_argument(
+        "--projector",
+        default="",
+        help="working folder of configs/vqa_projector.py: the language model answers --question; "
+        "without it the answers are compared with the clip as sentences",
+    )
+    p.add_argument("--frames", type=int, default=97, help="most frames that are read")
+    p.add_argument("--fps", type=float, default=0.0, help="frames per second to take; 0: all")
+    p.add_argument("--side", type=int, default=256, help="most pixels of the shorter side")
+    p.add_argument("--window", type=int, default=17, help="frames encoded together")
+    p.add_argument("--level", type=int, default=0, help="for --segment, from 1; 0: the last")
+    p.add_argument("--threshold", type=float, default=0.5, help="share of the similarity's range")
+    p.add_argument("--crf-iterations", type=int, default=5, help="for --segment; 0: no field")
+    p.add_argument("--smooth", type=int, default=25, help="frames that --find averages over")
+    return p
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Refuse what cannot be asked, before anything is loaded.
+
+    Raises:
+        UserError: nothing is asked, or something is missing.
+    """
+    output = Path(arguments.output)
+    if not any(getattr(arguments, mode) is not None for mode in MODES):
+        raise UserError("nothing is asked: give --segment, --find, --question or --attention")
+    if not Path(arguments.clip).is_file():
+        raise UserError(f"no such file: {arguments.clip}; give a video or picture")
+    if output.exists() and not output.is_dir():
+        raise UserError(f"--output {output} is a file; give a folder")
+    if (arguments.question is None) != (arguments.choices is None):
+        raise UserError("--question and --choices a,b,c belong together; one is missing")
+    if arguments.attention is not None and not arguments.caption:
+        raise UserError("--attention needs --caption: the words that the level attends to")
+    if arguments.attention is not None and arguments.attention < 1:
+        raise UserError(f"--attention {arguments.attention}: levels are counted from 1")
+    texts = [*(arguments.segment or ()), *(arguments.find or ())]
+    if not all(text.strip() for text in texts):
+        raise UserError("--segment and --find need words")
+    for name in ("frames", "window", "smooth"):
+        if getattr(arguments, name) < 1:
+            raise UserError(f"--{name} {getattr(arguments, name)}: expected at least 1")
+    for name in ("fps", "side", "level", "crf_iterations"):
+        if getattr(arguments, name) < 0:
+            raise UserError(f"--{name.replace('_', '-')} cannot be below 0")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command."""
+    arguments = parser().parse_args(argv)
+    check(arguments)
+    # Heavy imports wait until the command line is known to be sound.
+    from pyratok_jax.evaluation.user_clip import ClipQuestions, read_user_clip
+    from pyratok_jax.tokenizer import load_tokenizer
+
+    clip = read_user_clip(
+        arguments.clip, frames=arguments.frames, side=arguments.side, fps=arguments.fps
+    )
+    if clip.more:
+        print(f"note: the first {len(clip.frames)} frames are looked at; --frames takes more")
+    tokenizer = load_tokenizer(arguments.checkpoint)
+    asked = ClipQuestions(tokenizer, clip, arguments.window)
+    output = Path(arguments.output)
+    output.mkdir(parents=True, exist_ok=True)
+    result: dict[str, Any] = {
+        "clip": str(arguments.clip),
+        "checkpoint_hash": tokenizer.checkpoint_hash,
+        "frames": len(clip.frames),
+        "fps": clip.fps,
+        "size": list(clip.frames.shape[1:3]),
+    }
+    if arguments.segment:
+        result["segment"] = segment(asked, arguments, output)
+    if arguments.find:
+        result["find"] = find(asked, arguments, output)
+    if arguments.question is not None:
+        result["question"] = answer(asked, arguments)
+    if arguments.attention is not None:
+        result["attention"] = attention(asked, arguments, output)
+    write_json(output / "result.json", result)
+    print(f"written: {output / 'result.json'}")
+    return 0
+
+
+def segment(
+    asked: "ClipQuestions", arguments: argparse.Namespace, output: Path
+) -> list[dict[str, Any]]:
+    """Masks and heat maps of phrases; the share of pixels and the frames that each one has."""
+    from pyratok_jax.evaluation.vision.drawing import (
+        PALETTE,
+        heat_maps,
+        overlay_masks,
+        tiled,
+        titled,
+    )
+    from pyratok_jax.evaluation.vision.masks import FieldSettings
+
+    phrases = list(dict.fromkeys(phrase.strip() for phrase in arguments.segment))
+    settings = FieldSettings(threshold=arguments.threshold, crf_iterations=arguments.crf_iterations)
+    found = asked.segment(phrases, settings, arguments.level - 1)
+    frames, fps = asked.clip.frames, asked.clip.fps
+    colours = {phrase: PALETTE[i % len(PALETTE)] for i, phrase in enumerate(phrases)}
+    write_film(output / "segment.mp4", titled(overlay_masks(frames, found.masks), colours), fps)
+    panels = [
+        titled(heat_maps(frames, values), {phrase: _WHITE})
+        for phrase, values in zip(phrases, found.similarity, strict=True)
+    ]
+    write_film(output / "heat.mp4", tiled(panels, min(len(panels), 3)), fps)
+    np.savez_compressed(output / "masks.npz", masks=found.masks, phrases=np.array(phrases))
+    print(f"written: {output / 'segment.mp4'}, heat.mp4, masks.npz")
+    return [
+        {
+            "phrase": phrase,
+            "share_of_pixels": float(mask.mean()),
+            "frames": np.flatnonzero(mask.any(axis=(1, 2))).tolist(),
+            "similarity_inside": float(values[mask].mean()) if mask.any() else None,
+            "similarity_outside": float(values[~mask].mean()) if not mask.all() else None,
+        }
+        for phrase, mask, values in zip(phrases, found.masks, found.similarity, strict=True)
+    ]
+
+
+def find(
+    asked: "ClipQuestions", arguments: argparse.Namespace, output: Path
+) -> list[dict[str, Any]]:
+    """Intervals of sentences in seconds, best first, and the picture of each one's curve."""
+    from pyratok_jax.evaluation.vision.drawing import draw_curve
+    from pyratok_jax.evaluation.vision.temporal_detection import ProposalSettings
+
+    settings = ProposalSettings(window_frames=arguments.smooth, threshold=arguments.threshold)
+    fps, rows = asked.clip.fps, []
+    moments = asked.find(arguments.find, settings)
+    for number, (sentence, found) in enumerate(zip(arguments.find, moments, strict=True), 1):
+        spans = [(run.first / fps, run.end / fps) for run in found.runs]
+        picture = output / f"find_{number}.png"
+        draw_curve(picture, found.scores, spans, fps, sentence)
+        intervals = [
+            {"start": start, "end": end, "score": run.score}
+            for (start, end), run in zip(spans, found.runs, strict=True)
+        ]
+        scores = [round(float(x), 5) for x in found.scores]
+        rows.append({"sentence": sentence, "intervals": intervals, "scores": scores})
+        best = f"{spans[0][0]:.2f} to {spans[0][1]:.2f} s" if spans else "nowhere"
+        print(f"{sentence}: {best}; written: {picture}")
+    return rows
+
+
+def answer(asked: "ClipQuestions", arguments: argparse.Namespace) -> dict[str, Any]:
+    """The choice, and every choice's score."""
+    choices = [choice.strip() for choice in arguments.choices.split(",") if choice.strip()]
+    found = asked.choose(arguments.question, choices, arguments.projector)
+    for choice, score in zip(choices, found.scores, strict=True):
+        print(f"{'->' if choice == choices[found.option] else '  '} {choice}: {score:.4f}")
+    return {
+        "question": arguments.question,
+        "answer": choices[found.option],
+        "scores": dict(zip(choices, found.scores, strict=True)),
+        "method": found.method,
+    }
+
+
+def attention(
+    asked: "ClipQuestions", arguments: argparse.Namespace, output: Path
+) -> dict[str, Any]:
+    """A film of attention maps, a panel per piece of a word; the mean weight of each piece."""
+    from pyratok_jax.evaluation.vision.drawing import heat_maps, tiled, titled
+
+    pieces, maps = asked.attention(arguments.caption, arguments.attention - 1)
+    panels = [
+        titled(heat_maps(asked.clip.frames, weights), {piece or "(start)": _WHITE})
+        for piece, weights in zip(pieces, maps, strict=True)
+    ]
+    path = output / f"attention_{arguments.attention}.mp4"
+    write_film(path, tiled(panels, min(len(panels), 4)), asked.clip.fps)
+    print(f"written: {path}")
+    weights = [float(x.mean()) for x in maps]
+    return {"level": arguments.attention, "pieces": pieces, "mean_weights": weights}
+
+
+def write_film(path: Path, frames: np.ndarray, fps: float) -> None:
+    """Frames (t, h, w, 3) as an mp4."""
+    from pyratok_jax.data.video.writer import VideoWriter
+
+    with VideoWriter(path, fps=fps) as writer:
+        for frame in frames:
+            writer.write(np.ascontiguousarray(frame))
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,234 @@
+"""What a tokenizer says about one clip of a user's own: masks, moments, answers, attention.
+
+The measures are those of the published benchmarks' tasks (`tasks.segmentation`,
+`tasks.localization`, `tasks.vqa`), with free text in place of an annotated set's categories.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Bool, Float, UInt8
+
+from pyratok_jax.data.padding import pad_to
+from pyratok_jax.data.video.files import VideoSource, iter_frames, probe
+from pyratok_jax.errors import UserError
+from pyratok_jax.evaluation.data.clips import resized
+from pyratok_jax.evaluation.data.mvbench import LETTERS, Question
+from pyratok_jax.evaluation.models.answering import LanguageAnswers
+from pyratok_jax.evaluation.models.features import (
+    Features,
+    TokenizerFeatures,
+    level_means,
+    normalized,
+)
+from pyratok_jax.evaluation.models.projector import load_projector
+from pyratok_jax.evaluation.vision.masks import (
+    FieldSettings,
+    log_odds,
+    similarity_maps,
+    solve_field,
+    to_pixels,
+)
+from pyratok_jax.evaluation.vision.temporal_detection import (
+    ProposalSettings,
+    Run,
+    propose,
+    window_means,
+)
+from pyratok_jax.models.pyratok.attention_maps import attention_maps
+from pyratok_jax.models.pyratok.quantizers.lapq import LaPQ
+from pyratok_jax.tokenizer import to_model_range
+
+if TYPE_CHECKING:
+    from pyratok_jax.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class UserClip:
+    """Frames of a video, and how many of them make a second; `more`: frames were left out."""
+
+    frames: UInt8[np.ndarray, "t h w 3"]
+    fps: float
+    more: bool
+
+
+def read_user_clip(path: VideoSource, *, frames: int, side: int, fps: float = 0.0) -> UserClip:
+    """The first frames of a video or picture.
+
+    Args:
+        path: a file.
+        frames: at most so many.
+        side: of the shorter side in pixels, at most; 0: as it is.
+        fps: frames per second to take; 0: all.
+
+    Raises:
+        BrokenVideoError: it cannot be read.
+    """
+    info = probe(path)
+    step = max(info.fps / fps, 1.0) if fps else 1.0
+    taken: list[np.ndarray] = []
+    for number, frame in enumerate(iter_frames(path)):
+        if number < round(len(taken) * step):
+            continue
+        if len(taken) == frames:
+            return UserClip(np.stack(taken), info.fps / step, True)
+        taken.append(resized(frame, side))
+    return UserClip(np.stack(taken), info.fps / step, False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Segmented:
+    """Masks of n phrases, and the cosine of every pixel's token with each phrase."""
+
+    masks: Bool[np.ndarray, "n t h w"]
+    similarity: Float[np.ndarray, "n t h w"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Moments:
+    """Where a sentence is true: intervals, and windowed similarity of every frame."""
+
+    runs: tuple[Run, ...]
+    scores: Float[np.ndarray, "t"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """The option that was chosen, a score for each, and what the scores are."""
+
+    option: int
+    scores: tuple[float, ...]
+    method: str
+
+
+class ClipQuestions:
+    """One clip as a tokenizer sees it, encoded once, without a caption.
+
+    Raises:
+        UserError: the tokenizer has no language model or no code embedding.
+    """
+
+    def __init__(self, tokenizer: "Tokenizer", clip: UserClip, window: int) -> None:
+        if tokenizer.text is None or tokenizer.alignment is None:
+            raise UserError(
+                "this checkpoint has no language model or no code embedding: its tokens cannot be "
+                "compared with words; take one that was trained with text"
+            )
+        self.tokenizer, self.clip, self.window = tokenizer, clip, window
+        self._features: Features | None = None
+
+    @property
+    def features(self) -> Features:
+        """Code features of the clip, made when first needed."""
+        if self._features is None:
+            extractor = TokenizerFeatures(self.tokenizer, self.window)
+            self._features = extractor.video(self.clip.frames)
+        return self._features
+
+    def texts(self, texts: Sequence[str]) -> Float[np.ndarray, "n d"]:
+        """Unit features of texts."""
+        return normalized(np.asarray(self.tokenizer.text_features(list(texts)), np.float32))
+
+    def segment(
+        self, phrases: Sequence[str], settings: FieldSettings, level: int = -1
+    ) -> Segmented:
+        """A mask per phrase; masks of different phrases may overlap.
+
+        Args:
+            phrases: what is looked for.
+            settings: of the field over pixels, solved for the frames of one window at a time.
+            level: whose tokens are compared, from 0; the paper takes the last.
+
+        Raises:
+            UserError: a level that does not exist.
+        """
+        tokens = self.features.levels[self._level(level)]
+        queries = self.texts([f"a video of {phrase}." for phrase in phrases])
+        size = self.clip.frames.shape[1:3]
+        maps = to_pixels(similarity_maps(tokens, queries), tokens, (size[0], size[1]))
+        # Each phrase by its own range: cosines of different phrases have different offsets.
+        odds = np.concatenate(
+            [log_odds(maps[..., i : i + 1], settings) for i in range(len(phrases))], axis=-1
+        )
+        parts = [
+            solve_field(self.clip.frames[i : i + self.window], odds[i : i + self.window], settings)
+            for i in range(0, len(odds), self.window)
+        ]
+        chances = np.moveaxis(np.concatenate(parts), -1, 0)
+        return Segmented(chances > 0.5, np.moveaxis(maps, -1, 0))
+
+    def find(self, sentences: Sequence[str], settings: ProposalSettings) -> list[Moments]:
+        """Intervals in which each sentence holds, by the first level's tokens of every frame."""
+        level = self.features.levels[0]
+        frames = normalized(level.values.mean(axis=(1, 2)))[level.rows]
+        scores = (frames @ self.texts(sentences).T).T
+        return [
+            Moments(tuple(propose(row, settings)), window_means(row, settings.window_frames))
+            for row in scores
+        ]
+
+    def choose(self, question: str, options: Sequence[str], projector: str = "") -> Choice:
+        """The best of some options as an answer.
+
+        With a projector's working folder the tokenizer's language model reads the tokens and the
+        question; without one, each option is compared with the clip as a sentence.
+
+        Raises:
+            UserError: fewer than two options or too many, or an unfit projector.
+        """
+        if not 2 <= len(options) <= len(LETTERS):
+            raise UserError(f"{len(options)} choices: expected 2 to {len(LETTERS)} of them")
+        if projector:
+            network, digest = load_projector(projector, self.tokenizer)
+            answers = LanguageAnswers(
+                self.tokenizer, network, mode="likelihood", projector_hash=digest
+            )
+            asked = Question("user", 0, "", question, tuple(options), -1)
+            scores = answers.answer(self.clip.frames, asked).scores
+            return Choice(int(np.argmax(scores)), scores, "log-likelihood per token")
+        pooled = normalized(level_means(self.features, None).mean(axis=0))
+        texts = self.texts([f"{question} {option}." for option in options])
+        # What the options have in common, the question, says nothing about which is right.
+        similarity = normalized(texts - texts.mean(axis=0)) @ pooled
+        return Choice(int(np.argmax(similarity)), tuple(similarity.tolist()), "cosine")
+
+    def attention(self, caption: str, level: int) -> tuple[list[str], Float[np.ndarray, "n t h w"]]:
+        """How much every pixel's token attends to each of the caption's n pieces of words.
+
+        Args:
+            caption: the clip is encoded with it.
+            level: from 0.
+
+        Raises:
+            UserError: a level that does not exist, or levels that do not attend to text.
+        """
+        level = self._level(level)
+        if not isinstance(self.tokenizer.model.quantizer, LaPQ):
+            raise UserError("this checkpoint's levels do not attend to text: no attention maps")
+        text, words = self.tokenizer.embed([caption]), self.tokenizer.captions
+        assert text is not None and words is not None
+        ids, mask = words([caption])
+        count = int(mask.sum())
+        pieces = [words.tokenizer.decode([int(i)]).strip() for i in ids[0, :count]]
+        run = nnx.jit(attention_maps)
+        dt, ds = self.tokenizer.config.grids[level]
+        parts = []
+        for start in range(0, len(self.clip.frames), self.window):
+            frames = self.clip.frames[start : start + self.window]
+            t, h, w = frames.shape[:3]
+            padded = pad_to(frames[None], self.tokenizer.padding(t, h, w))
+            found = run(self.tokenizer.model, to_model_range(jnp.asarray(padded)), text)[level]
+            rows = -(-np.arange(t) // dt)
+            maps = np.asarray(found[0, ..., :count])[rows].repeat(ds, axis=1).repeat(ds, axis=2)
+            parts.append(maps[:, :h, :w])
+        return pieces, np.moveaxis(np.concatenate(parts), -1, 0)
+
+    def _level(self, level: int) -> int:
+        levels = len(self.tokenizer.config.grids)
+        if not -levels <= level < levels:
+            raise UserError(f"there is no level {level + 1}, only {levels}")
+        return level % levels
