@@ -280,7 +280,11 @@ def main() -> None:
         text_width=language.model.config.width,
     )  # fmt: skip
     tokenizer = PyraTok(config, rngs=nnx.Rngs(args.seed), vae=vae)
-    tokenizer.quantizer.fit([np.asarray(films.latent[:64])], steps=args.calibration)
+    tokenizer.quantizer.fit(
+        [np.asarray(films.latent[:64])],
+        stages=[tuple(np.asarray(stage[:64]) for stage in films.stages)],
+        steps=args.calibration,
+    )
     alignment = Alignment(
         config.bits, 4, language.model.config.width, rngs=nnx.Rngs(args.seed + 1), text_hidden=256
     )

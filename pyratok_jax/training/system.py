@@ -22,6 +22,7 @@ from pyratok_jax.models.language.model import LanguageModel
 from pyratok_jax.models.language.text import TextEncoder
 from pyratok_jax.models.masking import MaskingConfig, mask_video
 from pyratok_jax.models.pyratok.config import PyraTokConfig
+from pyratok_jax.models.pyratok.inputs import level_inputs
 from pyratok_jax.models.pyratok.model import PyraTok
 from pyratok_jax.models.video_vae import VideoVAE, VideoVAEConfig
 from pyratok_jax.nn import partitioning
@@ -36,6 +37,7 @@ TRAINED = ("tokenizer.blocks.", "tokenizer.synthesis.", "tokenizer.quantizer.",
            "alignment.", "drift.")  # fmt: skip
 
 
+_DROPOUT = 3  # Apart from the keys that a split of three gives.
 PRESETS_OF_WEIGHTS = ("", "paper")
 
 
@@ -79,6 +81,10 @@ def tokenizer_config(config: ConfigDict, vae: VideoVAEConfig, text_width: int) -
         values["grids"] = _preset(values["grids"])
     if not values["grids"]:
         raise UserError("config.model.tokenizer.grids is empty: at least one level is needed")
+    try:
+        values["inputs"] = level_inputs(values["inputs"], len(values["grids"]))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"config.model.tokenizer.inputs: {error}") from error
     return PyraTokConfig(vae=vae, text_width=text_width, **values)
 
 
@@ -202,7 +208,7 @@ class TokenizerLoss:
         text, cache = self._read(system, batch)
         tokenizer = system.tokenizer
         masked = mask_video(video, tokenizer.mask_value[...], mask_key, progress, self.masking)
-        output = tokenizer.encode(masked, text)
+        output = tokenizer.encode(masked, text, jax.random.fold_in(key, _DROPOUT))
         rebuilt = tokenizer.decode(output.latent)
         extra: dict[str, Array] = {}
         predicted = None

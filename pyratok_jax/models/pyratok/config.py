@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 from pyratok_jax.errors import check_fields
+from pyratok_jax.models.pyratok.inputs import UNNAMED_INPUTS, InputsByLevel, level_inputs
 from pyratok_jax.models.pyratok.quantizers.registry import quantizer_kind
 from pyratok_jax.models.vae_families import UNNAMED, config_from_dict, config_to_dict
 from pyratok_jax.models.video_vae import VideoVAEConfig
@@ -20,6 +21,8 @@ class PyraTokConfig:
         grids: strides (time, space) in pixels of each level, or a name in `grids.PRESETS`; empty
             takes `vae.default_grids`.
         stages: which encoder stage, from 1, feeds each level; None takes the last ones.
+        inputs: what each level sees, or a name of `inputs.INPUT_PRESETS`; descriptions that do not
+            name it have the residual in every level's logits. Only LaPQ has a choice.
         bits: bits per token.
         vocabulary: number of valid codes; None means 2^bits.
         width: channels inside a LaPQ block.
@@ -39,6 +42,7 @@ class PyraTokConfig:
     vae: VideoVAEConfig
     grids: tuple[Stride, ...] = ()
     stages: tuple[int, ...] | None = None
+    inputs: str | InputsByLevel = UNNAMED_INPUTS
     bits: int = 16
     vocabulary: int | None = None
     width: int = 512
@@ -67,6 +71,7 @@ class PyraTokConfig:
             raise ValueError(f"{len(self.grids)} grids need as many stages, not {stages}")
         if not all(1 <= stage <= last for stage in stages):
             raise ValueError(f"stages {stages} must be within 1..{last}")
+        object.__setattr__(self, "inputs", level_inputs(self.inputs, len(self.grids)))
         kind.config(self)  # It refuses sizes that the quantiser cannot have.
 
     @property
@@ -74,6 +79,12 @@ class PyraTokConfig:
         """`stages` with its default filled in."""
         assert self.stages is not None
         return self.stages
+
+    @property
+    def inputs_by_level(self) -> InputsByLevel:
+        """`inputs` with a preset's name resolved."""
+        assert not isinstance(self.inputs, str)
+        return self.inputs
 
     @property
     def latent_stride(self) -> Stride:
@@ -108,10 +119,12 @@ class PyraTokConfig:
     def fingerprint(self) -> str:
         """What the hash of a checkpoint covers: `to_dict` as JSON.
 
-        The VAE's family is left out where it is the one of files that name none, so that tokens
-        made by such a checkpoint still belong to it.
+        The VAE's family and the inputs are left out where they are those of files that name none,
+        so that tokens made by such a checkpoint still belong to it.
         """
         values = self.to_dict()
+        if self.inputs == level_inputs(UNNAMED_INPUTS, len(self.grids)):
+            del values["inputs"]
         if self.vae.family == UNNAMED:
             values["vae"] = self.vae.to_dict()
         return json.dumps(values)
@@ -124,11 +137,13 @@ class PyraTokConfig:
             ValueError: for keys that are not fields.
         """
         check_fields(values, cls, "the tokenizer's configuration")
-        values = {"standardised_text": False} | values
+        values = {"standardised_text": False, "inputs": UNNAMED_INPUTS} | values
         values = dict(values, vae=config_from_dict(values["vae"]))
         # JSON knows no tuples.
         if isinstance(values.get("grids"), list):
             values["grids"] = tuple((int(dt), int(ds)) for dt, ds in values["grids"])
+        if not isinstance(values["inputs"], str):
+            values["inputs"] = level_inputs(values["inputs"], len(values["inputs"]))
         if isinstance(values.get("stages"), list):
             values["stages"] = tuple(values["stages"])
         return cls(**values)

@@ -2,15 +2,16 @@
 
 q(l) = Q_l(q(l-1), F(l), e_t): the encoder's stage feature passes a lateral convolution, projections
 of the previous level's codes and of the latent residual are added, the result attends to the text,
-and the signs of its logits are the code.
+and the signs of its logits are the code. `LevelInputs` says which of these a level has.
 """
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
+from pyratok_jax.models.pyratok.inputs import LevelInputs
 from pyratok_jax.models.pyratok.lfq import quantize
 from pyratok_jax.models.pyratok.quantizers.base import Level
 from pyratok_jax.models.pyratok.synthesis import Analysis
@@ -60,7 +61,7 @@ class LateralConnection(nnx.Module):
 
 
 class LaPQBlock(nnx.Module):
-    """One level: features, previous codes, missing latent and text to logits and codes."""
+    """One level: features, previous codes, latent residual and text to logits and codes."""
 
     def __init__(
         self,
@@ -75,67 +76,98 @@ class LaPQBlock(nnx.Module):
         width: int,
         heads: int,
         text_width: int,
+        inputs: LevelInputs,
         has_previous: bool,
         rngs: nnx.Rngs,
         dtype: DTypeLike = jnp.float32,
     ):
         self.vocabulary = vocabulary
-        self.lateral = LateralConnection(
-            stage_channels, stage_stride, stride, width, rngs=rngs, dtype=dtype
+        self.inputs = inputs
+        self.lateral = (
+            LateralConnection(stage_channels, stage_stride, stride, width, rngs=rngs, dtype=dtype)
+            if inputs.feature
+            else None
         )
-        self.analysis = Analysis(stride, latent_stride, bits, latent_channels, rngs=rngs)
-        self.missing = nnx.Linear(bits, width, rngs=rngs, dtype=dtype)
-        self.previous = nnx.Linear(bits, width, rngs=rngs, dtype=dtype) if has_previous else None
-        self.attention = TextAttention(width, text_width, heads, rngs=rngs, dtype=dtype)
+        # Arrays of the residual are named by what it was called first: `analysis`, `missing`.
+        seen = inputs.residual != "none"
+        self.analysis = (
+            Analysis(stride, latent_stride, bits, latent_channels, rngs=rngs) if seen else None
+        )
+        self.missing = nnx.Linear(bits, width, rngs=rngs, dtype=dtype) if seen else None
+        before = inputs.previous and has_previous
+        self.previous = nnx.Linear(bits, width, rngs=rngs, dtype=dtype) if before else None
+        self.attention = (
+            TextAttention(width, text_width, heads, rngs=rngs, dtype=dtype) if inputs.text else None
+        )
         self.norm = nnx.RMSNorm(width, rngs=rngs, dtype=dtype)
         self.mlp_in = nnx.Linear(width, 2 * width, rngs=rngs, dtype=dtype)
         self.mlp_out = nnx.Linear(2 * width, width, rngs=rngs, dtype=dtype)
         self.head_norm = nnx.RMSNorm(width, rngs=rngs, dtype=dtype)
-        # Small, so that at the start the missing latent alone decides the code.
+        # Small: with a bypass the residual alone decides the code at the start.
         small = nnx.initializers.variance_scaling(0.01, "fan_in", "normal")
         self.head = nnx.Linear(width, bits, kernel_init=small, rngs=rngs)
-        self.text_prior = nnx.Linear(width, bits, kernel_init=small, rngs=rngs)
+        self.text_prior = (
+            nnx.Linear(width, bits, kernel_init=small, rngs=rngs) if inputs.text else None
+        )
 
     def __call__(
         self,
         feature: Float[Array, "b T1 H1 W1 c"],
-        missing: Float[Array, "b T2 H2 W2 z"],
+        residual: Float[Array, "b T2 H2 W2 z"],
         previous: Float[Array, "b t0 h0 w0 bits"] | None,
         text: TextCondition | None,
         cache: StreamCache | None = None,
+        keep: Bool[Array, "b"] | None = None,
     ) -> Level:
         """Quantise one level.
 
         Args:
             feature: F(l), the encoder's stage output.
-            missing: the normalised latent less the synthesis of all earlier levels.
+            residual: the normalised latent less the synthesis of all earlier levels.
             previous: q(l-1) on its own grid; None at the first level.
             text: captions; None switches text guidance off.
             cache: state of a clip that is encoded in chunks.
+            keep: clips whose residual is seen; None: all.
         """
-        x, direct = self.visual(feature, missing, previous, cache)
-        text_logits = jnp.zeros_like(direct)
-        if text is not None:
+        x, direct = self.visual(feature, residual, previous, cache, keep)
+        text_logits = None
+        if text is not None and self.attention is not None and self.text_prior is not None:
             update, pooled = self.attention(x, text)
             x = x + update
             # The text embeddings are frozen; the attention that pools them learns from the prior.
             text_logits = self.text_prior(pooled.astype(jnp.float32))
-        x = x + self.mlp_out(jax.nn.gelu(self.mlp_in(self.norm(x))))
-        z = direct + self.head(self.head_norm(x).astype(jnp.float32))
+        # The head is float32 whatever the compute dtype: it decides signs.
+        z = self.head(self.trunk(x).astype(jnp.float32))
+        if direct is not None:
+            z = direct + z
+        text_logits = jnp.zeros_like(z) if text_logits is None else text_logits
         return Level(z, quantize(z, self.vocabulary), text_logits)
 
     def visual(
         self,
         feature: Array,
-        missing: Array,
+        residual: Array,
         previous: Array | None,
         cache: StreamCache | None = None,
-    ) -> tuple[Float[Array, "b t h w d"], Float[Array, "b t h w bits"]]:
-        """Features before they attend to the text, and the logits of the missing latent."""
+        keep: Bool[Array, "b"] | None = None,
+    ) -> tuple[Float[Array, "b t h w d"], Float[Array, "b t h w bits"] | None]:
+        """Features before they attend to the text, and the logits of a bypass."""
         first = cache is None or cache.first
-        direct = self.analysis(missing.astype(jnp.float32), first=first)
-        x = self.lateral(feature, cache) + self.missing(direct)
+        x = self.lateral(feature, cache) if self.lateral is not None else None
+        direct = None
+        if self.analysis is not None and self.missing is not None:
+            direct = self.analysis(residual.astype(jnp.float32), first=first)
+            if keep is not None:
+                direct = jnp.where(keep[:, None, None, None, None], direct, 0.0)
+            projected = self.missing(direct)
+            x = projected if x is None else x + projected
+        assert x is not None  # `LevelInputs` has one of both.
         if self.previous is not None and previous is not None:
-            t, h, w = direct.shape[1:4]
+            t, h, w = x.shape[1:4]
             x = x + self.previous(resample(previous, (t, h, w), first=first))
-        return x, direct
+        return x, direct if self.inputs.residual == "bypass" else None
+
+    def trunk(self, x: Float[Array, "b t h w d"]) -> Float[Array, "b t h w d"]:
+        """What the head reads, of features that have attended to the text."""
+        x = x + self.mlp_out(jax.nn.gelu(self.mlp_in(self.norm(x))))
+        return self.head_norm(x)

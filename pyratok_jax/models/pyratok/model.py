@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, UInt32
+from jaxtyping import Array, Float, PRNGKeyArray, UInt32
 
 from pyratok_jax.models import video_vae
 from pyratok_jax.models.pyratok.config import PyraTokConfig
@@ -83,7 +83,10 @@ class PyraTok(nnx.Module):
         )
 
     def encode(
-        self, video: Float[Array, "b t h w 3"], text: TextCondition | None = None
+        self,
+        video: Float[Array, "b t h w 3"],
+        text: TextCondition | None = None,
+        key: PRNGKeyArray | None = None,
     ) -> PyraTokOutput:
         """All levels of a clip.
 
@@ -91,11 +94,12 @@ class PyraTok(nnx.Module):
             video: values in [-1, 1]; frames as `config.vae.frames_rule` says, sides multiples of
                 `config.spatial_multiple`.
             text: captions; None, or a row whose mask is all False, means "no caption".
+            key: of the levels' residual dropout; None, outside of training, drops nothing.
         """
         posterior = video_vae.encode(self.vae, video)
         target = self.vae.normalize(posterior.mean.astype(jnp.float32))
         with jax.named_scope("levels"):
-            levels, latent = self.quantize(posterior.stages, target, text)
+            levels, latent = self.quantize(posterior.stages, target, text, key=key)
         return PyraTokOutput(
             levels, latent, target, posterior.mean, posterior.logvar, tuple(posterior.stages)
         )
@@ -106,13 +110,14 @@ class PyraTok(nnx.Module):
         target: Float[Array, "b t h w z"],
         text: TextCondition | None,
         cache: StreamCache | None = None,
+        key: PRNGKeyArray | None = None,
     ) -> tuple[tuple[Level, ...], Float[Array, "b t h w z"]]:
         """Levels of encoder features, and the latent that their codes synthesise.
 
-        With a cache: those of one chunk of a clip (see `tokenize_next`).
+        With a cache: those of one chunk of a clip (see `tokenize_next`). `key`: see `encode`.
         """
         text = self.condition(text, target.shape[0])
-        return self.quantizer(stages, target, text, cache)
+        return self.quantizer(stages, target, text, cache, key)
 
     def condition(self, text: TextCondition | None, batch: int) -> TextCondition | None:
         """The text that the levels attend to: the learned null embedding where there is none."""

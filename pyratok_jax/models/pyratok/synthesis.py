@@ -55,15 +55,17 @@ class Synthesis(nnx.Module):
         self.smooth_out = CausalConv3d(hidden, channels, (3, 3, 3), rngs=rngs, dtype=dtype)
         self.smooth_out.kernel[...] = jnp.zeros_like(self.smooth_out.kernel[...])
 
+    def grouped(self, q: Float[Array, "b t h w bits"]) -> Float[Array, "b n h w d"]:
+        """Codes after frame 0 as the vectors that `rest` reads: d = group x bits."""
+        b, t, h, w, bits = q.shape
+        q = q.reshape(b, t // self.group, self.group, h, w, bits).transpose(0, 1, 3, 4, 2, 5)
+        return q.reshape(b, -1, h, w, self.group * bits)
+
     def linear(
         self, q: Float[Array, "b t h w bits"], *, first: bool = True
     ) -> Float[Array, "b T H W z"]:
         """The linear part alone; `first` says whether `q` starts with frame 0."""
-        start = int(first)
-        b, t, h, w, bits = q.shape
-        grouped = q[:, start:].reshape(b, (t - start) // self.group, self.group, h, w, bits)
-        grouped = grouped.transpose(0, 1, 3, 4, 2, 5).reshape(b, -1, h, w, self.group * bits)
-        latents = self.rest(grouped)
+        latents = self.rest(self.grouped(q[:, int(first) :]))
         if first:
             latents = jnp.concatenate([self.first(q[:, :1]), latents], axis=1)
         return depth_to_space(latents, self.patch)

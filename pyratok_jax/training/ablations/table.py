@@ -178,6 +178,20 @@ ABLATIONS: dict[str, Ablation] = {
         "LaPQ 100000",
         {"model.tokenizer.bits": 17, "model.tokenizer.vocabulary": 100_000},
     ),
+    # Inputs of a level. The default has the residual in every level's logits.
+    "paper_inputs": Ablation(
+        "inputs", "Eq. 1 as printed: no residual", {"model.tokenizer.inputs": "paper"}
+    ),
+    "residual_fine": Ablation(
+        "inputs",
+        "the residual in fine levels alone, as a feature",
+        {"model.tokenizer.inputs": "residual-fine"},
+    ),
+    "residual_dropped": Ablation(
+        "inputs",
+        "the residual as a feature, dropped at random in coarse levels",
+        {"model.tokenizer.inputs": "residual-dropped"},
+    ),
     # Text, autoregression: ours against the formulas as printed.
     "text_kl": Ablation("language", "text-codebook as a KL", {"loss.settings.text_form": "kl"}),
     "text_words": Ablation(

@@ -150,7 +150,13 @@ class TokenizerTask:
         encoded = self._encode(tokenizer, settings)
         latents = [batch.latent for batch in encoded]
         root = square_root(metric_of(tokenizer, latents[0], seed))
-        left = tokenizer.quantizer.fit(latents, root=root, seed=seed, steps=settings.steps)
+        left = tokenizer.quantizer.fit(
+            latents,
+            stages=[batch.stages for batch in encoded],
+            root=root,
+            seed=seed,
+            steps=settings.steps,
+        )
         if any(left):
             refine(
                 tokenizer,

@@ -131,8 +131,8 @@ def test_a_leak_is_seen(leak, checks, monkeypatch):
     """The checks above object to a decoder that is given continuous values."""
     real = PyraTok.encode
 
-    def leaking(self, video, text=None):
-        output = real(self, video, text)
+    def leaking(self, video, text=None, key=None):
+        output = real(self, video, text, key)
         if leak == "latent":
             return output._replace(latent=output.target)
         return output._replace(latent=self.synthesize(tuple(level.z for level in output.levels)))

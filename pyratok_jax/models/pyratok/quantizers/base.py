@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PRNGKeyArray
 
+from pyratok_jax.models.pyratok.inputs import InputsByLevel
 from pyratok_jax.nn.grids import Stride
 from pyratok_jax.nn.stream_cache import StreamCache
 from pyratok_jax.nn.text_attention import TextCondition
@@ -24,6 +25,8 @@ Codes = tuple[Float[Array, "b _t _h _w bits"], ...]
 Stages = tuple[Array, ...]  # Outputs of all encoder stages.
 Text = TextCondition | None
 Cache = StreamCache | None
+Key = PRNGKeyArray | None
+StoredStages = Sequence[tuple[Array | np.ndarray, ...]]
 Root = Float[np.ndarray, "z z"] | None  # Of the latent's metric (`latent_metric`).
 
 
@@ -80,6 +83,8 @@ class TokenizerSizes(Protocol):
     @property
     def level_stages(self) -> tuple[int, ...]: ...  # noqa: D102
     @property
+    def inputs_by_level(self) -> InputsByLevel: ...  # noqa: D102
+    @property
     def latent_stride(self) -> Stride: ...  # noqa: D102
     @property
     def bits(self) -> int: ...  # noqa: D102
@@ -120,7 +125,7 @@ class Quantizer(nnx.Module, abc.ABC):
 
     @abc.abstractmethod
     def __call__(
-        self, stages: Stages, target: Latent, text: Text, cache: Cache = None
+        self, stages: Stages, target: Latent, text: Text, cache: Cache = None, key: Key = None
     ) -> Quantized:
         """Levels, coarse to fine, and the normalised latent that their codes synthesise.
 
@@ -129,6 +134,7 @@ class Quantizer(nnx.Module, abc.ABC):
             target: the normalised latent that the codes are to stand for.
             text: captions; None switches text guidance off.
             cache: state of a clip that is quantised in chunks (only if `streams`).
+            key: of what is dropped at random in training; None drops nothing.
         """
 
     @abc.abstractmethod
@@ -137,12 +143,20 @@ class Quantizer(nnx.Module, abc.ABC):
 
     @abc.abstractmethod
     def fit(
-        self, latents: Latents, *, root: Root = None, seed: int = 0, steps: int = 300
+        self,
+        latents: Latents,
+        *,
+        stages: StoredStages | None = None,
+        root: Root = None,
+        seed: int = 0,
+        steps: int = 300,
     ) -> list[float]:
         """Fit a fresh quantiser to normalised latents of real clips, in place.
 
         Args:
             latents: their time and space sizes must suit the grids.
+            stages: outputs of all encoder stages for each of `latents`; needed where a level has
+                no linear path from the latent to its logits (`inputs`).
             root: R, where an error e of a latent position counts |e R|^2 (`latent_metric`); None
                 weights all channels equally.
             seed: of rotations, samples and first centres.
@@ -151,6 +165,9 @@ class Quantizer(nnx.Module, abc.ABC):
         Returns:
             share of the latents' energy, by the root's metric, that is left: after each level, or
             one number after all of them.
+
+        Raises:
+            ValueError: `stages` is needed and not given.
         """
 
     def commitment(self, level: Level) -> Float[Array, ""]:

@@ -34,7 +34,12 @@ class ContinuousLatent(base.Quantizer):
         """It has no weights."""
 
     def __call__(
-        self, stages: base.Stages, target: base.Latent, text: base.Text, cache: base.Cache = None
+        self,
+        stages: base.Stages,
+        target: base.Latent,
+        text: base.Text,
+        cache: base.Cache = None,
+        key: base.Key = None,
     ) -> base.Quantized:
         """No levels, and the latent itself."""
         return (), target
@@ -48,7 +53,13 @@ class ContinuousLatent(base.Quantizer):
         raise ValueError("quantizer none makes no tokens: there is nothing to decode from")
 
     def fit(
-        self, latents: base.Latents, *, root: base.Root = None, seed: int = 0, steps: int = 300
+        self,
+        latents: base.Latents,
+        *,
+        stages: base.StoredStages | None = None,
+        root: base.Root = None,
+        seed: int = 0,
+        steps: int = 300,
     ) -> list[float]:
         """Nothing to fit; no error."""
         return [0.0]

@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
+from pyratok_jax.models.pyratok.inputs import InputsByLevel
 from pyratok_jax.models.pyratok.lapq import LaPQBlock
 from pyratok_jax.models.pyratok.quantizers import base
-from pyratok_jax.models.pyratok.quantizers.lapq_fitting import fit_levels
-from pyratok_jax.models.pyratok.synthesis import Synthesis
+from pyratok_jax.models.pyratok.quantizers.lapq_fitting import LevelMaps, fit_levels
+from pyratok_jax.models.pyratok.synthesis import Analysis, Synthesis
 from pyratok_jax.nn.grids import Stride
 from pyratok_jax.nn.text_attention import TextCondition
 
@@ -23,6 +24,7 @@ class LaPQConfig:
     Attributes:
         grids: strides (time, space) in pixels of each level.
         stages: which encoder stage (1, 2, ...) feeds each level.
+        inputs: what each level sees.
         stage_channels: channels of those stages.
         stage_strides: their strides in pixels.
         latent_stride: strides of the latent in pixels.
@@ -37,6 +39,7 @@ class LaPQConfig:
 
     grids: tuple[Stride, ...]
     stages: tuple[int, ...]
+    inputs: InputsByLevel
     stage_channels: tuple[int, ...]
     stage_strides: tuple[Stride, ...]
     latent_stride: Stride
@@ -55,6 +58,7 @@ class LaPQConfig:
         return cls(
             grids=sizes.grids,
             stages=stages,
+            inputs=sizes.inputs_by_level,
             stage_channels=tuple(sizes.vae.stage_channels[stage - 1] for stage in stages),
             stage_strides=tuple(sizes.vae.stage_strides[stage - 1] for stage in stages),
             latent_stride=sizes.latent_stride,
@@ -69,13 +73,18 @@ class LaPQConfig:
 
 
 class LaPQ(base.Quantizer):
-    """Levels coarse to fine, each quantising the latent residual of the earlier ones (Eq. 1)."""
+    """Levels coarse to fine (Eq. 1), whose syntheses add up to the latent.
+
+    Whether a level also sees what is left of the latent by the earlier ones, and how, is stated by
+    its inputs.
+    """
 
     reads_stages = True
     streams = True
 
     def __init__(self, config: LaPQConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
         """Build with random weights."""
+        self.config = config
         self.stages = config.stages
         levels = range(len(config.grids))
         self.blocks = nnx.List(_block(config, level, rngs, dtype) for level in levels)
@@ -93,18 +102,32 @@ class LaPQ(base.Quantizer):
         )
 
     def __call__(
-        self, stages: base.Stages, target: base.Latent, text: base.Text, cache: base.Cache = None
+        self,
+        stages: base.Stages,
+        target: base.Latent,
+        text: base.Text,
+        cache: base.Cache = None,
+        key: base.Key = None,
     ) -> base.Quantized:
         """As `Quantizer.__call__`."""
         levels: list[base.Level] = []
         latent = jnp.zeros_like(target)
-        for stage, block, synthesis in zip(self.stages, self.blocks, self.synthesis, strict=True):
-            missing = target - jax.lax.stop_gradient(latent)
+        parts = zip(self.stages, self.blocks, self.synthesis, strict=True)
+        for number, (stage, block, synthesis) in enumerate(parts):
+            residual = target - jax.lax.stop_gradient(latent)
             previous = levels[-1].q if levels else None
-            level = block(stages[stage - 1], missing, previous, text, cache)
+            keep = self._keep(number, target.shape[0], key)
+            level = block(stages[stage - 1], residual, previous, text, cache, keep)
             latent = latent + synthesis(level.q, cache).astype(latent.dtype)
             levels.append(level)
         return tuple(levels), latent
+
+    def _keep(self, level: int, batch: int, key: base.Key) -> Bool[Array, "b"] | None:
+        """Clips whose residual a level sees; None: all."""
+        dropout = self.config.inputs[level].residual_dropout
+        if key is None or not dropout:
+            return None
+        return ~jax.random.bernoulli(jax.random.fold_in(key, level), dropout, (batch,))
 
     def synthesize(self, codes: base.Codes, cache: base.Cache = None) -> base.Latent:
         """The sum of all levels' syntheses, in the order in which `__call__` adds them."""
@@ -112,11 +135,45 @@ class LaPQ(base.Quantizer):
         return sum(parts[1:], parts[0])
 
     def fit(
-        self, latents: base.Latents, *, root: base.Root = None, seed: int = 0, steps: int = 300
+        self,
+        latents: base.Latents,
+        *,
+        stages: base.StoredStages | None = None,
+        root: base.Root = None,
+        seed: int = 0,
+        steps: int = 300,
     ) -> list[float]:
         """Fit every level's linear maps in turn (`lapq_fitting`)."""
-        maps = [(block.analysis, u) for block, u in zip(self.blocks, self.synthesis, strict=True)]
+        if stages is None and any(block.inputs.residual != "bypass" for block in self.blocks):
+            raise ValueError("fitting these inputs needs the outputs of the encoder's stages")
+        maps = [self._maps(level, stages, seed) for level in range(len(self.blocks))]
         return fit_levels(maps, latents, root=root, seed=seed, steps=steps)
+
+    def _maps(self, level: int, stages: base.StoredStages | None, seed: int) -> LevelMaps:
+        """What is fitted of one level; see `LevelMaps`."""
+        block, synthesis, stage = self.blocks[level], self.synthesis[level], self.stages[level] - 1
+        if block.inputs.residual == "bypass":
+            assert block.analysis is not None
+            return LevelMaps(block.analysis, synthesis)
+        assert stages is not None
+        inputs = [x[stage] for x in stages]
+        analysis = block.analysis or Analysis(
+            self.config.grids[level],
+            self.config.latent_stride,
+            self.config.bits,
+            self.config.latent_channels,
+            rngs=nnx.Rngs(seed),
+        )
+
+        @nnx.jit
+        def run(block: LaPQBlock, stage: Array, residual: Array, previous: Array | None) -> Array:
+            # A fresh level ignores the text.
+            return block.trunk(block.visual(stage, residual, previous)[0]).astype(jnp.float32)
+
+        def features(clip: int, residual: Array, previous: Array | None) -> Array:
+            return run(block, jnp.asarray(inputs[clip]), residual, previous)
+
+        return LevelMaps(analysis, synthesis, block.head, features)
 
     def attention_maps(
         self, stages: tuple[Array, ...], target: base.Latent, levels: tuple[base.Level, ...],
@@ -126,7 +183,9 @@ class LaPQ(base.Quantizer):
         latent, previous = jnp.zeros_like(target), None
         maps = []
         parts = zip(self.stages, self.blocks, self.synthesis, levels, strict=True)
-        for stage, block, synthesis, level in parts:
+        for number, (stage, block, synthesis, level) in enumerate(parts, start=1):
+            if block.attention is None:
+                raise ValueError(f"level {number} does not attend to text")
             x, _ = block.visual(stages[stage - 1], target - latent, previous)
             maps.append(block.attention.weights(x, text))
             latent = latent + synthesis(level.q).astype(latent.dtype)
@@ -146,6 +205,7 @@ def _block(config: LaPQConfig, level: int, rngs: nnx.Rngs, dtype: DTypeLike) -> 
         width=config.width,
         heads=config.heads,
         text_width=config.text_width,
+        inputs=config.inputs[level],
         has_previous=level > 0,
         rngs=rngs,
         dtype=dtype,

@@ -6,10 +6,15 @@ analysis starts at the principal directions of the earlier levels' residual (und
 rotation, so that every bit carries an equal share), the synthesis is the least-squares solution for
 the resulting signs, and both are then refined together. It changes the first step, not the model.
 `training.init.refinement` continues from here with all levels together.
+
+Where the residual does not enter a level's logits directly, the same linear code is a teacher: the
+level's head is the least-squares prediction of the teacher's logits from the level's own features,
+and the synthesis answers the signs of that prediction.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,15 +32,31 @@ MAX_SAMPLES = 16384
 _FLOOR = 0.05  # of the latents' root mean square
 
 
+class LevelMaps(NamedTuple):
+    """What is fitted of one level.
+
+    Attributes:
+        analysis: residual to logits: the level's own, or a teacher's that is not kept.
+        synthesis: codes to the latent.
+        head: features to logits; None where `analysis` alone gives the logits.
+        features: (number of the clip, residual, previous codes) -> what `head` reads, float32.
+    """
+
+    analysis: Analysis
+    synthesis: Synthesis
+    head: nnx.Linear | None = None
+    features: Callable[[int, Array, Array | None], Float[Array, "b t h w d"]] | None = None
+
+
 def fit_levels(
-    levels: Sequence[tuple[Analysis, Synthesis]],
+    levels: Sequence[LevelMaps],
     latents: Sequence[Float[Array | np.ndarray, "b t h w z"]],
     *,
     root: Float[np.ndarray, "z z"] | None = None,
     seed: int = 0,
     steps: int = 300,
 ) -> list[float]:
-    """Fit the analysis and synthesis of every level to `latents`, in place.
+    """Fit the maps of every level to `latents`, in place.
 
     Args:
         levels: fresh maps, coarse to fine.
@@ -53,7 +74,9 @@ def fit_levels(
     # A remainder far below the latents themselves is not blown up to logits of order one.
     floor = _FLOOR * total**0.5
     left = []
-    for analysis, synthesis in levels:
+    previous: list[Array | None] = [None] * len(missing)
+    for level in levels:
+        analysis, synthesis = level.analysis, level.synthesis
         patches = [np.asarray(space_to_depth(jnp.asarray(x), analysis.patch)) for x in missing]
         parts = (("first", slice(0, 1)), ("rest", slice(1, None)))
         for name, frames in parts:
@@ -61,22 +84,67 @@ def fit_levels(
             if len(vectors):
                 maps = getattr(analysis, name), getattr(synthesis, name)
                 _fit_pair(*maps, vectors, root, rng, steps, floor)
-        missing = [_remainder(analysis, synthesis, x) for x in missing]
+        if level.head is None:
+            codes = [hard_sign(analysis(jnp.asarray(x))) for x in missing]
+        else:
+            codes = _fit_head(level, missing, previous, root, rng)
+        missing = [x - np.asarray(synthesis.linear(q)) for x, q in zip(missing, codes, strict=True)]
+        previous = list(codes)
         left.append(energy(missing, root) / total)
     return left
 
 
 def _sample(patches: list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
     """At most `MAX_SAMPLES` patch vectors (n, d) of all clips."""
-    vectors = np.concatenate([x.reshape(-1, x.shape[-1]) for x in patches])
-    if len(vectors) > MAX_SAMPLES:
-        vectors = vectors[rng.choice(len(vectors), MAX_SAMPLES, replace=False)]
-    return vectors
+    vectors = _rows(patches)
+    return vectors[_chosen(len(vectors), rng)]
 
 
-def _remainder(analysis: Analysis, synthesis: Synthesis, missing: np.ndarray) -> np.ndarray:
-    codes = hard_sign(analysis(jnp.asarray(missing)))
-    return missing - np.asarray(synthesis.linear(codes))
+def _rows(arrays: Sequence[Array | np.ndarray]) -> np.ndarray:
+    """The vectors (n, d) of arrays of any leading shapes."""
+    return np.concatenate([np.asarray(x).reshape(-1, x.shape[-1]) for x in arrays])
+
+
+def _chosen(count: int, rng: np.random.Generator) -> np.ndarray | slice:
+    """Which of so many vectors a fit is made on: `MAX_SAMPLES` of them at most."""
+    return rng.choice(count, MAX_SAMPLES, replace=False) if count > MAX_SAMPLES else slice(None)
+
+
+def _fit_head(
+    level: LevelMaps,
+    missing: list[np.ndarray],
+    previous: list[Array | None],
+    root: np.ndarray,
+    rng: np.random.Generator,
+) -> list[Array]:
+    """Fit head and synthesis to the teacher `level.analysis`; the codes of every clip."""
+    analysis, synthesis, head = level.analysis, level.synthesis, level.head
+    assert head is not None and level.features is not None
+    given = [jnp.asarray(x) for x in missing]
+    features = [
+        level.features(clip, x, before)
+        for clip, (x, before) in enumerate(zip(given, previous, strict=True))
+    ]
+    inputs, logits = _rows(features), _rows([analysis(x) for x in given])
+    chosen = _chosen(len(inputs), rng)
+    kernel, bias = _least_squares(inputs[chosen].astype(np.float64), logits[chosen])
+    # What cannot be predicted is shrunk towards 0: logits of order one again.
+    spread = np.std(inputs[chosen] @ kernel, axis=0) + 1e-6
+    head.kernel[...] = jnp.asarray(kernel / spread, jnp.float32)
+    _set_bias(head, jnp.asarray(bias / spread, jnp.float32))
+    codes = [hard_sign(head(x)) for x in features]
+    patches = [np.asarray(space_to_depth(x, analysis.patch)) for x in given]
+    parts = (
+        (synthesis.first, [q[:, :1] for q in codes], [x[:, :1] for x in patches]),
+        (synthesis.rest, [synthesis.grouped(q[:, 1:]) for q in codes], [x[:, 1:] for x in patches]),
+    )
+    for layer, signs, wanted in parts:
+        design, x = _rows(signs), each_position(_rows(wanted), root)
+        if len(design):
+            chosen = _chosen(len(design), rng)
+            answer, offset = _least_squares(design[chosen], x[chosen])
+            _set_synthesis(layer, answer, offset, root)
+    return codes
 
 
 def _fit_pair(
@@ -103,9 +171,16 @@ def _fit_pair(
     weights, bias, answer, offset = _refine(start, jnp.asarray(x), steps, rng.integers(2**31))
     codes = np.where(x @ np.asarray(weights) + np.asarray(bias) >= 0, 1.0, -1.0)
     answer, offset = _least_squares(codes, x)
-    back = np.linalg.inv(root)
     analysis.kernel[...] = jnp.asarray(each_position(np.asarray(weights).T, root).T, jnp.float32)
     _set_bias(analysis, bias)
+    _set_synthesis(synthesis, answer, offset, root)
+
+
+def _set_synthesis(
+    synthesis: nnx.Linear, answer: np.ndarray, offset: np.ndarray, root: np.ndarray
+) -> None:
+    """Write a least-squares answer (bits, d), found at x R, as a map to x."""
+    back = np.linalg.inv(root)
     synthesis.kernel[...] = jnp.asarray(each_position(answer, back), jnp.float32)
     _set_bias(synthesis, jnp.asarray(each_position(offset[None], back)[0], jnp.float32))
 

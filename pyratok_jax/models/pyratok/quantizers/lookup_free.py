@@ -102,7 +102,12 @@ class LookupFreeLatent(base.Quantizer):
         self.text_prior = nnx.List(nnx.Linear(bits, bits, rngs=rngs) for _ in stages)
 
     def __call__(
-        self, stages: base.Stages, target: base.Latent, text: base.Text, cache: base.Cache = None
+        self,
+        stages: base.Stages,
+        target: base.Latent,
+        text: base.Text,
+        cache: base.Cache = None,
+        key: base.Key = None,
     ) -> base.Quantized:
         """As `Quantizer.__call__`."""
         left = target.astype(jnp.float32)
@@ -131,7 +136,13 @@ class LookupFreeLatent(base.Quantizer):
         return total if self.projection is None else self.projection.latent(total)
 
     def fit(
-        self, latents: base.Latents, *, root: base.Root = None, seed: int = 0, steps: int = 300
+        self,
+        latents: base.Latents,
+        *,
+        stages: base.StoredStages | None = None,
+        root: base.Root = None,
+        seed: int = 0,
+        steps: int = 300,
     ) -> list[float]:
         """Fit the projection in closed form.
 

@@ -86,7 +86,12 @@ class VectorLatent(base.Quantizer):
         )
 
     def __call__(
-        self, stages: base.Stages, target: base.Latent, text: base.Text, cache: base.Cache = None
+        self,
+        stages: base.Stages,
+        target: base.Latent,
+        text: base.Text,
+        cache: base.Cache = None,
+        key: base.Key = None,
     ) -> base.Quantized:
         """As `Quantizer.__call__`."""
         features = self.projection.features(target)
@@ -122,7 +127,13 @@ class VectorLatent(base.Quantizer):
         return vector_commitment(level.z, level.vectors)
 
     def fit(
-        self, latents: base.Latents, *, root: base.Root = None, seed: int = 0, steps: int = 300
+        self,
+        latents: base.Latents,
+        *,
+        stages: base.StoredStages | None = None,
+        root: base.Root = None,
+        seed: int = 0,
+        steps: int = 300,
     ) -> list[float]:
         """Principal components, then k-means on each group or on the residual of earlier levels."""
         rng = np.random.default_rng(seed)
