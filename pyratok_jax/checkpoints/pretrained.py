@@ -51,7 +51,7 @@ def load_backbone(spec: str, *, sharding: Any = None) -> Backbone:
 
     Args:
         spec: "builtin:demo-backbone", the small VAE shipped with this package, or a folder
-            written by `weights_conversion.video_vae`.
+            written by `weights_conversion.vae`.
         sharding: as `pyratok_jax.checkpoints.weights.load_checkpoint` takes it.
 
     Raises:

@@ -31,8 +31,42 @@ def _wan() -> Family:
     return Family(WanVAEConfig, WanVAE, "wan_vae")
 
 
+def _cogvideox() -> Family:
+    from pyratok_jax.models.cogvideox.config import CogVideoXConfig
+    from pyratok_jax.models.cogvideox.model import CogVideoXVAE
+
+    return Family(CogVideoXConfig, CogVideoXVAE, "cogvideox_vae")
+
+
+def _hunyuan_video() -> Family:
+    from pyratok_jax.models.hunyuan_video.config import HunyuanVideoConfig
+    from pyratok_jax.models.hunyuan_video.model import HunyuanVideoVAE
+
+    return Family(HunyuanVideoConfig, HunyuanVideoVAE, "hunyuan_video_vae")
+
+
+def _mochi() -> Family:
+    from pyratok_jax.models.mochi.config import MochiConfig
+    from pyratok_jax.models.mochi.model import MochiVAE
+
+    return Family(MochiConfig, MochiVAE, "mochi_vae")
+
+
+def _svd() -> Family:
+    from pyratok_jax.models.svd.config import SVDConfig
+    from pyratok_jax.models.svd.model import SVDVAE
+
+    return Family(SVDConfig, SVDVAE, "svd_vae")
+
+
 # Imported when first asked for, so that code that knows the interface alone loads no family.
-FAMILIES: dict[str, Callable[[], Family]] = {"wan": _wan}
+FAMILIES: dict[str, Callable[[], Family]] = {
+    "wan": _wan,
+    "cogvideox": _cogvideox,
+    "hunyuan_video": _hunyuan_video,
+    "mochi": _mochi,
+    "svd": _svd,
+}
 UNNAMED = "wan"  # the family of files that were written before they named one
 
 

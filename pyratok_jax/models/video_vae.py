@@ -5,6 +5,7 @@ and a line in `vae_families`. Tokenizer, training and tools know a VAE by this i
 """
 
 import abc
+import dataclasses
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -13,9 +14,12 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from pyratok_jax.errors import check_fields
 from pyratok_jax.nn.grids import Stride
 from pyratok_jax.nn.partitioning import height_parts, per_device
 from pyratok_jax.nn.stream_cache import Caches, StreamCache
+
+LOGVAR_RANGE = (-30.0, 20.0)  # to which the published VAEs clamp log-variances
 
 
 class Encoded(NamedTuple):
@@ -71,14 +75,21 @@ class VideoVAEConfig(abc.ABC):
     def stage_strides(self) -> tuple[Stride, ...]:
         """(time, space) stride in pixels of each encoder stage's output."""
 
-    @abc.abstractmethod
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values for a JSON file, without the family."""
+        fields: Any = self
+        return dataclasses.asdict(fields)
 
     @classmethod
-    @abc.abstractmethod
     def from_dict(cls, values: dict[str, Any]) -> "VideoVAEConfig":
-        """The configuration that `to_dict` wrote; absent fields take their defaults."""
+        """The configuration that `to_dict` wrote; absent fields take their defaults.
+
+        Raises:
+            ValueError: a key that is not a field, or sizes that do not go together.
+        """
+        check_fields(values, cls, f"the {cls.family} VAE's configuration")
+        # JSON knows no tuples.
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
     @property
     def frame_step(self) -> int:
@@ -116,6 +127,29 @@ class VideoVAEConfig(abc.ABC):
                 f"a clip of {t}x{h}x{w} does not suit the VAE: frames must be {self.frames_rule}, "
                 f"sides multiples of {space}; pad it first"
             )
+
+
+def check_statistics(config: VideoVAEConfig) -> None:
+    """Refuse latent statistics that do not have one entry per channel.
+
+    Raises:
+        ValueError: naming the fields.
+    """
+    if not len(config.latents_mean) == len(config.latents_std) == config.z_dim:
+        raise ValueError(f"latents_mean and latents_std need {config.z_dim} entries")
+
+
+def refuse_streaming(config: VideoVAEConfig, cache: StreamCache | None) -> None:
+    """For families that cannot encode or decode a clip in chunks exactly.
+
+    Raises:
+        ValueError: there is a cache.
+    """
+    if cache is not None:
+        raise ValueError(
+            f"the {config.family} VAE cannot be streamed exactly: what it makes of a frame depends "
+            "on other chunks of the clip; give it whole clips or windows"
+        )
 
 
 class VideoVAE(nnx.Module, abc.ABC):

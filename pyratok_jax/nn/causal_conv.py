@@ -1,5 +1,7 @@
 """Causal convolutions over (batch, time, height, width, channels), with stream caches and halos."""
 
+from typing import Any
+
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
@@ -29,11 +31,14 @@ class Conv(nnx.Module):
         rngs: nnx.Rngs,
         dtype: DTypeLike = jnp.float32,
         param_dtype: DTypeLike = jnp.float32,
+        use_bias: bool = True,
     ):
         init = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
         shape = (*window, in_features, out_features)
         self.kernel = nnx.Param(init(rngs.params(), shape, param_dtype))
-        self.bias = nnx.Param(jnp.zeros((out_features,), param_dtype))
+        self.bias: Any = (
+            nnx.Param(jnp.zeros((out_features,), param_dtype)) if use_bias else nnx.data(None)
+        )
         self.adapter: nnx.Module | None = nnx.data(None)
         self.dtype = dtype
 
@@ -44,7 +49,8 @@ class Conv(nnx.Module):
             inputs: channels of the layer's input, which may be padded with zeros.
             pad: whether the output channels may be padded too (`lowering.padded_lanes`).
         """
-        kernel, bias = self.kernel[...], self.bias[...]
+        kernel = self.kernel[...]
+        bias = jnp.zeros(kernel.shape[-1:]) if self.bias is None else self.bias[...]
         if self.adapter is not None:
             kernel = self.adapter(kernel)
         outputs = kernel.shape[-1]

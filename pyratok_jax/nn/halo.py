@@ -84,6 +84,21 @@ def with_halo(
     return jnp.concatenate(parts, axis=2), (0, 0)
 
 
+def with_edge_halo(x: Float[Array, "b t h w c"], rows: int) -> Float[Array, "b t h2 w c"]:
+    """`x` with `rows` halo rows above and below; at the frame's edge copies of its edge row."""
+    axis, count = height_axis(), trace.current().strips
+    if axis is None and count == 1:
+        return jnp.pad(x, ((0, 0), (0, 0), (rows, rows), (0, 0), (0, 0)), mode="edge")
+    number = jnp.arange(x.shape[0])[:, None, None, None, None] % count
+    device = 0 if axis is None else lax.axis_index(axis)
+    last = 0 if axis is None else lax.axis_size(axis) - 1
+    top = (number == 0) & (device == 0)
+    bottom = (number == count - 1) & (device == last)
+    above = jnp.where(top, x[:, :, :1], _halo_rows(x[:, :, -rows:], 1))
+    below = jnp.where(bottom, x[:, :, -1:], _halo_rows(x[:, :, :rows], -1))
+    return jnp.concatenate([above, x, below], axis=2)
+
+
 def _halo_rows(edges: Float[Array, "bn t r w c"], step: int) -> Float[Array, "bn t r w c"]:
     """Edge rows shifted down (step 1) or up (-1) by one strip, across devices at the outer strips.
 

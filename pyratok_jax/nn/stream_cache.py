@@ -1,5 +1,8 @@
 """Caches of a causal network that walks a clip in chunks, keyed by layer."""
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
@@ -30,16 +33,23 @@ class StreamCache:
         }
 
     def join(
-        self, layer: nnx.Module, x: Float[Array, "b t h w c"], frames: int
+        self,
+        layer: nnx.Module,
+        x: Float[Array, "b t h w c"],
+        frames: int,
+        start: Float[Array, "b 1 h w c"] | None = None,
     ) -> Float[Array, "b t2 h w c"]:
-        """`x` behind the last `frames` input frames of `layer`, which are zeros at the first chunk.
+        """`x` behind the last `frames` input frames of `layer`.
+
+        At the first chunk these are copies of `start`, or zeros without it.
 
         Raises:
             ValueError: the caches hold nothing for this layer: they belong to another network.
         """
         b, _, h, w, c = x.shape
         if self.first:
-            past = jnp.zeros((b, frames, h, w, c), x.dtype)
+            shape = (b, frames, h, w, c)
+            past = jnp.zeros(shape, x.dtype) if start is None else jnp.broadcast_to(start, shape)
         else:
             if self._path(layer) not in self._old:
                 raise ValueError(
@@ -82,3 +92,46 @@ class StreamCache:
                 f"{len(self._old)} caches were not used ({names}, ...): another network's"
             )
         return self._new
+
+
+def in_parts(
+    network: nnx.Module, x: Float[Array, "b t h w c"], first: int, later: int, *, remat: bool
+) -> Any:
+    """`network(part, cache)` over consecutive parts of a clip, its results joined in time.
+
+    For networks whose definition is one in parts: norms take their statistics over a part. Parts
+    after the first are one traced program, whatever their number.
+
+    Args:
+        network: called as `network(x, cache)`; returns arrays with axes (b, t, ...).
+        x: the clip.
+        first: frames of the first part.
+        later: frames of every other part; they must divide the rest.
+        remat: keep only each part's input for the backward pass.
+    """
+    graph, state = nnx.split(network)
+
+    def run(state: Any, caches: Caches | None, part: Array) -> tuple[Any, Caches]:
+        module: Any = nnx.merge(graph, state)
+        cache = StreamCache(module, caches)
+        return module(part, cache), cache.caches
+
+    run = jax.checkpoint(run) if remat else run
+    result, caches = run(state, None, x[:, :first])
+    if x.shape[1] == first:
+        return result
+    b, t, *rest = x[:, first:].shape
+    parts = jnp.moveaxis(x[:, first:].reshape(b, t // later, later, *rest), 1, 0)
+
+    def step(caches: Caches, part: Array) -> tuple[Caches, Any]:
+        result, caches = run(state, caches, part)
+        return caches, result
+
+    _, results = jax.lax.scan(step, caches, parts)
+
+    def joined(start: Array, others: Array) -> Array:
+        others = jnp.moveaxis(others, 0, 1)
+        others = others.reshape(others.shape[0], -1, *others.shape[3:])
+        return jnp.concatenate([start, others], axis=1)
+
+    return jax.tree.map(joined, result, results)

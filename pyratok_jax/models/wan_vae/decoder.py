@@ -5,12 +5,12 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from pyratok_jax.models.wan_vae.config import WanVAEConfig
-from pyratok_jax.models.wan_vae.encoder import rematerialised
 from pyratok_jax.models.wan_vae.layers import ChannelNorm, MidBlock, ResidualBlock
 from pyratok_jax.models.wan_vae.resample import Upsample, duplicate_up
 from pyratok_jax.nn.causal_conv import CausalConv3d
 from pyratok_jax.nn.halo import cut, in_strips, join, strips_of
 from pyratok_jax.nn.lowering import padded_lanes
+from pyratok_jax.nn.remat import rematerialised
 from pyratok_jax.nn.stream_cache import StreamCache
 
 

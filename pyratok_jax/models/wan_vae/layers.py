@@ -13,10 +13,10 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from pyratok_jax.models.wan_vae.attention import attend
 from pyratok_jax.nn import trace
 from pyratok_jax.nn.causal_conv import KEPT, CausalConv3d, Conv2d
 from pyratok_jax.nn.custom_vjps import TINY, normalise
+from pyratok_jax.nn.frame_attention import attend
 from pyratok_jax.nn.halo import cut, join
 from pyratok_jax.nn.lowering import current_lowering
 from pyratok_jax.nn.stream_cache import StreamCache

@@ -7,16 +7,15 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from pyratok_jax.models.video_vae import Encoded, VideoVAE
+from pyratok_jax.models.video_vae import LOGVAR_RANGE, Encoded, VideoVAE
 from pyratok_jax.models.wan_vae.config import WanVAEConfig
 from pyratok_jax.models.wan_vae.decoder import Decoder
-from pyratok_jax.models.wan_vae.encoder import POLICIES, Encoder
+from pyratok_jax.models.wan_vae.encoder import Encoder
 from pyratok_jax.models.wan_vae.linear import LinearPath
 from pyratok_jax.models.wan_vae.resample import patchify, unpatchify
 from pyratok_jax.nn.causal_conv import CausalConv3d
+from pyratok_jax.nn.remat import POLICIES
 from pyratok_jax.nn.stream_cache import StreamCache
-
-LOGVAR_RANGE = (-30.0, 20.0)
 
 
 class WanVAE(VideoVAE):
@@ -42,7 +41,7 @@ class WanVAE(VideoVAE):
             rngs: for the parameters.
             dtype: of activations; norms are always computed in float32.
             param_dtype: of the stored weights.
-            remat: of `encoder.POLICIES`, see `encoder.rematerialised`.
+            remat: of `remat.POLICIES`, see `remat.rematerialised`.
         """
         settings: dict[str, Any] = {"rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
         self.config = config

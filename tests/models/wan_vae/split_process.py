@@ -11,9 +11,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from pyratok_jax.models import video_vae
-from pyratok_jax.models.wan_vae import attention
 from pyratok_jax.models.wan_vae.config import tiny
 from pyratok_jax.models.wan_vae.model import WanVAE
+from pyratok_jax.nn import frame_attention as attention
 from pyratok_jax.nn.lowering import conv_lowering
 from pyratok_jax.nn.partitioning import Split, over_devices
 from tests.models.wan_vae.chunks import encode_in_chunks

@@ -9,8 +9,8 @@ from diffusers.models.autoencoders import autoencoder_kl_wan as theirs
 from flax import nnx
 
 from pyratok_jax.models.wan_vae import layers, resample
-from pyratok_jax.models.wan_vae.attention import attend, blockwise
 from pyratok_jax.nn import halo, lowering
+from pyratok_jax.nn.frame_attention import attend, blockwise
 from tests.models.wan_vae.reference import from_torch, noise, quick, relative, to_torch
 
 

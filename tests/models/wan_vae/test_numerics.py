@@ -9,11 +9,11 @@ import pytest
 from flax import nnx
 from jax._src.ad_checkpoint import saved_residuals
 
-from pyratok_jax.models.wan_vae import encoder
-from pyratok_jax.models.wan_vae.encoder import LARGE, rematerialised
 from pyratok_jax.models.wan_vae.layers import ResidualBlock
 from pyratok_jax.models.wan_vae.model import WanVAE
+from pyratok_jax.nn import remat
 from pyratok_jax.nn.causal_conv import KEPT
+from pyratok_jax.nn.remat import LARGE, rematerialised
 from tests.models.wan_vae.reference import noise, quick, relative, small
 
 
@@ -74,9 +74,9 @@ def test_remat_counts_the_pixels_of_the_video_on_both_ways(monkeypatch, frames):
 
     many, few = kept("convs"), kept("stages")
     assert all(a > b for a, b in zip(many, few, strict=True))
-    monkeypatch.setattr(encoder, "LARGE", video.size // 3)
+    monkeypatch.setattr(remat, "LARGE", video.size // 3)
     assert kept("auto") == many
-    monkeypatch.setattr(encoder, "LARGE", video.size // 3 - 1)
+    monkeypatch.setattr(remat, "LARGE", video.size // 3 - 1)
     assert kept("auto") == few
 
 

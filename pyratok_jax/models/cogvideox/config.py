@@ -1,0 +1,81 @@
+"""Sizes of the CogVideoX VAE."""
+
+import dataclasses
+from typing import ClassVar
+
+from pyratok_jax.models.video_vae import VideoVAEConfig, check_statistics
+from pyratok_jax.nn.grids import Stride
+
+
+@dataclasses.dataclass(frozen=True)
+class CogVideoXConfig(VideoVAEConfig):
+    """Sizes of one VAE; defaults are those of CogVideoX-2b.
+
+    Attributes:
+        widths: channels of each encoder stage; the decoder has them in reverse.
+        layers: residual blocks per encoder stage (the decoder has one more).
+        groups: of every group norm.
+        z_dim: latent channels.
+        time_levels: how many of the first encoder stages halve time.
+        encode_frames: frames over which the encoder's norms take their statistics: 0, the whole
+            clip, as the diffusion models were trained; or 8, parts of 8 frames (the first one
+            longer by what is left over) with constant memory, as diffusers encodes.
+        latents_mean, latents_std: statistics by which latents are normalised.
+    """
+
+    family: ClassVar[str] = "cogvideox"
+
+    widths: tuple[int, ...] = (128, 256, 256, 512)
+    layers: int = 3
+    groups: int = 32
+    z_dim: int = 16
+    time_levels: int = 2
+    encode_frames: int = 0
+    latents_mean: tuple[float, ...] = (0.0,) * 16
+    latents_std: tuple[float, ...] = (1 / 1.15258426,) * 16
+
+    def __post_init__(self) -> None:
+        check_statistics(self)
+        if not 0 <= self.time_levels < len(self.widths):
+            raise ValueError(f"time_levels {self.time_levels} needs more stages than that")
+        if self.encode_frames < 0 or self.encode_frames % self.temporal_factor:
+            raise ValueError(
+                f"encode_frames {self.encode_frames} is not a multiple of {self.temporal_factor}"
+            )
+
+    @property
+    def temporal_factor(self) -> int:
+        """Frames per latent frame after the first."""
+        return 2**self.time_levels
+
+    @property
+    def spatial_factor(self) -> int:
+        """Pixels per latent position along a side."""
+        return 2 ** (len(self.widths) - 1)
+
+    @property
+    def stage_channels(self) -> tuple[int, ...]:
+        """Channels of each encoder stage's output."""
+        return self.widths
+
+    @property
+    def stage_strides(self) -> tuple[Stride, ...]:
+        """(time, space) stride of each stage's output, which is taken before time is halved."""
+        last = len(self.widths) - 1
+        return tuple(
+            (2 ** min(i, self.time_levels), 2 ** min(i + 1, last)) for i in range(last + 1)
+        )
+
+
+COGVIDEOX_2B = CogVideoXConfig()
+COGVIDEOX_5B = CogVideoXConfig(latents_std=(1 / 0.7,) * 16)  # and 1.5
+
+
+def tiny(width: int = 8, **changes) -> CogVideoXConfig:
+    """A small 4x8x8 instance with one residual block per stage and unit statistics."""
+    z = changes.get("z_dim", 4)
+    values = {
+        "widths": (width, 2 * width, 2 * width, 4 * width), "layers": 1, "groups": 4, "z_dim": z,
+        "latents_mean": (0.0,) * z, "latents_std": (1.0,) * z,
+    }  # fmt: skip
+    return CogVideoXConfig(**(values | changes))

@@ -1,0 +1,212 @@
+"""The CogVideoX VAE: encoder, and a decoder whose definition is one in parts of two latents."""
+
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from pyratok_jax.models.cogvideox.config import CogVideoXConfig
+from pyratok_jax.models.cogvideox.layers import (
+    Downsample,
+    ResidualBlock,
+    SpatialNorm,
+    Upsample,
+    average_pairs,
+    is_first,
+)
+from pyratok_jax.models.video_vae import LOGVAR_RANGE, Encoded, VideoVAE, refuse_streaming
+from pyratok_jax.nn.first_frame_conv import FirstFrameConv3d
+from pyratok_jax.nn.group_norm import GroupNorm
+from pyratok_jax.nn.halo import cut, in_strips, join, strips_of
+from pyratok_jax.nn.remat import POLICIES, rematerialised
+from pyratok_jax.nn.stream_cache import StreamCache, in_parts
+
+DECODE_LATENTS = 2  # latent frames over which the decoder's norms take their statistics
+
+
+class DownStage(nnx.Module):
+    """Residual blocks, then half the size (all stages but the last) and half the frames (maybe)."""
+
+    def __init__(self, config: CogVideoXConfig, index: int, *, remat: str, **settings):
+        before, after = config.widths[max(index - 1, 0)], config.widths[index]
+        widths = [before] + [after] * config.layers
+        self.resnets = nnx.List(
+            [
+                ResidualBlock(a, b, config.groups, **settings)
+                for a, b in zip(widths, widths[1:], strict=False)
+            ]
+        )
+        last = index == len(config.widths) - 1
+        self.downsamplers = nnx.List([] if last else [Downsample(after, **settings)])
+        self.halves_time = index < config.time_levels
+        self.remat = remat
+
+    def __call__(
+        self, x: Float[Array, "b t h w c"], cache: StreamCache | None = None
+    ) -> tuple[Float[Array, "b t h2 w2 d"], Float[Array, "b t2 h2 w2 d"]]:
+        """The stage's feature, before time is halved, and the next stage's input."""
+        run = rematerialised(self.remat, inner=True)
+        for block in self.resnets:
+            x = run(block, x, cache)
+        for layer in self.downsamplers:
+            x = layer(x)
+        return x, average_pairs(x, first=is_first(cache)) if self.halves_time else x
+
+
+class UpStage(nnx.Module):
+    """Residual blocks, then twice the size (all stages but the last) and frames (maybe)."""
+
+    def __init__(self, config: CogVideoXConfig, index: int, **settings):
+        wide = config.widths[::-1]
+        before, after = wide[max(index - 1, 0)], wide[index]
+        widths = [before] + [after] * (config.layers + 1)
+        self.resnets = nnx.List(
+            [
+                ResidualBlock(a, b, config.groups, config.z_dim, **settings)
+                for a, b in zip(widths, widths[1:], strict=False)
+            ]
+        )
+        last = index == len(wide) - 1
+        doubles = {"doubles_time": index < config.time_levels}
+        self.upsamplers = nnx.List([] if last else [Upsample(after, **doubles, **settings)])
+
+    def __call__(
+        self,
+        x: Float[Array, "b t h w c"],
+        cache: StreamCache | None,
+        z: Float[Array, "b t2 h2 w2 z"],
+    ) -> Float[Array, "b t3 h3 w3 d"]:
+        """The stage's output, upsampled."""
+        for block in self.resnets:
+            x = block(x, cache, z)
+        for layer in self.upsamplers:
+            x = layer(x, first=is_first(cache))
+        return x
+
+
+class MidBlock(nnx.Module):
+    """Two residual blocks at the latent's resolution."""
+
+    def __init__(self, features: int, groups: int, latent: int = 0, **settings):
+        self.resnets = nnx.List(
+            [ResidualBlock(features, features, groups, latent, **settings) for _ in range(2)]
+        )
+
+    def __call__(
+        self,
+        x: Float[Array, "b t h w c"],
+        cache: StreamCache | None = None,
+        z: Float[Array, "b t h w z"] | None = None,
+    ) -> Float[Array, "b t h w c"]:
+        """Same shape out."""
+        for block in self.resnets:
+            x = block(x, cache, z)
+        return x
+
+
+class Encoder(nnx.Module):
+    """Convolution, stages, middle block, output head."""
+
+    def __init__(self, config: CogVideoXConfig, *, remat: str, **settings):
+        param = {"param_dtype": settings.get("param_dtype", jnp.float32)}
+        wide = config.widths
+        self.conv_in = FirstFrameConv3d(3, wide[0], **settings)
+        self.down_blocks = nnx.List(
+            [DownStage(config, index, remat=remat, **settings) for index in range(len(wide))]
+        )
+        self.mid_block = MidBlock(wide[-1], config.groups, **settings)
+        self.norm_out = GroupNorm(wide[-1], config.groups, **param)
+        self.conv_out = FirstFrameConv3d(wide[-1], 2 * config.z_dim, **settings)
+        self.stride, self.remat = config.spatial_factor, remat
+
+    def __call__(
+        self, x: Float[Array, "b t h w 3"], cache: StreamCache | None = None
+    ) -> tuple[Array, tuple[Array, ...]]:
+        """Moments (b, t', h', w', 2 z) and stage features; with a cache, of one part of a clip."""
+        run = rematerialised(self.remat, x.size // x.shape[-1])
+        stages = []
+        with in_strips(strips_of(x.shape[2], self.stride)):
+            x = self.conv_in(cut(x), cache)
+            for stage in self.down_blocks:
+                feature, x = run(stage, x, cache)
+                stages.append(join(feature))
+            x = run(self.mid_block, x, cache)
+            return join(self.conv_out(self.norm_out(x, activate=True), cache)), tuple(stages)
+
+
+class Decoder(nnx.Module):
+    """Convolution, middle block, stages, output head; every norm is conditioned on the latent."""
+
+    def __init__(self, config: CogVideoXConfig, **settings):
+        wide = config.widths
+        self.conv_in = FirstFrameConv3d(config.z_dim, wide[-1], **settings)
+        self.mid_block = MidBlock(wide[-1], config.groups, config.z_dim, **settings)
+        self.up_blocks = nnx.List(
+            [UpStage(config, index, **settings) for index in range(len(wide))]
+        )
+        self.norm_out = SpatialNorm(wide[0], config.z_dim, config.groups, **settings)
+        self.conv_out = FirstFrameConv3d(wide[0], 3, **settings)
+
+    def __call__(
+        self, z: Float[Array, "b t h w z"], cache: StreamCache | None = None
+    ) -> Float[Array, "b T H W 3"]:
+        """Video of one part of a clip's latents."""
+        with in_strips(strips_of(z.shape[2])):
+            z = cut(z)
+            x = self.mid_block(self.conv_in(z, cache), cache, z)
+            for stage in self.up_blocks:
+                x = stage(x, cache, z)
+            return join(self.conv_out(self.norm_out(x, z, first=is_first(cache)), cache))
+
+
+class CogVideoXVAE(VideoVAE):
+    """The VAE. Its norms take statistics over several frames, so clips are not streamed.
+
+    The decoder runs over parts of two latent frames with their own statistics, the first part
+    having three where the number is odd; frame 0 stands apart in the first part alone.
+    """
+
+    remat_policies: ClassVar[tuple[str, ...]] = POLICIES
+    config: CogVideoXConfig
+    encoder: Encoder
+
+    def __init__(
+        self,
+        config: CogVideoXConfig,
+        *,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
+        remat: str = "none",
+    ):
+        """Build with random weights; see `VideoVAE`."""
+        settings: dict[str, Any] = {"rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
+        self.config, self.remat = config, remat
+        self.encoder = Encoder(config, remat=remat, **settings)
+        self.decoder = Decoder(config, **settings)
+
+    def posterior(
+        self, video: Float[Array, "b t h w 3"], cache: StreamCache | None = None
+    ) -> Encoded:
+        """See `VideoVAE.posterior`; log-variances are clamped to [-30, 20]."""
+        refuse_streaming(self.config, cache)
+        frames, part = video.shape[1], self.config.encode_frames
+        if part and frames > part:
+            first = part + frames % part
+            keep = self.remat != "none"
+            moments, stages = in_parts(self.encoder, video, first, part, remat=keep)
+        else:
+            moments, stages = self.encoder(video)
+        mean, logvar = jnp.split(moments, 2, axis=-1)
+        return Encoded(mean, jnp.clip(logvar, *LOGVAR_RANGE), stages)
+
+    def decode(
+        self, z: Float[Array, "b t h w z"], cache: StreamCache | None = None
+    ) -> Float[Array, "b T H W 3"]:
+        """See `VideoVAE.decode`."""
+        refuse_streaming(self.config, cache)
+        frames = z.shape[1]
+        first = min(frames, DECODE_LATENTS + frames % 2)
+        return in_parts(self.decoder, z, first, DECODE_LATENTS, remat=self.remat != "none")

@@ -1,0 +1,167 @@
+"""Stable Video Diffusion's VAE: an encoder of single frames, and a decoder that sees the clip."""
+
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from pyratok_jax.models.svd.config import SVDConfig
+from pyratok_jax.models.svd.layers import (
+    MidBlock,
+    Resample,
+    ResidualBlock,
+    SpaceTimeBlock,
+    frame_norm,
+    over_time,
+)
+from pyratok_jax.models.video_vae import LOGVAR_RANGE, Encoded, VideoVAE, refuse_streaming
+from pyratok_jax.nn.causal_conv import Conv2d, TimeConv
+from pyratok_jax.nn.halo import cut, in_strips, join, strips_of
+from pyratok_jax.nn.remat import POLICIES, rematerialised
+from pyratok_jax.nn.stream_cache import StreamCache
+
+
+class DownStage(nnx.Module):
+    """Residual blocks, then half the size (all stages but the last)."""
+
+    def __init__(self, config: SVDConfig, index: int, *, remat: str, **settings):
+        before, after = config.widths[max(index - 1, 0)], config.widths[index]
+        widths = [before] + [after] * config.layers
+        self.resnets = nnx.List(
+            [ResidualBlock(a, b, **settings) for a, b in zip(widths, widths[1:], strict=False)]
+        )
+        last = index == len(config.widths) - 1
+        self.downsamplers = nnx.List([] if last else [Resample(after, **settings)])
+        self.remat = remat
+
+    def __call__(
+        self, x: Float[Array, "b t h w c"], cache: StreamCache | None = None
+    ) -> Float[Array, "b t h2 w2 d"]:
+        """The stage's output, downsampled."""
+        run = rematerialised(self.remat, inner=True)
+        for block in self.resnets:
+            x = run(block, x)
+        for layer in self.downsamplers:
+            x = layer.conv(x, padding=(0, 1), stride=2)
+        return x
+
+
+class UpStage(nnx.Module):
+    """Blocks over space and time, then twice the size (all stages but the last)."""
+
+    def __init__(self, config: SVDConfig, index: int, *, remat: str, **settings):
+        wide = config.widths[::-1]
+        before, after = wide[max(index - 1, 0)], wide[index]
+        widths = [before] + [after] * (config.layers + 1)
+        self.resnets = nnx.List(
+            [SpaceTimeBlock(a, b, **settings) for a, b in zip(widths, widths[1:], strict=False)]
+        )
+        last = index == len(wide) - 1
+        self.upsamplers = nnx.List([] if last else [Resample(after, **settings)])
+        self.remat = remat
+
+    def __call__(
+        self, x: Float[Array, "b t h w c"], cache: StreamCache | None = None
+    ) -> Float[Array, "b t h2 w2 d"]:
+        """The stage's output, upsampled."""
+        run = rematerialised(self.remat, inner=True)
+        for block in self.resnets:
+            x = run(block, x)
+        for layer in self.upsamplers:
+            x = layer.conv.after_upsampling(x)
+        return x
+
+
+class Encoder(nnx.Module):
+    """Convolution, stages, middle block, output head, all of single frames."""
+
+    def __init__(self, config: SVDConfig, *, remat: str, **settings):
+        wide = config.widths
+        self.conv_in = Conv2d(3, wide[0], (3, 3), **settings)
+        self.down_blocks = nnx.List(
+            [DownStage(config, index, remat=remat, **settings) for index in range(len(wide))]
+        )
+        self.mid_block = MidBlock(wide[-1], ResidualBlock, **settings)
+        self.conv_norm_out = frame_norm(wide[-1], **settings)
+        self.conv_out = Conv2d(wide[-1], 2 * config.z_dim, (3, 3), **settings)
+        self.stride, self.remat = config.spatial_factor, remat
+
+    def __call__(self, x: Float[Array, "b t h w 3"]) -> tuple[Array, tuple[Array, ...]]:
+        """Moments (b, t, h', w', 2 z) before the quant_conv, and stage features."""
+        run = rematerialised(self.remat, x.size // x.shape[-1])
+        stages = []
+        with in_strips(strips_of(x.shape[2], self.stride)):
+            x = self.conv_in(cut(x), (1, 1))
+            for stage in self.down_blocks:
+                x = run(stage, x)
+                stages.append(join(x))
+            x = run(self.mid_block, x)
+            return join(self.conv_out(self.conv_norm_out(x, activate=True), (1, 1))), tuple(stages)
+
+
+class Decoder(nnx.Module):
+    """Convolution, middle block, stages, output head, a last convolution over time."""
+
+    def __init__(self, config: SVDConfig, *, remat: str, **settings):
+        wide = config.widths
+        self.conv_in = Conv2d(config.z_dim, wide[-1], (3, 3), **settings)
+        self.mid_block = MidBlock(wide[-1], SpaceTimeBlock, **settings)
+        self.up_blocks = nnx.List(
+            [UpStage(config, index, remat=remat, **settings) for index in range(len(wide))]
+        )
+        self.conv_norm_out = frame_norm(wide[0], **settings)
+        self.conv_out = Conv2d(wide[0], 3, (3, 3), **settings)
+        self.time_conv_out = TimeConv(3, 3, (3, 1, 1), **settings)
+        self.factor, self.remat = config.spatial_factor, remat
+
+    def __call__(self, z: Float[Array, "b t h w z"]) -> Float[Array, "b t H W 3"]:
+        """Video of a whole clip's latents, not clamped."""
+        run = rematerialised(self.remat, z.size // z.shape[-1] * self.factor**2)
+        with in_strips(strips_of(z.shape[2])):
+            x = run(self.mid_block, self.conv_in(cut(z), (1, 1)))
+            for stage in self.up_blocks:
+                x = run(stage, x)
+            x = self.conv_out(self.conv_norm_out(x, activate=True), (1, 1))
+            return join(over_time(self.time_conv_out, x))
+
+
+class SVDVAE(VideoVAE):
+    """The VAE. Its decoder sees later frames, and its norms the whole clip: nothing streams."""
+
+    remat_policies: ClassVar[tuple[str, ...]] = POLICIES
+    config: SVDConfig
+    encoder: Encoder
+
+    def __init__(
+        self,
+        config: SVDConfig,
+        *,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
+        remat: str = "none",
+    ):
+        """Build with random weights; see `VideoVAE`. Published use computes in float32."""
+        settings: dict[str, Any] = {"rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
+        self.config = config
+        self.encoder = Encoder(config, remat=remat, **settings)
+        self.decoder = Decoder(config, remat=remat, **settings)
+        self.quant_conv = Conv2d(2 * config.z_dim, 2 * config.z_dim, (1, 1), **settings)
+
+    def posterior(
+        self, video: Float[Array, "b t h w 3"], cache: StreamCache | None = None
+    ) -> Encoded:
+        """See `VideoVAE.posterior`; log-variances are clamped to [-30, 20]."""
+        refuse_streaming(self.config, cache)
+        moments, stages = self.encoder(video)
+        mean, logvar = jnp.split(self.quant_conv(moments), 2, axis=-1)
+        return Encoded(mean, jnp.clip(logvar, *LOGVAR_RANGE), stages)
+
+    def decode(
+        self, z: Float[Array, "b t h w z"], cache: StreamCache | None = None
+    ) -> Float[Array, "b T H W 3"]:
+        """See `VideoVAE.decode`."""
+        refuse_streaming(self.config, cache)
+        return self.decoder(z)

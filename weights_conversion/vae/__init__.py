@@ -1,0 +1,1 @@
+"""Converters of published video VAEs: one module per family, one command for all."""

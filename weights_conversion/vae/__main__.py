@@ -1,0 +1,92 @@
+"""Convert a published video VAE of any family.
+
+    python -m weights_conversion.vae --input CogVideoX-2b/vae --output weights/cogvideox
+
+Reads Wan 2.1 and 2.2 (QwenImage's VAE is Wan 2.1's), CogVideoX, HunyuanVideo, Mochi and Stable
+Video Diffusion, each in diffusers' and its original naming. The family is told from the names of
+the tensors. `--to diffusers` goes the other way, every array equal bit for bit.
+"""
+
+import sys
+
+from pyratok_jax.checkpoints.modules import module_arrays
+from pyratok_jax.checkpoints.weights import read_config
+from pyratok_jax.errors import UserError, run_cli
+from pyratok_jax.models.vae_families import config_to_dict, kinds
+from weights_conversion import wan_vae
+from weights_conversion.command import convert, make_parser
+from weights_conversion.vae.converting import (
+    CONVERTERS,
+    kind_of,
+    load_vae,
+    make_plan,
+    open_vae,
+    recognise,
+    source_config,
+    write_diffusers,
+)
+from weights_conversion.vae.verify import verify
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Convert one VAE.
+
+    Raises:
+        UserError: tensors of no known family, or that do not fit; nothing is written then.
+    """
+    parser = make_parser((__doc__ or "").splitlines()[0])
+    parser.add_argument("--family", choices=["wan", *CONVERTERS], help="default: from the tensors")
+    parser.add_argument("--config", help="a config.json, where it is not beside the weights")
+    parser.add_argument("--verify", action="store_true", help="compare with diffusers")
+    parser.add_argument("--to", default="pyratok", choices=["pyratok", "diffusers"],
+                        help="diffusers: a diffusers folder of a converted one")  # fmt: skip
+    given = sys.argv[1:] if arguments is None else arguments
+    options = parser.parse_args(given)
+    for_wan = _without_family(given)
+    if options.to == "diffusers":
+        families = kinds()
+        if families[read_config(options.input, *families)["kind"]] == "wan":
+            return wan_vae.main(for_wan)
+        vae = load_vae(options.input)
+        arrays = module_arrays(vae)
+        file = write_diffusers(options.output, arrays, vae.config, overwrite=options.overwrite)
+        print(f"written: {file.parent}")
+        return 0
+    source = open_vae(options.input)
+    layout = recognise(source, options.family)
+    if layout is None:
+        if options.family in (None, "wan") and wan_vae.recognises(source):
+            return wan_vae.main(for_wan)
+        raise UserError(
+            f"{options.input}: the names of its tensors are not those of "
+            f"{options.family or 'any known VAE'}; known families are wan, {', '.join(CONVERTERS)}"
+        )
+    config = source_config(source, layout, options.config)
+    code = convert(
+        options,
+        kind=kind_of(config),
+        config=config_to_dict(config),
+        plan=make_plan(source, layout, config),
+        title=f"{layout.converter.title} ({layout.naming.name} names)",
+    )
+    if options.verify and not options.dry_run:
+        for line in verify(source, layout, load_vae(options.output)):
+            print(line)
+    return code
+
+
+def _without_family(arguments: list[str]) -> list[str]:
+    """Wan's own command knows every flag but --family."""
+    kept, skip = [], False
+    for word in arguments:
+        if skip:
+            skip = False
+        elif word == "--family":
+            skip = True
+        elif not word.startswith("--family="):
+            kept.append(word)
+    return kept
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,190 @@
+"""Recognise, match, load and write the VAEs of all families but Wan's, which has its own module."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from pyratok_jax.checkpoints.conversion import ConversionPlan, load_arrays, match
+from pyratok_jax.checkpoints.foreign.sources import TensorSource, open_tensors
+from pyratok_jax.checkpoints.modules import build_module, module_shapes
+from pyratok_jax.checkpoints.weights import FORMAT, load_checkpoint, read_config
+from pyratok_jax.errors import UserError
+from pyratok_jax.io.atomic import new_folder
+from pyratok_jax.models.vae_families import build_vae, config_from_dict, vae_family
+from pyratok_jax.models.video_vae import VideoVAE, VideoVAEConfig
+from weights_conversion.vae.cogvideox import CONVERTER as COGVIDEOX
+from weights_conversion.vae.hunyuan_video import CONVERTER as HUNYUAN_VIDEO
+from weights_conversion.vae.mochi import CONVERTER as MOCHI
+from weights_conversion.vae.naming import Converter, Naming, entries, to_diffusers_tensors
+from weights_conversion.vae.svd import CONVERTER as SVD
+
+# By the names in `pyratok_jax.models.vae_families`.
+CONVERTERS: dict[str, Converter] = {
+    one.family: one for one in (COGVIDEOX, HUNYUAN_VIDEO, MOCHI, SVD)
+}
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+class Layout(NamedTuple):
+    """What a file holds: its family's converter, the naming, and a prefix on every name."""
+
+    converter: Converter
+    naming: Naming
+    prefix: str
+
+
+def recognise(source: TensorSource, family: str | None = None) -> Layout | None:
+    """The layout of a file, from its keys; None where it is of no family of `CONVERTERS`."""
+    for name, converter in CONVERTERS.items():
+        for naming in converter.namings:
+            prefix = naming.prefix(source)
+            if prefix is not None and family in (None, name):
+                return Layout(converter, naming, prefix)
+    return None
+
+
+def vae_shapes(config: VideoVAEConfig) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every array of the VAE."""
+    return module_shapes(lambda: build_vae(config, rngs=nnx.Rngs(0)))
+
+
+def make_plan(source: TensorSource, layout: Layout, config: VideoVAEConfig) -> ConversionPlan:
+    """Match a source against the VAE of `config`; call `check()` on the result."""
+    prefix, naming = layout.prefix, layout.naming
+    shapes = vae_shapes(config)
+
+    def skip(key: str) -> str | None:
+        if prefix and not key.startswith(prefix):
+            return f"not under {prefix}"
+        return naming.skip(key.removeprefix(prefix))
+
+    return match(source, entries(shapes, naming, prefix), shapes, skip=skip)
+
+
+def source_config(
+    source: TensorSource, layout: Layout, path: str | Path | None = None
+) -> VideoVAEConfig:
+    """The VAE's sizes: from `path`, from a config.json beside the weights, or the published ones.
+
+    Args:
+        source: the weights.
+        layout: as recognised.
+        path: a published config.json, or sizes as our own folders hold them under "config".
+
+    Raises:
+        UserError: an unreadable file, or the configuration of another model.
+    """
+    converter = layout.converter
+    folder = source.path if source.path.is_dir() else source.path.parent
+    file = Path(path) if path else folder / "config.json"
+    if not path and not file.is_file():
+        return converter.published
+    try:
+        values = json.loads(file.read_text())
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise UserError(f"{file}: not JSON ({error})") from error
+    name = values.get("_class_name") if isinstance(values, dict) else None
+    try:
+        if name in converter.class_names:
+            return converter.from_diffusers(values)
+        if isinstance(values, dict) and values.get("family") == converter.family:
+            return config_from_dict(values)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{file}: no usable VAE configuration ({error})") from error
+    if not path:
+        return converter.published  # Beside original files lies the video model's config.json.
+    raise UserError(
+        f"{file}: describes {name or 'something else'}, expected {converter.class_names[0]}"
+    )
+
+
+def load_vae(
+    path: str | Path,
+    *,
+    dtype: DTypeLike = jnp.float32,
+    param_dtype: DTypeLike | None = None,
+    sharding: Any = None,
+    remat: str = "none",
+) -> VideoVAE:
+    """The VAE of a converted folder of any family, or of a published file of `CONVERTERS`.
+
+    Args:
+        path: a converted folder, or anything that the command reads.
+        dtype: of activations.
+        param_dtype: of the weights; None keeps the stored one (float32 for a published file).
+        sharding: as `checkpoints.weights.load_checkpoint` takes it.
+        remat: rematerialisation policy.
+
+    Raises:
+        UserError: nothing usable there, or keys that do not fit.
+    """
+    from pyratok_jax.models.vae_families import kinds
+
+    path, families = Path(path), kinds()
+    if _is_converted(path):
+        record = read_config(path, *families)
+        config = config_from_dict({"family": families[record["kind"]], **record["config"]})
+        arrays = load_checkpoint(path, vae_shapes(config), dtype=param_dtype, sharding=sharding)
+    else:
+        source = open_vae(path)
+        layout = recognise(source)
+        if layout is None:
+            raise UserError(f"{path}: of no known VAE; known are {', '.join(CONVERTERS)}")
+        config = source_config(source, layout)
+        plan = make_plan(source, layout, config)
+        arrays = load_arrays(plan, dtype=param_dtype or jnp.float32, sharding=sharding)
+
+    def make() -> VideoVAE:
+        return build_vae(config, rngs=nnx.Rngs(0), dtype=dtype, remat=remat)
+
+    return build_module(make, arrays)
+
+
+def open_vae(path: str | Path) -> TensorSource:
+    """Tensors of a VAE: a file, or a folder with one set of weights."""
+    return open_tensors(path)
+
+
+def _is_converted(path: Path) -> bool:
+    try:
+        record = json.loads((path / "config.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(record, dict) and record.get("format") == FORMAT
+
+
+def kind_of(config: VideoVAEConfig) -> str:
+    """`kind` of a converted folder of this family."""
+    return vae_family(config.family).kind
+
+
+def write_diffusers(
+    output: str | Path,
+    arrays: Mapping[str, Any],
+    config: VideoVAEConfig,
+    *,
+    overwrite: bool = False,
+) -> Path:
+    """Write a folder that diffusers reads; it appears when it is complete.
+
+    Raises:
+        UserError: when the folder exists, or cannot be written.
+    """
+    from safetensors.numpy import save_file
+
+    output, converter = Path(output), CONVERTERS[config.family]
+    if output.exists() and not overwrite:
+        raise UserError(f"{output} exists; name a new folder or pass --overwrite")
+    with new_folder(output) as folder:
+        tensors = dict(to_diffusers_tensors(arrays, converter))
+        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+        values = {"_class_name": converter.class_names[0], **converter.to_diffusers(config)}
+        (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n")
+    return output / WEIGHTS
