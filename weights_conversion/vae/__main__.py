@@ -9,10 +9,9 @@ the tensors. `--to diffusers` goes the other way, every array equal bit for bit.
 
 import sys
 
-from pyratok_jax.checkpoints.modules import module_arrays
-from pyratok_jax.checkpoints.weights import read_config
+from pyratok_jax.checkpoints.pretrained import load_backbone
 from pyratok_jax.errors import UserError, run_cli
-from pyratok_jax.models.vae_families import config_to_dict, kinds
+from pyratok_jax.models.vae_families import config_to_dict
 from weights_conversion import wan_vae
 from weights_conversion.command import convert, make_parser
 from weights_conversion.vae.converting import (
@@ -44,12 +43,12 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(given)
     for_wan = _without_family(given)
     if options.to == "diffusers":
-        families = kinds()
-        if families[read_config(options.input, *families)["kind"]] == "wan":
+        backbone = load_backbone(options.input)
+        if backbone.config.family == "wan":
             return wan_vae.main(for_wan)
-        vae = load_vae(options.input)
-        arrays = module_arrays(vae)
-        file = write_diffusers(options.output, arrays, vae.config, overwrite=options.overwrite)
+        file = write_diffusers(
+            options.output, backbone.arrays, backbone.config, overwrite=options.overwrite
+        )
         print(f"written: {file.parent}")
         return 0
     source = open_vae(options.input)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
@@ -148,8 +149,27 @@ def load_vae(
 
 
 def open_vae(path: str | Path) -> TensorSource:
-    """Tensors of a VAE: a file, or a folder with one set of weights."""
-    return open_tensors(path)
+    """Tensors of a VAE: a file, a folder with one set of weights, or one with both of its halves.
+
+    Names in encoder.safetensors and decoder.safetensors, which may be equal, are prefixed with the
+    half's name.
+
+    Raises:
+        UserError: as `open_tensors`.
+    """
+    path = Path(path)
+    files = {side: path / f"{side}.safetensors" for side in ("encoder", "decoder")}
+    if not all(file.is_file() for file in files.values()):
+        return open_tensors(path)
+    halves = {side: open_tensors(file) for side, file in files.items()}
+    info = {f"{side}.{key}": value for side, half in halves.items()
+            for key, value in half.info.items()}  # fmt: skip
+
+    def read(key: str) -> np.ndarray:
+        side, name = key.split(".", 1)
+        return halves[side].read(name)
+
+    return TensorSource(path, "safetensors", files.values(), info, read)
 
 
 def _is_converted(path: Path) -> bool:
