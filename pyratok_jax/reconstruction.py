@@ -24,7 +24,7 @@ from pyratok_jax.data.video.files import (
     BrokenVideoError,
     VideoInfo,
     is_image,
-    iter_frames,
+    iter_span,
     probe,
 )
 from pyratok_jax.data.video.writer import VideoWriter
@@ -156,7 +156,7 @@ class Reconstructor:
         with _Outputs(job, paths, info.fps, self._crf) as outputs:
             streamed = self.stream_beyond is not None and job.frames(info) > self.stream_beyond
             parts = self._as_one_clip if streamed else self._in_windows
-            for clip, reconstruction, ids in parts(job, info, text):
+            for clip, reconstruction, ids in parts(job, text):
                 outputs.write(clip, reconstruction)
                 quality.add(clip, reconstruction)
                 usage.add(ids)
@@ -202,16 +202,16 @@ class Reconstructor:
         config = self.tokenizer.config
         return CodeUsage(len(config.grids), config.vocabulary_size)
 
-    def _in_windows(self, job: Job, info: VideoInfo, text: Any) -> Iterator[_Part]:
+    def _in_windows(self, job: Job, text: Any) -> Iterator[_Part]:
         """(frames, reconstruction, ids) of each window, a clip of its own."""
-        for clip in cut_windows(_frames(job, info), self.window):
+        for clip in cut_windows(_frames(job), self.window):
             encoded = self.tokenizer.encode(clip, text)
             yield clip, self.tokenizer.decode(encoded), encoded.batch
 
-    def _as_one_clip(self, job: Job, info: VideoInfo, text: Any) -> Iterator[_Part]:
+    def _as_one_clip(self, job: Job, text: Any) -> Iterator[_Part]:
         """The same of each segment: the first as long as a window, later ones less its frame 0."""
         later = max(self.window - 1, self.tokenizer.temporal_factor)
-        segments = cut_windows(_frames(job, info), self.window, later)
+        segments = cut_windows(_frames(job), self.window, later)
         yield from self.tokenizer.reconstruct_segments(segments, text)
 
 
@@ -222,11 +222,10 @@ def output_paths(job: Job, folder: Path) -> tuple[Path, Path]:
     return first, second
 
 
-def _frames(job: Job, info: VideoInfo) -> Iterator[np.ndarray]:
+def _frames(job: Job) -> Iterator[np.ndarray]:
     record = job.record
-    start = round((record.start or 0.0) * info.fps)
-    stop = None if record.end is None else max(round(record.end * info.fps), start + 1)
-    return _of_one_size(iter_frames(record.media, start, stop), record.path)
+    timed = iter_span(record.media, record.start, record.end, threads=0)
+    return _of_one_size((frame for _, frame in timed), record.path)
 
 
 def _of_one_size(frames: Iterable[np.ndarray], name: str) -> Iterator[np.ndarray]:

@@ -207,6 +207,10 @@ def _encode(
     payload = clip_payload(
         clip, (info.height, info.width), options.store, options.height, options.crf, options.quality
     )
+    if options.store == "frames":
+        frames = len(payload.media)
+    elif payload.start is None and clip.start is not None:  # Encoded at a constant rate.
+        frames = decoder.count(payload.media[0])
     still = is_image(clip.path)
     span = float("inf") if still else frames / fps
     heights, widths, spans, rates = (

@@ -14,7 +14,14 @@ from flax import nnx
 from jaxtyping import Bool, Float, UInt8
 
 from pyratok_jax.data.padding import pad_to
-from pyratok_jax.data.video.files import VideoSource, iter_frames, probe
+from pyratok_jax.data.video.files import (
+    VideoSource,
+    clock_of,
+    is_image,
+    iter_span,
+    read_image,
+)
+from pyratok_jax.data.video.timeline import resampled
 from pyratok_jax.errors import UserError
 from pyratok_jax.evaluation.data.clips import resized
 from pyratok_jax.evaluation.data.mvbench import LETTERS, Question
@@ -68,16 +75,16 @@ def read_user_clip(path: VideoSource, *, frames: int, side: int, fps: float = 0.
     Raises:
         BrokenVideoError: it cannot be read.
     """
-    info = probe(path)
-    step = max(info.fps / fps, 1.0) if fps else 1.0
+    if is_image(path):
+        return UserClip(resized(read_image(path), side)[None], 1.0, False)
+    rate, margin = clock_of(path)
+    fps = min(fps, rate) if fps else rate
     taken: list[np.ndarray] = []
-    for number, frame in enumerate(iter_frames(path)):
-        if number < round(len(taken) * step):
-            continue
+    for frame in resampled(iter_span(path, threads=0), fps, margin, 1 / rate):
         if len(taken) == frames:
-            return UserClip(np.stack(taken), info.fps / step, True)
+            return UserClip(np.stack(taken), fps, True)
         taken.append(resized(frame, side))
-    return UserClip(np.stack(taken), info.fps / step, False)
+    return UserClip(np.stack(taken), fps, False)
 
 
 @dataclasses.dataclass(frozen=True)

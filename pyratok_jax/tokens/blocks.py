@@ -13,7 +13,14 @@ import numpy as np
 from pyratok_jax.data.padding import cut_windows
 from pyratok_jax.data.sources.payloads import clip_frames
 from pyratok_jax.data.sources.records import ClipRecord
-from pyratok_jax.data.video.files import BrokenVideoError, is_image, probe, resize_image
+from pyratok_jax.data.video.files import (
+    BrokenVideoError,
+    clock_of,
+    is_image,
+    iter_span,
+    resize_image,
+)
+from pyratok_jax.data.video.timeline import resampled
 
 
 @dataclass(frozen=True)
@@ -29,8 +36,8 @@ def open_clip(record: ClipRecord, fps: float = 0.0, short_side: int = 0) -> Clip
 
     Args:
         record: which.
-        fps: frames per second to keep, by leaving out frames; 0, or a rate that the clip does not
-            reach: all frames.
+        fps: frames per second to keep: the frame shown at each n / fps; 0, or a rate that the clip
+            does not reach: all frames.
         short_side: pixels that the shorter side is shrunk to; 0: never.
 
     Raises:
@@ -38,22 +45,18 @@ def open_clip(record: ClipRecord, fps: float = 0.0, short_side: int = 0) -> Clip
             the clip has no frame or frames of several sizes.
     """
     rate = record.fps or 1.0
-    if record.stored is None and not is_image(record.path):
-        rate = probe(record.media).fps
-    frames = clip_frames(record)
+    if record.stored is not None or is_image(record.path):
+        stills = enumerate(clip_frames(record))
+        timed: Iterator[tuple[float, np.ndarray]] = ((n / rate, frame) for n, frame in stills)
+        margin = 0.0
+    else:
+        rate, margin = clock_of(record.media)
+        timed = iter_span(record.media, record.start, record.end)
     if fps and fps < rate:
-        frames, rate = _thinned(frames, rate, fps), fps
+        frames, rate = resampled(timed, fps, margin, 1 / rate), fps
+    else:
+        frames = (frame for _, frame in timed)
     return ClipStream(_uniform(frames, record.path, short_side), rate)
-
-
-def _thinned(frames: Iterator[np.ndarray], rate: float, fps: float) -> Iterator[np.ndarray]:
-    """Of every 1 / fps seconds the frame shown at their beginning."""
-    kept = 0
-    for number, frame in enumerate(frames):
-        # Frame `number` is shown until (number + 1) / rate.
-        if kept * rate < (number + 1 - 1e-6) * fps:
-            kept += 1
-            yield frame
 
 
 def _uniform(frames: Iterator[np.ndarray], path: str, short_side: int) -> Iterator[np.ndarray]:

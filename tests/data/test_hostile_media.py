@@ -15,7 +15,7 @@ from PIL import Image
 from pyratok_jax.data.sources.payloads import clip_frames, clip_payload
 from pyratok_jax.data.sources.records import ClipRecord
 from pyratok_jax.data.sources.registry import load_source
-from pyratok_jax.data.video import files
+from pyratok_jax.data.video import opening
 from pyratok_jax.data.video.files import (
     BrokenVideoError,
     iter_frames,
@@ -126,7 +126,7 @@ def test_only_regular_files_are_read(tmp_path):
 
 
 def test_bombs_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "MAX_PIXELS", 1000)
+    monkeypatch.setattr(opening, "MAX_PIXELS", 1000)
     Image.new("L", (100, 100)).save(tmp_path / "big.png")
     with pytest.raises(BrokenVideoError, match="more than 1000"):
         read_image(tmp_path / "big.png")

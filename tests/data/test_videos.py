@@ -60,7 +60,7 @@ def test_read_clip_resamples_and_repeats_the_last_frame(long_video):
 def test_bytes_and_remuxed_bytes_read_like_the_file(long_video):
     data = long_video.read_bytes()
     assert numbers_of(read_clip(data, start=0.6, frames=3)) == [15, 16, 17]
-    part, start, seconds = remux(long_video, 0.6, 1.0)
+    part, start, _, seconds = remux(long_video, 0.6, 1.0)
     assert len(part) < len(data)
     assert 0 <= start <= 0.5
     clip = read_clip(part, start=start, frames=10)
@@ -163,7 +163,7 @@ def test_remote_paths_are_read_through_epath(long_video, monkeypatch):
     def fake(path):
         return real(str(path).replace("gs://bucket", str(long_video.parent)))
 
-    monkeypatch.setattr("pyratok_jax.data.video.files.epath.Path", fake)
+    monkeypatch.setattr("pyratok_jax.data.video.opening.epath.Path", fake)
     assert numbers_of(read_clip("gs://bucket/long.mp4", start=0.6, frames=2)) == [15, 16]
     with pytest.raises(BrokenVideoError) as error:
         probe("gs://bucket/missing.mp4")

@@ -4,7 +4,7 @@ Zero-shot tasks sample frames evenly over time (`sample_frames`); reconstruction
 frames from the middle and crops squares (`central_clip`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +14,15 @@ from pyratok_jax.data.sources.records import ClipRecord
 from pyratok_jax.data.sources.registry import load_source
 from pyratok_jax.data.video.files import (
     VideoSource,
+    clock_of,
     is_remote,
-    iter_frames,
+    iter_span,
     probe,
     read_clip,
     read_image,
     resize_image,
 )
+from pyratok_jax.data.video.timeline import shown_at
 from pyratok_jax.errors import UserError
 from pyratok_jax.evaluation.task import BrokenItemError, Item
 
@@ -44,8 +46,8 @@ def sample_frames(
 ) -> np.ndarray:
     """`count` frames, uint8 (count, h, w, 3): the middles of as many equal parts of the span.
 
-    Frames are counted by decoding, so that their numbers are exact whatever the header says; only
-    those that are taken are kept.
+    Each is the frame shown at the middle of its part, by the frames' own times; only those that are
+    taken are kept.
 
     Args:
         path: a video.
@@ -58,21 +60,32 @@ def sample_frames(
         BrokenItemError: the span holds no frame.
         BrokenVideoError: the video cannot be read.
     """
-    info = probe(path)
-    first = round((start or 0.0) * info.fps)
-    last = None if end is None else max(round(end * info.fps), first + 1)
-    total = max((info.frames if last is None else last) - first, 1)
+    rate, margin = clock_of(path)
+    begin = start or 0.0
+    until = probe(path).seconds if end is None else end
     for _ in range(2):  # A second time where the header was wrong about the length.
-        wanted, found, number = even_indices(total, count), {}, -1
-        for number, frame in enumerate(iter_frames(path, first, last)):
-            if number in wanted:
-                found[number] = resized(frame, side)
-        if number + 1 == total:
-            break
-        total = number + 1
-        if not total:
+        seen: list[float] = []
+        middles = [begin + (i + 0.5) * (until - begin) / count + margin for i in range(count)]
+        timed = _noted(iter_span(path, start, end), seen)
+        found = shown_at(timed, middles)
+        for _ in timed:  # To the end, whose time is wanted.
+            pass
+        if not seen:
             raise BrokenItemError(f"there is no frame between {start} s and {end} s")
-    return np.stack([found[i] for i in wanted])
+        longest = max([1 / rate, *np.diff(seen)])
+        if seen[-1] < until <= seen[-1] + 1.5 * longest:
+            break
+        until = seen[-1] + 1 / rate
+    found += found[-1:] * (count - len(found))
+    return np.stack([resized(frame, side) for frame in found])
+
+
+def _noted(
+    frames: Iterable[tuple[float, np.ndarray]], seen: list[float]
+) -> Iterator[tuple[float, np.ndarray]]:
+    for time, frame in frames:
+        seen.append(time)
+        yield time, frame
 
 
 def even_indices(available: int, count: int) -> list[int]:

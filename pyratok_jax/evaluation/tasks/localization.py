@@ -2,13 +2,14 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pyratok_jax.data.video.files import iter_frames, probe
+from pyratok_jax.data.video.files import clock_of, iter_span
+from pyratok_jax.data.video.timeline import resampled
 from pyratok_jax.evaluation.data.class_names import parse_templates, spoken
 from pyratok_jax.evaluation.data.clips import resized
 from pyratok_jax.evaluation.data.localization import (
@@ -127,11 +128,12 @@ class Localization(ProposalSettings, FeatureTask[None]):
         path = find_video(folder, item.id)
         if path is None:
             raise BrokenItemError(f"no video {item.id} in {folder}")
-        info = probe(str(path))
-        step = max(info.fps / self.fps, 1.0) if self.fps else 1.0
+        rate, margin = clock_of(str(path))
+        fps = min(self.fps, rate) if self.fps else rate
         scores, bits, size, frames = [], 0.0, (0, 0), 0
-        for clip in self._clips(str(path), step):
-            span = (frames, len(clip), info.fps / step)
+        pictures = resampled(iter_span(str(path)), fps, margin, 1 / rate)
+        for clip in self._clips(pictures):
+            span = (frames, len(clip), fps)
             features = model.video(clip, functools.partial(self._truth, item.id, *span))
             level = features.levels[0]
             vectors = normalized(level.values.mean(axis=(1, 2)))[level.rows]
@@ -141,18 +143,14 @@ class Localization(ProposalSettings, FeatureTask[None]):
         clip_size = {"frames": frames, "height": size[0], "width": size[1], "bits": bits or None}
         return {
             "scores": np.concatenate(scores).astype(np.float32),
-            "fps": info.fps / step,
+            "fps": fps,
             "clip": clip_size,
         }
 
-    def _clips(self, path: str, step: float) -> Iterator[np.ndarray]:
+    def _clips(self, pictures: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """The sampled frames in pieces that are encoded on their own."""
         held: list[np.ndarray] = []
-        taken = 0
-        for number, frame in enumerate(iter_frames(path)):
-            if number < round(taken * step):
-                continue
-            taken += 1
+        for frame in pictures:
             held.append(resized(frame, self.side))
             if len(held) == self.clip_frames:
                 yield np.stack(held)

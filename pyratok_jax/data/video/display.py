@@ -1,0 +1,116 @@
+"""From a decoded frame to what a player shows: rotation, square pixels, colour, background.
+
+Colours follow the matrix and range that the stream states. Where it states none, BT.709 is
+taken for sizes above 1279x576 and BT.601 below, in limited range, as players do. HDR is refused.
+"""
+
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
+from jaxtyping import UInt8
+from PIL import Image
+
+BACKGROUND = 255  # White: what transparent pixels are shown over.
+
+# ITU-T H.273 matrix coefficients to those of swscale. 0 is RGB, 2 is not stated.
+_MATRICES = {
+    1: Colorspace.ITU709, 4: Colorspace.FCC, 5: Colorspace.ITU601, 6: Colorspace.ITU601,
+    7: Colorspace.SMPTE240M, 9: Colorspace.BT2020,
+}  # fmt: skip
+_HDR = {16: "PQ", 18: "HLG"}  # Transfer characteristics of ITU-T H.273.
+_RGB, _NOT_STATED, _FULL = 0, (2, 3), 2
+
+
+class UnshowableError(ValueError):
+    """Colours that cannot be shown as a player shows them."""
+
+
+def unshowable(matrix: int, transfer: int) -> str | None:
+    """Why frames of this colour cannot be shown (None: they can), by the codes of H.273."""
+    if transfer in _HDR:
+        return f"its colours are HDR ({_HDR[transfer]}); convert it to SDR (BT.709) first"
+    if matrix not in _MATRICES and matrix != _RGB and matrix not in _NOT_STATED:
+        return f"its colour matrix (code {matrix} of ITU-T H.273) is not supported"
+    return None
+
+
+def pixel_aspect(stream: Any) -> Fraction:
+    """Width over height of a pixel, as a player shows it (1 where it is not stated or absurd)."""
+    ratio = stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio
+    return ratio if ratio and Fraction(1, 8) <= ratio <= 8 else Fraction(1)
+
+
+def quarter_turns(frame: Any) -> int:
+    """Quarter turns against the clock that show a decoded frame upright (display matrix)."""
+    return round(frame.rotation / 90) % 4
+
+
+def to_array(
+    frame: Any, aspect: Fraction, size: tuple[int, int] | None, scaler: VideoReformatter
+) -> UInt8[np.ndarray, "h w 3"]:
+    """A decoded frame as a player shows it: upright, with square pixels, over the background.
+
+    Args:
+        frame: PyAV's frame.
+        aspect: width over height of its pixels.
+        size: (height, width) of the result; None: the frame's, widened to square pixels.
+        scaler: one for all frames, which keeps its tables.
+
+    Raises:
+        UnshowableError: see `unshowable`.
+    """
+    reason = unshowable(frame.colorspace, frame.color_trc)
+    if reason is not None:
+        raise UnshowableError(reason)
+    turns = quarter_turns(frame)
+    if size is None:
+        height, width = frame.height, frame.width
+        width = width if aspect == 1 else max(round(width * aspect), 1)
+    else:
+        height, width = size[::-1] if turns % 2 else size
+    # Area averaging is FFmpeg's cheapest filter that does not alias when it shrinks.
+    way = "BILINEAR" if (height, width) == (frame.height, frame.width) else "AREA"
+    transparent = _is_transparent(frame.format)
+    array = scaler.reformat(
+        frame, width, height, "rgba" if transparent else "rgb24", interpolation=way,
+        src_colorspace=_matrix(frame), dst_colorspace=Colorspace.DEFAULT,
+        src_color_range=_range(frame), dst_color_range=ColorRange.JPEG,
+    ).to_ndarray()  # fmt: skip
+    array = over_background(array) if transparent else array
+    return np.ascontiguousarray(np.rot90(array, turns)) if turns else array
+
+
+def _matrix(frame: Any) -> Colorspace | None:
+    if frame.format.is_rgb:
+        return None
+    high = frame.width >= 1280 or frame.height > 576
+    return _MATRICES.get(frame.colorspace, Colorspace.ITU709 if high else Colorspace.ITU601)
+
+
+def _range(frame: Any) -> ColorRange | None:
+    if frame.format.is_rgb or frame.format.name.startswith(("yuvj", "gray", "ya", "mono")):
+        return None
+    return ColorRange.JPEG if frame.color_range == _FULL else ColorRange.MPEG
+
+
+def _is_transparent(pixels: Any) -> bool:
+    name = pixels.name
+    return name.startswith(("yuva", "rgba", "bgra", "argb", "abgr", "gbrap", "ya", "pal8"))
+
+
+def over_background(image: UInt8[np.ndarray, "h w 4"]) -> UInt8[np.ndarray, "h w 3"]:
+    """An RGBA picture over the background."""
+    alpha = image[..., 3:]
+    if (alpha == 255).all():
+        return np.ascontiguousarray(image[..., :3])
+    mixed = image[..., :3].astype(np.uint32) * alpha + BACKGROUND * (255 - alpha.astype(np.uint32))
+    return ((mixed + 127) // 255).astype(np.uint8)
+
+
+def opaque(image: Image.Image) -> Image.Image:
+    """A picture in RGB, over the background where it is transparent."""
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    return Image.fromarray(over_background(np.asarray(image.convert("RGBA"))))
