@@ -44,18 +44,17 @@ def open_clip(record: ClipRecord, fps: float = 0.0, short_side: int = 0) -> Clip
         BrokenVideoError: unreadable; also later, while frames are taken from the stream, and when
             the clip has no frame or frames of several sizes.
     """
-    rate = record.fps or 1.0
-    if record.stored is not None or is_image(record.path):
-        stills = enumerate(clip_frames(record))
-        timed: Iterator[tuple[float, np.ndarray]] = ((n / rate, frame) for n, frame in stills)
-        margin = 0.0
-    else:
+    rate, margin = record.fps or 1.0, 0.0
+    video = record.stored is None and not is_image(record.path)
+    if video:
         rate, margin = clock_of(record.media)
-        timed = iter_span(record.media, record.start, record.end)
+    frames = clip_frames(record)
     if fps and fps < rate:
+        timed: Iterator[tuple[float, np.ndarray]]
+        timed = ((number / rate, frame) for number, frame in enumerate(frames))
+        if video:
+            timed = iter_span(record.media, record.start, record.end)
         frames, rate = resampled(timed, fps, margin, 1 / rate), fps
-    else:
-        frames = (frame for _, frame in timed)
     return ClipStream(_uniform(frames, record.path, short_side), rate)
 
 
