@@ -11,6 +11,7 @@ MARKS: dict[str, tuple[str, ...]] = {
         "weights_conversion/test_i3d.py",
         "weights_conversion/test_language_model.py",
         "weights_conversion/test_lpips.py",
+        "weights_conversion/test_pyratok.py",
         "weights_conversion/test_vae.py",
         "weights_conversion/test_wan_vae.py",
         "data/test_inspect.py::test_inspects_shards",

@@ -1,11 +1,24 @@
 """Sizes by name, published and the demo's, for configs built before their weights are at hand."""
 
+from pyratok_jax.models.cogvideox.config import COGVIDEOX_2B, COGVIDEOX_5B
 from pyratok_jax.models.dino.config import DinoConfig
+from pyratok_jax.models.hunyuan_video.config import HUNYUAN_VIDEO
 from pyratok_jax.models.language.config import LanguageConfig, RopeConfig
+from pyratok_jax.models.mochi.config import MOCHI
+from pyratok_jax.models.svd.config import SVD
 from pyratok_jax.models.video_vae import VideoVAEConfig
 from pyratok_jax.models.wan_vae.config import WAN21, WAN22, tiny
 
-VAES: dict[str, VideoVAEConfig] = {"wan2.1": WAN21, "wan2.2-ti2v": WAN22, "demo": tiny()}
+VAES: dict[str, VideoVAEConfig] = {
+    "wan2.1": WAN21,
+    "wan2.2-ti2v": WAN22,
+    "cogvideox-2b": COGVIDEOX_2B,
+    "cogvideox-5b": COGVIDEOX_5B,
+    "hunyuan-video": HUNYUAN_VIDEO,
+    "mochi": MOCHI,
+    "svd": SVD,
+    "demo": tiny(),
+}
 LANGUAGE_MODELS: dict[str, LanguageConfig] = {
     "qwen2.5-vl-3b": LanguageConfig(
         vocabulary=151936,

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from pyratok_jax.data.buckets import Bucket
 from pyratok_jax.errors import UserError
 from pyratok_jax.models.dino.model import Dino
 from pyratok_jax.models.language.model import LanguageModel
+from pyratok_jax.models.sizes import VAES
 from pyratok_jax.models.wan_vae.config import tiny
 from pyratok_jax.nn.grids import grid_shape
 from pyratok_jax.reports.ablation import markdown, summarise
@@ -34,6 +36,21 @@ def _config(name):
     config.language.length = 4
     config.loss.weights.lpips = 0.0
     return config
+
+
+@pytest.mark.parametrize("name", [n for n in ABLATIONS if n.startswith("vae_")])
+def test_every_backbone_takes_the_clips_and_grids_of_its_ablation(name):
+    config, _ = parse_flags(
+        ["x", f"--config=configs/ablations.py:{name},full"],
+        default_config="configs/ablations.py",
+    )
+    vae = VAES[config.model.vae]
+    sizes = tokenizer_config(config, vae, 16)
+    for bucket in config.data.buckets:
+        t, h, w = map(int, bucket.split("*")[0].split("@")[0].split("x"))
+        vae.check_clip(t, h, w)
+        tokens = sum(math.prod(grid_shape(grid, t, h, w)) for grid in sizes.grids)
+        assert 0.05 < tokens * sizes.bits / (t * h * w) < 0.15
 
 
 @pytest.mark.parametrize("name", [n for n, one in ABLATIONS.items() if "demo" in one.scales])

@@ -35,7 +35,7 @@ _STORAGE_DTYPES: dict[str, Any] = {
     "Float8_e5m2Storage": ml_dtypes.float8_e5m2,
 }
 # Published training checkpoints put the weights under one of these keys.
-_WRAPPERS = ("state_dict", "model", "module", "params", "model_state")
+_WRAPPERS = ("state_dict", "model", "module", "params", "model_state", "model_state_dict")
 _LOCAL_HEADER = 30  # bytes of a zip member's header before its name
 
 

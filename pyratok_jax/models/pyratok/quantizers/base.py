@@ -120,7 +120,7 @@ class Quantizer(nnx.Module, abc.ABC):
 
     reads_stages: ClassVar[bool] = False
     makes_tokens: ClassVar[bool] = True
-    streams: ClassVar[bool] = False
+    streams: bool = False
     has_bit_logits: ClassVar[bool] = True
 
     @abc.abstractmethod

@@ -85,6 +85,8 @@ class LookupFreeLatent(base.Quantizer):
     def __init__(self, config: LookupFreeConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
         """Build with random weights; `dtype` is that of the way back to the latent."""
         self.depth, self.vocabulary = config.depth, config.vocabulary
+        # The signs of the latent itself need nothing of other frames.
+        self.streams = not config.project
         bits, settings = config.bits, dict[str, Any](rngs=rngs, dtype=dtype)
         self.projection = nnx.data(
             LatentProjection(config.channels, config.patch, bits, config.hidden, **settings)
