@@ -14,6 +14,7 @@ import av
 import numpy as np
 import pytest
 
+from pyratok_jax.data.sources import payloads
 from pyratok_jax.data.sources.payloads import clip_frames, clip_payload
 from pyratok_jax.data.sources.records import ClipRecord
 from pyratok_jax.data.video import timeline
@@ -27,6 +28,7 @@ from pyratok_jax.data.video.files import (
     read_clip,
     read_image,
 )
+from pyratok_jax.evaluation.data.clips import sample_frames
 from pyratok_jax.tokens.blocks import open_clip
 
 HEIGHT, WIDTH, COUNT, FPS = 64, 96, 60, 25
@@ -277,6 +279,32 @@ def test_all_readers_agree_with_a_sequential_decode(tmp_path, cell):
 @pytest.mark.parametrize("cell", CELLS, ids="-".join)
 def test_the_whole_matrix(tmp_path, cell):
     check_cell(tmp_path, *cell)
+
+
+def test_samples_of_a_span_follow_the_frames_own_times(tmp_path):
+    """One second at 25 frames per second, then three at 5."""
+    times = [n / 25 for n in range(25)] + [1 + n / 5 for n in range(15)]
+    encode(tmp_path / "screen.mp4", "mp4", "h264", times, False)
+    found = sample_frames(str(tmp_path / "screen.mp4"), 8, 0, start=2.0, end=4.0)
+    numbers = list(range(len(times)))
+    assert seen(found) == [shown(numbers, times, 2 + (i + 0.5) / 4) for i in range(8)]
+
+
+def test_prepare_rejects_what_it_cannot_read_back(tmp_path, monkeypatch):
+    encode(tmp_path / "film.mp4", "mp4", "h264", written_times("constant"), False)
+    clip = ClipRecord("x", str(tmp_path / "film.mp4"), start=0.2, end=0.6)
+    write = payloads._encoded
+
+    def shifted(frames, fps, crf):
+        return write((np.roll(f, f.shape[0] // 2, 0) for f in frames), fps, crf)
+
+    def shortened(frames, fps, crf):
+        return write(itertools.islice(frames, 3), fps, crf)
+
+    for encoder, reason in ((shifted, "differs from the clip by"), (shortened, "fewer frames")):
+        monkeypatch.setattr(payloads, "_encoded", encoder)
+        with pytest.raises(BrokenVideoError, match=reason):
+            clip_payload(clip, (HEIGHT, WIDTH), "reencode", 0, 12, 95)
 
 
 def main() -> None:
