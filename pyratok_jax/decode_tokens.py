@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from pyratok_jax.errors import UserError, run_cli
-from pyratok_jax.io.cli import command_parser
+from pyratok_jax.io.cli import add_no_verify, command_parser
 from pyratok_jax.io.progress import progress_bar
 from pyratok_jax.tokenizer import load_tokenizer, local_devices
 from pyratok_jax.tokens.dataset import TokenDataset, read_all
@@ -36,6 +36,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--force", action="store_true", help="decode tokens of another checkpoint or schema"
     )
+    add_no_verify(p)
     return p
 
 

@@ -1,8 +1,10 @@
 """Errors that a user can act on, and the one wrapper that every command runs in."""
 
 import dataclasses
+import errno
+import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import NoReturn
 
 EXIT_USER_ERROR = 2
@@ -23,7 +25,8 @@ def run_cli(main: Callable[[], int | None]) -> NoReturn:
     """Run a command's `main` and exit the process.
 
     Exit codes: what `main` returns (None counts as 0); 2 for a `UserError`, printed as one line
-    without a traceback; 130 for Ctrl-C. Any other exception is a defect and keeps its traceback.
+    without a traceback, as is what the machine refuses (`environment_reason`); 130 for Ctrl-C. Any
+    other exception is a defect and keeps its traceback.
     """
     try:
         code = main() or 0
@@ -33,7 +36,61 @@ def run_cli(main: Callable[[], int | None]) -> NoReturn:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = EXIT_INTERRUPTED
+    except Exception as error:
+        reason = environment_reason(error)
+        if reason is None:
+            raise
+        print("error: " + " ".join(reason.split()), file=sys.stderr)
+        code = EXIT_USER_ERROR
     sys.exit(code)
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_REFUSED = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR,
+    errno.EEXIST, errno.ENOTEMPTY, errno.ENOENT, errno.EIO, errno.ESTALE, errno.EBUSY,
+)  # fmt: skip
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Whether an error, or one that it was raised from, says that no more can be written."""
+    for one in _chain(error):
+        if isinstance(one, OSError) and one.errno in _FULL:
+            return True
+        text = str(one).lower()
+        if any(os.strerror(number).lower() in text for number in _FULL):
+            return True
+    return False
+
+
+def environment_reason(error: BaseException) -> str | None:
+    """What the machine refused, in one line: a full disk, too many open files, no such path.
+
+    None for an error that is not of that kind.
+    """
+    named = next((e for e in _chain(error) if isinstance(e, OSError) and e.filename), None)
+    place = "" if named is None else f" ({os.fsdecode(named.filename)})"
+    if is_full_disk(error):
+        return (
+            f"the disk is full{place}: what was finished is kept; make room and run the same "
+            "command again to resume"
+        )
+    for one in _chain(error):
+        if isinstance(one, OSError) and one.errno in (errno.EMFILE, errno.ENFILE):
+            return f"too many open files{place}; raise the limit with `ulimit -n`"
+    if named is not None and named.errno in _REFUSED:
+        return f"{os.fsdecode(named.filename)}: {named.strerror}; make it readable and writable"
+    return None
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An error and those that it was raised from."""
+    seen: set[int] = set()
+    one: BaseException | None = error
+    while one is not None and id(one) not in seen:
+        seen.add(id(one))
+        yield one
+        one = one.__cause__ or (None if one.__suppress_context__ else one.__context__)
 
 
 def check_fields(keys: Iterable[str], config: type, what: str) -> None:

@@ -18,7 +18,7 @@ from pyratok_jax.evaluation.engine import (
     unique_items,
 )
 from pyratok_jax.evaluation.task import TASKS, Model, Task, load_task, parse_settings
-from pyratok_jax.io.cli import command_parser
+from pyratok_jax.io.cli import add_no_verify, command_parser
 
 BASELINES = ("oracle", "random")
 
@@ -60,6 +60,7 @@ def parser() -> argparse.ArgumentParser:
         help="take the shard from JAX's processes (one per host of a TPU slice)",
     )
     p.add_argument("--restart", action="store_true", help="forget the results in --output")
+    add_no_verify(p)
     return p
 
 

@@ -10,15 +10,22 @@ from rich.progress import TextColumn
 from pyratok_jax.data.sources.records import ClipRecord
 from pyratok_jax.data.sources.registry import load_source
 from pyratok_jax.errors import UserError, run_cli
-from pyratok_jax.io.cli import command_parser
+from pyratok_jax.io.cli import add_no_verify, command_parser
+from pyratok_jax.io.locks import folder_lock
 from pyratok_jax.io.progress import progress_bar
 from pyratok_jax.io.sharded_job import REJECTED, check_output
 from pyratok_jax.io.shards import FORMATS
 from pyratok_jax.tokenizer import Tokenizer, load_tokenizer, local_devices
 from pyratok_jax.tokens.card import CARD_TEXT, write_card
-from pyratok_jax.tokens.exporting import Machine, Progress, export, rates, shards_of
+from pyratok_jax.tokens.exporting import (
+    Machine,
+    Progress,
+    drop_damaged,
+    export,
+    rates,
+    shards_of,
+)
 from pyratok_jax.tokens.plan import ExportOptions, ExportPlan, provenance_of, source_fingerprint
-from pyratok_jax.tokens.shards import export_lock
 
 _SIZES = {
     "shards": "number of files",
@@ -61,6 +68,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--buffer-mb", type=int, default=m.buffer_bytes >> 20, help="decoded frames held at once"
     )
+    add_no_verify(p)
     return p
 
 
@@ -119,8 +127,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         source_fingerprint(records), len(records),
     )  # fmt: skip
     output.mkdir(parents=True, exist_ok=True)
-    with export_lock(str(output), machine.index, machine.count):
+    lock = folder_lock(
+        output, machine.index, machine.count, "exporting to", "give another --output"
+    )
+    with lock:
         plan.write_or_compare()
+        for name in drop_damaged(plan, machine):
+            console.print(f"{name} is damaged and is made again", markup=False, soft_wrap=True)
         progress = run(plan, records, tokenizer, machine, console)
         card = write_card(plan)
     console.print(f"encoded {progress.clips} videos, rejected {progress.rejected}")

@@ -13,7 +13,7 @@ from pyratok_jax import __version__
 from pyratok_jax.data.video.files import BrokenVideoError, probe
 from pyratok_jax.errors import UserError, run_cli
 from pyratok_jax.io.atomic import write_json
-from pyratok_jax.io.cli import command_parser
+from pyratok_jax.io.cli import add_no_verify, command_parser
 from pyratok_jax.io.progress import progress_bar
 
 EXIT_SOME_SKIPPED = 3
@@ -58,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
         "--lpips", choices=sorted(_LPIPS), default="vgg", help="networks; the slowest measure"
     )
     p.add_argument("--crf", type=int, default=12, help="H.264 quality of the files, 0 (best) to 51")
+    add_no_verify(p)
     return p
 
 

@@ -16,6 +16,7 @@ from pyratok_jax.errors import EXIT_INTERRUPTED, UserError, run_cli
 def main() -> int:
     """Run one training; returns the exit code."""
     from pyratok_jax import demo
+    from pyratok_jax.training.checkpoints import locked
     from pyratok_jax.training.config import parse_command
     from pyratok_jax.training.distributed.coordinator import join_hosts
     from pyratok_jax.training.distributed.heartbeat import heartbeats
@@ -28,7 +29,7 @@ def main() -> int:
     profiled_steps(config.profile_steps)
     dumped = dump_programs(dump_to)
     join_hosts(config.multi_host, config.host_timeout)
-    with heartbeats(config.host_timeout, config.step_timeout):
+    with heartbeats(config.host_timeout, config.step_timeout), locked(workdir):
         run: Run = lookup(TASKS | demo.TASKS, config.task, "task")
         outputs = run(config, workdir)
     if outputs is None:

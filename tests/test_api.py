@@ -14,7 +14,8 @@ from flax import nnx
 import pyratok_jax as pt
 from pyratok_jax import export_tokens
 from pyratok_jax.checkpoints.partition import Partition
-from pyratok_jax.checkpoints.weights import read_config, weights_hash
+from pyratok_jax.checkpoints.verification import weights_hash
+from pyratok_jax.checkpoints.weights import read_config
 from pyratok_jax.models.pyratok.model import PyraTok, PyraTokConfig
 from pyratok_jax.nn.lora import LoRAParam
 from pyratok_jax.tokenizer import write_description

@@ -16,7 +16,7 @@ from tests.tiers import MARKS
 ROOT = Path(__file__).parents[1]
 # Lowest first. Every module of the package that is not listed is a command, above all of them.
 LAYERS = (
-    "errors", "assets", "io", "nn", "models", "checkpoints", "data", "metrics", "losses",
+    "errors", "io", "assets", "nn", "models", "checkpoints", "data", "metrics", "losses",
     "tokenizer", "reports", "tokens", "evaluation", "training", "demo", "pods",
 )  # fmt: skip
 PACKAGE, CONVERTERS = (sorted((ROOT / name).rglob("*.py")) for name in

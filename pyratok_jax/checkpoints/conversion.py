@@ -15,8 +15,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pyratok_jax.assets.fetch import sha256_of
 from pyratok_jax.checkpoints.foreign.sources import TensorSource
-from pyratok_jax.checkpoints.weights import FORMAT, as_dtype, as_sharding, weights_hash
+from pyratok_jax.checkpoints.verification import weights_hash
+from pyratok_jax.checkpoints.weights import FORMAT, as_dtype, as_sharding
 from pyratok_jax.errors import UserError
 from pyratok_jax.io.atomic import new_folder
 
@@ -243,7 +245,7 @@ def write_checkpoint(
         _save_arrays(folder / "weights", arrays)
         arrays.clear()
         scratch.unlink()
-        record = {
+        record: dict[str, Any] = {
             "format": FORMAT,
             "kind": kind,
             "dtype": dtype,
@@ -251,10 +253,12 @@ def write_checkpoint(
             "source": [file.name for file in plan.source.files],
             "shapes": {name: list(shape) for name, shape in plan.shapes.items()},
             "config": dict(config),
+            "files": {},
         }
-        (folder / "config.json").write_text(json.dumps(record, indent=1) + "\n")
         for file in copy:
             shutil.copyfile(file, folder / file.name)
+            record["files"][file.name] = sha256_of(folder / file.name)
+        (folder / "config.json").write_text(json.dumps(record, indent=1) + "\n")
     return output
 
 

@@ -15,9 +15,11 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from pyratok_jax.checkpoints.modules import build_module, module_shapes
-from pyratok_jax.checkpoints.weights import load_checkpoint, read_config, weights_hash
+from pyratok_jax.checkpoints.verification import weights_hash
+from pyratok_jax.checkpoints.weights import load_checkpoint, read_config
 from pyratok_jax.errors import UserError
 from pyratok_jax.io.atomic import write_bytes
+from pyratok_jax.io.documents import refusing
 from pyratok_jax.models.dino.config import DinoConfig
 from pyratok_jax.models.dino.model import Dino
 from pyratok_jax.models.language.kernels import GROUPS
@@ -62,7 +64,8 @@ def load_backbone(spec: str, *, sharding: Any = None) -> Backbone:
         return Backbone(config_from_dict(sizes), arrays, weights_hash(arrays))
     families = kinds()
     record = read_config(spec, *families)
-    config = config_from_dict({"family": families[record["kind"]], **record["config"]})
+    with refusing(f"{spec}/config.json"):
+        config = config_from_dict({"family": families[record["kind"]], **record["config"]})
     shapes = {name: tuple(shape) for name, shape in record["shapes"].items()}
     arrays = load_checkpoint(spec, shapes, sharding=sharding)
     return Backbone(config, arrays, record["sha256"])
@@ -92,7 +95,8 @@ def load_dino(path: str | Path, *, dtype: DTypeLike = jnp.float32) -> Dino:
     Raises:
         UserError: no such folder, or one of another kind.
     """
-    config = DinoConfig(**read_config(path, "dino")["config"])
+    with refusing(f"{path}/config.json"):
+        config = DinoConfig(**read_config(path, "dino")["config"])
     arrays = load_checkpoint(path, module_shapes(lambda: Dino(config, rngs=nnx.Rngs(0))))
     return build_module(lambda: Dino(config, rngs=nnx.Rngs(0), dtype=dtype), arrays)
 

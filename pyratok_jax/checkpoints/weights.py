@@ -5,18 +5,26 @@ Such a folder holds `config.json` (kind, model configuration, dtype, source, has
 written by `conversion.write_checkpoint`.
 """
 
-import hashlib
-import json
+import contextlib
+import dataclasses
+import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import ml_dtypes
 import numpy as np
+from pydantic import Field
 
+from pyratok_jax.checkpoints.verification import verify_folder
 from pyratok_jax.errors import UserError
+from pyratok_jax.io.documents import checked, read_json
 
 FORMAT = "pyratok-jax-weights-1"
+_CONVERTER = "weights_conversion"
+_ADVICE = "convert the weights again, or put the original folder back"
+_PART_BYTES = 1 << 30  # of arrays that are in memory at once while they are hashed
 DTYPES: dict[str, Any] = {
     "float32": np.dtype(np.float32),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
@@ -37,37 +45,35 @@ def as_dtype(dtype: Any) -> np.dtype:
     return np.dtype(dtype)
 
 
-def weights_hash(arrays: Mapping[str, np.ndarray] | Iterator[tuple[str, np.ndarray]]) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes in sorted order of the names.
+@dataclasses.dataclass(frozen=True)
+class FolderRecord:
+    """What `config.json` of a converted folder holds; folders of old name no `files`."""
 
-    An iterator must already be sorted by name.
-    """
-    digest = hashlib.sha256()
-    for name, array in sorted(arrays.items()) if isinstance(arrays, Mapping) else arrays:
-        digest.update(f"{name}|{np.dtype(array.dtype).name}|{tuple(array.shape)}|".encode())
-        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()
+    format: str
+    kind: str
+    dtype: Literal["float32", "bfloat16", "float16"]
+    sha256: str
+    shapes: dict[str, list[Annotated[int, Field(ge=0)]]]
+    config: dict[str, Any]
+    source: list[str] = dataclasses.field(default_factory=list)
+    files: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 def read_config(folder: str | Path, *kinds: str) -> dict[str, Any]:
-    """The record in a converted folder's `config.json`.
+    """The record in a converted folder's `config.json`, with the keys of `FolderRecord`.
 
     Raises:
-        UserError: no such folder, not one of ours, or none of these kinds of model.
+        UserError: no such folder, not one of ours, none of these kinds of model, or damaged.
     """
     path = Path(folder) / "config.json"
-    try:
-        record = json.loads(path.read_text())
-    except OSError as error:
-        raise UserError(
-            f"{folder}: no config.json; expected a folder written by weights_conversion"
-        ) from error
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error})") from error
+    if not path.exists():
+        raise UserError(f"{folder}: no config.json; expected a folder written by {_CONVERTER}")
+    record = read_json(path)
     if not isinstance(record, dict) or record.get("format") != FORMAT:
-        raise UserError(f"{path}: not a converted checkpoint; convert it with weights_conversion")
+        raise UserError(f"{path}: not a converted checkpoint; convert it with {_CONVERTER}")
     if record.get("kind") not in kinds:
         raise UserError(f"{path}: holds a {record.get('kind')}, expected a {' or '.join(kinds)}")
+    checked(record, FolderRecord, os.fspath(path), _ADVICE)
     return record
 
 
@@ -80,6 +86,8 @@ def load_checkpoint(
 ) -> dict[str, Any]:
     """Read a converted folder's arrays as `jax.Array`s, each device reading only its own part.
 
+    The stored values are checked against the folder's hash first (`verification`).
+
     Args:
         folder: written by `conversion.write_checkpoint`.
         shapes: name -> shape that the model has now; checked against the folder.
@@ -88,13 +96,13 @@ def load_checkpoint(
             or None for the default device.
 
     Raises:
-        UserError: when names or shapes differ from the folder's.
+        UserError: names or shapes differ from the folder's, or its files are damaged.
     """
     import jax
-    import orbax.checkpoint as ocp
 
-    record = json.loads((Path(folder) / "config.json").read_text())
-    stored = {name: tuple(shape) for name, shape in record["shapes"].items()}
+    path = Path(folder) / "config.json"
+    record = checked(read_json(path), FolderRecord, os.fspath(path), _ADVICE)
+    stored = {name: tuple(shape) for name, shape in record.shapes.items()}
     wanted = {name: tuple(shape) for name, shape in shapes.items()}
     if stored != wanted:
         names = sorted(k for k in stored.keys() | wanted.keys() if stored.get(k) != wanted.get(k))
@@ -102,11 +110,28 @@ def load_checkpoint(
             f"{folder}: {len(names)} arrays differ from the model's, first {names[0]}: "
             f"{stored.get(names[0])} stored, {wanted.get(names[0])} needed; convert it again"
         )
-    value_type = as_dtype(dtype or record["dtype"])
+    value_type = as_dtype(dtype or record.dtype)
     tree = {
         name: jax.ShapeDtypeStruct(shape, value_type, sharding=as_sharding(sharding, name, shape))
         for name, shape in wanted.items()
     }
+    weights = (Path(folder) / "weights").absolute()
+    with _restoring(weights) as checkpointer:
+        _check_files(weights, checkpointer, stored)
+        verify_folder(weights, record.sha256, lambda: _stored(checkpointer, weights, record))
+        return _restore(checkpointer, weights, tree)
+
+
+@contextlib.contextmanager
+def _restoring(weights: Path) -> Iterator[Any]:
+    """An Orbax checkpointer for reading `weights` in this process alone.
+
+    Raises:
+        UserError: whatever Orbax raises for files that are damaged or missing.
+    """
+    import jax
+    import orbax.checkpoint as ocp
+
     alone = ocp.options.MultiprocessingOptions()
     if jax.process_count() > 1:
         # Each process reads its own part without waiting for the others, which may not read at all.
@@ -114,12 +139,55 @@ def load_checkpoint(
         alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
     handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
     with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
-        return checkpointer.restore(
-            (Path(folder) / "weights").absolute(),
-            args=ocp.args.PyTreeRestore(
-                item=tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree)
-            ),
-        )
+        try:
+            yield checkpointer
+        except (UserError, MemoryError):
+            raise
+        except Exception as error:  # Orbax and TensorStore raise many types for damaged files.
+            raise UserError(f"{weights} is damaged ({first_line(error)}); {_ADVICE}") from error
+
+
+def _check_files(weights: Path, checkpointer: Any, stored: Mapping[str, tuple[int, ...]]) -> None:
+    """Compare the shapes of the arrays on disk with those that config.json says."""
+    metadata = checkpointer.metadata(weights).item_metadata
+    found = {name: tuple(meta.shape) for name, meta in dict(metadata).items()}
+    if found != dict(stored):
+        raise UserError(f"{weights}: its arrays are not those that config.json names; {_ADVICE}")
+
+
+def _stored(checkpointer: Any, weights: Path, record: FolderRecord) -> Iterator[Any]:
+    """(name, NumPy array) of all stored arrays in the order of their names, a part at a time."""
+    import jax
+
+    cpu = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+    dtype = as_dtype(record.dtype)
+    part: dict[str, Any] = {}
+    size = 0
+    names = sorted(record.shapes)
+    for name in names:
+        shape = tuple(record.shapes[name])
+        part[name] = jax.ShapeDtypeStruct(shape, dtype, sharding=cpu)
+        size += math.prod(shape) * dtype.itemsize
+        if size >= _PART_BYTES or name == names[-1]:
+            for key, array in sorted(_restore(checkpointer, weights, part).items()):
+                yield key, np.asarray(array)
+            part, size = {}, 0
+
+
+def _restore(checkpointer: Any, weights: Path, tree: Mapping[str, Any]) -> dict[str, Any]:
+    import orbax.checkpoint as ocp
+
+    arguments = ocp.checkpoint_utils.construct_restore_args(dict(tree))
+    return checkpointer.restore(
+        weights,
+        args=ocp.args.PyTreeRestore(item=dict(tree), restore_args=arguments, partial_restore=True),
+    )
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type where there is none."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
 
 
 def as_sharding(sharding: Any, name: str, shape: Sequence[int]) -> Any:

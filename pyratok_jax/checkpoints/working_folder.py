@@ -6,14 +6,39 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from pyratok_jax.checkpoints import verification
+from pyratok_jax.checkpoints.checksums import check
+from pyratok_jax.checkpoints.weights import first_line
 from pyratok_jax.errors import UserError
+from pyratok_jax.io.documents import read_json
+
+CHECKSUMS = "checksums"  # key of a checkpoint's data item
 
 
 def newest_step(workdir: Path) -> int | None:
     """Step of the newest complete checkpoint of a working folder."""
+    return max(steps_of(workdir), default=None)
+
+
+def steps_of(workdir: Path) -> list[int]:
+    """Steps of the complete checkpoints of a working folder, ascending."""
     folder = workdir / "checkpoints"
-    steps = [int(p.name) for p in folder.iterdir() if p.name.isdigit()] if folder.is_dir() else []
-    return max(steps, default=None)
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return sorted(int(name) for name in names if is_step(name))
+
+
+def is_step(name: str) -> bool:
+    """Whether a folder's name is that of a checkpoint."""
+    return name.isascii() and name.isdigit()
+
+
+def older_advice(workdir: Path, step: int) -> str:
+    """What to do about a damaged checkpoint."""
+    older = [other for other in steps_of(workdir) if other < step]
+    place = workdir / "checkpoints"
+    if older:
+        return f"remove {place / str(step)} to use step {older[-1]}, or restore it from a copy"
+    return f"restore {place / str(step)} from a copy, or train again in another --workdir"
 
 
 def read_parameters(workdir: Path, step: int, prefer_ema: bool = True) -> dict[str, Any]:
@@ -28,9 +53,18 @@ def read_parameters(workdir: Path, step: int, prefer_ema: bool = True) -> dict[s
             meta = checkpointer.metadata(path).item_metadata
             tree = jax.tree.map(_abstract_on_host, dict(meta))
             state = checkpointer.restore(path, args=ocp.args.StandardRestore(tree))
-    except (ValueError, KeyError, FileNotFoundError, OSError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0][:200]
-        raise UserError(f"{path.parent}: not a readable checkpoint ({reason})") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # Orbax and TensorStore raise many types for damaged files.
+        raise UserError(
+            f"{path.parent} is no readable checkpoint ({first_line(error)}); "
+            f"{older_advice(workdir, step)}"
+        ) from error
+    if verification.enabled():
+        data = path.parent / "data" / "metadata"
+        recorded = read_json(data, advice=older_advice(workdir, step)) if data.exists() else {}
+        recorded = recorded.get(CHECKSUMS) if isinstance(recorded, dict) else None
+        check(dict(state), recorded or {}, str(path), older_advice(workdir, step))
     return state["ema"] if prefer_ema and state.get("ema") else state["params"]
 
 

@@ -10,6 +10,7 @@ describes the dataset, from the reports alone, so that it does not matter who co
     OUTPUT/dataset_info.json, features.json          TFDS's metadata
 """
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -20,9 +21,10 @@ from etils import epath
 
 from pyratok_jax.errors import UserError
 from pyratok_jax.io.atomic import publish, write_json, write_text
+from pyratok_jax.io.documents import read_json
 from pyratok_jax.io.shards import shard_name, write_tfds_metadata
 
-REPORTS, REJECTED = "reports", "rejected.jsonl"
+REPORTS, REJECTED, HASHES = "reports", "rejected.jsonl", "sha256"
 Report = dict[str, Any]
 
 
@@ -72,13 +74,35 @@ class ShardedJob:
             key: what it has to be made from, as it was given to `publish`.
         """
         try:
-            report = json.loads(self.report_path(number).read_text())
+            report = read_json(self.report_path(number))
+            if not isinstance(report, dict) or not isinstance(report.get("rejected"), list):
+                return None
             size = self.shard_path(number).stat().length
             whole = size == report.get("file_bytes", size) and report.get("key") == key
-        except (OSError, ValueError, AttributeError):
+        except (OSError, UserError):
             return None
         there = all(self.report_path(number, suffix).exists() for suffix in self.companions)
         return report if whole and there else None
+
+    def is_intact(self, number: int) -> bool:
+        """Whether a finished shard and its companions hold the bytes that were published.
+
+        They are read whole. Reports of old name no hashes; their shards count as intact.
+        """
+        report = self.finished_report(number)
+        hashes = (report or {}).get(HASHES)
+        if not isinstance(hashes, dict):
+            return True
+        places = {"": self.shard_path(number)}
+        places |= {suffix: self.report_path(number, suffix) for suffix in self.companions}
+        try:
+            return all(hashes.get(suffix) == _sha256(path) for suffix, path in places.items())
+        except OSError:
+            return False
+
+    def withdraw(self, number: int) -> None:
+        """Remove a shard's report, so that the shard is written again."""
+        self.report_path(number).unlink(missing_ok=True)
 
     def is_done(self, number: int, key: str | None = None) -> bool:
         """Whether a shard is complete, and made from what `key` stands for."""
@@ -105,6 +129,8 @@ class ShardedJob:
         whole = dict(report) | {"file_bytes": local.stat().st_size}
         if key is not None:
             whole["key"] = key
+        files = {"": local, **(companions or {})}
+        whole[HASHES] = {name: _sha256(epath.Path(file)) for name, file in files.items()}
         publish(local, self.shard_path(number))
         for suffix, file in (companions or {}).items():
             publish(file, self.report_path(number, suffix))
@@ -133,6 +159,14 @@ class ShardedJob:
             epath.Path(self.output), dataset=self.dataset, kind=self.format, features=features,
             lengths=lengths, size=size, description=description,
         )  # fmt: skip
+
+
+def _sha256(path: epath.Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def check_output(output: str) -> epath.Path:

@@ -4,22 +4,24 @@ A working folder holds `tokenizer.json` (sizes, frozen parts by specification an
 `checkpoints/` (what training changed).
 """
 
+import dataclasses
 import hashlib
-import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from pydantic import Field
 
 from pyratok_jax.checkpoints.partition import restore_module
 from pyratok_jax.checkpoints.pretrained import load_backbone, load_language
-from pyratok_jax.checkpoints.weights import weights_hash
-from pyratok_jax.checkpoints.working_folder import newest_step, read_parameters
+from pyratok_jax.checkpoints.verification import weights_hash
+from pyratok_jax.checkpoints.working_folder import is_step, newest_step, read_parameters
 from pyratok_jax.data.captions import CaptionTokenizer
 from pyratok_jax.errors import UserError
 from pyratok_jax.io.atomic import write_json
+from pyratok_jax.io.documents import checked, read_json, refusing
 from pyratok_jax.models.alignment import Alignment
 from pyratok_jax.models.language.text import TextEncoder
 from pyratok_jax.models.pyratok.config import PyraTokConfig
@@ -28,6 +30,7 @@ from pyratok_jax.tokenizer.tokenizer import Tokenizer
 
 FORMAT = "pyratok-jax-tokenizer-1"
 DESCRIPTION = "tokenizer.json"
+_ADVICE = "restore the file as the training wrote it, or resume the training, which writes it"
 
 
 def write_description(
@@ -68,21 +71,23 @@ def load_tokenizer(checkpoint: str | Path) -> Tokenizer:
             trained with.
     """
     workdir, step = _locate(Path(checkpoint))
-    description = _read_description(workdir)
-    config = PyraTokConfig.from_dict(description["tokenizer"])
+    description = read_description(workdir)
+    where = str(workdir / DESCRIPTION)
+    with refusing(where, _ADVICE):
+        config = PyraTokConfig.from_dict(description["tokenizer"])
     backbone = load_backbone(description["backbone"]["spec"])
     _same(workdir, "backbone", description["backbone"], backbone.sha256)
     arrays = read_parameters(workdir, step)
     names = {f"tokenizer.vae.{name}": jnp.asarray(v) for name, v in backbone.arrays.items()}
     misfit = f"{workdir}: its checkpoint does not fit its {DESCRIPTION}"
-    # Before descriptions had a dtype, every tokenizer was read as float32.
     dtype = jnp.dtype(description.get("dtype", "float32"))
-    model, _ = restore_module(
-        lambda: PyraTok(config, rngs=nnx.Rngs(0), dtype=dtype),
-        "tokenizer",
-        names | dict(arrays),
-        misfit,
-    )
+    with refusing(where, _ADVICE):
+        model, _ = restore_module(
+            lambda: PyraTok(config, rngs=nnx.Rngs(0), dtype=dtype),
+            "tokenizer",
+            names | dict(arrays),
+            misfit,
+        )
     text, captions, language_hash = None, None, ""
     if description["language_model"]:
         said = description["language_model"]
@@ -96,9 +101,10 @@ def load_tokenizer(checkpoint: str | Path) -> Tokenizer:
     alignment = None
     if description["alignment"]:
         values = description["alignment"]
-        alignment, _ = restore_module(
-            lambda: Alignment(**values, rngs=nnx.Rngs(0)), "alignment", arrays, misfit
-        )
+        with refusing(f"{where}: alignment", _ADVICE):
+            alignment, _ = restore_module(
+                lambda: Alignment(**values, rngs=nnx.Rngs(0)), "alignment", arrays, misfit
+            )
     own = {k: np.asarray(v) for k, v in arrays.items()}
     parts = [weights_hash(own), backbone.sha256, language_hash, config.fingerprint()]
     digest = hashlib.sha256("|".join(parts).encode()).hexdigest()
@@ -116,7 +122,7 @@ def _locate(path: Path) -> tuple[Path, int]:
     """(working folder, step) of what the user named."""
     if not path.exists():
         raise UserError(f"--checkpoint {path}: no such folder; name the --workdir of a training")
-    if path.parent.name == "checkpoints" and path.name.isdigit():
+    if path.parent.name == "checkpoints" and is_step(path.name):
         return path.parent.parent, int(path.name)
     step = newest_step(path) if path.is_dir() else None
     if step is None:
@@ -124,16 +130,48 @@ def _locate(path: Path) -> tuple[Path, int]:
     return path, step
 
 
-def _read_description(workdir: Path) -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True)
+class FrozenPart:
+    """Frozen weights in a description."""
+
+    spec: str
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenLanguage(FrozenPart):
+    """The language model in a description: tokens per caption, and bits of its kernels."""
+
+    length: Annotated[int, Field(ge=1, le=1 << 20)]
+    bits: Literal[0, 4, 8] = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """What `tokenizer.json` holds, see `write_description`."""
+
+    tokenizer: dict[str, Any]
+    backbone: FrozenPart
+    language_model: FrozenLanguage | None
+    alignment: dict[str, Any] | None
+    # Before descriptions had a dtype, every tokenizer was read as float32.
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+
+
+def read_description(workdir: Path) -> dict[str, Any]:
+    """The content of `tokenizer.json`, with the keys of `Description`.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
     path = workdir / DESCRIPTION
-    try:
-        values = json.loads(path.read_text())
-        if values["format"] != FORMAT:
-            raise UserError(f"{path} is of format {values['format']}, expected {FORMAT}")
-    except OSError as error:
-        raise UserError(f"{workdir} has no {DESCRIPTION}: it holds no tokenizer") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is no description of a tokenizer ({error})") from error
+    if not path.exists():
+        raise UserError(f"{workdir} has no {DESCRIPTION}: it holds no tokenizer")
+    values = read_json(path)
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        found = values.get("format") if isinstance(values, dict) else type(values).__name__
+        raise UserError(f"{path} is of format {found}, expected {FORMAT}")
+    checked(values, Description, str(path), _ADVICE)
     return values
 
 

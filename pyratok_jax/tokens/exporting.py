@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pyratok_jax.checkpoints import verification
 from pyratok_jax.data.sources.records import ClipRecord
+from pyratok_jax.errors import is_full_disk
 from pyratok_jax.tokens.batches import Batch, Encoding, ShapeBatcher
 from pyratok_jax.tokens.plan import ExportPlan
 from pyratok_jax.tokens.prefetch import Budget, ClipEnd, ReadBlock, ReaderFailure, Readers
-from pyratok_jax.tokens.shards import ShardSpool, full_disk, is_full_disk
+from pyratok_jax.tokens.shards import ShardSpool, full_disk, is_complete
 
 _OPEN_SHARDS = 3  # Shards that may be read but not finished, before batches go out unfilled.
 
@@ -48,6 +50,24 @@ def shards_of(plan: ExportPlan, machine: Machine) -> list[int]:
     """The shards that a process has to make and that are not finished."""
     own = range(machine.index, plan.options.shards, machine.count)
     return [number for number in own if not plan.job.is_done(number)]
+
+
+def drop_damaged(plan: ExportPlan, machine: Machine) -> list[str]:
+    """Withdraw those finished shards of a process that are not what was written.
+
+    Returns:
+        their names; `export` makes them again.
+    """
+    damaged = []
+    for number in range(machine.index, plan.options.shards, machine.count):
+        report = plan.job.finished_report(number)
+        if report is None:
+            continue
+        if is_complete(report) and (not verification.enabled() or plan.job.is_intact(number)):
+            continue
+        plan.job.withdraw(number)
+        damaged.append(plan.job.shard_name(number))
+    return damaged
 
 
 def export(

@@ -13,7 +13,7 @@ from rich.table import Table
 from pyratok_jax.errors import UserError, run_cli
 from pyratok_jax.io import html
 from pyratok_jax.io.atomic import write_json, write_png, write_text
-from pyratok_jax.io.cli import command_parser
+from pyratok_jax.io.cli import add_no_verify, command_parser
 from pyratok_jax.io.sharded_job import check_output
 from pyratok_jax.metrics.code_usage import count_codes, counted_bits, usage
 from pyratok_jax.reports.pictures import token_maps
@@ -40,6 +40,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--output", default="token_inspection", help="folder for the report")
     p.add_argument("--checkpoint", default="", help="working folder of the tokenizer: also decode")
     p.add_argument("--pictures", type=int, default=12, help="records on the contact sheet")
+    add_no_verify(p)
     return p
 
 

@@ -15,6 +15,7 @@ from pyratok_jax.data.sources.records import ClipRecord
 from pyratok_jax.data.sources.shards import ShardRecords
 from pyratok_jax.errors import UserError
 from pyratok_jax.io.atomic import write_json
+from pyratok_jax.io.documents import read_json
 from pyratok_jax.io.sharded_job import ShardedJob
 from pyratok_jax.tokens.schema import SCHEMA_VERSION
 
@@ -267,10 +268,7 @@ class ExportPlan:
         if not path.exists():
             write_json(path, self.to_dict())
             return
-        try:
-            found = json.loads(path.read_text())
-        except ValueError as error:
-            raise UserError(f"{path} is damaged; give another --output") from error
+        found = read_json(path, dict[str, Any], advice="give another --output")
         wanted = json.loads(json.dumps(self.to_dict()))
         # The same clips may be named in another way, for example by an absolute path.
         different = [k for k in wanted if k != "source" and found.get(k) != wanted[k]]

@@ -1,4 +1,4 @@
-"""One shard of an export while it grows, its report when it is finished, and the export's lock.
+"""One shard of an export while it grows, and its report when it is finished.
 
 Tokens arrive in the order in which batches were done. They are kept in a scratch file until the
 shard is whole; then the records are written in the order of clips and blocks, so that a shard's
@@ -6,16 +6,10 @@ bytes do not depend on that order, and the file takes its name. The report comes
 a report is finished.
 """
 
-import contextlib
 import dataclasses
 import errno
-import fcntl
-import os
-import re
-import socket
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -47,7 +41,7 @@ class ShardSpool:
         self._outstanding = 0
         self._scratch = scratch
         self._path = scratch / f"{number:05d}.spool"
-        self._file = self._path.open("w+b", buffering=1 << 16)
+        self._size = 0
         self._places: dict[tuple[int, int], tuple[int, int]] = {}
         self._ends: dict[int, dict[str, int]] = {}
         self.rejected: dict[int, Rejection] = {}
@@ -64,8 +58,11 @@ class ShardSpool:
     def add(self, clip: int, record: TokenRecord) -> None:
         """An encoded block of a clip."""
         data = encode_record(record)
-        self._places[clip, record.block] = self._file.tell(), len(data)
-        self._file.write(data)
+        self._places[clip, record.block] = self._size, len(data)
+        # Not kept open: thousands of shards may be unfinished at once.
+        with self._path.open("ab") as file:
+            file.write(data)
+        self._size += len(data)
         self._outstanding -= 1
 
     def end(self, clip: int, blocks: int, frames: int, height: int, width: int) -> None:
@@ -87,11 +84,14 @@ class ShardSpool:
         counts = np.zeros((len(plan.provenance.grids), 2 ** counted_bits(bits)), np.int64)
         totals = dict.fromkeys(_TOTALS, 0)
         local = self._scratch / plan.job.shard_name(self.number)
-        with ShardWriter(local, options.format, ARRAY_RECORD_OPTIONS) as writer:
+        with (
+            ShardWriter(local, options.format, ARRAY_RECORD_OPTIONS) as writer,
+            self._path.open("ab+") as file,
+        ):
             for clip, block in sorted(self._places):
                 if clip in self.rejected:
                     continue
-                record = self._read(clip, block)
+                record = self._read(file, clip, block)
                 data = encode_record(record, options.compress)
                 writer.write(data)
                 count_codes(record.tokens, counts, bits)
@@ -109,17 +109,16 @@ class ShardSpool:
         self.close()
         return report
 
-    def _read(self, clip: int, block: int) -> TokenRecord:
+    def _read(self, file: BinaryIO, clip: int, block: int) -> TokenRecord:
         offset, length = self._places[clip, block]
-        self._file.seek(offset)
-        record = decode_record(self._file.read(length), f"{self._path}@{offset}", spooled=True)
+        file.seek(offset)
+        record = decode_record(file.read(length), f"{self._path}@{offset}", spooled=True)
         ends: dict[str, Any] = self._ends[clip]
         name = record.video if ends["blocks"] == 1 else f"{record.video}#{block:05d}"
         return dataclasses.replace(record, id=name, **ends)
 
     def close(self) -> None:
         """Remove the scratch file."""
-        self._file.close()
         self._path.unlink(missing_ok=True)
 
 
@@ -143,12 +142,9 @@ def _packed_bits(data: bytes) -> int:
     return sum(8 * len(feature[key].bytes_list.value[0]) for key in packed)
 
 
-def is_full_disk(error: BaseException) -> bool:
-    """Whether an error says that no more can be written."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return True
-    text = str(error).lower()
-    return any(os.strerror(e).lower() in text for e in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+def is_complete(report: Report) -> bool:
+    """Whether a report has all the numbers that the card adds up."""
+    return all(isinstance(report.get(key), int | float) for key in ("clips", *_TOTALS))
 
 
 def full_disk(output: str, finished: int, shards: int) -> UserError:
@@ -156,59 +152,4 @@ def full_disk(output: str, finished: int, shards: int) -> UserError:
     return UserError(
         f"the disk of {output} is full: {finished} of {shards} shards are finished and valid, the "
         "unfinished ones are not kept; make room and run the same command again to resume"
-    )
-
-
-@contextlib.contextmanager
-def export_lock(output: str, index: int, count: int) -> Iterator[None]:
-    """Hold the place of exporter `index` of `count` on an output folder.
-
-    Exporters of one run may work side by side; the same place twice, or runs with another count,
-    may not. The locks end with the process, however it ends. Remote folders (with ://) have no
-    locks.
-
-    Raises:
-        UserError: another exporter is at work there.
-    """
-    if "://" in output:
-        yield
-        return
-    folder = Path(output)
-    own = folder / f".lock.{index}-of-{count}"
-    with own.open("a+") as file:
-        if not _try_lock(file.fileno()):
-            raise _occupied(own)
-        try:
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}")
-            file.flush()
-            # The own place first: of two that start at once, none can miss the other.
-            for other in sorted(folder.glob(".lock.*-of-*")):
-                match = re.fullmatch(r"\.lock\.\d+-of-(\d+)", other.name)
-                if match and int(match.group(1)) != count and _is_held(other):
-                    raise _occupied(other)
-            yield
-        finally:
-            file.truncate(0)
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _is_held(path: Path) -> bool:
-    with path.open("r") as file:
-        return not _try_lock(file.fileno())
-
-
-def _occupied(lock: Path) -> UserError:
-    place = lock.name.removeprefix(".lock.").replace("-", " ")
-    owner = lock.read_text().strip() or "another process"
-    return UserError(
-        f"{owner} is exporting to {lock.parent} (as part {place}); wait for it to end, stop it, or "
-        "give another --output"
     )

@@ -4,20 +4,42 @@ A working folder holds the run's config (see `run_record`), `checkpoints/STEP/` 
 tokenizer, `tokenizer.json` (see `pyratok_jax.tokenizer`).
 """
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
-from pyratok_jax.checkpoints.working_folder import newest_step
+from pyratok_jax.checkpoints import verification
+from pyratok_jax.checkpoints.checksums import checksums
+from pyratok_jax.checkpoints.weights import first_line
+from pyratok_jax.checkpoints.working_folder import CHECKSUMS, newest_step, older_advice
 from pyratok_jax.errors import UserError
+from pyratok_jax.io.locks import folder_lock
 from pyratok_jax.training.run_record import Changes, RunRecord
 from pyratok_jax.training.step import TrainState
+
+
+@contextlib.contextmanager
+def locked(workdir: str | Path) -> Iterator[None]:
+    """Hold a working folder, which is made, for this training alone.
+
+    Raises:
+        UserError: another training is at work there, or the folder cannot be made.
+    """
+    try:
+        Path(workdir).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--workdir {workdir}: {error.strerror or error}") from error
+    index, count = jax.process_index(), jax.process_count()
+    with folder_lock(workdir, index, count, "training in", "name another --workdir"):
+        yield
 
 
 class Checkpoints:
@@ -68,9 +90,9 @@ class Checkpoints:
         step = int(state.step)
         if step in self._manager.all_steps():
             return
-        args = ocp.args.Composite(
-            state=ocp.args.StandardSave(_tree(state)), data=ocp.args.JsonSave(dict(data))
-        )
+        tree = _tree(state)
+        values = dict(data) | {CHECKSUMS: _checksums(tree)}
+        args = ocp.args.Composite(state=ocp.args.StandardSave(tree), data=ocp.args.JsonSave(values))
         self._manager.save(step, args=args, force=True)
 
     def restore(self, state: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
@@ -90,14 +112,27 @@ class Checkpoints:
                     state=ocp.args.StandardRestore(target), data=ocp.args.JsonRestore()
                 ),
             )
-        except (ValueError, KeyError, FileNotFoundError, OSError) as error:
-            reason = str(error).strip().splitlines()[0][:200]
+        except MemoryError:
+            raise
+        except Exception as error:  # Orbax and TensorStore raise many types for damaged files.
             raise UserError(
                 f"{self.workdir}/checkpoints/{step} cannot be restored into this config's model: "
-                f"{reason}; use the config that it was trained with, or another --workdir"
+                f"{first_line(error)}; use the config that it was trained with, or another "
+                f"--workdir; if it is damaged, {older_advice(Path(self.workdir), step)}"
             ) from error
+        place = f"{self.workdir}/checkpoints/{step}"
+        advice = older_advice(Path(self.workdir), step)
+        if not isinstance(found["data"], dict):
+            raise UserError(f"{place}/data is damaged; {advice}")
+        data = dict(found["data"])
+        recorded = data.pop(CHECKSUMS, None)
+        if verification.enabled() and recorded and _checksums(found["state"]) != recorded:
+            raise UserError(f"{place}/state holds other bits than were saved; {advice}")
+        restored = _state(found["state"], state)
+        if int(restored.step) != step:
+            raise UserError(f"{place} holds step {int(restored.step)}; {advice}")
         self._record.resumed(step)
-        return _state(found["state"], state), found["data"]
+        return restored, data
 
     def wait(self) -> None:
         """Wait until everything begun is written."""
@@ -119,6 +154,23 @@ def _write_small_arrays_whole() -> None:
     logging.set_verbosity(logging.ERROR)  # It warns that its own handler is replaced.
     ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)
     logging.set_verbosity(verbosity)
+
+
+def _checksums(tree: dict[str, Any]) -> dict[str, int]:
+    """Checksums of the whole arrays, which every process takes a share of."""
+    shares = checksums(tree)
+    if jax.process_count() == 1:
+        return shares
+    from jax.experimental.multihost_utils import process_allgather
+
+    # As halves: without 64-bit types JAX would cut the numbers.
+    halves = np.array([(n >> 32, n & 0xFFFFFFFF) for n in shares.values()], np.uint32)
+    gathered = np.asarray(process_allgather(halves)).reshape(-1, len(shares), 2)
+    totals = [
+        sum((int(high) << 32) + int(low) for high, low in gathered[:, number]) % 2**64
+        for number in range(len(shares))
+    ]
+    return dict(zip(shares, totals, strict=True))
 
 
 def _tree(state: TrainState) -> dict[str, Any]:

@@ -6,6 +6,7 @@ that do not exist are refused.
 """
 
 import dataclasses
+import os
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -213,6 +214,8 @@ def parse_command(arguments: list[str], *, default_config: str) -> Command:
             print(f"config: {named}\n{values.get_help()}")
             sys.exit(0)
         config = values["config"].value
+        if values["no-verify"].value:
+            os.environ["PYRATOK_VERIFY"] = "0"
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, FileNotFoundError) as e:
         raise UserError(f"command line of {named}: {_reason(e)}") from e
     except (ImportError, SyntaxError) as error:
@@ -256,6 +259,12 @@ def _define(values: flags.FlagValues, arguments: list[str], default_config: str)
         "xla_dump_to",
         "",
         "Folder into which XLA writes every program that it compiles.",
+        flag_values=values,
+    )
+    flags.DEFINE_bool(
+        "no-verify",
+        False,
+        "Do not compare weights and checkpoints with their hashes.",
         flag_values=values,
     )
     flags.DEFINE_bool("help", False, "Show this help and exit.", short_name="h", flag_values=values)

@@ -5,9 +5,11 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,13 +19,17 @@ from pyratok_jax.data.sources.registry import load_source
 from pyratok_jax.data.video.files import BrokenVideoError, iter_frames, read_image
 from pyratok_jax.errors import UserError
 from pyratok_jax.io import sharded_job
+from pyratok_jax.io.locks import folder_lock
 from pyratok_jax.tokens import TokenDataset, blocks, exporting
 from pyratok_jax.tokens import prefetch as reading
 from pyratok_jax.tokens.blocks import WindowJoiner, cut_blocks, tile_starts
 from pyratok_jax.tokens.card import write_card
-from pyratok_jax.tokens.exporting import Machine, export
+from pyratok_jax.tokens.exporting import Machine, drop_damaged, export
 from pyratok_jax.tokens.plan import ExportOptions
-from pyratok_jax.tokens.shards import export_lock
+
+
+def export_lock(output, index, count):
+    return folder_lock(output, index, count, "exporting to", "give another --output")
 
 
 def contents(folder):
@@ -167,6 +173,30 @@ def test_finished_shards_are_not_computed_again(
     assert seen[-1] == len(plan.clips_of(1)) + len(plan.clips_of(2)) < len(records)
     assert (output / plan.job.shard_name(0)).stat().st_mtime_ns == stamp
     assert hashes(output) == hashes(exported[0])
+
+
+@pytest.mark.parametrize("damage", ["flip", "swap", "report", "counts"])
+def test_damaged_shards_are_made_again(exported, records, tokenizer, tmp_path, make_plan, damage):
+    shutil.copytree(exported[0], tmp_path / "o")
+    plan = make_plan(records, tmp_path / "o")
+    one, two = (Path(plan.job.shard_path(number)) for number in (0, 1))
+    if damage == "flip":
+        data = bytearray(one.read_bytes())
+        data[len(data) // 2] ^= 1
+        one.write_bytes(data)
+    elif damage == "swap":  # Equal sizes are not needed: reports are swapped in size, too.
+        for number, other in ((0, two), (1, one)):
+            path = Path(plan.job.report_path(number))
+            size = {"file_bytes": other.stat().st_size}
+            path.write_text(json.dumps(json.loads(path.read_text()) | size))
+        one.rename(tmp_path / "x"), two.rename(one), (tmp_path / "x").rename(two)
+    elif damage == "report":
+        Path(plan.job.report_path(1)).write_text(json.dumps({"file_bytes": two.stat().st_size}))
+    else:
+        Path(plan.job.report_path(1, "npz")).write_bytes(b"")
+    drop_damaged(plan, Machine())
+    export(plan, records, tokenizer, Machine())
+    assert hashes(tmp_path / "o") == hashes(exported[0])
 
 
 def test_another_export_in_the_same_folder_is_refused(exported, records, make_plan, tmp_path):

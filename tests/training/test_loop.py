@@ -1,13 +1,17 @@
 """What the loop does around its steps: which checkpoints stay, traces, timing, exact resumption."""
 
+import json
+import shutil
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
 from pyratok_jax.errors import UserError
 from pyratok_jax.training.config import parse_command, training_config
+from pyratok_jax.training.loop.metrics_log import read_metrics
 from pyratok_jax.training.loop.monitoring import over_processes, profiled_steps
 from pyratok_jax.training.loop.train import train
 from tests.compiler_flags import plain_environment
@@ -109,3 +113,43 @@ def test_an_impossible_setting_is_refused_before_the_levels_are_fitted(tmp_path)
     with pytest.raises(UserError, match="optimizer.warmup 4"):
         train(wrong, tmp_path, LineTask(8), on_start=started.append)
     assert not started
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "clu.metric_writers", Mock())
+        train(config(), folder, LineTask(8))
+    return folder
+
+
+def damage_metrics(folder, data):
+    (folder / "metrics.jsonl").write_bytes(data)
+
+
+def damage_data(folder, data):
+    path = folder / "checkpoints" / "12" / "data" / "metadata"
+    path.write_text(json.dumps(json.loads(path.read_text()) | data))
+
+
+@pytest.mark.parametrize(
+    ("damage", "value", "message"),
+    [
+        (damage_metrics, b'{"step": 3, "lo\xf3s": 1}\n{"step": 6}\n', "line 1 is damaged"),
+        (damage_metrics, b'{"loss": 3}\n', "line 1 .*no step"),
+        (damage_data, {"loader": {"step": -5, "seed": 0}}, "its step is -5; .*an older one"),
+        (damage_data, {"loader": []}, "data state of the checkpoint of step 12"),
+        (damage_data, {"pending": [{"loss": "x"}]}, "data state of the checkpoint of step 12"),
+    ],
+)
+def test_a_damaged_state_is_not_resumed_from(trained, tmp_path, damage, value, message):
+    shutil.copytree(trained, tmp_path / "run")
+    damage(tmp_path / "run", value)
+    with pytest.raises(UserError, match=message):
+        train(config(steps=14), tmp_path / "run", LineTask(8))
+
+
+def test_a_last_line_that_was_cut_off_is_left_out(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 3, "loss": NaN}\n{"step": 6, "lo')
+    assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [3]

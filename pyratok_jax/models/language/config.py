@@ -5,6 +5,8 @@ from typing import Any
 
 from pyratok_jax.errors import check_fields
 
+_MAX_SIZE, _MAX_LAYERS = 1 << 28, 1 << 10
+
 
 @dataclasses.dataclass(frozen=True)
 class RopeConfig:
@@ -94,6 +96,14 @@ class LanguageConfig:
     def __post_init__(self) -> None:
         for name in ("mrope_section", "sliding", "eos"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name in (
+            "vocabulary", "width", "layers", "heads", "kv_heads", "head_dim", "mlp_width",
+            "max_length",
+        ):  # fmt: skip
+            if not 1 <= getattr(self, name) <= _MAX_SIZE:
+                raise ValueError(f"{name} {getattr(self, name)} must be from 1 to {_MAX_SIZE}")
+        if self.layers > _MAX_LAYERS:
+            raise ValueError(f"layers {self.layers} must be at most {_MAX_LAYERS}")
         if self.heads % self.kv_heads:
             raise ValueError(f"{self.heads} heads do not divide into {self.kv_heads} kv heads")
         if self.sliding and (len(self.sliding) != self.layers or not self.window):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from typing import Any
 
 from pyratok_jax.errors import check_fields
@@ -10,6 +11,8 @@ from pyratok_jax.models.pyratok.quantizers.registry import quantizer_kind
 from pyratok_jax.models.vae_families import UNNAMED, config_from_dict, config_to_dict
 from pyratok_jax.models.video_vae import VideoVAEConfig
 from pyratok_jax.nn.grids import PRESETS, Stride, check_grids
+
+_MAX_SIZE = 1 << 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +60,15 @@ class PyraTokConfig:
     code_width: int = 16
 
     def __post_init__(self) -> None:
+        for name in ("bits", "width", "heads", "text_width", "synthesis_width", "code_width"):
+            if not 1 <= getattr(self, name) <= _MAX_SIZE:
+                raise ValueError(f"{name} {getattr(self, name)} must be from 1 to {_MAX_SIZE}")
+        if not 0 <= self.lora_rank <= _MAX_SIZE:
+            raise ValueError(f"lora_rank {self.lora_rank} must be from 0 to {_MAX_SIZE}")
+        if not math.isfinite(self.lora_alpha):
+            raise ValueError(f"lora_alpha {self.lora_alpha} is not finite")
+        if self.vocabulary is not None and self.vocabulary < 1:
+            raise ValueError(f"vocabulary {self.vocabulary} is below 1")
         grids = PRESETS[self.grids] if isinstance(self.grids, str) else self.grids
         grids = grids or self.vae.default_grids
         object.__setattr__(self, "grids", tuple((int(dt), int(ds)) for dt, ds in grids))

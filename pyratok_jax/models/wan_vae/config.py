@@ -1,6 +1,7 @@
 """Sizes of the Wan video VAEs: one description for both published layouts and small instances."""
 
 import dataclasses
+import math
 from typing import Any, ClassVar
 
 from pyratok_jax.models.video_vae import VideoVAEConfig
@@ -27,6 +28,8 @@ _WAN22_STD = (
     0.7069, 0.5338, 0.4889, 0.4917, 0.4069, 0.4999, 0.6866, 0.4093, 0.5709, 0.6065, 0.6415, 0.4944,
     0.5726, 1.2042, 0.5458, 1.6887, 0.3971, 1.0600, 0.3943, 0.5537, 0.5444, 0.4089, 0.7468, 0.7744,
 )  # fmt: skip
+
+_MAX_SIZE, _MAX_STAGES = 1 << 16, 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +81,15 @@ class WanVAEConfig(VideoVAEConfig):
                 raise ValueError("spatial_downsample needs one entry less than dim_mult")
         if not len(self.latents_mean) == len(self.latents_std) == self.z_dim:
             raise ValueError(f"latents_mean and latents_std need {self.z_dim} entries")
+        if not all(math.isfinite(x) for x in self.latents_mean):
+            raise ValueError("latents_mean has values that are not finite")
+        if not all(math.isfinite(x) and x > 0 for x in self.latents_std):
+            raise ValueError("latents_std has values that are not finite and above 0")
+        sizes = (self.base_dim, self.decoder_dims[-1], self.z_dim, self.patch, *self.dim_mult)
+        if not all(1 <= size <= _MAX_SIZE for size in (*sizes, self.num_res_blocks)):
+            raise ValueError(f"sizes must be from 1 to {_MAX_SIZE}")
+        if len(self.dim_mult) > _MAX_STAGES:
+            raise ValueError(f"dim_mult has {len(self.dim_mult)} stages, at most {_MAX_STAGES}")
         pixels = 3 * self.patch**2
         if self.in_channels != pixels or self.out_channels != pixels:
             raise ValueError(f"patch_size {self.patch_size} needs {pixels} in and out channels")

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from pyratok_jax.checkpoints.partition import Arrays, Partition
 from pyratok_jax.errors import UserError
+from pyratok_jax.io.documents import refusing
 from pyratok_jax.training.checkpoints import Checkpoints
 from pyratok_jax.training.distributed.compile_barrier import AheadOfTime, barrier
 from pyratok_jax.training.distributed.heartbeat import Phase, report_phase
@@ -39,6 +40,8 @@ from pyratok_jax.training.step import Batch, Metrics, TrainState, initial_state,
 
 # Metrics of one step that no logged row holds yet: on devices, or as a checkpoint had them.
 Unlogged = Mapping[str, ArrayLike]
+
+DATA_ADVICE = "it is damaged; remove that checkpoint's folder to resume from an older one"
 
 
 def place(
@@ -282,9 +285,14 @@ def _restored(
     if found is None:
         return state, []
     state, rest = found
-    loader.set_state(rest["loader"])
-    loader.broken.update(rest["broken"])
-    return state, [
-        {name: np.float32(float.fromhex(value)) for name, value in values.items()}
-        for values in rest["pending"]
-    ]
+    # A data state that is damaged must not be resumed from: other batches would follow.
+    with refusing(f"the data state of the checkpoint of step {int(state.step)}", DATA_ADVICE):
+        step = int(rest["loader"].get("step", state.step))
+        if step != int(state.step):
+            raise ValueError(f"its step is {step}")
+        loader.set_state(rest["loader"])
+        loader.broken.update(rest["broken"])
+        return state, [
+            {name: np.float32(float.fromhex(value)) for name, value in values.items()}
+            for values in rest["pending"]
+        ]

@@ -10,9 +10,14 @@ import numpy as np
 from rich.console import Console
 from rich.progress import TextColumn
 
+from pyratok_jax.errors import UserError
 from pyratok_jax.io.atomic import write_text
+from pyratok_jax.io.documents import checked, parse_json, read_limited
 from pyratok_jax.io.progress import progress_bar
 from pyratok_jax.training.loop.contracts import Evaluation
+
+_Line = dict[str, float]
+_ADVICE = "remove that line, or the file: training does not need it"
 
 if TYPE_CHECKING:
     from clu.metric_writers import MetricWriter
@@ -88,13 +93,25 @@ def _continued(path: Path, start: int) -> TextIO:
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The lines of a metrics file; a last line that was cut off is left out."""
-    lines = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    """The lines of a metrics file; a last line that was cut off is left out.
+
+    Raises:
+        UserError: unreadable, or a line that is no object of numbers with a step.
+    """
+    lines: list[dict[str, float]] = []
+    texts = read_limited(path).split(b"\n") if path.exists() else []
+    for number, text in enumerate(texts, start=1):
+        if not text.strip():
+            continue
         try:
-            lines.append(json.loads(line))
-        except ValueError:
-            break
+            line = checked(parse_json(text, f"{path}, line {number}"), _Line, str(path), _ADVICE)
+            if "step" not in line:
+                raise UserError(f"{path}, line {number} has no step; {_ADVICE}")
+        except (UserError, UnicodeDecodeError) as error:
+            if number >= len(texts) - 1 and not path.read_bytes().endswith(b"\n"):
+                break
+            raise UserError(f"{path}, line {number} is damaged ({error}); {_ADVICE}") from error
+        lines.append(line)
     return lines
 
 

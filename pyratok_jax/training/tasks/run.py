@@ -4,7 +4,7 @@ The report compares the trained model with itself before training. That is measu
 step and kept in `before.npz`, since a run that is interrupted and resumed no longer has that model.
 """
 
-import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,14 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from pyratok_jax.checkpoints.partition import Partition
+from pyratok_jax.checkpoints.weights import first_line
 from pyratok_jax.checkpoints.working_folder import newest_step
 from pyratok_jax.data.heldout import HeldoutClip, heldout_clips
 from pyratok_jax.errors import UserError
 from pyratok_jax.io.atomic import atomic_path
 from pyratok_jax.reports.training import CALIBRATED, START, reconstruct_all, report_training
 from pyratok_jax.tokenizer import DESCRIPTION, load_tokenizer
+from pyratok_jax.tokenizer.loading import read_description
 from pyratok_jax.training.init.previous_stage import report_handover, start_from
 from pyratok_jax.training.loop.metrics_log import curves
 from pyratok_jax.training.loop.train import Trained, train
@@ -39,6 +41,8 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Path] | None:
         # Every process initialises the levels, from the same clips; process 0 measures and writes.
         trained = train(config, workdir, task, on_start=lambda p: first_weights(task, p))
         return {} if trained.finished else None
+    # Read now, not after the last step: what is damaged is to be said before hours of training.
+    _read_before(workdir)
     clips = heldout_clips(config.data, tuple(config.report.buckets), config.report.clips)
     check_frozen(workdir, task.backbone.sha256, task.language.sha256)
     console = Console(highlight=False)
@@ -79,7 +83,7 @@ def check_frozen(workdir: Path, backbone: str, language: str) -> None:
     path = workdir / DESCRIPTION
     if newest_step(workdir) is None or not path.exists():
         return
-    description = json.loads(path.read_text())
+    description = read_description(workdir)
     for key, found in (("backbone", backbone), ("language_model", language)):
         said = description[key]
         if said["sha256"] != found:
@@ -141,8 +145,14 @@ def _read_before(workdir: Path) -> dict[str, dict[str, np.ndarray]]:
     found: dict[str, dict[str, np.ndarray]] = {}
     path = workdir / BEFORE
     if path.exists():
-        with np.load(path, allow_pickle=False) as file:
-            for key in file.files:
-                stage, name = key.split("|", 1)
-                found.setdefault(stage, {})[name] = file[key]
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                for key in file.files:
+                    stage, name = key.split("|", 1)
+                    found.setdefault(stage, {})[name] = file[key]
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise UserError(
+                f"{path} is damaged ({first_line(error)}); remove it: the report is then made "
+                "without the model before training"
+            ) from error
     return found

@@ -1,0 +1,158 @@
+"""JSON documents and lists of lines from outside: bounded in size and depth, checked by a schema.
+
+Every refusal is a `UserError` of one line that names the file, the field, what was found and what
+is expected. Schemas are dataclasses or any other type that pydantic checks.
+"""
+
+import contextlib
+import json
+import os
+import stat
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+from etils import epath
+from pydantic import TypeAdapter, ValidationError
+
+from pyratok_jax.errors import UserError
+
+MAX_DOCUMENT_BYTES = 256 << 20
+MAX_DEPTH = 100
+# What reading a value of the wrong type or size raises in code that takes it for granted.
+WRONG_VALUE = (
+    ValueError, TypeError, KeyError, AttributeError, IndexError, ZeroDivisionError, OverflowError,
+)  # fmt: skip
+
+
+def read_limited(path: str | os.PathLike, max_bytes: int = MAX_DOCUMENT_BYTES) -> bytes:
+    """The bytes of a regular file, local or remote.
+
+    Raises:
+        UserError: it cannot be read, is a pipe, device or folder, or has more than `max_bytes`.
+    """
+    file = epath.Path(path)
+    try:
+        if "://" not in os.fspath(path) and not stat.S_ISREG(os.stat(file).st_mode):
+            raise UserError(f"{path} is no regular file; name one")
+        size = file.stat().length
+        if size > max_bytes:
+            raise UserError(f"{path} has {size} bytes, expected at most {max_bytes}")
+        return file.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def read_text(path: str | os.PathLike, max_bytes: int = MAX_DOCUMENT_BYTES) -> str:
+    """A UTF-8 file, without a byte order mark.
+
+    Raises:
+        UserError: as `read_limited`, or no UTF-8.
+    """
+    try:
+        return read_limited(path, max_bytes).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text (byte {error.start})") from error
+
+
+def read_lines(path: str | os.PathLike) -> list[str]:
+    """The lines of a UTF-8 file, stripped, without empty ones; a line ends at a line feed alone.
+
+    Raises:
+        UserError: as `read_text`.
+    """
+    return [line.strip() for line in read_text(path).split("\n") if line.strip()]
+
+
+def parse_json(data: bytes | str, where: str) -> Any:
+    """Plain values of a JSON text of at most `MAX_DEPTH` nested lists and objects.
+
+    Args:
+        data: UTF-8, with or without a byte order mark.
+        where: what is read, for messages.
+
+    Raises:
+        UserError: no JSON, or nested deeper.
+    """
+    try:
+        text = data.decode("utf-8-sig") if isinstance(data, bytes) else data
+        value = json.loads(text)
+        level = [value]
+        for _ in range(MAX_DEPTH + 1):
+            level = [item for node in level for item in _children(node)]
+            if not level:
+                return value
+    except RecursionError:
+        pass
+    except ValueError as error:
+        raise UserError(f"{where} is not JSON: {error}") from error
+    raise UserError(f"{where} nests lists and objects deeper than {MAX_DEPTH}; it is no such file")
+
+
+def _children(node: Any) -> list[Any]:
+    """The lists and objects directly in a value."""
+    items = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    return [item for item in items if isinstance(item, dict | list)]
+
+
+@cache
+def _adapter(schema: Any) -> TypeAdapter:
+    return TypeAdapter(schema)
+
+
+def checked(value: Any, schema: Any, where: str, advice: str = "") -> Any:
+    """A plain value as an instance of `schema`; keys that a dataclass does not have are ignored.
+
+    Args:
+        value: of JSON.
+        schema: a dataclass, or another type that pydantic knows.
+        where: what is read, for messages.
+        advice: what to do about a refusal.
+
+    Raises:
+        UserError: naming the field, what was found and what is expected.
+    """
+    try:
+        return _adapter(schema).validate_python(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(map(str, first["loc"])) or "its content"
+        found = "" if first["type"] == "missing" else f" (found {_short(first['input'])})"
+        message = f"{where}: {field}: {first['msg']}{found}"
+        raise UserError(f"{message}; {advice}" if advice else message) from error
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def read_json(
+    path: str | os.PathLike,
+    schema: Any = object,
+    *,
+    max_bytes: int = MAX_DOCUMENT_BYTES,
+    advice: str = "",
+) -> Any:
+    """A JSON file as an instance of `schema`, see `checked`; plain values without one.
+
+    Raises:
+        UserError: unreadable, no JSON, too large or deep, or not of the schema.
+    """
+    value = parse_json(read_limited(path, max_bytes), os.fspath(path))
+    return value if schema is object else checked(value, schema, os.fspath(path), advice)
+
+
+@contextlib.contextmanager
+def refusing(where: str, advice: str = "") -> Iterator[None]:
+    """Turn what values of a wrong type or size raise into a `UserError`.
+
+    For the few lines that build an object from stored settings: in a larger block it would pass
+    off a defect as a mistake of the user.
+    """
+    try:
+        yield
+    except WRONG_VALUE as error:
+        reason = f"no {error.args[0]}" if type(error) is KeyError and error.args else str(error)
+        message = f"{where}: {reason.strip() or type(error).__name__}"
+        raise UserError(f"{message}; {advice}" if advice else message) from error
