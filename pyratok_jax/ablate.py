@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pyratok_jax.errors import EXIT_INTERRUPTED, UserError, run_cli
+from pyratok_jax.io.progress import PlainConsole
 from pyratok_jax.training.ablations.table import ABLATIONS, DEFAULT_NAMES, find
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """Run the ablations; 1 when some failed."""
     options = parse(arguments)
-    console = Console(highlight=False)
+    console = PlainConsole()
     if options.list:
         console.print(_explained())
         return 0

@@ -12,6 +12,7 @@ from rich.console import Console
 from pyratok_jax.errors import UserError, run_cli
 from pyratok_jax.io.atomic import write_text
 from pyratok_jax.io.cli import command_parser
+from pyratok_jax.io.progress import PlainConsole
 from pyratok_jax.pods.topology import describe, parse_slice, prepare
 
 STEPS = ("train", "tokenise", "decode")
@@ -80,7 +81,7 @@ def main() -> int:
     slices = options.slices or config.mesh.slices
     config.mesh.slices = slices
     bucket = choose_bucket(config, options.bucket)
-    console = Console(highlight=False)
+    console = PlainConsole()
     output = Path(options.output)
     if options.sweep:
         _sweep(config, options, changes, where.count, slices, bucket, console)

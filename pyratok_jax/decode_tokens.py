@@ -8,7 +8,7 @@ from rich.console import Console
 
 from pyratok_jax.errors import UserError, run_cli
 from pyratok_jax.io.cli import add_no_verify, command_parser
-from pyratok_jax.io.progress import progress_bar
+from pyratok_jax.io.progress import PlainConsole, progress_bar
 from pyratok_jax.tokenizer import load_tokenizer, local_devices
 from pyratok_jax.tokens.dataset import TokenDataset, read_all
 from pyratok_jax.tokens.decoding import Outcome, Selection, decode_all, parse_frames
@@ -68,7 +68,7 @@ def report(outcome: Outcome, selection: Selection, output: Path, console: Consol
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command."""
-    arguments, console = parser().parse_args(argv), Console()
+    arguments, console = parser().parse_args(argv), PlainConsole()
     output = Path(arguments.output)
     if output.exists() and not output.is_dir():
         raise UserError(f"--output {output} is a file; give a folder")

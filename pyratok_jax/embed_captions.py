@@ -6,14 +6,13 @@ from pathlib import Path
 import jax
 import numpy as np
 from flax import nnx
-from rich.console import Console
 
 from pyratok_jax.checkpoints.pretrained import load_language
 from pyratok_jax.data.caption_embeddings import write_embeddings
 from pyratok_jax.data.captions import CaptionTokenizer
 from pyratok_jax.data.sources.registry import load_source
 from pyratok_jax.errors import UserError, run_cli
-from pyratok_jax.io.progress import track
+from pyratok_jax.io.progress import PlainConsole, track
 from pyratok_jax.models.language.text import TextEncoder
 
 
@@ -46,7 +45,7 @@ def main() -> int:
         values = np.asarray(jax.device_get(run(encoder, ids, mask)), np.float32)
         return values[: len(group)], mask[: len(group)]
 
-    console = Console(highlight=False)
+    console = PlainConsole()
     shown = track(captions, "embedding", console, total=len(captions), only_on_terminal=True)
     output = write_embeddings(
         arguments.output,

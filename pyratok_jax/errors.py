@@ -2,8 +2,10 @@
 
 import dataclasses
 import errno
+import io
 import os
 import sys
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from typing import NoReturn
 
@@ -21,6 +23,20 @@ class UserError(Exception):
     """
 
 
+def printable(text: str) -> str:
+    """Text for a terminal: control characters other than line feeds and tabs become escapes."""
+    return "".join(
+        char
+        if char in "\n\t" or unicodedata.category(char) not in ("Cc", "Cf", "Cs")
+        else char.encode("unicode_escape").decode()
+        for char in text
+    )
+
+
+def _one_line(error: BaseException | str) -> str:
+    return printable(" ".join(str(error).split()))
+
+
 def run_cli(main: Callable[[], int | None]) -> NoReturn:
     """Run a command's `main` and exit the process.
 
@@ -28,10 +44,14 @@ def run_cli(main: Callable[[], int | None]) -> NoReturn:
     without a traceback, as is what the machine refuses (`environment_reason`); 130 for Ctrl-C. Any
     other exception is a defect and keeps its traceback.
     """
+    for stream in (sys.stdout, sys.stderr):
+        # Names of files may hold what the terminal's encoding does not.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = main() or 0
     except UserError as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        print("error: " + _one_line(error), file=sys.stderr)
         code = EXIT_USER_ERROR
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -40,7 +60,7 @@ def run_cli(main: Callable[[], int | None]) -> NoReturn:
         reason = environment_reason(error)
         if reason is None:
             raise
-        print("error: " + " ".join(reason.split()), file=sys.stderr)
+        print("error: " + _one_line(reason), file=sys.stderr)
         code = EXIT_USER_ERROR
     sys.exit(code)
 

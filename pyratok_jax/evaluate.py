@@ -19,6 +19,7 @@ from pyratok_jax.evaluation.engine import (
 )
 from pyratok_jax.evaluation.task import TASKS, Model, Task, load_task, parse_settings
 from pyratok_jax.io.cli import add_no_verify, command_parser
+from pyratok_jax.io.progress import PlainConsole
 
 BASELINES = ("oracle", "random")
 
@@ -70,9 +71,9 @@ def explain(console: Console) -> None:
         try:
             task = load_task(name)
         except ImportError as error:
-            console.print(f"[bold]{name}[/bold]: not available ({error})\n")
+            console.print(f"{name}: not available ({error})\n")
             continue
-        console.print(f"[bold]{name}[/bold]: {task.description}")
+        console.print(f"{name}: {task.description}", style="bold")
         console.print(f"  --data: {task.data_help}")
         for field in dataclasses.fields(task):
             if field.name != "data":
@@ -82,7 +83,7 @@ def explain(console: Console) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command."""
-    arguments, console = parser().parse_args(argv), Console(highlight=False)
+    arguments, console = parser().parse_args(argv), PlainConsole()
     if arguments.task == "list":
         explain(console)
         return 0

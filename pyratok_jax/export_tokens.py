@@ -12,7 +12,7 @@ from pyratok_jax.data.sources.registry import load_source
 from pyratok_jax.errors import UserError, run_cli
 from pyratok_jax.io.cli import add_no_verify, command_parser
 from pyratok_jax.io.locks import folder_lock
-from pyratok_jax.io.progress import progress_bar
+from pyratok_jax.io.progress import PlainConsole, progress_bar
 from pyratok_jax.io.sharded_job import REJECTED, check_output
 from pyratok_jax.io.shards import FORMATS
 from pyratok_jax.tokenizer import Tokenizer, load_tokenizer, local_devices
@@ -109,7 +109,7 @@ def run(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
-    arguments, console = parser().parse_args(argv), Console()
+    arguments, console = parser().parse_args(argv), PlainConsole()
     options = ExportOptions(
         **{key: getattr(arguments, key) for key in ExportOptions.__dataclass_fields__}
     )

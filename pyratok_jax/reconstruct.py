@@ -14,7 +14,7 @@ from pyratok_jax.data.video.files import BrokenVideoError, probe
 from pyratok_jax.errors import UserError, run_cli
 from pyratok_jax.io.atomic import write_json
 from pyratok_jax.io.cli import add_no_verify, command_parser
-from pyratok_jax.io.progress import progress_bar
+from pyratok_jax.io.progress import PlainConsole, progress_bar
 
 EXIT_SOME_SKIPPED = 3
 _LPIPS = {"vgg": ("vgg",), "alex": ("alex",), "both": ("vgg", "alex"), "none": ()}
@@ -64,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command."""
-    arguments, console = parser().parse_args(argv), Console()
+    arguments, console = parser().parse_args(argv), PlainConsole()
     output = Path(arguments.output)
     _check_output(output)
     if not 0 <= arguments.crf <= 51:

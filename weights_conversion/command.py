@@ -32,11 +32,10 @@ def convert(
     title: str | None = None,
 ) -> int:
     """Check the plan, write the folder with a progress bar, and say what was done. Returns 0."""
-    from rich.console import Console
 
-    from pyratok_jax.io.progress import progress_bar
+    from pyratok_jax.io.progress import PlainConsole, progress_bar
 
-    console = Console(highlight=False)
+    console = PlainConsole()
     plan.check()
     console.print(f"{title or kind} in {plan.source.path}: {plan.source.kind}")
     console.print(plan.report())

@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 
 from pyratok_jax.errors import UserError
 from pyratok_jax.io.atomic import new_folder
+from pyratok_jax.io.records import text_bytes
 
 FORMAT = "pyratok-jax-caption-embeddings-1"
 Embed = Callable[[list[str]], tuple[Num[np.ndarray, "b l d"], Bool[np.ndarray, "b l"]]]
@@ -25,7 +26,7 @@ Embed = Callable[[list[str]], tuple[Num[np.ndarray, "b l d"], Bool[np.ndarray, "
 
 def caption_hash(caption: str) -> str:
     """The name under which a caption's embedding is stored."""
-    return hashlib.sha256(caption.strip().encode()).hexdigest()[:24]
+    return hashlib.sha256(text_bytes(caption.strip())).hexdigest()[:24]
 
 
 def write_embeddings(

@@ -21,6 +21,7 @@ from pyratok_jax.data.sources.payloads import clip_payload
 from pyratok_jax.data.sources.records import ClipRecord
 from pyratok_jax.data.video.decoding import Decoder
 from pyratok_jax.data.video.files import BrokenVideoError, VideoInfo, is_image
+from pyratok_jax.io.records import text_bytes
 from pyratok_jax.io.sharded_job import Rejection, ShardedJob
 from pyratok_jax.io.shards import ShardWriter
 
@@ -91,7 +92,7 @@ class ClipShard:
         """Hash of what the shard is made from, so that a changed input is not taken as done."""
         parts = [f"{r.id}\0{r.path}\0{r.caption}\0{r.start}\0{r.end}" for r in self.records]
         text = self.options.fingerprint() + "\n".join(parts)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return hashlib.sha256(text_bytes(text)).hexdigest()[:16]
 
     def is_done(self) -> bool:
         """Whether the shard was already written from the same records with the same options."""
@@ -104,7 +105,7 @@ def plan_shards(
     """Every record in its shard, by a hash of its id; within a shard sorted by id."""
     members: list[list[ClipRecord]] = [[] for _ in range(options.shards)]
     for record in records:
-        digest = hashlib.sha256(record.id.encode()).digest()
+        digest = hashlib.sha256(text_bytes(record.id)).digest()
         members[int.from_bytes(digest[:8], "big") % options.shards].append(record)
     return [
         ClipShard(output, options, number, tuple(sorted(clips, key=lambda r: (r.id, r.path))))

@@ -21,6 +21,7 @@ from pyratok_jax.errors import run_cli
 from pyratok_jax.io import html
 from pyratok_jax.io.atomic import write_json, write_png, write_text
 from pyratok_jax.io.cli import command_parser
+from pyratok_jax.io.progress import PlainConsole
 from pyratok_jax.io.sharded_job import check_output
 
 _TILE, _TEXT = 224, 54
@@ -188,7 +189,7 @@ def _rows(values: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> list[tuple
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
-    arguments, console = parser().parse_args(argv), Console()
+    arguments, console = parser().parse_args(argv), PlainConsole()
     buckets = parse_buckets(arguments.buckets)
     output = check_output(arguments.output)
     records = load_source(arguments.source)

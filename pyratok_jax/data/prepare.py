@@ -25,7 +25,7 @@ from pyratok_jax.data.sources.shards import INDEX_FILE
 from pyratok_jax.errors import UserError, run_cli
 from pyratok_jax.io.atomic import write_json, write_npz
 from pyratok_jax.io.cli import command_parser
-from pyratok_jax.io.progress import track
+from pyratok_jax.io.progress import PlainConsole, track
 from pyratok_jax.io.sharded_job import REJECTED, Rejection, check_output
 from pyratok_jax.io.shards import FORMATS
 
@@ -190,7 +190,7 @@ def _features(options: PrepareOptions) -> dict[str, tfds.features.FeatureConnect
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
     arguments, extra = parser().parse_known_args(argv)
-    options, console = options_of(arguments), Console()
+    options, console = options_of(arguments), PlainConsole()
     if arguments.runner == "none" and extra:
         raise UserError(f"unknown arguments {' '.join(extra)}; see --help")
     output = check_output(arguments.output)

@@ -23,6 +23,7 @@ from pyratok_jax.errors import UserError
 from pyratok_jax.evaluation.task import BrokenItemError, ContentT, Item, ModelT, Partial, Task
 from pyratok_jax.io.atomic import write_bytes, write_text
 from pyratok_jax.io.progress import progress_bar
+from pyratok_jax.io.records import text_bytes
 
 _JSON = "json"
 _ERROR = "broken"
@@ -66,7 +67,7 @@ class PartialStore:
 
     def path(self, item: str) -> epath.Path:
         """The file of an item's partial result."""
-        digest = hashlib.sha256(item.encode()).hexdigest()
+        digest = hashlib.sha256(text_bytes(item)).hexdigest()
         return self.folder / digest[:2] / f"{digest[2:34]}.npz"
 
     def save(self, item: str, partial: Partial) -> None:

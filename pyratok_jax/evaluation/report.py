@@ -24,7 +24,7 @@ from pyratok_jax.evaluation.task import Metrics, Partial, Picture, Task
 from pyratok_jax.io import html
 from pyratok_jax.io.atomic import write_json, write_text
 from pyratok_jax.reports.curves import rate_chart, rate_distortion_png
-from pyratok_jax.reports.tables import html_table, markdown_table
+from pyratok_jax.reports.tables import html_table, markdown_cell, markdown_table
 
 MARK = "published, not measured here"
 _PACKAGES = ("jax", "flax", "numpy", "scipy", "av", "trackeval", "pycocotools", "dm-pix")
@@ -235,7 +235,8 @@ def peer_rows(task: str) -> Cells:
 
 def _markdown(cells: Cells) -> str:
     head, rows = cells
-    return "".join("| " + " | ".join(r) + " |\n" for r in (head, ["---"] * len(head), *rows))
+    lines = (map(markdown_cell, head), ["---"] * len(head), *(map(markdown_cell, r) for r in rows))
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
 def markdown_row(task: Task, results: Mapping[str, Any]) -> str:

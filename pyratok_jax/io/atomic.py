@@ -68,8 +68,8 @@ def write_bytes(path: PathLike, data: bytes) -> None:
 
 
 def write_text(path: PathLike, text: str) -> None:
-    """Write a file atomically, as UTF-8."""
-    write_bytes(path, text.encode())
+    """Write a file atomically, as UTF-8; bytes of names that are no UTF-8 become escapes."""
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: PathLike, value: Any, *, indent: int | None = 1) -> None:

@@ -16,9 +16,23 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
+
+from pyratok_jax.errors import printable
 
 T = TypeVar("T")
 _LINE_SECONDS = 30.0  # Between two lines of output that goes to a file.
+
+
+class PlainConsole(Console):
+    """A console that shows text as it is: nothing in it is markup, an emoji code or a control."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, highlight=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """As rich does, control characters written as escapes."""
+        return super().render_str(printable(text), **options)
 
 
 class ProgressBar(Progress):

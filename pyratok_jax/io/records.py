@@ -36,6 +36,14 @@ class Feature(Protocol):
 Features = Mapping[str, Feature]
 
 
+def text_bytes(text: str) -> bytes:
+    """UTF-8; names of files that are not UTF-8 keep their bytes, other surrogates become "?"."""
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "replace")
+
+
 @dataclass(frozen=True)
 class ExampleSchema:
     """The scalar keys of a kind of record, each of which holds exactly one value.
@@ -64,7 +72,7 @@ class ExampleSchema:
         example = tf_example_pb2.Example()
         feature = example.features.feature
         for key in self.texts:
-            feature[key].bytes_list.value.append((values.get(key) or "").encode())
+            feature[key].bytes_list.value.append(text_bytes(values.get(key) or ""))
         for key in self.floats:
             number = values.get(key)
             feature[key].float_list.value.append(-1.0 if number is None else number)
@@ -81,10 +89,13 @@ class ExampleSchema:
         """The values of all keys of the schema.
 
         Raises:
-            IndexError: a key is missing or of another type; UnicodeDecodeError: no UTF-8.
+            IndexError: a key is missing or of another type.
         """
         values: dict[str, Scalar] = {}
-        values |= {k: features[k].bytes_list.value[0].decode() for k in self.texts}
+        values |= {
+            k: features[k].bytes_list.value[0].decode("utf-8", "surrogateescape")
+            for k in self.texts
+        }
         values |= {k: features[k].float_list.value[0] for k in self.floats}
         values |= {k: features[k].int64_list.value[0] for k in self.integers}
         return values

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from pyratok_jax.io.atomic import write_bytes
+from pyratok_jax.reports.curves import plain_label
 
 COLUMNS = ("psnr", "ssim", "lpips")
 START = "psnr_before_step_1"
@@ -112,7 +113,7 @@ def _chart(rows: Sequence[Mapping[str, Any]]) -> bytes:
     labels = []
     for row in shown:
         rate = "" if row["bpp"] is None else f", {row['bpp']:.3f} bpp"
-        labels.append(f"{row['label']}{rate}")
+        labels.append(plain_label(f"{row['label']}{rate}"))
     axis.set_yticks(places, labels, fontsize=8)
     lowest = min((row["psnr"] for row in shown), default=0.0)
     axis.set_xlim(left=max(lowest - 1.5, 0.0))

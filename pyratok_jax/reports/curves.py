@@ -19,6 +19,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
+from pyratok_jax.errors import printable
 from pyratok_jax.io.atomic import atomic_path
 
 Points = Sequence[tuple[float, float]]
@@ -43,6 +44,16 @@ _STYLE: Any = {
     "grid.alpha": 0.13,
     "grid.linewidth": 0.6,
 }
+
+
+def plain_label(text: str) -> str:
+    """A text as a label that shows it as it is: matplotlib reads formulas between dollar signs.
+
+    Control characters, which its fonts and SVG do not have, become escapes; a leading underscore,
+    which hides a name from legends, follows a space of no width.
+    """
+    plain = printable(text).replace("\n", " ").replace("$", r"\$")
+    return f"\u200b{plain}" if plain.startswith("_") else plain
 
 
 def curve_svg(points: Points, *, size: tuple[float, float] = (3.3, 1.75)) -> Markup:
@@ -82,7 +93,9 @@ def _rate_distortion(series: Mapping[str, Points], quality: str) -> Figure:
     for number, (name, points) in enumerate(series.items()):
         rates, values = np.array(sorted(points), float).reshape(-1, 2).T
         colour = _SERIES[number % len(_SERIES)]
-        axis.plot(rates, values, "o-", color=colour, label=name, markersize=4, linewidth=1.4)
+        axis.plot(
+            rates, values, "o-", color=colour, label=plain_label(name), markersize=4, linewidth=1.4
+        )
     every = [rate for points in series.values() for rate, _ in points]
     if every and min(every) > 0 and max(every) > 4 * min(every):
         axis.set_xscale("log")

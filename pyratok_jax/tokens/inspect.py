@@ -14,6 +14,7 @@ from pyratok_jax.errors import UserError, run_cli
 from pyratok_jax.io import html
 from pyratok_jax.io.atomic import write_json, write_png, write_text
 from pyratok_jax.io.cli import add_no_verify, command_parser
+from pyratok_jax.io.progress import PlainConsole
 from pyratok_jax.io.sharded_job import check_output
 from pyratok_jax.metrics.code_usage import count_codes, counted_bits, usage
 from pyratok_jax.reports.pictures import token_maps
@@ -252,7 +253,7 @@ def _level(number: int, level: Summary) -> Markup:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command."""
-    arguments, console = parser().parse_args(argv), Console()
+    arguments, console = parser().parse_args(argv), PlainConsole()
     output = check_output(arguments.output)
     tokenizer = None
     if arguments.checkpoint:

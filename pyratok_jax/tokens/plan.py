@@ -16,6 +16,7 @@ from pyratok_jax.data.sources.shards import ShardRecords
 from pyratok_jax.errors import UserError
 from pyratok_jax.io.atomic import write_json
 from pyratok_jax.io.documents import read_json
+from pyratok_jax.io.records import text_bytes
 from pyratok_jax.io.sharded_job import ShardedJob
 from pyratok_jax.tokens.schema import SCHEMA_VERSION
 
@@ -220,7 +221,7 @@ def source_fingerprint(records: Sequence[ClipRecord]) -> str:
         if r.id in seen:
             raise UserError(f"the input holds two clips with the id {r.id}; make the ids unique")
         seen.add(r.id)
-        digest.update(f"{r.id}\0{r.path}\0{r.caption}\0{r.start}\0{r.end}\n".encode())
+        digest.update(text_bytes(f"{r.id}\0{r.path}\0{r.caption}\0{r.start}\0{r.end}\n"))
     return digest.hexdigest()[:16]
 
 

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 from pyratok_jax.evaluation.data.localization import Annotations
 from pyratok_jax.evaluation.task import Partial, Picture
 from pyratok_jax.evaluation.vision.temporal_detection import Detection, window_means
+from pyratok_jax.reports.curves import plain_label
 
 # Colours that differ in lightness too.
 PALETTE = ((230, 75, 53), (77, 187, 213), (0, 160, 135), (243, 155, 127), (60, 84, 136))
@@ -39,7 +40,7 @@ def draw_timeline(
         low = axis.get_ylim()[0]
         for d in [d for d in detections if d.label == label][:10]:
             axis.plot([d.start, d.end], [low, low], color="tab:red", linewidth=5)
-        axis.set_ylabel(label, fontsize=8)
+        axis.set_ylabel(plain_label(label), fontsize=8)
     axes[-1].set_xlabel("seconds")
     figure.savefig(path, dpi=90)
     caption = f"{video}: mean similarity per window; green: ground truth; red: proposals"
@@ -112,8 +113,8 @@ def draw_scatter(
     for axis, (title, groups) in zip(axes, panels.items(), strict=True):
         for name, points in zip(names, groups, strict=True):
             short = name if len(name) <= 40 else name[:39] + "…"
-            axis.scatter(points[:, 0], points[:, 1], s=6, alpha=0.6, label=short)
-        axis.set_title(title, fontsize=9)
+            axis.scatter(points[:, 0], points[:, 1], s=6, alpha=0.6, label=plain_label(short))
+        axis.set_title(plain_label(title), fontsize=9)
         axis.set_xticks([])
         axis.set_yticks([])
     handles, labels = axes[0].get_legend_handles_labels()

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-from rich.console import Console
 
 from pyratok_jax.checkpoints.partition import Partition
 from pyratok_jax.checkpoints.working_folder import newest_step, read_parameters
 from pyratok_jax.errors import UserError
+from pyratok_jax.io.progress import PlainConsole
 
 
 class Handover(NamedTuple):
@@ -65,4 +65,4 @@ def report_handover(folder: str, handover: Handover) -> None:
     text = f"started from {folder}, step {handover.step}: {len(handover.taken)} arrays taken over"
     if handover.fresh:
         text += f"; new in this stage, kept as initialised: {', '.join(handover.fresh)}"
-    Console(highlight=False).print(text, soft_wrap=True)
+    PlainConsole().print(text, soft_wrap=True)

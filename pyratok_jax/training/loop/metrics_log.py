@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 import numpy as np
-from rich.console import Console
 from rich.progress import TextColumn
 
 from pyratok_jax.errors import UserError
 from pyratok_jax.io.atomic import write_text
 from pyratok_jax.io.documents import checked, parse_json, read_limited
-from pyratok_jax.io.progress import progress_bar
+from pyratok_jax.io.progress import PlainConsole, progress_bar
 from pyratok_jax.training.loop.contracts import Evaluation
 
 _Line = dict[str, float]
@@ -129,11 +128,11 @@ class StepBar:
     """Progress over the steps with ETA and loss terms; plain lines where there is no terminal."""
 
     def __init__(self, start: int, steps: int, *, enabled: bool = True):
-        self._console = Console(highlight=False)
+        self._console = PlainConsole()
         self._enabled, self._steps, self._start = enabled, steps, start
         self._begin = time.monotonic()
         self._bar = progress_bar(
-            self._console, TextColumn("{task.fields[terms]}"), only_on_terminal=True
+            self._console, TextColumn("{task.fields[terms]}", markup=False), only_on_terminal=True
         )
         self._task = self._bar.add_task(
             "training", total=steps, completed=start, terms="", visible=enabled

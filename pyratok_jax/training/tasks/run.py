@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import numpy as np
 from ml_collections import ConfigDict
-from rich.console import Console
 
 from pyratok_jax.checkpoints.partition import Partition
 from pyratok_jax.checkpoints.weights import first_line
@@ -19,6 +18,7 @@ from pyratok_jax.checkpoints.working_folder import newest_step
 from pyratok_jax.data.heldout import HeldoutClip, heldout_clips
 from pyratok_jax.errors import UserError
 from pyratok_jax.io.atomic import atomic_path
+from pyratok_jax.io.progress import PlainConsole
 from pyratok_jax.reports.training import CALIBRATED, START, reconstruct_all, report_training
 from pyratok_jax.tokenizer import DESCRIPTION, load_tokenizer
 from pyratok_jax.tokenizer.loading import read_description
@@ -45,7 +45,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Path] | None:
     _read_before(workdir)
     clips = heldout_clips(config.data, tuple(config.report.buckets), config.report.clips)
     check_frozen(workdir, task.backbone.sha256, task.language.sha256)
-    console = Console(highlight=False)
+    console = PlainConsole()
 
     def start(partition: Partition) -> None:
         """Measure the model at random initialisation and, where that follows, once calibrated."""

@@ -9,7 +9,6 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Int, UInt8
 from ml_collections import ConfigDict
-from rich.console import Console
 
 from pyratok_jax.checkpoints.modules import build_module
 from pyratok_jax.checkpoints.partition import Partition
@@ -19,7 +18,7 @@ from pyratok_jax.data.captions import CaptionTokenizer, check_captions
 from pyratok_jax.data.padding import Padding, pad_clip
 from pyratok_jax.data.pipeline import ClipLoader, make_loader
 from pyratok_jax.errors import UserError
-from pyratok_jax.io.progress import track
+from pyratok_jax.io.progress import PlainConsole, track
 from pyratok_jax.models.pyratok.latent_metric import square_root
 from pyratok_jax.models.pyratok.model import PyraTok
 from pyratok_jax.models.vae_families import build_vae
@@ -211,7 +210,7 @@ def _shown(numbers: Iterator[int], total: int, what: str) -> Iterator[int]:
     """The numbers, with a progress bar on process 0."""
     if jax.process_index():
         return numbers
-    return iter(track(numbers, f"calibrating: {what}", Console(highlight=False), total=total))
+    return iter(track(numbers, f"calibrating: {what}", PlainConsole(), total=total))
 
 
 def _stored_captions(config: ConfigDict, language: Language) -> StoredCaptions:

@@ -1,0 +1,71 @@
+"""Names and captions are text: no markup, formula or control sequence in them takes effect."""
+
+import io
+import subprocess
+import sys
+
+import pytest
+from rich.table import Table
+
+from pyratok_jax.errors import printable
+from pyratok_jax.io.atomic import write_text
+from pyratok_jax.io.html import document, paragraph
+from pyratok_jax.io.progress import PlainConsole
+from pyratok_jax.io.records import ExampleSchema, parse_example
+from pyratok_jax.reports.curves import rate_chart, rate_distortion_png
+from pyratok_jax.reports.tables import markdown_cell
+
+NAMES = ["[red]", "closing [/b]", "a$b^{c$", "<script>x</script>", "50% | 3", ":smile: _x", "_hid"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_on_the_console_and_in_its_tables(name):
+    file = io.StringIO()
+    console = PlainConsole(file=file, width=200)
+    console.print(f"videos: {name}")
+    table = Table("name")
+    table.add_row(name)
+    console.print(table)
+    assert file.getvalue().count(name) == 2
+
+
+def test_control_characters_are_escaped():
+    assert printable("a\x1b[31mb\rc\u202ed\udce9\n") == "a\\x1b[31mb\\rc\\u202ed\\udce9\n"
+    file = io.StringIO()
+    PlainConsole(file=file, width=99).print("a\x1b[31m\x07b")
+    assert file.getvalue() == "a\\x1b[31m\\x07b\n"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_in_charts(name, tmp_path):
+    series = {name: [(0.1, 20.0), (0.2, 22.0)]}
+    assert rate_distortion_png(series, tmp_path / "a.png").stat().st_size > 1000
+    drawing = rate_chart(series)
+    assert "<script" not in drawing and str(drawing).count("<figure") == 1
+    assert "b^{c$" in drawing or name != "a$b^{c$"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_in_pages_and_markdown(name):
+    assert "<script>x" not in document(name, [paragraph(name)])
+    cell = markdown_cell(name + "\n")
+    assert "\n" not in cell and "<" not in cell and "|" not in cell.replace(r"\|", "")
+
+
+def test_bytes_of_file_names_that_are_no_utf8_come_back(tmp_path):
+    schema = ExampleSchema(("id",), (), ())
+    for name, wanted in (("caf\udce9.mp4", "caf\udce9.mp4"), ("a\ud800b", "a?b")):
+        assert schema.scalars(parse_example(schema.encode({"id": name})))["id"] == wanted
+    write_text(tmp_path / "a.html", "caf\udce9")
+    assert (tmp_path / "a.html").read_text() == "caf\\udce9"
+
+
+def test_an_error_with_such_a_name_is_one_line():
+    code = (
+        "from pyratok_jax.errors import UserError, run_cli\n"
+        "def main(): print('caf\\udce9'); raise UserError('no \\udce9\\x1b[2J\\nfile')\n"
+        "run_cli(main)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == b"error: no \\udce9\\x1b[2J file\n" and b"\\udce9" in done.stdout
