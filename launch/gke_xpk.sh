@@ -25,15 +25,17 @@ source "$(dirname "$0")/dry_run.sh"
 
 place=("--cluster=$CLUSTER" "--zone=$ZONE" ${PROJECT:+"--project=$PROJECT"})
 mount=/mnt/$BUCKET
+# Everything that comes from a variable or an argument is quoted for the container's shell.
+logs=$(printf '%q' "$mount/$RUN/logs")
 arguments=$(printf '%q ' "$@" --config.multi_host=true "--config.mesh.slices=$SLICES" \
   "--workdir=$mount/$RUN")
 # A container that must go gets SIGTERM: the training saves and ends with code 130.
-inside="mkdir -p $mount/$RUN/logs && cd /app && : > /tmp/train.log || exit 1;"
+inside="mkdir -p $logs && cd /app && log=\$(mktemp) || exit 1;"
 inside+=" trap 'kill -TERM \$pid' TERM;"
-inside+=" python -m pyratok_jax.train $arguments > /tmp/train.log 2>&1 & pid=\$!;"
-inside+=" tail -n +1 -f --pid=\$pid /tmp/train.log & wait \$pid; code=\$?;"
+inside+=" python -m pyratok_jax.train $arguments > \"\$log\" 2>&1 & pid=\$!;"
+inside+=" tail -n +1 -f --pid=\$pid \"\$log\" & wait \$pid; code=\$?;"
 inside+=" while kill -0 \$pid 2>/dev/null; do wait \$pid; code=\$?; done;"
-inside+=" cat /tmp/train.log >> $mount/$RUN/logs/\$(hostname).log; wait; exit \$code"
+inside+=" cat \"\$log\" >> $logs/\"\$(hostname)\".log; wait; exit \$code"
 
 run xpk storage attach "$BUCKET" "${place[@]}" --type=gcsfuse --auto-mount=true \
   "--mount-point=$mount" --readonly=false "--bucket=$BUCKET" --size=100000

@@ -46,7 +46,8 @@ state=(
 delete=(
   gcloud compute tpus queued-resources delete "$TPU_NAME" "${place[@]}" --force --quiet
 )
-setup="set -e; [ -d pyratok-jax ] || git clone $SOURCE pyratok-jax; cd pyratok-jax;"
+setup="set -e; [ -d pyratok-jax ] || git clone -- $(printf '%q' "$SOURCE") pyratok-jax;"
+setup+=" cd pyratok-jax;"
 setup+=" [ -d .venv ] || python3 -m venv .venv; .venv/bin/pip install -q -e '.[tpu]'"
 
 # Wait until the slices are there; fails when they will not come.

@@ -13,20 +13,26 @@ ZONE=${ZONE:?set ZONE to its zone}
 BUCKET=${BUCKET:?set BUCKET to a bucket with hierarchical namespace that all workers can write}
 RUN=${RUN:-pyratok}
 PROJECT=${PROJECT:-}
-REPOSITORY=${REPOSITORY:-\$HOME/pyratok-jax}
 RESTARTS=${RESTARTS:-10}
 
 # shellcheck source-path=SCRIPTDIR source=dry_run.sh
 source "$(dirname "$0")/dry_run.sh"
 
-mount=/mnt/$BUCKET
-arguments=$(printf '%q ' "$@" --config.multi_host=true "--workdir=$mount/$RUN")
-remote="set -o pipefail; sudo mkdir -p $mount && sudo chown \$USER $mount &&"
-remote+=" (mountpoint -q $mount || gcsfuse --implicit-dirs $BUCKET $mount) &&"
-remote+=" mkdir -p $mount/$RUN/logs && cd $REPOSITORY &&"
+# Everything that comes from a variable or an argument is quoted for the workers' shell, except
+# REPOSITORY's own default, which that shell has to expand.
+mount=$(printf '%q' "/mnt/$BUCKET")
+bucket=$(printf '%q' "$BUCKET")
+logs=$(printf '%q' "/mnt/$BUCKET/$RUN/logs")
+if [ -n "${REPOSITORY:-}" ]; then repository=$(printf '%q' "$REPOSITORY"); else
+  repository="\"\$HOME/pyratok-jax\""
+fi
+arguments=$(printf '%q ' "$@" --config.multi_host=true "--workdir=/mnt/$BUCKET/$RUN")
+remote="set -o pipefail; sudo mkdir -p $mount && sudo chown \"\$USER\" $mount &&"
+remote+=" (mountpoint -q $mount || gcsfuse --implicit-dirs $bucket $mount) &&"
+remote+=" mkdir -p $logs && log=\$(mktemp) && cd $repository &&"
 remote+=" .venv/bin/python -m pyratok_jax.train $arguments 2>&1"
-remote+=" | tee -a /tmp/train.log; code=\$?;"
-remote+=" cp /tmp/train.log $mount/$RUN/logs/\$(hostname).log; exit \$code"
+remote+=" | tee \"\$log\"; code=\$?;"
+remote+=" cat \"\$log\" >> $logs/\"\$(hostname)\".log; rm -f \"\$log\"; exit \$code"
 command=(
   gcloud compute tpus tpu-vm ssh "$TPU_NAME" "--zone=$ZONE" ${PROJECT:+"--project=$PROJECT"}
   --worker=all "--command=$remote"

@@ -64,6 +64,59 @@ def test_a_queued_slice_is_asked_for_awaited_set_up_and_trained_on():
     assert "queued-resources delete pod" in delete
 
 
+HOSTILE = "$(touch EXECUTED)`touch EXECUTED`; touch EXECUTED; 'a b\""
+FAKE = """#!/bin/bash
+# What the cloud's tool would do: run the command in a shell.
+for word in "$@"; do
+  case $word in
+    --command=*) PATH="$BIN:/usr/bin:/bin" bash -c "${word#--command=}" ;;
+    *state.state*) echo ACTIVE ;;
+  esac
+done
+exit 0
+"""
+
+
+@pytest.mark.parametrize(
+    ("script", "variables", "name"),
+    [
+        ("tpu_vm.sh", SLICE, "RUN"),
+        ("tpu_vm.sh", SLICE, "BUCKET"),
+        ("tpu_vm.sh", SLICE, "REPOSITORY"),
+        ("gke_xpk.sh", CLUSTER, "RUN"),
+        ("gke_xpk.sh", CLUSTER, "BUCKET"),
+        ("queued_resource.sh", QUEUED, "SOURCE"),
+        ("queued_resource.sh", QUEUED, "RUN"),
+    ],
+)
+def test_no_variable_is_executed(tmp_path, script, variables, name):
+    for tool in ("gcloud", "xpk", "sudo", "gcsfuse", "mountpoint", "git", "mkdir", "python"):
+        path = tmp_path / tool
+        path.write_text(FAKE if tool in ("gcloud", "xpk") else "#!/bin/bash\nexit 0\n")
+        path.chmod(0o755)
+    (tmp_path / "work").mkdir()
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "HOME": str(tmp_path / "work"),
+                   "USER": "user", "BIN": str(tmp_path), "RESTARTS": "0", "ROUNDS": "1"}  # fmt: skip
+    subprocess.run(
+        ["bash", str(LAUNCH / script), *CONFIG, f"--config.note={HOSTILE}"],
+        env=environment | variables | {name: HOSTILE},
+        cwd=tmp_path / "work", capture_output=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert not list(tmp_path.rglob("EXECUTED"))
+
+
+@pytest.mark.parametrize("script", ["tpu_vm.sh", "gke_xpk.sh"])
+def test_no_file_of_a_known_name_lies_in_the_shared_temporary_folder(script):
+    lines = " ".join(dry(script, **SLICE | CLUSTER))
+    assert "/tmp/" not in lines and "mktemp" in lines
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in LAUNCH.glob("*.sh")))
+def test_scripts_parse(script):
+    done = subprocess.run(["bash", "-n", str(LAUNCH / script)], capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_several_slices_are_one_request_and_one_run():
     lines = dry("multislice.sh", **QUEUED, SLICES="2")
     assert "--node-count=2 --node-prefix=pod" in lines[0]
