@@ -8,7 +8,6 @@ Sizes are read from the tensors; what tensors do not tell (heads, norm epsilon) 
 """
 
 import argparse
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +28,7 @@ from pyratok_jax.checkpoints.conversion import (
 from pyratok_jax.checkpoints.foreign.sources import TensorSource, open_tensors
 from pyratok_jax.checkpoints.modules import module_shapes
 from pyratok_jax.errors import UserError, run_cli
+from pyratok_jax.io.documents import WRONG_VALUE, checked, read_json
 from pyratok_jax.models.dino.config import DinoConfig
 from pyratok_jax.models.dino.model import Dino
 from weights_conversion.command import convert, make_parser
@@ -161,7 +161,7 @@ def infer_config(source: TensorSource, layout: Layout, **changes: Any) -> DinoCo
     }
     try:
         return DinoConfig(**(values | changes))
-    except (ValueError, ZeroDivisionError) as error:
+    except WRONG_VALUE as error:
         raise UserError(f"{source.path}: {error}; give the number of heads with --heads") from error
 
 
@@ -171,12 +171,13 @@ def read_facts(path: Path) -> dict[str, Any]:
     file = folder / "config.json"
     if not file.is_file():
         return {}
-    try:
-        record = json.loads(file.read_text())
-        names = {"num_attention_heads": "heads", "layer_norm_eps": "epsilon"}
-        return {ours: record[theirs] for theirs, ours in names.items() if theirs in record}
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{file}: not a JSON object ({error})") from error
+    record = read_json(file, dict[str, Any])
+    facts = {"num_attention_heads": ("heads", int), "layer_norm_eps": ("epsilon", float)}
+    return {
+        ours: checked(record[theirs], kind, f"{file}: {theirs}")
+        for theirs, (ours, kind) in facts.items()
+        if theirs in record
+    }
 
 
 def make_entries(config: DinoConfig, layout: Layout) -> list[Entry]:

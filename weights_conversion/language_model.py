@@ -7,8 +7,8 @@ out and counted in the report. The tokenizer is copied along.
     python -m weights_conversion.language_model --input DIR_OR_FILE --output weights/qwen2.5-vl-3b
 """
 
-import json
 from pathlib import Path
+from typing import Any
 
 from pyratok_jax.checkpoints.foreign import language_keys
 from pyratok_jax.checkpoints.foreign.language_config import parse_config, parse_gguf, parse_meta
@@ -20,6 +20,7 @@ from pyratok_jax.checkpoints.foreign.language_tokenizer import (
 )
 from pyratok_jax.checkpoints.foreign.sources import TensorSource, open_tensors
 from pyratok_jax.errors import UserError, run_cli
+from pyratok_jax.io.documents import read_json
 from pyratok_jax.models.language.config import LanguageConfig
 from weights_conversion.command import convert, make_parser
 
@@ -35,16 +36,13 @@ def source_config(source: TensorSource) -> LanguageConfig:
         return parse_gguf(source)
     folder = source.path if source.path.is_dir() else source.path.parent
     name = "params.json" if layout == "meta" else "config.json"
-    try:
-        values = json.loads((folder / name).read_text())
-    except OSError as error:
-        raise UserError(f"{folder}: no {name}; fetch it into the folder of the weights") from error
-    except ValueError as error:
-        raise UserError(f"{folder / name}: not JSON ({error})") from error
+    if not (folder / name).is_file():
+        raise UserError(f"{folder}: no {name}; fetch it into the folder of the weights")
+    values = read_json(folder / name, dict[str, Any])
     if layout == "meta":
         return parse_meta(values, source)
     if values.get("eos_token_id") is None and (folder / "generation_config.json").is_file():
-        generation = json.loads((folder / "generation_config.json").read_text())
+        generation = read_json(folder / "generation_config.json", dict[str, Any])
         values["eos_token_id"] = generation.get("eos_token_id")
     return parse_config(values, has_head=language_keys.head_key(source) is not None)
 

@@ -6,7 +6,6 @@ way: from a converted folder to a diffusers folder, with every array equal bit f
 """
 
 import argparse
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from pyratok_jax.checkpoints.foreign.sources import TensorSource, open_tensors
 from pyratok_jax.checkpoints.modules import build_module, module_shapes
 from pyratok_jax.checkpoints.weights import FORMAT, load_checkpoint, read_config
 from pyratok_jax.errors import UserError, run_cli
+from pyratok_jax.io.documents import WRONG_VALUE, read_json
 from pyratok_jax.models.vae_families import config_to_dict
 from pyratok_jax.models.wan_vae.config import WAN21, WAN22, WanVAEConfig
 from pyratok_jax.models.wan_vae.model import WanVAE
@@ -65,12 +65,7 @@ def source_config(source: TensorSource, path: str | Path | None = None) -> WanVA
     published = WAN22 if detect(source).is_residual else WAN21
     if not path and not file.is_file():
         return published
-    try:
-        values = json.loads(file.read_text())
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise UserError(f"{file}: not JSON ({error})") from error
+    values = read_json(file)
     name = values.get("_class_name", "AutoencoderKLWan") if isinstance(values, dict) else None
     if name != "AutoencoderKLWan" or not values.keys() & {"base_dim", "z_dim", "is_residual"}:
         if not path:
@@ -78,7 +73,7 @@ def source_config(source: TensorSource, path: str | Path | None = None) -> WanVA
         raise UserError(f"{file}: describes {name}, expected the sizes of an AutoencoderKLWan")
     try:
         return WanVAEConfig.from_dict(values)
-    except (ValueError, TypeError) as error:
+    except WRONG_VALUE as error:
         raise UserError(f"{file}: no usable VAE configuration ({error})") from error
 
 
@@ -94,8 +89,8 @@ def recognises(source: TensorSource) -> bool:
 def is_converted(path: Path) -> bool:
     """Whether `path` is a folder that this project wrote."""
     try:
-        record = json.loads((path / "config.json").read_text())
-    except (OSError, ValueError):
+        record = read_json(path / "config.json")
+    except UserError:
         return False
     return isinstance(record, dict) and record.get("format") == FORMAT
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import jinja2
 import numpy as np
 from absl import logging
 from jaxtyping import Bool, Int
@@ -74,14 +75,29 @@ class CaptionTokenizer:
     def _tokens(self, captions: list[Any]) -> list[list[int]]:
         if not captions:
             return []
-        if self.chat:
-            captions = [
-                self.tokenizer.apply_chat_template(
-                    [{"role": "user", "content": caption}], tokenize=False
-                )
-                for caption in captions
-            ]
-        return self.tokenizer(captions, add_special_tokens=not self.chat)["input_ids"]
+        try:
+            if self.chat:
+                captions = [
+                    self.tokenizer.apply_chat_template(
+                        [{"role": "user", "content": caption}], tokenize=False
+                    )
+                    for caption in captions
+                ]
+            return self.tokenizer(captions, add_special_tokens=not self.chat)["input_ids"]
+        except jinja2.TemplateError as error:
+            raise UserError(
+                f"the tokenizer's chat template fails ({error}); repair it, or do without chat"
+            ) from error
+        except BaseException as error:
+            # A panic of the tokenizers library, such as a regular expression without end, is no
+            # Exception.
+            if type(error).__name__ != "PanicException":
+                raise
+            longest = max(map(len, captions))
+            raise UserError(
+                f"the tokenizer fails on captions of up to {longest} characters ({error}); use "
+                "another tokenizer.json"
+            ) from error
 
     def _report(self) -> None:
         if self.truncated >= self._next_report:

@@ -96,7 +96,8 @@ def test_no_variable_is_executed(tmp_path, script, variables, name):
         path.chmod(0o755)
     (tmp_path / "work").mkdir()
     environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "HOME": str(tmp_path / "work"),
-                   "USER": "user", "BIN": str(tmp_path), "RESTARTS": "0", "ROUNDS": "1"}  # fmt: skip
+                   "USER": "user", "BIN": str(tmp_path), "RESTARTS": "0",
+                   "ROUNDS": "1"}  # fmt: skip
     subprocess.run(
         ["bash", str(LAUNCH / script), *CONFIG, f"--config.note={HOSTILE}"],
         env=environment | variables | {name: HOSTILE},

@@ -9,6 +9,7 @@ from typing import Any
 
 from pyratok_jax.checkpoints.foreign.sources import TensorSource
 from pyratok_jax.errors import UserError
+from pyratok_jax.io.documents import WRONG_VALUE, refusing
 from pyratok_jax.models.language.config import LanguageConfig, RopeConfig
 from pyratok_jax.models.language.rope import frequencies
 
@@ -58,7 +59,9 @@ def parse_config(values: Mapping[str, Any], *, has_head: bool | None = None) -> 
     Raises:
         UserError: for a model of another kind, or a switch that is not supported.
     """
-    nested = values.get("text_config") or {}
+    nested = values.get("text_config") or {} if isinstance(values, Mapping) else None
+    if not isinstance(nested, Mapping):
+        raise UserError("config.json: expected an object of the model's sizes")
     family = _family(values, nested)
     merged = {**_DEFAULTS[family], **values, **{k: v for k, v in nested.items() if v is not None}}
     for name in _REFUSED:
@@ -70,7 +73,7 @@ def parse_config(values: Mapping[str, Any], *, has_head: bool | None = None) -> 
         return _build(family, merged, nested, values, has_head)
     except KeyError as error:
         raise UserError(f"config.json: no {error.args[0]}, which a {family} model needs") from error
-    except (ValueError, TypeError) as error:
+    except WRONG_VALUE as error:
         raise UserError(f"config.json: {error}") from error
 
 
@@ -128,14 +131,14 @@ def _tokens_per_second(values: Mapping[str, Any]) -> float:
 
 def _family(values: Mapping[str, Any], nested: Mapping[str, Any]) -> str:
     kind = nested.get("model_type") or values.get("model_type")
-    if kind not in _FAMILIES:
+    if str(kind) not in _FAMILIES:
         kind = values.get("model_type")
-    if kind not in _FAMILIES:
+    if str(kind) not in _FAMILIES:
         raise UserError(
             f"config.json: model_type {kind!r} is not supported; expected one of "
             f"{', '.join(_FAMILIES)}"
         )
-    return _FAMILIES[kind]
+    return _FAMILIES[str(kind)]
 
 
 def _tied(
@@ -230,6 +233,8 @@ def parse_meta(values: Mapping[str, Any], source: TensorSource) -> LanguageConfi
             f"{source.path}: no {error.args[0]} in params.json or the weights; expected a Llama "
             "checkpoint as Meta publishes it"
         ) from error
+    except WRONG_VALUE as error:
+        raise UserError(f"{source.path}: params.json: {error}") from error
 
 
 _GGUF_FAMILIES = {
@@ -247,6 +252,11 @@ def parse_gguf(source: TensorSource) -> LanguageConfig:
     Raises:
         UserError: for an architecture or a scaling that is not supported.
     """
+    with refusing(f"{source.path}: the facts in its header", "fetch it again"):
+        return _parse_gguf(source)
+
+
+def _parse_gguf(source: TensorSource) -> LanguageConfig:
     facts = source.metadata
     arch = facts.get("general.architecture")
     if arch not in _GGUF_FAMILIES:

@@ -6,6 +6,7 @@ from typing import Any
 
 from pyratok_jax.checkpoints.foreign.sources import TensorSource
 from pyratok_jax.errors import UserError
+from pyratok_jax.io.documents import refusing
 
 # What a tokenizer may consist of; copied along by the converter.
 TOKENIZER_FILES = (
@@ -43,11 +44,12 @@ def load_tokenizer_files(folder: Path) -> Any:
 
     try:
         if (folder / "tokenizer.json").is_file():
-            return PreTrainedTokenizerFast.from_pretrained(folder)
+            return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
         # Twice the time of all else here: it loads PyTorch where that is installed.
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(folder)
+        # Code that lies beside a tokenizer is never run, and nobody is asked whether it should be.
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:
         raise UserError(
             f"{folder}: no readable tokenizer ({type(error).__name__}: {error}); copy the model's "
@@ -61,6 +63,11 @@ def gguf_tokenizer(source: TensorSource) -> Any:
     Raises:
         UserError: for a kind of tokenizer that is not supported.
     """
+    with refusing(f"{source.path}: the tokenizer in its header", "put a tokenizer.json beside it"):
+        return _gguf_tokenizer(source)
+
+
+def _gguf_tokenizer(source: TensorSource) -> Any:
     from transformers import PreTrainedTokenizerFast
 
     facts = source.metadata

@@ -10,6 +10,7 @@ import math
 import pickle
 import struct
 import zipfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,6 +37,10 @@ _STORAGE_DTYPES: dict[str, Any] = {
 }
 # Published training checkpoints put the weights under one of these keys.
 _WRAPPERS = ("state_dict", "model", "module", "params", "model_state", "model_state_dict")
+_MAX_INDEX_BYTES = 64 << 20  # data.pkl; tensors' values lie beside it
+_MAX_INFLATED_BYTES = 1 << 30  # of a compressed storage: torch itself stores them as they are
+_MAX_VISITS = 1 << 20  # entries of the nested dictionaries of one file
+_MAX_ITEMS, _MAX_AXES = 1 << 48, 8
 _LOCAL_HEADER = 30  # bytes of a zip member's header before its name
 
 
@@ -59,7 +64,16 @@ class TorchTensor(NamedTuple):
 def _rebuild_tensor(
     storage: _Storage, offset: int, size: tuple, stride: tuple, *_: object
 ) -> TorchTensor:
-    return TorchTensor(storage, offset, tuple(size), tuple(stride))
+    tensor = TorchTensor(storage, offset, tuple(size), tuple(stride))
+    numbers = (offset, *tensor.shape, *tensor.strides)
+    sound = (
+        isinstance(storage, _Storage)
+        and all(isinstance(n, int) and 0 <= n < _MAX_ITEMS for n in numbers)
+        and len(tensor.shape) == len(tensor.strides) <= _MAX_AXES
+    )
+    if not sound:
+        raise _Refused(f"a tensor of shape {str(tensor.shape)[:80]}")
+    return tensor
 
 
 def _rebuild_parameter(data: TorchTensor, *_: object) -> TorchTensor:
@@ -101,16 +115,30 @@ class _TorchUnpickler(pickle.Unpickler):
         return _Storage(str(key), storage_type.dtype, int(size))
 
 
+class _NDArray:
+    """Stands for `numpy.ndarray`, which pickles name and never call."""
+
+    def __init__(self, *arguments: object) -> None:
+        raise _Refused("numpy.ndarray as a function")
+
+
+def _empty_array(kind: object, shape: object, code: object) -> np.ndarray:
+    """What numpy's `_reconstruct` makes; the values and the shape follow in the pickle."""
+    return np.ndarray((0,), np.uint8)
+
+
 class _NumpyUnpickler(pickle.Unpickler):
     """Builds dictionaries of numpy arrays and nothing else."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if module == "numpy" and name in ("ndarray", "dtype"):
-            return getattr(np, name)
+        if module == "numpy" and name == "ndarray":
+            return _NDArray
+        if module == "numpy" and name == "dtype":
+            return np.dtype
         # numpy 2 moved the module; older pickles name the old place.
         if module in ("numpy.core.multiarray", "numpy._core.multiarray"):
             if name == "_reconstruct":
-                return np._core.multiarray._reconstruct  # type: ignore[attr-defined]
+                return _empty_array
             if name == "scalar":
                 return np._core.multiarray.scalar  # type: ignore[attr-defined]
         if (module, name) == ("collections", "OrderedDict"):
@@ -137,11 +165,19 @@ def flatten(tree: Mapping[str, Any], leaf: type, separator: str) -> dict[str, An
     """The leaves of type `leaf` in nested mappings, keyed by the joined path. Others are left out.
 
     Iterative, since a hostile file may nest deeper than Python's stack.
+
+    Raises:
+        UserError: more entries than any weights file has.
     """
     found: dict[str, Any] = {}
+    visits = 0
     stack: list[tuple[str, Any, int]] = [("", tree, 0)]
     while stack:
         prefix, node, depth = stack.pop()
+        visits += 1
+        # Dictionaries may be shared, so that a small file spells out any number of paths.
+        if visits + len(stack) > _MAX_VISITS:
+            raise UserError(f"more than {_MAX_VISITS} entries; no weights file has so many")
         if isinstance(node, leaf):
             found[prefix] = node
         elif isinstance(node, Mapping) and depth < 64:
@@ -161,7 +197,37 @@ def read_numpy_pickle(path: Path) -> dict[str, np.ndarray]:
         tree = _load(_NumpyUnpickler(file), path)
     if not isinstance(tree, Mapping):
         raise UserError(f"{path}: holds a {type(tree).__name__}, expected a dictionary of arrays")
-    return flatten(tree, np.ndarray, "/")
+    arrays = _flattened(path, tree, np.ndarray, "/")
+    if any(array.dtype.hasobject for array in arrays.values()):
+        raise UserError(f"{path}: holds arrays of Python objects, expected numbers")
+    return arrays
+
+
+def _flattened(path: Path, tree: Mapping[str, Any], leaf: type, separator: str) -> dict[str, Any]:
+    try:
+        return flatten(tree, leaf, separator)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+_ENCRYPTED = 1
+# An unknown compression, an encrypted member, damaged data.
+_BAD_MEMBER = (NotImplementedError, RuntimeError, zlib.error, EOFError, struct.error)
+
+
+def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, limit: int) -> bytes:
+    """A member of a zip file.
+
+    Raises:
+        RuntimeError: it is encrypted, or inflates to more than `limit` bytes.
+    """
+    if info.flag_bits & _ENCRYPTED:
+        raise RuntimeError(f"{info.filename} is encrypted")
+    with archive.open(info) as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise RuntimeError(f"{info.filename} inflates to more than {limit} bytes")
+    return data
 
 
 class TorchArchive:
@@ -180,7 +246,9 @@ class TorchArchive:
                 index = next((name for name in members if name.endswith("/data.pkl")), None)
                 if index is None:
                     raise UserError(f"{path}: a zip without data.pkl, expected a torch archive")
-                pickled = archive.read(index)
+                pickled = _read_member(archive, members[index], _MAX_INDEX_BYTES)
+        except _BAD_MEMBER as error:
+            raise UserError(f"{path}: {error}; fetch it again") from error
         except zipfile.BadZipFile as error:
             raise UserError(
                 f"{path}: not a torch zip archive (cut off, or written before torch 1.6); fetch it "
@@ -198,7 +266,7 @@ class TorchArchive:
                 tree = tree[key]
         if not isinstance(tree, Mapping):
             raise UserError(f"{path}: holds a {type(tree).__name__}, expected a state dictionary")
-        self.tensors: dict[str, TorchTensor] = flatten(tree, TorchTensor, ".")
+        self.tensors: dict[str, TorchTensor] = _flattened(path, tree, TorchTensor, ".")
         self._data = np.memmap(path, np.uint8, "r")
 
     def read(self, key: str) -> np.ndarray:
@@ -213,6 +281,7 @@ class TorchArchive:
             min(tensor.strides, default=0) < 0
             or tensor.offset < 0
             or (not empty and last >= raw.size)
+            or math.prod(tensor.shape) > max(raw.size, _MAX_VISITS)
         ):
             raise UserError(f"{self.path}: tensor {key} reaches outside its storage; fetch again")
         if empty:
@@ -230,9 +299,17 @@ class TorchArchive:
         if info is None or info.file_size % storage.dtype.itemsize:
             raise UserError(f"{self.path}: storage {storage.name} is missing or damaged")
         if info.compress_type != zipfile.ZIP_STORED:
-            with zipfile.ZipFile(self.path) as archive:
-                return np.frombuffer(archive.read(info), storage.dtype)
+            try:
+                with zipfile.ZipFile(self.path) as archive:
+                    data = _read_member(archive, info, _MAX_INFLATED_BYTES)
+            except (*_BAD_MEMBER, zipfile.BadZipFile) as error:
+                raise UserError(f"{self.path}: {error}; fetch it again") from error
+            return np.frombuffer(data, storage.dtype)
+        if info.flag_bits & _ENCRYPTED:
+            raise UserError(f"{self.path}: {info.filename} is encrypted; fetch it again")
         start = info.header_offset
+        if start + _LOCAL_HEADER + info.file_size > self._data.size:
+            raise UserError(f"{self.path}: storage {storage.name} is cut off; fetch it again")
         name_length, extra_length = struct.unpack(
             "<HH", self._data[start + 26 : start + _LOCAL_HEADER].tobytes()
         )

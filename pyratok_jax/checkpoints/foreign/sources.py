@@ -4,7 +4,7 @@ A `TensorSource` knows the names, shapes and dtypes of all tensors from the head
 one tensor at a time, so a conversion never holds a whole checkpoint in memory.
 """
 
-import json
+import dataclasses
 import pickle
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pyratok_jax.checkpoints.foreign.gguf_header import check_header
 from pyratok_jax.checkpoints.foreign.pickles import TorchArchive, read_numpy_pickle
 from pyratok_jax.errors import UserError
+from pyratok_jax.io.documents import read_json
 
 
 class TensorInfo(NamedTuple):
@@ -83,6 +85,8 @@ def open_tensors(path: str | Path) -> TensorSource:
         raise UserError(f"no such file or folder: {path}")
     if path.is_dir():
         path = _weights_in(path)
+    if not path.is_file():
+        raise UserError(f"{path} is no regular file; name a weights file or a folder of one")
     if path.name.endswith(".index.json"):
         return _open_index(path)
     with path.open("rb") as file:
@@ -130,12 +134,22 @@ def _weights_in(folder: Path) -> Path:
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class _Index:
+    """Of a sharded checkpoint: tensor -> file."""
+
+    weight_map: dict[str, str]
+
+
 def _open_index(path: Path) -> TensorSource:
-    try:
-        weight_map = json.loads(path.read_text())["weight_map"]
-        names = sorted(set(weight_map.values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: not a shard index (expected JSON with weight_map)") from error
+    index = read_json(path, _Index, advice="expected a shard index with weight_map")
+    weight_map = index.weight_map
+    names = sorted(set(weight_map.values()))
+    if not names:
+        raise UserError(f"{path}: its weight_map is empty; fetch it again")
+    for name in names:
+        if Path(name).name != name or name.endswith(".index.json"):
+            raise UserError(f"{path}: {name[:80]!r} is no name of a weights file beside it")
     missing = [name for name in names if not (path.parent / name).is_file()]
     if missing:
         raise UserError(
@@ -241,6 +255,7 @@ def _open_gguf(path: Path) -> TensorSource:
     import gguf
 
     try:
+        check_header(path)
         reader = gguf.GGUFReader(path)
     except Exception as error:
         raise UserError(
