@@ -13,7 +13,8 @@ from jaxtyping import Array, Bool, Float
 from pyratok_jax.models.text_statistics import Captions
 
 FORMS = ("contrastive", "kl")
-POOLINGS = ("mean", "words", "both")
+POOLINGS = ("mean", "words", "tokens", "both")
+_SHARPNESS = 0.07  # of the smooth maximum over tokens
 # Codes of a level (counted from 0) to the text space.
 CodeEmbedding = Callable[[Float[Array, "*n bits"], int], Float[Array, "*n d"]]
 
@@ -54,13 +55,16 @@ def similarity(
     """Similarity of each clip's codes to each caption, within [-1, 1].
 
     "mean": the cosine of mean code feature and caption. "words": late interaction, each word's
-    cosine with its best token, averaged over the caption's words. "both": their mean.
+    cosine with its best token, averaged over the caption's words. "both": their mean. "tokens": a
+    smooth maximum over tokens of the cosine with the caption (`best_tokens`).
 
     Raises:
         ValueError: another pooling.
     """
     if pooling not in POOLINGS:
         raise ValueError(f"text_pooling {pooling!r}: expected one of {', '.join(POOLINGS)}")
+    if pooling == "tokens":
+        return best_tokens(features, unit(captions.pooled))
     found = []
     if pooling != "words":
         found.append(unit(jnp.mean(features, axis=1)) @ unit(captions.pooled).T)
@@ -70,6 +74,19 @@ def similarity(
         best = jnp.where(captions.mask[None], jnp.max(scores, axis=-1), 0.0)
         found.append(jnp.sum(best, axis=-1) / jnp.maximum(jnp.sum(captions.mask, axis=1), 1))
     return sum(found[1:], found[0]) / len(found)
+
+
+def best_tokens(
+    features: Float[Array, "b n d"], vectors: Float[Array, "c d"]
+) -> Float[Array, "b c"]:
+    """Smooth maximum over tokens of their cosine with each unit vector, within [-1, 1].
+
+    s log mean_n exp(cos_n / s). What a caption speaks of may fill few of the tokens; the mean over
+    all of them would be that of the background.
+    """
+    cosines = jnp.einsum("bnd,cd->bcn", unit(features), vectors)
+    peak = jax.nn.logsumexp(cosines / _SHARPNESS, axis=-1) - jnp.log(features.shape[1])
+    return _SHARPNESS * peak
 
 
 def contrastive(

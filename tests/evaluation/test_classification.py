@@ -16,7 +16,7 @@ from pyratok_jax.evaluation.models.features import (
     parse_levels,
 )
 from pyratok_jax.evaluation.synthetic import write_video
-from pyratok_jax.evaluation.tasks.classification import label_ranks
+from pyratok_jax.evaluation.tasks.classification import Classification, label_ranks
 from pyratok_jax.evaluation.tasks.probes import linear_probe, nearest_neighbours
 
 
@@ -68,6 +68,21 @@ def test_pooling_over_levels_and_parts():
             parse_levels(text)
     with pytest.raises(UserError, match="no level 5"):
         level_means(features, [4])
+
+
+def test_pooling_by_tokens_finds_a_class_that_fills_one_token():
+    values = np.full((2, 4, 4, 3), (1.0, 0.0, 1.0), np.float32)
+    values[1, 2, 2] = (0.0, 5.0, 0.0)
+    wrong = LevelFeatures(np.ones((1, 1, 1, 3), np.float32), np.zeros(2, int), (16, 16))
+    features = Features((wrong, LevelFeatures(values, np.arange(2), (4, 4))))
+    best = {}
+    for pooling in ("tokens", "mean"):
+        task = Classification("", pooling=pooling, levels="2")
+        task._queries = np.eye(3, dtype=np.float32)
+        best[pooling] = task._scores(features).argmax()
+    assert best["tokens"] == 1 and best["mean"] != 1
+    with pytest.raises(UserError, match="pooling=best"):
+        Classification("", pooling="best").check()
 
 
 def test_published_lists(tmp_path):

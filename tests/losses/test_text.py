@@ -32,12 +32,30 @@ def test_contrastive_is_the_cross_entropy_both_ways(pooling):
     features, text = features_and_captions()
     mean = unit(np.asarray(features).mean(1)) @ unit(text.pooled).T
     best = np.einsum("bnd,cld->bcln", unit(features), unit(text.words)).max(-1).mean(-1)
-    scores = {"mean": mean, "words": best, "both": (mean + best) / 2}[pooling] / 0.2
+    cosines = np.einsum("bnd,cd->bnc", unit(features), unit(text.pooled))
+    peak = 0.07 * np.log(np.exp(cosines / 0.07).mean(axis=1))
+    poolings = {"mean": mean, "words": best, "both": (mean + best) / 2, "tokens": peak}
+    scores = poolings[pooling] / 0.2
     rows = scores - np.log(np.exp(scores).sum(1, keepdims=True))
     columns = scores - np.log(np.exp(scores).sum(0, keepdims=True))
     expected = -(np.diag(rows).mean() + np.diag(columns).mean()) / 2
     value = T.contrastive(features, text, 0.2, pooling=pooling)
     np.testing.assert_allclose(value, expected, rtol=1e-4)
+
+
+def test_a_small_thing_before_a_large_background_is_found_by_its_tokens():
+    rng = np.random.default_rng(0)
+    things, background = rng.normal(size=(3, 32)), rng.normal(size=32)
+    text = plain_captions(
+        TextCondition(jnp.asarray(things, jnp.float32)[:, None], jnp.ones((3, 1), bool))
+    )
+    # Every clip shows the background, nearly opposite to its own thing, in all tokens but one.
+    clips = np.repeat((background - 2 * things)[:, None], 40, axis=1)
+    clips[:, 7] = 3.0 * things
+    clips = jnp.asarray(clips, jnp.float32)
+    right = jnp.arange(3)
+    assert (jnp.argmax(T.similarity(clips, text, "tokens"), axis=1) == right).all()
+    assert not (jnp.argmax(T.similarity(clips, text, "mean"), axis=1) == right).any()
 
 
 def test_equal_captions_are_positives_and_clips_without_one_do_not_count():

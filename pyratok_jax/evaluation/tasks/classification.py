@@ -5,8 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
+from pyratok_jax.errors import UserError
 from pyratok_jax.evaluation.data.class_names import parse_templates, spoken
 from pyratok_jax.evaluation.data.clips import sample_frames
 from pyratok_jax.evaluation.data.labelled import (
@@ -17,6 +19,7 @@ from pyratok_jax.evaluation.data.labelled import (
 )
 from pyratok_jax.evaluation.models.features import (
     Extractor,
+    Features,
     Truth,
     level_means,
     normalized,
@@ -25,7 +28,9 @@ from pyratok_jax.evaluation.models.features import (
 )
 from pyratok_jax.evaluation.task import Item, Metrics, Partial, Picture, clip_facts
 from pyratok_jax.evaluation.tasks.base import FeatureTask
+from pyratok_jax.losses.text import best_tokens
 
+POOLINGS = ("mean", "tokens")
 _TEMPLATES = "a video of {}.|a video of a person doing {}.|{}."
 
 
@@ -48,6 +53,7 @@ class Classification(FeatureTask[Labelled]):
     classes: str = ""
     templates: str = _TEMPLATES
     levels: str = "all"
+    pooling: str = "mean"
     frames: int = 17
     side: int = 256
 
@@ -64,6 +70,8 @@ class Classification(FeatureTask[Labelled]):
         """Read the labels, the templates and the levels."""
         parse_templates(self.templates)
         parse_levels(self.levels)
+        if self.pooling not in POOLINGS:
+            raise UserError(f"--set pooling={self.pooling}: expected one of {', '.join(POOLINGS)}")
         self.class_names()
 
     def rows(self) -> list[Labelled]:
@@ -101,12 +109,26 @@ class Classification(FeatureTask[Labelled]):
         clip = read_labelled(row, self.frames, self.side)
         label = self.class_names().index(row.label)
         features = model.video(clip, lambda: whole_clip(self._queries[label], len(clip)))
-        pooled = normalized(level_means(features, parse_levels(self.levels)).mean(axis=0))
         return {
-            "scores": (self._queries @ pooled).astype(np.float32),
+            "scores": self._scores(features),
             "label": label,
             "clip": clip_facts(clip, features.bits),
         }
+
+    def _scores(self, features: Features) -> np.ndarray:
+        """Similarity of a clip with every class, float32."""
+        chosen = parse_levels(self.levels)
+        if self.pooling == "mean":
+            pooled = normalized(level_means(features, chosen).mean(axis=0))
+            return (self._queries @ pooled).astype(np.float32)
+        levels = [
+            level.values.reshape(1, -1, level.values.shape[-1])
+            for number, level in enumerate(features.levels)
+            if chosen is None or number in chosen
+        ]
+        queries = jnp.asarray(self._queries)
+        found = [best_tokens(jnp.asarray(values), queries)[0] for values in levels]
+        return np.asarray(sum(found) / len(found), np.float32)
 
     def aggregate(self, partials: Mapping[str, Partial]) -> Metrics:
         """Top-1 and top-5 in percent, chance, and the mean of the classes' top-1."""

@@ -1,0 +1,142 @@
+"""What `world_alignment` measures of trained levels, on stored features of held-out videos."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from benchmarks.world_features import Networks, Videos
+from pyratok_jax.losses.text import best_tokens, code_features, unit
+from pyratok_jax.models.alignment import Alignment
+from pyratok_jax.models.pyratok.model import PyraTok
+from pyratok_jax.nn.text_attention import TextCondition
+
+DECODED = 24  # videos whose pixels are measured
+
+
+def queries(networks: Networks, folder: Path, names: Sequence[str]) -> TextCondition:
+    """Embedded prompts "A video of a red circle."; kept in `folder`."""
+    said = [f"A video of {'an' if name[0] in 'aeiou' else 'a'} {name}." for name in names]
+    words, _, mask = networks.embed_once(folder, said)
+    return TextCondition(jnp.asarray(words, jnp.float32), jnp.asarray(mask))
+
+
+@nnx.jit
+def encode(
+    tokenizer: PyraTok, alignment: Alignment, stages: Any, latent: Array,
+    text: TextCondition | None, vectors: Float[Array, "c d"],
+) -> tuple[tuple[Array, ...], Float[Array, "l b c"], Float[Array, "b t h w z"]]:  # fmt: skip
+    """Codes, likeness to unit text vectors by level, and the latents that the codes synthesise."""
+    levels, rebuilt = tokenizer.quantize(stages, latent, text)
+    embed = alignment.text_embed
+    scores = [best_tokens(code_features(x.q, i, embed), vectors) for i, x in enumerate(levels)]
+    return tuple(x.q for x in levels), jnp.stack(scores), rebuilt
+
+
+def top1(found: Float[Array, "l b c"], names: Sequence[str], videos: Videos) -> list[float]:
+    """Right names in percent, by each level and, last, by the mean over levels."""
+    scores = np.asarray(found)
+    scores = np.concatenate([scores, scores.mean(axis=0, keepdims=True)])
+    right = np.array([names.index(name) for name in videos.names])
+    return [round(100 * float((s.argmax(axis=1) == right).mean()), 1) for s in scores]
+
+
+def right_words(
+    found: Float[Array, "l b c"], names: Sequence[str], videos: Videos, word: int
+) -> float:
+    """Names in percent of which one word is right, by the mean over levels."""
+    best = np.asarray(found).mean(axis=0).argmax(axis=1)
+    right = [
+        names[b].split()[word] == name.split()[word]
+        for b, name in zip(best, videos.names, strict=True)
+    ]
+    return round(100 * float(np.mean(right)), 1)
+
+
+def psnr(tokenizer: PyraTok, latent: Array, rebuilt: Array) -> float:
+    """Mean PSNR in dB of videos decoded from codes against those from the encoder's own latents."""
+    decode = nnx.jit(lambda model, z: jnp.clip(model.decode(z), -1.0, 1.0))
+    squares = (decode(tokenizer, latent) - decode(tokenizer, rebuilt)) ** 2
+    error = np.asarray(jnp.mean(squares, axis=(1, 2, 3, 4)))
+    return float(np.mean(10 * np.log10(4.0 / np.maximum(error, 1e-10))))
+
+
+def without_previous(tokenizer: PyraTok) -> PyraTok:
+    """The tokenizer with q(l-1) = 0 at every level."""
+    changed = nnx.clone(tokenizer)
+    for block in changed.quantizer.blocks:  # type: ignore[attr-defined]
+        if block.previous is not None:
+            block.previous.kernel[...] = jnp.zeros_like(block.previous.kernel[...])
+    return changed
+
+
+def changed_bits(a: Sequence[Array], b: Sequence[Array]) -> list[float]:
+    """Percent of the bits of each level that differ."""
+    return [round(100 * float(jnp.mean(x != y)), 2) for x, y in zip(a, b, strict=True)]
+
+
+def effects(
+    tokenizer: PyraTok, alignment: Alignment, videos: Videos, names: Sequence[str], vectors: Array
+) -> dict[str, Any]:
+    """Bits, latent error and names when an input of the levels is replaced."""
+    rows = np.arange(len(videos))
+    stages, latent = videos.features(rows)
+    # Films come class by class in turn, so that neighbours differ.
+    other = tuple(jnp.roll(stage, 1, axis=0) for stage in stages)
+    own, wrong = videos.text(rows), videos.text(np.roll(rows, 1))
+    cases = {
+        "plain": (tokenizer, stages, None),
+        "F = 0": (tokenizer, tuple(jnp.zeros_like(stage) for stage in stages), None),
+        "F of another video": (tokenizer, other, None),
+        "q(l-1) = 0": (without_previous(tokenizer), stages, None),
+        "own caption": (tokenizer, stages, own),
+        "another video's caption": (tokenizer, stages, wrong),
+    }
+    found: dict[str, Any] = {}
+    plain: Sequence[Array] = ()
+    for name, (model, features, text) in cases.items():
+        codes, scores, rebuilt = encode(model, alignment, features, latent, text, vectors)
+        plain = plain or codes
+        error = float(jnp.mean((rebuilt - latent) ** 2) / jnp.mean(latent**2))
+        found[name] = {
+            "bits changed, by level": changed_bits(plain, codes),
+            "latent error": round(error, 4),
+            "top-1": top1(scores, names, videos)[-1],
+        }
+    return found
+
+
+def measure(
+    tokenizer: PyraTok, alignment: Alignment, networks: Networks, tests: Mapping[str, Videos],
+    folder: Path,
+) -> dict[str, Any]:  # fmt: skip
+    """All measurements."""
+    found: dict[str, Any] = {}
+    for kind in ("seen", "unseen"):
+        videos = tests[kind]
+        names = sorted(set(videos.names))
+        vectors = unit(tokenizer.captions(queries(networks, folder, names)).pooled)
+        stages, latent = videos.features(np.arange(len(videos)))
+        _, scores, rebuilt = encode(tokenizer, alignment, stages, latent, None, vectors)
+        found[f"top-1 of {len(names)}, {kind}"] = top1(scores, names, videos)
+        found[f"right colour, {kind}"] = right_words(scores, names, videos, 0)
+        found[f"right shape, {kind}"] = right_words(scores, names, videos, 1)
+        if kind == "seen":
+            error = jnp.mean((rebuilt - latent) ** 2) / jnp.mean(latent**2)
+            found["latent error"] = round(float(error), 4)
+            few = slice(0, DECODED)
+            found["psnr of codes"] = round(psnr(tokenizer, latent[few], rebuilt[few]), 3)
+            found["effects"] = effects(tokenizer, alignment, videos, names, vectors)
+    videos = tests["retrieval"]
+    rows = np.arange(len(videos))
+    stages, latent = videos.features(rows)
+    captions = unit(tokenizer.captions(videos.text(rows)).pooled)
+    _, scores, _ = encode(tokenizer, alignment, stages, latent, None, captions)
+    best = np.asarray(scores).mean(axis=0).argmax(axis=1)
+    right = [videos.captions[b] == videos.captions[i] for i, b in enumerate(best)]
+    found[f"retrieval R@1 of {len(right)}"] = round(100 * float(np.mean(right)), 1)
+    return found
