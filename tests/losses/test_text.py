@@ -130,6 +130,6 @@ def test_words_beyond_the_caption_do_not_matter():
     value = T.contrastive(features, text, 0.1, pooling="words")
     changed = text._replace(words=text.words.at[1, 2].set(9.0))
     assert float(T.contrastive(features, changed, 0.1, pooling="words")) == float(value)
-    with pytest.raises(ValueError, match="mean, words, both"):
+    with pytest.raises(ValueError, match="mean, words, tokens, both"):
         T.similarity(features, text, "max")
     assert TEXT_WIDTH
