@@ -44,11 +44,20 @@ def get_config(argument: str = "stage1") -> ConfigDict:
          "final_share": 0.1, "groups": TEXT_MODULES}
     )  # fmt: skip
     config.model.tokenizer.update(
-        {"width": 64, "heads": 4, "synthesis_width": 32, "lora_rank": 8, "lora_alpha": 16.0}
+        {
+            "inputs": "residual-fine",
+            "width": 64,
+            "heads": 4,
+            "synthesis_width": 32,
+            "lora_rank": 8,
+            "lora_alpha": 16.0,
+        }
     )
     config.model.vae, config.vision.size = "demo", "demo"
     config.language.update({"length": 32, "remat": "none", "size": "smollm2-135m", "layers": 6})
     config.loss.token_budget = 64
+    # A level that sees the caption can copy it into its codes; most must learn from the video.
+    config.loss.hidden_captions = 0.75
     config.loss.weights.update(
         {"commitment": 0.1, "entropy": 0.02, "hierarchy": 0.0, "text_codebook": 0.05}
     )
@@ -60,7 +69,7 @@ def get_config(argument: str = "stage1") -> ConfigDict:
         config.loss.weights.update({"drift_dinov3": 0.2, "retention": 0.2})
     config.vision.projection = 64
     config.loss.settings.update(
-        {"text_pooling": "both", "text_codebook_tokens": 128, "lpips_frames": 1, "dino_frames": 2}
+        {"text_pooling": "tokens", "text_codebook_tokens": 96, "lpips_frames": 1, "dino_frames": 2}
     )
     done = sum(steps for name, steps in STAGES.items() if name < stage)
     total = sum(STAGES.values())
@@ -69,7 +78,7 @@ def get_config(argument: str = "stage1") -> ConfigDict:
         sources=("builtin:world",),
         heldout=("builtin:world-heldout",),
         buckets=("5x32x32",) if smoke else ("9x64x64",),
-        caption_dropout=0.3,
+        caption_dropout=0.1,
         workers=0,
     )
     # Later stages start from the levels of the one before.

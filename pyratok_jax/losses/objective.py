@@ -4,7 +4,7 @@ import dataclasses
 from typing import NamedTuple, TypeVar
 
 import jax
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from pyratok_jax.losses import codebook, drift
 from pyratok_jax.losses import pixel as reconstruction
@@ -156,6 +156,7 @@ def objective(
     settings: LossSettings = LossSettings(),
     quantizer: Quantizer | None = None,
     text: Captions | None = None,
+    shown: Bool[Array, "b"] | None = None,
     embed: CodeEmbedding | None = None,
     temperature: Float[Array, ""] | float = 0.07,
     lpips: ImageDistance | None = None,
@@ -174,6 +175,8 @@ def objective(
         output: of the encoder's pass that gave the codes.
         quantizer: that of the tokenizer, for the codebook terms.
         text: the batch's captions in the text space; rows without words count nothing.
+        shown: clips whose caption the levels saw, which alone count in the text term; None: all
+            that have one.
         embed: codes to the text space.
         temperature: of the contrastive text-codebook term.
         lpips: distance of images in [-1, 1].
@@ -190,7 +193,8 @@ def objective(
     terms = Terms(weights.effective())
     _reconstruction_terms(terms, video, rebuilt, settings, lpips, key)
     with jax.named_scope("codebook"):
-        extra = _codebook_terms(terms, output, settings, quantizer, text)
+        captioned = shown if shown is not None or text is None else text.present
+        extra = _codebook_terms(terms, output, settings, quantizer, captioned)
         extra |= _text_codebook_terms(terms, output, settings, text, embed, temperature)
     if terms.wants("autoregressive"):
         terms.values["autoregressive"] = _given(autoregressive, "autoregressive", "value")
@@ -262,7 +266,7 @@ def _codebook_terms(
     output: PyraTokOutput,
     settings: LossSettings,
     quantizer: Quantizer | None,
-    text: Captions | None,
+    captioned: Bool[Array, "b"] | None,
 ) -> dict[str, Scalar]:
     """Each term summed over the levels; returns the entropies of every level, for the log."""
     tau = settings.temperature
@@ -286,8 +290,8 @@ def _codebook_terms(
             )
             sums.setdefault("hierarchy", []).append(value)
         if terms.wants("text"):
-            captioned = _given(text, "text", "captions").present
-            value = codebook.text_alignment(level.z, level.text_logits, captioned, temperature=tau)
+            rows = _given(captioned, "text", "captions")
+            value = codebook.text_alignment(level.z, level.text_logits, rows, temperature=tau)
             sums.setdefault("text", []).append(value)
     terms.values |= {name: sum(values[1:], values[0]) for name, values in sums.items()}
     return extra

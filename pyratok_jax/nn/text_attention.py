@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 
 class TextCondition(NamedTuple):
@@ -17,6 +17,16 @@ class TextCondition(NamedTuple):
 
     embeddings: Float[Array, "b l d"]
     mask: Bool[Array, "b l"]
+
+
+def hide_captions(text: TextCondition, share: float, key: PRNGKeyArray) -> TextCondition:
+    """The captions with a random `share` of them hidden: those clips look as if they had none.
+
+    A level that sees the caption which its codes are compared with can copy it, and learns nothing
+    about the clip. So levels see some captions less often than the losses do.
+    """
+    hidden = jax.random.bernoulli(key, share, (text.mask.shape[0], 1))
+    return text._replace(mask=text.mask & ~hidden)
 
 
 class TextAttention(nnx.Module):

@@ -28,7 +28,7 @@ from pyratok_jax.models.video_vae import VideoVAE, VideoVAEConfig
 from pyratok_jax.nn import partitioning
 from pyratok_jax.nn.grids import PRESETS, Stride
 from pyratok_jax.nn.lora import LoRAParam, without_adapters
-from pyratok_jax.nn.text_attention import TextCondition
+from pyratok_jax.nn.text_attention import TextCondition, hide_captions
 from pyratok_jax.training.loop.contracts import DeviceBatch, LossAndTerms, Progress
 
 # Names of the trained arrays besides the adapters; everything else is frozen.
@@ -37,7 +37,7 @@ TRAINED = ("tokenizer.blocks.", "tokenizer.synthesis.", "tokenizer.quantizer.",
            "alignment.", "drift.")  # fmt: skip
 
 
-_DROPOUT = 3  # Apart from the keys that a split of three gives.
+_DROPOUT, _HIDING = 3, 4  # Apart from the keys that a split of three gives.
 PRESETS_OF_WEIGHTS = ("", "paper")
 
 
@@ -166,6 +166,11 @@ class TokenizerLoss:
         )
         self.token_budget = config.loss.token_budget
         self.targets, self.region = config.loss.targets, config.loss.region
+        self.hidden_captions = config.loss.hidden_captions
+        if not 0.0 <= self.hidden_captions <= 1.0:
+            raise UserError(
+                f"config.loss.hidden_captions is {self.hidden_captions}, expected a share: 0 to 1"
+            )
         if self.targets == "straight_through" and config.model.head == "softmax":
             raise UserError(
                 "config.loss.targets straight_through needs config.model.head=lookup_free; the "
@@ -208,7 +213,11 @@ class TokenizerLoss:
         text, cache = self._read(system, batch)
         tokenizer = system.tokenizer
         masked = mask_video(video, tokenizer.mask_value[...], mask_key, progress, self.masking)
-        output = tokenizer.encode(masked, text, jax.random.fold_in(key, _DROPOUT))
+        shown = text
+        if self.hidden_captions:
+            hide_key = jax.random.fold_in(key, _HIDING)
+            shown = hide_captions(text, self.hidden_captions, hide_key)
+        output = tokenizer.encode(masked, shown, jax.random.fold_in(key, _DROPOUT))
         rebuilt = tokenizer.decode(output.latent)
         extra: dict[str, Array] = {}
         predicted = None
@@ -233,6 +242,7 @@ class TokenizerLoss:
             settings=self.settings,
             quantizer=tokenizer.quantizer,
             text=tokenizer.captions(text),
+            shown=jnp.any(shown.mask, axis=1),
             embed=system.alignment.text_embed,
             temperature=system.alignment.temperature,
             lpips=partitioning.with_replicated_kernels(system.lpips) if system.lpips else None,

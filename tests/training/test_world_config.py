@@ -2,7 +2,11 @@
 
 import runpy
 from pathlib import Path
+from types import SimpleNamespace
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from pyratok_jax.errors import UserError
@@ -30,6 +34,7 @@ def test_stages_share_one_schedule_of_masking_and_turn_the_losses_on():
         ("batch_size", 1, "no negatives in a batch of 1"),
         ("accumulate", 8, "in 8 parts"),
         ("loss.preset", "eq2", "expected one of"),
+        ("loss.hidden_captions", 1.5, "hidden_captions is 1.5"),
         ("model.head", "softmax", "needs config.model.head=lookup_free"),
     ],
 )
@@ -39,6 +44,46 @@ def test_settings_that_cannot_teach_are_refused_in_one_line(key, value, message)
     with pytest.raises(UserError, match=message) as raised:
         TokenizerLoss(config)
     assert "\n" not in str(raised.value)
+
+
+def test_levels_do_not_see_hidden_captions_but_the_losses_do(monkeypatch):
+    """A level that sees the caption which its codes are compared with would copy it."""
+    clips, words = 64, 3
+    config = make("stage1")
+    config.loss.hidden_captions = 0.75
+    config.masking.update({"frame_ratio": 0.0, "spatial_ratio": 0.0})
+    mask = jnp.ones((clips, words), bool).at[0].set(False)
+    batch = {
+        "video": jnp.zeros((clips, 1, 8, 8, 3), jnp.uint8),
+        "text_ids": jnp.zeros((clips, words), jnp.int32),
+        "text_mask": mask,
+        "text_embeddings": jnp.ones((clips, words, 4)),
+    }
+    seen = {}
+
+    def encode(video, text, key):
+        seen["levels"] = text.mask
+        return SimpleNamespace(latent=video, levels=())
+
+    def objective(weights, video, rebuilt, output, *, text, shown, **others):
+        seen["losses"], seen["shown"] = text.mask, shown
+        raise InterruptedError
+
+    tokenizer = SimpleNamespace(
+        encode=encode, decode=lambda z: z, captions=lambda text: text, quantizer=None,
+        mask_value=jnp.zeros(3),
+    )  # fmt: skip
+    alignment = SimpleNamespace(text_embed=None, temperature=0.07)
+    system = SimpleNamespace(tokenizer=tokenizer, alignment=alignment, lpips=None, drift=None)
+    monkeypatch.setattr("pyratok_jax.training.system.objective", objective)
+    monkeypatch.setattr(TokenizerLoss, "_frozen_posterior", lambda *args: None)
+    with pytest.raises(InterruptedError):
+        TokenizerLoss(config)(system, batch, jax.random.key(0), jnp.zeros(()))
+    np.testing.assert_array_equal(seen["losses"], mask)
+    visible = seen["levels"].any(axis=1)
+    np.testing.assert_array_equal(seen["shown"], visible)
+    assert 4 <= visible.sum() <= 32 and not visible[0]
+    np.testing.assert_array_equal(seen["levels"][visible], mask[visible])
 
 
 def test_the_paper_s_preset_puts_ones_inside_eq_2():
