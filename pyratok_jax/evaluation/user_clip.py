@@ -214,7 +214,12 @@ class ClipQuestions:
             UserError: a level that does not exist, or levels that do not attend to text.
         """
         level = self._level(level)
-        if not isinstance(self.tokenizer.model.quantizer, LaPQ):
+        quantizer = self.tokenizer.model.quantizer
+        if not (
+            isinstance(quantizer, LaPQ)
+            and self.tokenizer.config.text_guidance
+            and all(block.attention is not None for block in quantizer.blocks)
+        ):
             raise UserError("this checkpoint's levels do not attend to text: no attention maps")
         text, words = self.tokenizer.embed([caption]), self.tokenizer.captions
         assert text is not None and words is not None
