@@ -149,7 +149,8 @@ class PyraTokConfig:
             ValueError: for keys that are not fields.
         """
         check_fields(values, cls, "the tokenizer's configuration")
-        values = {"standardised_text": False, "inputs": UNNAMED_INPUTS} | values
+        unnamed: dict[str, Any] = {"standardised_text": False, "inputs": UNNAMED_INPUTS}
+        values = unnamed | values
         values = dict(values, vae=config_from_dict(values["vae"]))
         # JSON knows no tuples.
         if isinstance(values.get("grids"), list):
