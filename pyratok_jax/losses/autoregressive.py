@@ -58,6 +58,26 @@ def autoregressive_loss(
     Raises:
         ValueError: other targets or another region.
     """
+    sequence, hidden, nats = _predict(
+        alignment, language_model, codes, text, token_budget, key,
+        layers=layers, targets=targets, region=region,
+    )  # fmt: skip
+    return jnp.mean(nats, where=sequence.predicts), _metrics(alignment, sequence, hidden, nats)
+
+
+def _predict(
+    alignment: Alignment,
+    language_model: LanguageModel,
+    codes: tuple[Float[Array, "b _t _h _w bits"], ...],
+    text: Text,
+    token_budget: int | None,
+    key: Array | None,
+    *,
+    layers: int | None,
+    targets: str,
+    region: str,
+) -> tuple[VisualSequence, Float[Array, "b n d"], Float[Array, "b n"]]:
+    """The sequence, the states that predict its items, and -log p of each item."""
     chosen = None
     if region == "crop":
         codes = crop_levels(codes, token_budget, key)
@@ -70,7 +90,7 @@ def autoregressive_loss(
     with jax.named_scope("language_model"):
         hidden = _visual_states(language_model, sequence, text, layers)
     nats = alignment.cross_entropy(hidden, sequence.targets, sequence.separator)
-    return jnp.mean(nats, where=sequence.predicts), _metrics(alignment, sequence, hidden, nats)
+    return sequence, hidden, nats
 
 
 def _visual_states(
@@ -122,27 +142,49 @@ def caption_nats(
     *,
     layers: int | None = None,
 ) -> dict[str, Array]:
-    """How much language is in the tokens: nats per code under three captions.
+    """How much language is in the tokens: `clip_nats` as means over the clips.
+
+    The shuffled captions are those of the next clip of the batch, so that neighbours should differ.
+    """
+    other = jnp.roll(ids, 1, axis=0), jnp.roll(mask, 1, axis=0)
+    found = clip_nats(
+        alignment, language_model, codes, (ids, mask), other, token_budget, layers=layers
+    )
+    return {name: jnp.mean(value) for name, value in found.items()}
+
+
+def clip_nats(
+    alignment: Alignment,
+    language_model: LanguageModel,
+    codes: tuple[Float[Array, "b _t _h _w bits"], ...],
+    own: tuple[Int[Array, "b l"], Bool[Array, "b l"]],
+    other: tuple[Int[Array, "b l"], Bool[Array, "b l"]],
+    token_budget: int | None = None,
+    *,
+    layers: int | None = None,
+) -> dict[str, Float[Array, "b"]]:
+    """Nats per code of each clip and level under three captions.
 
     Args:
         alignment, language_model, codes, token_budget, layers: see `autoregressive_loss`.
-        ids, mask: the captions; the shuffled ones are those of the next clip of the batch, so that
-            neighbours should differ.
+        own: ids and mask of each clip's caption.
+        other: those of another clip's caption, which should say something else.
 
     Returns:
-        `<caption>/level_<l>` for the captions own, none and shuffled, and `gain/level_<l>`:
-        shuffled less own, which is above 0 as far as captions say what the tokens are.
+        `<caption>/level_<l>` for the captions own, none and shuffled (`other`), and
+        `gain/level_<l>`: shuffled less own, which is above 0 as far as captions say what the tokens
+        are.
     """
-    captions = {
-        "own": (ids, mask),
-        "none": (ids, jnp.zeros_like(mask)),
-        "shuffled": (jnp.roll(ids, 1, axis=0), jnp.roll(mask, 1, axis=0)),
-    }
+    captions = {"own": own, "none": (own[0], jnp.zeros_like(own[1])), "shuffled": other}
     found: dict[str, Array] = {}
     for name, text in captions.items():
-        _, metrics = autoregressive_loss(
-            alignment, language_model, codes, text, token_budget, layers=layers, targets="fixed"
-        )
-        found |= {f"{name}/{k}": v for k, v in metrics.items() if k.startswith("level_")}
-    levels = {k.partition("/")[2] for k in found}
+        sequence, _, nats = _predict(
+            alignment, language_model, codes, text, token_budget, None,
+            layers=layers, targets="fixed", region="spread",
+        )  # fmt: skip
+        for level in range(alignment.levels):
+            chosen = sequence.predicts & (sequence.level == level)
+            if chosen.any():
+                found[f"{name}/level_{level + 1}"] = jnp.mean(nats, axis=1, where=chosen)
+    levels = {name.partition("/")[2] for name in found}
     return found | {f"gain/{k}": found[f"shuffled/{k}"] - found[f"own/{k}"] for k in levels}

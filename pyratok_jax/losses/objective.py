@@ -101,6 +101,15 @@ class LossSettings:
     text_codebook_tokens: int = 1024
     smallest_logvar: float = -30.0
 
+    def paper(self) -> "LossSettings":
+        """These settings with the terms of Eq. 2 and the drift as the paper prints them.
+
+        Text features stay standardised, without which the kl form has one-hot targets.
+        """
+        return dataclasses.replace(
+            self, gamma=0.0, hierarchy_stop_gradient=False, text_form="kl", dino_reference="masked"
+        )
+
     def __post_init__(self) -> None:
         for name, value, known in (
             ("text_form", self.text_form, FORMS),

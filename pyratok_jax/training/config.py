@@ -113,9 +113,9 @@ def tokenizer_training_config(**changes: Any) -> ConfigDict:
       terms has a weight, the hidden width of the trained projection from latents to it, and the
       largest side of the images that it sees (larger ones are made smaller; 0: any).
     - loss: weights and settings (`losses.objective`); preset "paper" puts 1 for the weights inside
-      Eq. 2; of the autoregressive loss the token_budget (0: all tokens), the targets and the region
-      (`losses.autoregressive`); hidden_captions: share of the captions that the losses read and the
-      levels do not see.
+      Eq. 2, formulas "paper" takes its terms as printed; of the autoregressive loss the
+      token_budget (0: all tokens), the targets and the region (`losses.autoregressive`);
+      hidden_captions: share of the captions that the losses read and the levels do not see.
     - masking: `models.masking.MaskingConfig`.
     - calibration: batches of features that the levels are fitted to before the first step (0: a
       random start), steps of each linear map (steps), then of all levels together (refine_steps),
@@ -155,6 +155,7 @@ def tokenizer_training_config(**changes: Any) -> ConfigDict:
             "weights": dataclasses.asdict(LossWeights()),
             "settings": _without(dataclasses.asdict(LossSettings()), "vocabulary"),
             "preset": "",
+            "formulas": "",
             "token_budget": 0,
             "hidden_captions": 0.0,
             "targets": "straight_through",

@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 
 from pyratok_jax.errors import UserError
 from pyratok_jax.io.atomic import write_json
+from pyratok_jax.models.pyratok.inputs import UNNAMED_INPUTS
 
 CONFIG, CHANGES = "config.json", "config_changes.jsonl"
 OPERATIONAL = (
@@ -31,6 +32,12 @@ OPERATIONAL = (
     "language.size", "vision.size",
 )  # fmt: skip
 IDENTITY = ("task", "seed", "model", "language", "tokenizer", "projector")
+# Keys that configs did not always have, and what held before.
+_ADDED: dict[str, Any] = {
+    "model.tokenizer.inputs": UNNAMED_INPUTS,
+    "loss.formulas": "",
+    "loss.hidden_captions": 0.0,
+}
 _FLAG = "resume_with_changes"
 _NAMED = 4  # Changed keys that a message names.
 
@@ -107,8 +114,9 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 def _differences(old: Flat, new: Flat) -> Iterator[tuple[str, tuple[Any, Any]]]:
     for key in sorted(old.keys() | new.keys()):
-        if key != _FLAG and old.get(key) != new.get(key):
-            yield key, (old.get(key), new.get(key))
+        before = old.get(key, _ADDED.get(key))
+        if key != _FLAG and before != new.get(key):
+            yield key, (before, new.get(key))
 
 
 def _check(workdir: epath.Path, changes: Changes, step: int, *, allowed: bool) -> None:

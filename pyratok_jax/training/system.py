@@ -39,6 +39,7 @@ TRAINED = ("tokenizer.blocks.", "tokenizer.synthesis.", "tokenizer.quantizer.",
 
 _DROPOUT, _HIDING = 3, 4  # Apart from the keys that a split of three gives.
 PRESETS_OF_WEIGHTS = ("", "paper")
+PRESETS_OF_FORMULAS = ("", "paper")
 
 
 class TokenizerSystem(nnx.Module):
@@ -164,6 +165,13 @@ class TokenizerLoss:
         self.settings = LossSettings(
             vocabulary=config.model.tokenizer.vocabulary, **values["settings"]
         )
+        if config.loss.formulas not in PRESETS_OF_FORMULAS:
+            raise UserError(
+                f"config.loss.formulas is {config.loss.formulas!r}, expected one of "
+                f"{', '.join(PRESETS_OF_FORMULAS)}"
+            )
+        if config.loss.formulas == "paper":
+            self.settings = self.settings.paper()
         self.token_budget = config.loss.token_budget
         self.targets, self.region = config.loss.targets, config.loss.region
         self.hidden_captions = config.loss.hidden_captions

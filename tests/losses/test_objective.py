@@ -69,6 +69,14 @@ def test_the_paper_s_bracket_has_unit_weights():
     assert weights.autoregressive == 1.5 and weights.l1 == 1.0
 
 
+def test_the_paper_s_formulas():
+    """Eq. 2 has no batch entropy, no stop-gradient on the previous level, and a KL to the text."""
+    ours = LossSettings(lpips_frames=3, vocabulary=48)
+    paper = ours.paper()
+    assert (paper.gamma, paper.hierarchy_stop_gradient, paper.text_form) == (0.0, False, "kl")
+    assert paper.dino_reference == "masked" and paper.lpips_frames == 3 and paper.vocabulary == 48
+
+
 @pytest.mark.parametrize("part", ["query", "key", "value"])
 def test_the_text_term_trains_the_attention_that_pools_the_text(part):
     """Through the prior alone: the visual logits are held fixed."""

@@ -6,12 +6,18 @@ import jax
 import numpy as np
 import pytest
 
+from pyratok_jax.checkpoints.partition import Partition
+from pyratok_jax.data.heldout import HeldoutClip
 from pyratok_jax.errors import UserError
 from pyratok_jax.training.config import parse_flags, training_config
+from pyratok_jax.training.distributed.sharding import make_mesh
+from pyratok_jax.training.evaluators.heldout import HeldoutReconstruction, other_caption
+from pyratok_jax.training.loop.contracts import ModelView
 from pyratok_jax.training.loop.train import train
 from pyratok_jax.training.registry import make_evaluators
+from pyratok_jax.training.tasks.tokenizer import TokenizerTask
 from tests.training.processes import rows
-from tests.training.tiny import arrays_equal
+from tests.training.tiny import arrays_equal, tiny_config
 from tests.training.worker import LineTask, before_each_batch, without_tensorboard
 
 NORM = {"name": "weight_norm", "every": 4}
@@ -115,3 +121,50 @@ def test_evaluators_can_be_given_on_the_command_line():
     flag = "--config.evaluators=({'name': 'heldout', 'every': 50},)"
     config, _ = parse_flags(["train", flag], default_config="configs/demo.py")
     assert config.evaluators == ({"name": "heldout", "every": 50},)
+
+
+def test_another_clips_caption_is_one_that_says_something_else():
+    video = np.zeros((1, 16, 16, 3), np.uint8)
+    said = ["a cat", None, "a cat", "a dog", "a cat"]
+    clips = [HeldoutClip(f"clip{i}", caption, 25.0, video) for i, caption in enumerate(said)]
+    assert [other_caption(clips, clip) for clip in clips] == [
+        "a dog",
+        "a cat",
+        "a dog",
+        "a cat",
+        "a dog",
+    ]
+    assert other_caption(clips[:3], clips[0]) is None
+
+
+@pytest.mark.parametrize("weight", [1.5, 0.0])
+def test_held_out_clips_tell_how_much_language_is_in_the_tokens(world, weight):
+    """At the start all captions are at chance, with a loss that predicts codes from them."""
+    settings = tiny_config(world)
+    settings.loss.weights.update({"autoregressive": weight, "drift_dinov3": 0.0, "retention": 0.0})
+    settings.data.heldout = (str(world / "videos"),)
+    task = TokenizerTask(settings)
+    evaluator = HeldoutReconstruction(
+        settings, task, name="heldout", every=1, buckets=("5x16x16",), clips=2
+    )
+    partition = Partition(task.system, task.is_trainable)
+    if not weight:
+        assert not task.predicts_codes and not evaluator._language
+        return
+    mesh = make_mesh(settings.mesh)
+    arrays = partition.trainable, partition.frozen
+    with jax.set_mesh(mesh):
+        found = evaluator.run(ModelView(mesh, partition, *arrays), 0).metrics
+        head = {"alignment.head.kernel": jax.random.normal(jax.random.key(0), (16, 7))}
+        trained = evaluator.run(ModelView(mesh, partition, arrays[0] | head, arrays[1]), 1).metrics
+    captions = ("own", "none", "shuffled")
+    nats = {f"nats/{c}/level_{n}" for c in captions for n in (1, 2, 3, 4)}
+    gains = {f"nats/gain/level_{n}" for n in (1, 2, 3, 4)}
+    assert set(found) == nats | gains | {"psnr", "psnr_video", "ssim", "ssim_uniform"}
+    for name in nats:
+        assert found[name] == pytest.approx(6 * np.log(2), rel=0.01), name
+    for n in (1, 2, 3, 4):
+        gain = trained[f"nats/shuffled/level_{n}"] - trained[f"nats/own/level_{n}"]
+        assert trained[f"nats/gain/level_{n}"] == pytest.approx(gain, abs=1e-5)
+    assert any(abs(trained[name]) > 1e-4 for name in gains)
+    assert trained["psnr"] == pytest.approx(found["psnr"])

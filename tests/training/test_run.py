@@ -1,6 +1,7 @@
 """Whole trainings of a tiny tokenizer: what changes, what repeats, what resumes, what it leaves."""
 
 import json
+import math
 import os
 import re
 import shutil
@@ -55,9 +56,13 @@ def test_a_run_leaves_what_it_names(finished):
     assert set(f"{wanted} drift_dinov3 retention".split()) <= lines[-2].keys()
     # The evaluator measures during the training what the report does at its end.
     measured = {name.removeprefix("heldout/"): x for name, x in lines[-1].items() if name != "step"}
-    assert {"psnr", "psnr_video", "ssim", "ssim_uniform"} == measured.keys()
-    for name, value in measured.items():
-        assert value == pytest.approx(rows["model"][name], rel=1e-4), name
+    quality = {"psnr", "psnr_video", "ssim", "ssim_uniform"}
+    nats = {f"nats/{caption}/level_{n}" for caption in ("own", "none") for n in (1, 2, 3, 4)}
+    # One held-out clip: there is no other's caption.
+    assert measured.keys() == quality | nats
+    for name in quality:
+        assert measured[name] == pytest.approx(rows["model"][name], rel=1e-4), name
+    assert all(0 < measured[name] < math.inf for name in nats)
     assert lines[3]["heldout/psnr"] != lines[5]["heldout/psnr"]
 
 

@@ -138,3 +138,15 @@ def test_a_broken_history_is_named(begun):
     (folder / "config_changes.jsonl").write_text('{"step": 1}\n')
     with pytest.raises(UserError, match="line 1, is no record of changes"):
         record(folder, config)
+
+
+def test_a_config_from_before_a_key_had_what_holds_without_it(tmp_path):
+    """A run that was begun before levels could choose their inputs is resumed as what it was."""
+    config = tokenizer_training_config()
+    written = json.loads(config.to_json_best_effort())
+    del written["model"]["tokenizer"]["inputs"], written["loss"]["formulas"]
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    assert RunRecord(epath.Path(tmp_path), config, 4).changes == {}
+    config.model.tokenizer.inputs = "paper"
+    with pytest.raises(UserError, match="inputs was 'residual-everywhere', is 'paper'"):
+        RunRecord(epath.Path(tmp_path), config, 4)

@@ -35,6 +35,7 @@ def test_stages_share_one_schedule_of_masking_and_turn_the_losses_on():
         ("accumulate", 8, "in 8 parts"),
         ("loss.preset", "eq2", "expected one of"),
         ("loss.hidden_captions", 1.5, "hidden_captions is 1.5"),
+        ("loss.formulas", "eq2", "expected one of"),
         ("model.head", "softmax", "needs config.model.head=lookup_free"),
     ],
 )

@@ -143,10 +143,16 @@ ABLATIONS: dict[str, Ablation] = {
     ),
     # Quantisers.
     "vq": Ablation(  # .055 bpp
-        "quantisers", "VQ 4096", _quantizer("vq", 1, 12) | _NO_BIT_TERMS, (31.45, 32.91)
+        "quantisers",
+        "VQ 4096, vectors of 256",
+        _quantizer("vq", 1, 12, model__tokenizer__code_width=256) | _NO_BIT_TERMS,
+        (31.45, 32.91),
     ),
     "gvq": Ablation(  # .110 bpp
-        "quantisers", "GVQ 2 x 4096", _quantizer("gvq", 2, 12) | _NO_BIT_TERMS, (32.25, 33.34)
+        "quantisers",
+        "GVQ 2 x 4096, vectors of 256",
+        _quantizer("gvq", 2, 12, model__tokenizer__code_width=256) | _NO_BIT_TERMS,
+        (32.25, 33.34),
     ),
     "lfq": Ablation(  # .074 bpp
         "quantisers", "LFQ 2^16", _quantizer("lfq", 1, 16), (34.22, 33.92)
@@ -156,9 +162,27 @@ ABLATIONS: dict[str, Ablation] = {
     ),
     "rvq_8000": Ablation(  # .119 bpp
         "quantisers",
-        "RVQ 2 x 8000",
-        _quantizer("rvq", 2, 13, model__tokenizer__vocabulary=8000) | _NO_BIT_TERMS,
+        "RVQ 2 x 8000, vectors of 512",
+        _quantizer(
+            "rvq", 2, 13, model__tokenizer__vocabulary=8000, model__tokenizer__code_width=512
+        )
+        | _NO_BIT_TERMS,
         (33.92, 34.22),
+    ),
+    "rvq_32800": Ablation(  # .147 bpp
+        "quantisers",
+        "RVQ 2 x 32800, vectors of 16",
+        _quantizer("rvq", 2, 16, model__tokenizer__vocabulary=32800) | _NO_BIT_TERMS,
+        (34.78, None),
+    ),
+    "lapq_8000": Ablation(
+        "quantisers",
+        "LaPQ 8000, 512 channels in a level",
+        {
+            "model.tokenizer.bits": 13,
+            "model.tokenizer.vocabulary": 8000,
+            "model.tokenizer.width": 512,
+        },
     ),
     # Codebook sizes of LaPQ.
     "vocabulary_4096": Ablation("codebook sizes", "LaPQ 4096", {"model.tokenizer.bits": 12}),
@@ -205,6 +229,7 @@ ABLATIONS: dict[str, Ablation] = {
     "fixed_targets": Ablation(
         "language", "autoregression with fixed targets", {"loss.targets": "fixed"}
     ),
+    "paper_formulas": Ablation("language", "terms of Eq. 2 as printed", {"loss.formulas": "paper"}),
     "paper_weights": Ablation("language", "unit weights inside Eq. 2", {"loss.preset": "paper"}),
     # Backbones, at full scale. 3D-MBQ-VAE (35.01) has not been published.
     "vae_cogvideox": Ablation(

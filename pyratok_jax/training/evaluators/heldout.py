@@ -1,4 +1,4 @@
-"""Reconstruction of the held-out clips during training: PSNR and SSIM, and pictures."""
+"""The held-out clips during training: PSNR and SSIM, nats per code by caption, and pictures."""
 
 from collections.abc import Iterator, Sequence
 from typing import Protocol, TypeVar, runtime_checkable
@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Bool, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, UInt8
 from ml_collections import ConfigDict
 
 from pyratok_jax.checkpoints.partition import Arrays, Partition
@@ -44,8 +44,36 @@ class ReconstructionTask(Protocol[S_contra]):
         """What the model makes of padded clips and their captions; jittable."""
 
 
+@runtime_checkable
+class LanguageTask(Protocol[S_contra]):
+    """What a task must have besides, for the language in its tokens to be measured."""
+
+    @property
+    def predicts_codes(self) -> bool:
+        """Whether the training teaches the head that predicts codes from captions."""
+
+    def caption_nats(
+        self,
+        system: S_contra,
+        video: UInt8[Array, "b t h w 3"],
+        text_ids: Int[Array, "b l"],
+        text_mask: Bool[Array, "b l"],
+        other_ids: Int[Array, "b l"],
+        other_mask: Bool[Array, "b l"],
+    ) -> dict[str, Float[Array, "b"]]:
+        """Nats per code of each clip under captions (`losses.autoregressive.clip_nats`)."""
+
+
+# What a program gives of one batch: reconstructions, and nats by name.
+Measured = tuple[Array, dict[str, Array]]
+
+
 class HeldoutReconstruction:
     """An evaluator (`contracts.Evaluator`): quality on `config.data.heldout`, as the report has it.
+
+    Where the task predicts codes from captions (`LanguageTask`), nats per code of each level are
+    measured too, under each clip's own caption, none, and that of another clip: `nats/own/level_1`
+    and so on. `nats/gain/level_1`, another's less own, is the amount of language in the tokens.
 
     Clips are reconstructed in the compute dtype of the training, one on each group of devices that
     share parameters, and measured on process 0 (`metrics.image.quality`).
@@ -85,30 +113,46 @@ class HeldoutReconstruction:
         self._task, self._pictures = task, pictures
         shapes = tuple(buckets or config.report.buckets)
         self._clips = heldout_clips(config.data, shapes, clips)
-        self._program: AheadOfTime[Array] | None = None
+        self._language = isinstance(task, LanguageTask) and task.predicts_codes
+        self._program: AheadOfTime[Measured] | None = None
 
     def run(self, view: ModelView[nnx.Module], step: int) -> Evaluation:
         """See `contracts.Evaluator`."""
         if self._program is None:
             self._program = AheadOfTime(self._jit(view.partition, view.mesh))
         rebuilt: dict[str, np.ndarray] = {}
+        nats: dict[str, list[float]] = {}
         for clips, paddings, arrays in self._batches(view.mesh):
-            videos = np.asarray(self._program(view.params, view.frozen, arrays))
-            for clip, padding, video in zip(clips, paddings, videos, strict=False):
+            videos, found = self._program(view.params, view.frozen, arrays)
+            values = {name: np.asarray(value) for name, value in found.items()}
+            for clip, padding, video in zip(clips, paddings, np.asarray(videos), strict=False):
                 rebuilt[clip.name] = crop_clip(video, padding)
+            for row, clip in enumerate(clips):
+                for name, value in values.items():
+                    # Without a caption there is none to compare with.
+                    if clip.caption and (
+                        other_caption(self._clips, clip) or name.startswith(("own", "none"))
+                    ):
+                        nats.setdefault(f"nats/{name}", []).append(float(value[row]))
         if jax.process_index():
             return Evaluation({}, {})
-        found = quality([c.video for c in self._clips], [rebuilt[c.name] for c in self._clips])
-        metrics = {name: value for name, value in found.items() if value is not None}
+        measured = quality([c.video for c in self._clips], [rebuilt[c.name] for c in self._clips])
+        metrics = {name: value for name, value in measured.items() if value is not None}
+        metrics |= {name: float(np.mean(values)) for name, values in nats.items()}
         return Evaluation(metrics, self._shown(rebuilt))
 
     def _jit(self, partition: Partition[nnx.Module], mesh: Mesh) -> jax.stages.Wrapped:
-        def reconstruct(params: Arrays, frozen: Arrays, batch: Arrays) -> Array:
+        def measure(params: Arrays, frozen: Arrays, batch: Arrays) -> Measured:
             with over_devices(split_of(len(batch["video"]))):
-                return self._task.reconstruct(partition.merge(params, frozen), **batch)
+                system = partition.merge(params, frozen)
+                plain = {k: v for k, v in batch.items() if not k.startswith("other_")}
+                rebuilt = self._task.reconstruct(system, **plain)
+                if not self._language or not isinstance(self._task, LanguageTask):
+                    return rebuilt, {}
+                return rebuilt, self._task.caption_nats(system, **batch)
 
         # Every process gets all of it: the result can then be read by process 0.
-        return jax.jit(reconstruct, out_shardings=NamedSharding(mesh, PartitionSpec()))
+        return jax.jit(measure, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
     def _batches(self, mesh: Mesh) -> Iterator[tuple[list[HeldoutClip], list[Padding], Arrays]]:
         """Clips of one padded shape with a row for each group of devices, the last one repeated."""
@@ -121,13 +165,15 @@ class HeldoutReconstruction:
             for first in range(0, len(group), rows):
                 clips, videos, paddings = map(list, zip(*group[first : first + rows], strict=True))
                 repeats = rows - len(clips)
-                captions = [clip.caption for clip in clips] + [clips[-1].caption] * repeats
-                ids, mask = self._task.captions(captions)
-                batch = {
-                    "video": np.stack(videos + [videos[-1]] * repeats),
-                    "text_ids": np.asarray(ids, np.int32),
-                    "text_mask": np.asarray(mask, bool),
-                }
+                rows_of = clips + [clips[-1]] * repeats
+                batch = {"video": np.stack(videos + [videos[-1]] * repeats)}
+                given = {"text": [clip.caption for clip in rows_of]}
+                if self._language:
+                    given["other"] = [other_caption(self._clips, clip) for clip in rows_of]
+                for name, captions in given.items():
+                    ids, mask = self._task.captions(captions)
+                    batch[f"{name}_ids"] = np.asarray(ids, np.int32)
+                    batch[f"{name}_mask"] = np.asarray(mask, bool)
                 yield clips, paddings, host_to_mesh(batch, batch_shardings(batch, mesh))
 
     def _shown(self, rebuilt: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -138,3 +184,10 @@ class HeldoutReconstruction:
             )
             for clip in self._clips[: self._pictures]
         }
+
+
+def other_caption(clips: Sequence[HeldoutClip], clip: HeldoutClip) -> str | None:
+    """The next caption, around the end, that differs from a clip's own; None: there is none."""
+    start = [other.name for other in clips].index(clip.name)
+    captions = [other.caption for other in (*clips[start:], *clips[:start])]
+    return next((c for c in captions if c and c != clip.caption), None)

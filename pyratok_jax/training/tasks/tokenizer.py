@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, UInt8
 from ml_collections import ConfigDict
 
 from pyratok_jax.checkpoints.modules import build_module
@@ -19,6 +19,7 @@ from pyratok_jax.data.padding import Padding, pad_clip
 from pyratok_jax.data.pipeline import ClipLoader, make_loader
 from pyratok_jax.errors import UserError
 from pyratok_jax.io.progress import PlainConsole, track
+from pyratok_jax.losses.autoregressive import clip_nats
 from pyratok_jax.models.pyratok.latent_metric import square_root
 from pyratok_jax.models.pyratok.model import PyraTok
 from pyratok_jax.models.vae_families import build_vae
@@ -38,7 +39,7 @@ from pyratok_jax.training.tasks.clip_batches import ClipBatches, pipeline_batche
 
 
 class TokenizerTask:
-    """The `contracts.Task` of a tokenizer; also an `evaluators.heldout.ReconstructionTask`."""
+    """The `contracts.Task` of a tokenizer; also both tasks of `evaluators.heldout`."""
 
     def __init__(self, config: ConfigDict):
         self.config = config
@@ -120,6 +121,32 @@ class TokenizerTask:
         if not tokenizer.quantizer.makes_tokens:
             return to_pixels(tokenizer.decode(tokenizer.encode(frames, text).latent))
         return to_pixels(tokenizer.detokenize(tokenizer.tokenize(frames, text)))
+
+    @property
+    def predicts_codes(self) -> bool:
+        """Whether the autoregressive loss has a weight."""
+        return self.loss.uses("autoregressive") and self.system.tokenizer.quantizer.makes_tokens
+
+    def caption_nats(
+        self,
+        system: TokenizerSystem,
+        video: UInt8[Array, "b t h w 3"],
+        text_ids: Int[Array, "b l"],
+        text_mask: Bool[Array, "b l"],
+        other_ids: Int[Array, "b l"],
+        other_mask: Bool[Array, "b l"],
+    ) -> dict[str, Float[Array, "b"]]:
+        """Nats per code by caption (`clip_nats`), of codes that were made without a caption."""
+        levels = system.tokenizer.encode(to_model_range(video)).levels
+        return clip_nats(
+            system.alignment,
+            system.text.language_model,
+            tuple(level.q for level in levels),
+            (text_ids, text_mask),
+            (other_ids, other_mask),
+            self.loss.token_budget or None,
+            layers=self.loss.language_layers,
+        )
 
     def wrap(self, system: TokenizerSystem) -> Tokenizer:
         """The tokenizer of a system, to be measured without a checkpoint."""
