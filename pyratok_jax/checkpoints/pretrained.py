@@ -28,6 +28,7 @@ from pyratok_jax.models.language.quantization import quantize_model
 from pyratok_jax.models.vae_families import config_from_dict, kinds
 from pyratok_jax.models.video_vae import VideoVAEConfig
 
+_STEP = "#step"  # Ends the name of what int8 values are multiples of.
 DEMO_BACKBONE = "builtin:demo-backbone"
 DEMO_VISION = "builtin:demo-vision"
 
@@ -103,26 +104,50 @@ def load_dino(path: str | Path, *, dtype: DTypeLike = jnp.float32) -> Dino:
 
 def _shipped(spec: str, known: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Sizes and arrays, float32, of weights inside this package."""
-    import safetensors
-    import safetensors.numpy
-
     if spec != known:
         raise UserError(f"no shipped weights {spec}; there is {known}")
     name = spec.removeprefix("builtin:").replace("-", "_")
-    path = Path(str(resources.files("pyratok_jax") / "assets" / f"{name}.safetensors"))
+    return read_weights(
+        Path(str(resources.files("pyratok_jax") / "assets" / f"{name}.safetensors"))
+    )
+
+
+def read_weights(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Sizes and float32 arrays of a file that `write_weights` wrote."""
+    import safetensors
+    import safetensors.numpy
+
     with safetensors.safe_open(path, "np") as file:
         sizes = json.loads(file.metadata()["config"])
-    arrays = safetensors.numpy.load_file(path)
-    return sizes, {key: value.astype(np.float32) for key, value in arrays.items()}
+    stored = safetensors.numpy.load_file(path)
+    arrays = {k: x.astype(np.float32) for k, x in stored.items() if not k.endswith(_STEP)}
+    return sizes, {
+        k: x * stored[k + _STEP] if k + _STEP in stored else x for k, x in arrays.items()
+    }
 
 
 def write_weights(
-    path: Path, sizes: Mapping[str, Any], arrays: Mapping[str, np.ndarray], dtype: Any = np.float16
+    path: Path, sizes: Mapping[str, Any], arrays: Mapping[str, np.ndarray], *, bits: int = 16
 ) -> None:
-    """Write a module as one safetensors file with its sizes in the header, atomically."""
+    """Write a module as one safetensors file with its sizes in the header, atomically.
+
+    Args:
+        path: the file.
+        sizes: plain JSON.
+        arrays: by name.
+        bits: 16 stores float16; 8 stores kernels (arrays of two axes and more, of 4,096 values and
+            more) as int8 multiples of a float32 step for each output channel, halving the file.
+    """
     import safetensors.numpy
 
-    stored = {name: np.ascontiguousarray(array, dtype) for name, array in arrays.items()}
+    stored: dict[str, np.ndarray] = {}
+    for name, array in arrays.items():
+        if bits == 8 and array.ndim > 1 and array.size >= 4096:
+            step = np.abs(array).max(axis=tuple(range(array.ndim - 1))).astype(np.float32) / 127
+            step = np.where(step > 0, step, np.float32(1))
+            stored[name], stored[name + _STEP] = np.rint(array / step).astype(np.int8), step
+        else:
+            stored[name] = np.ascontiguousarray(array, np.float16)
     write_bytes(path, safetensors.numpy.save(stored, {"config": json.dumps(dict(sizes))}))
 
 

@@ -10,14 +10,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors.numpy
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 from ml_collections import ConfigDict
 
 from pyratok_jax.checkpoints.modules import module_arrays
 from pyratok_jax.checkpoints.partition import Partition
-from pyratok_jax.checkpoints.pretrained import write_weights
+from pyratok_jax.checkpoints.pretrained import read_weights, write_weights
 from pyratok_jax.checkpoints.working_folder import read_parameters
 from pyratok_jax.demo.linear_start import fit_linear, start_with_nothing
 from pyratok_jax.demo.phased import PhasedTask
@@ -181,7 +180,7 @@ def put_weights(vae: WanVAE, path: Path) -> None:
     if not path.is_file():
         raise UserError(f"config.init_from {path} is no file; name a .safetensors of this model")
     try:
-        put_arrays(vae, safetensors.numpy.load_file(path))
+        put_arrays(vae, read_weights(path)[1])
     except ValueError as error:
         raise UserError(f"config.init_from {path} does not fit config.model: {error}") from error
 
@@ -239,7 +238,7 @@ def export(task: BackboneTask, system: BackboneSystem, workdir: Path) -> dict[st
     )
     arrays = {name: np.asarray(value) for name, value in module_arrays(system.vae).items()}
     path = workdir / f"{workdir.name}.safetensors"
-    write_weights(path, config_to_dict(sizes), arrays)
+    write_weights(path, config_to_dict(sizes), arrays, bits=8)
     return {"weights": path}
 
 

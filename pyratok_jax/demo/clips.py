@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from pyratok_jax.data.sources.builtin import demo_clips, film_clips, street_clips
+from pyratok_jax.data.world.films import world_clips
 from pyratok_jax.demo.colours import augment
 from pyratok_jax.demo.photos import photo_clips
 from pyratok_jax.demo.shapes import shape_clips
@@ -24,6 +25,7 @@ _CUTTERS: dict[str, Callable[..., np.ndarray]] = {
     "demo": demo_clips,
     "street": street_clips,
     "shapes": shape_clips,
+    "world": world_clips,
 }
 
 
@@ -62,8 +64,8 @@ class PhasedClips:
 
     Args:
         phases: as `parse_phases` takes them.
-        counts: per source ("film", "demo", "street", "shapes", "photos"): how many clips to cut of
-            it for each shape. A batch's rows are drawn from all clips alike.
+        counts: clips to cut for each shape, per source ("film", "demo", "street", "shapes",
+            "world", "photos"). A batch's rows are drawn from all clips alike.
         seed: of the order.
         shares: per source its share of the rows, where it is not that of its clips.
         augment: see `colours.augment`.

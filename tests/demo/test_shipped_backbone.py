@@ -9,7 +9,7 @@ import pytest
 from pyratok_jax.data.sources.builtin import demo_clips
 
 WEIGHTS = Path("pyratok_jax/assets/demo_backbone.safetensors")
-MARGIN = 0.3  # dB over the linear code, mean of the three clips
+MARGIN = 3.5  # dB over 16 principal components, mean of the three clips
 
 
 @pytest.fixture(scope="module")
@@ -32,10 +32,17 @@ def test_flat_colours_of_the_whole_cube_come_back(quality, vae):
 
 def test_heldout_clips_keep_their_colours_and_beat_a_linear_code(quality, vae, tmp_path):
     code = quality["linear_code"](demo_clips(tmp_path, 100, 17, 64, 1))
-    gains, slopes = [], []
+    gains, slopes, quality_of = [], [], []
     for video in quality["heldout_videos"]().values():
         after = quality["rebuild"](vae, video[None])[0]
         slopes.append(quality["chroma_slopes"](video, after))
-        gains.append(quality["psnr"](video, after) - quality["psnr"](video, code(video)))
-    assert min(gains) > 0 and np.mean(gains) >= MARGIN
-    assert np.min(slopes) >= 0.75 and np.max(slopes) <= 1.1
+        quality_of.append(quality["psnr"](video, after))
+        gains.append(quality_of[-1] - quality["psnr"](video, code(video)))
+    assert np.mean(quality_of) >= 30 and np.mean(gains) >= MARGIN
+    assert np.min(slopes) >= 0.9 and np.max(slopes) <= 1.1
+
+
+def test_videos_of_the_world_come_back(quality, vae):
+    videos = quality["world_videos"](4)
+    found = [quality["psnr"](x, quality["rebuild"](vae, x[None])[0]) for x in videos]
+    assert np.mean(found) >= 31

@@ -5,6 +5,7 @@ Film number i of a split is a function of (seed, split, i); no file is read or w
 
 import dataclasses
 import functools
+import os
 import re
 import tempfile
 from collections.abc import Sequence
@@ -71,6 +72,22 @@ def world_film(split: str, number: int, seed: int = 0) -> WorldFilm:
     kind = "seen" if split == "world" else HELDOUT_KINDS[number % len(HELDOUT_KINDS)]
     scene = draw_scene(rng, kind)
     return WorldFilm(scene, caption(scene, rng), questions(scene, rng))
+
+
+def world_clips(
+    cache_dir: str | os.PathLike | None, clips: int, frames: int, size: int, seed: int = 0
+) -> UInt8[np.ndarray, "n t h w 3"]:
+    """The first `clips` films of the training split, drawn at the size asked for.
+
+    Args:
+        cache_dir: not used; here so that it is called as other sources of clips are.
+        clips: number of clips.
+        frames: frames of a clip.
+        size: its side in pixels.
+        seed: of the world.
+    """
+    del cache_dir
+    return np.stack([world_film("world", i, seed).draw(frames, size, size) for i in range(clips)])
 
 
 class WorldRecords(Sequence[ClipRecord]):

@@ -33,7 +33,7 @@ def test_unknown_names_are_refused():
 
 def test_weights_survive_the_file(tmp_path):
     arrays = {"a": np.arange(6, dtype=np.float32).reshape(2, 3)}
-    write_weights(tmp_path / "x" / "w.safetensors", {"width": 3}, arrays, np.float32)
+    write_weights(tmp_path / "x" / "w.safetensors", {"width": 3}, arrays)
     from safetensors import safe_open
 
     with safe_open(tmp_path / "x" / "w.safetensors", "np") as file:
