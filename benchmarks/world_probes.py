@@ -73,7 +73,8 @@ def text_to_text(networks: Networks, folder: Path, train: Videos, test: Videos) 
     names = sorted(set(test.names))
     prompts = queries(networks, folder, names)
     known = pooled(train.words, train.mask)
-    mean, spread = known.mean(axis=0), known.std(axis=0) + 1e-3
+    mean, variance = known.mean(axis=0), known.var(axis=0)
+    spread = np.sqrt(np.maximum(variance, 0.1 * np.median(variance)))
     a = (pooled(test.words, test.mask) - mean) / spread
     b = (pooled(np.asarray(prompts.embeddings), np.asarray(prompts.mask)) - mean) / spread
     a, b = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (a, b))
