@@ -251,3 +251,21 @@ def test_the_configuration_survives_a_round_trip_and_refuses_unknown_keys():
 def test_a_smaller_vocabulary_bounds_the_ids():
     model = PyraTok(tiny_config(vocabulary=48), rngs=nnx.Rngs(0))
     assert all(int(ids.max()) < 48 for ids in tokenize(model, clip()))
+
+
+def test_in_bfloat16_training_and_export_have_the_same_tokens():
+    """The program that also takes gradients, against `tokenize` alone; float32 has others."""
+    half = PyraTok(tiny_config(), rngs=nnx.Rngs(0), dtype=jnp.bfloat16)
+
+    @nnx.jit
+    def step(model, video):
+        def loss(model):
+            output = model.encode(video, captions())
+            return jnp.mean(output.latent**2), output.levels
+
+        return nnx.value_and_grad(loss, has_aux=True)(model)[0][1]
+
+    levels, exported = step(half, clip()), tokenize(half, clip(), captions())
+    assert all(level.z.dtype == jnp.float32 for level in levels)
+    for trained, ids in zip(levels, exported, strict=True):
+        np.testing.assert_array_equal(lfq.bits_to_ids(trained.q), ids)
