@@ -49,6 +49,7 @@ MARKS: dict[str, tuple[str, ...]] = {
         "models/pyratok/test_streamed_tokens.py",
         "models/cogvideox/test_parity.py",
         "models/test_vae_parity.py",
+        "models/test_vae_product.py",
         "models/wan_vae/test_derivatives.py",
         "models/wan_vae/test_numerics.py",
         "models/wan_vae/test_parity.py",
