@@ -87,3 +87,15 @@ def test_a_stage_of_another_model_is_refused(stage2, world, tmp_path):
     other = Partition(Line(), lambda name, variable: True)
     with pytest.raises(UserError, match="shares no trainable array"):
         start_from(str(stage2), other)
+
+
+def test_a_language_model_of_another_width_is_refused_in_one_line(monkeypatch):
+    """The text that levels attend to has then another width than the checkpoint's."""
+    partition = Partition(Line(), lambda name, variable: True)
+    partition.trainable = {"tokenizer.null_text": np.zeros(24), "alignment.soi": np.zeros(24)}
+    other = {"tokenizer.null_text": np.zeros(16), "alignment.soi": np.zeros(16)}
+    monkeypatch.setattr(previous_stage, "newest_step", lambda folder: 7)
+    monkeypatch.setattr(previous_stage, "read_parameters", lambda folder, step: other)
+    with pytest.raises(UserError, match=r"null_text \(shape \(16,\), expected \(24,\)\)") as raised:
+        start_from("runs/stage1", partition)
+    assert "\n" not in str(raised.value)
