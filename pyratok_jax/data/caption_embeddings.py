@@ -5,19 +5,22 @@ captions one after the other, and `index.json`: the width, the tokens per captio
 that made them, and for every caption's hash its shard, first row and number of rows.
 """
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Num
+from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from pyratok_jax.errors import UserError
 from pyratok_jax.io.atomic import new_folder
+from pyratok_jax.io.documents import read_json
 from pyratok_jax.io.records import text_bytes
 
 FORMAT = "pyratok-jax-caption-embeddings-1"
@@ -108,6 +111,21 @@ def _groups(captions: Iterable[str], batch: int) -> Iterator[list[str]]:
         yield group
 
 
+_Number = Annotated[int, Field(ge=0, lt=1 << 40)]
+_Size = Annotated[int, Field(ge=0, le=1 << 17)]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Index:
+    """`index.json`: sizes, and (shard, first row, rows) by the hash of a caption."""
+
+    format: str
+    width: _Size
+    length: _Size
+    model: str
+    captions: dict[str, tuple[_Number, _Number, _Number]]
+
+
 class StoredCaptions:
     """Reads a folder of embeddings; takes the place of a `CaptionTokenizer` in the pipeline.
 
@@ -121,14 +139,14 @@ class StoredCaptions:
             UserError: not a folder of embeddings.
         """
         self.folder = Path(folder)
-        try:
-            index = json.loads((self.folder / "index.json").read_text())
-        except (OSError, ValueError) as error:
-            raise UserError(f"{folder}: no readable index.json of caption embeddings") from error
-        if index.get("format") != FORMAT:
+        path = self.folder / "index.json"
+        if not path.is_file():
+            raise UserError(f"{folder}: no readable index.json of caption embeddings")
+        index = read_json(path, _Index, max_bytes=4 << 30, advice="store the embeddings again")
+        if index.format != FORMAT:
             raise UserError(f"{folder}: index.json is not of caption embeddings")
-        self.width, self.length, self.model = index["width"], index["length"], index["model"]
-        self._rows = index["captions"]
+        self.width, self.length, self.model = index.width, index.length, index.model
+        self._rows = index.captions
         self._files: dict[int, Any] = {}
 
     def __call__(
@@ -164,4 +182,11 @@ class StoredCaptions:
                 raise UserError(
                     f"{path}: missing or damaged; store the embeddings again"
                 ) from error
-        return self._files[shard][first : first + count]
+        values = self._files[shard]
+        rows, width = values.get_shape()
+        if width != self.width or first + count > rows or count > self.length:
+            raise UserError(
+                f"{self.folder}/index.json: rows {first} to {first + count} are not in shard "
+                f"{shard} of {rows} rows x {width}; store the embeddings again"
+            )
+        return values[first : first + count]

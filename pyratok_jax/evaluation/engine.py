@@ -11,6 +11,7 @@ import logging
 import os
 import traceback
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ from pyratok_jax.data.video.files import BrokenVideoError
 from pyratok_jax.errors import UserError
 from pyratok_jax.evaluation.task import BrokenItemError, ContentT, Item, ModelT, Partial, Task
 from pyratok_jax.io.atomic import write_bytes, write_text
+from pyratok_jax.io.documents import WRONG_VALUE, read_json
 from pyratok_jax.io.progress import progress_bar
 from pyratok_jax.io.records import text_bytes
 
@@ -51,12 +53,9 @@ class PartialStore:
         if not path.exists():
             write_text(path, json.dumps(wanted, indent=1))
             return
-        try:
-            stored = json.loads(path.read_text())
-        except ValueError as error:
-            raise UserError(
-                f"{path} is not JSON ({error}); remove its folder or name another --output"
-            ) from error
+        stored = read_json(
+            path, dict[str, Any], advice="remove its folder or name another --output"
+        )
         for key in sorted(stored.keys() | wanted.keys()):
             if stored.get(key) != wanted.get(key):
                 raise UserError(
@@ -79,7 +78,10 @@ class PartialStore:
         content[_JSON] = np.frombuffer(text.encode(), np.uint8)
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **content)
-        write_bytes(self.path(item), buffer.getvalue())
+        path = self.path(item)
+        if path.is_dir():  # No partial result of ours; it would be in the way.
+            path.rmtree()
+        write_bytes(path, buffer.getvalue())
 
     def save_broken(self, item: str, reason: str) -> None:
         """Record that an item cannot be evaluated."""
@@ -95,9 +97,9 @@ class PartialStore:
             with np.load(io.BytesIO(data), allow_pickle=False) as file:
                 record = json.loads(file[_JSON].tobytes())
                 arrays = {key[2:]: file[key] for key in file.files if key.startswith("a_")}
-        except (ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            return {**record["values"], **arrays} if record["id"] == item else None
+        except (*WRONG_VALUE, OSError, RecursionError, EOFError, zipfile.BadZipFile, zlib.error):
             return None
-        return {**record["values"], **arrays} if record.get("id") == item else None
 
     def remove(self) -> None:
         """Forget everything."""

@@ -5,11 +5,13 @@ is expected. Schemas are dataclasses or any other type that pydantic checks.
 """
 
 import contextlib
+import glob
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from etils import epath
@@ -62,6 +64,21 @@ def read_lines(path: str | os.PathLike) -> list[str]:
         UserError: as `read_text`.
     """
     return [line.strip() for line in read_text(path).split("\n") if line.strip()]
+
+
+def with_suffix_of(folder: Path, stem: str, suffixes: Sequence[str]) -> Path | None:
+    """The file STEM with one of `suffixes` (lower case) in a folder, however its case is written.
+
+    None where there is none; a file whose suffix is written as given comes first.
+    """
+    for suffix in suffixes:
+        if (path := folder / f"{stem}{suffix}").is_file():
+            return path
+    wanted = {suffix for suffix in suffixes if suffix}
+    for path in sorted(folder.glob(f"{glob.escape(stem)}.*")):
+        if path.suffix.lower() in wanted and path.stem == stem and path.is_file():
+            return path
+    return None
 
 
 def parse_json(data: bytes | str, where: str) -> Any:

@@ -3,7 +3,6 @@
 Neither model code nor TensorFlow is imported here.
 """
 
-import json
 import struct
 from collections.abc import Iterator, Sequence
 from typing import Any, SupportsIndex
@@ -12,6 +11,7 @@ import numpy as np
 from etils import epath
 
 from pyratok_jax.errors import UserError
+from pyratok_jax.io.documents import read_json
 from pyratok_jax.io.shards import (
     ShardedRecords,
     TFRecordFile,
@@ -82,7 +82,7 @@ class TokenDataset(ShardedRecords[TokenRecord]):
     def card(self) -> dict[str, Any]:
         """The dataset card; empty for a lone shard or an unfinished export."""
         path = epath.Path(self.path) / CARD
-        return json.loads(path.read_text()) if path.exists() else {}
+        return read_json(path, dict[str, Any]) if path.exists() else {}
 
 
 class SequenceSource(Sequence[dict[str, Any]]):

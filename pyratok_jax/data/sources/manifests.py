@@ -13,20 +13,23 @@ Ours: `path`, `caption`, optionally `start`, `end` (seconds), `id`, and `width`,
 """
 
 import csv
+import dataclasses
 import io
-import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 from etils import epath
+from pydantic import Field
 
 from pyratok_jax.data.sources.records import ClipRecord
 from pyratok_jax.data.video.decoding import with_back_off
-from pyratok_jax.data.video.files import BrokenVideoError
+from pyratok_jax.data.video.files import BrokenVideoError, check_regular
 from pyratok_jax.errors import UserError
+from pyratok_jax.io.documents import checked, parse_json
 
+MAX_MANIFEST_BYTES = 4 << 30
 MANIFEST_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 
 # Names that a column has in our layout and in the published ones, in order of preference.
@@ -71,10 +74,11 @@ def load_manifest(path: str) -> list[ClipRecord]:
         UserError: unreadable, empty, rows without path, malformed times, or the same clip twice.
     """
     suffix = epath.Path(path).suffix.lower()
+    _check_size(path)
     data = read_bytes(path)
     try:
         if suffix == ".json" and b'"annotations"' in data and b'"images"' in data:
-            return _coco_records(json.loads(data), path)
+            return _coco_records(parse_json(data, path), path)
         rows = list(_READERS[suffix](data))
     except (ValueError, csv.Error) as error:
         raise UserError(f"{path} is not a valid {suffix} manifest: {error}") from error
@@ -86,27 +90,75 @@ def load_manifest(path: str) -> list[ClipRecord]:
     return records
 
 
-def _coco_records(table: Mapping[str, Any], manifest: str) -> list[ClipRecord]:
+_Side = Annotated[int, Field(ge=1, lt=1 << 31)] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class _CocoImage:
+    """A picture of COCO's caption annotations."""
+
+    file_name: Annotated[str, Field(min_length=1)]
+    id: int | str
+    width: _Side = None
+    height: _Side = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _CocoCaption:
+    """One of the captions of a picture."""
+
+    image_id: int | str
+    caption: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Coco:
+    """COCO's caption annotations."""
+
+    images: list[_CocoImage]
+    annotations: list[_CocoCaption]
+
+
+def _check_size(path: str) -> None:
+    try:
+        check_regular(path)
+        size = epath.Path(path).stat().length
+    except BrokenVideoError as error:
+        raise UserError(f"cannot read {path}: {error.reason}") from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}; check the path") from error
+    if size > MAX_MANIFEST_BYTES:
+        raise UserError(
+            f"{path} has {size} bytes, expected at most {MAX_MANIFEST_BYTES}; split the manifest"
+        )
+
+
+def _plain(text: str | None) -> str | None:
+    """A text without unpaired surrogates, which cannot be stored: they become U+FFFD."""
+    return (
+        None if text is None else text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
+    )
+
+
+def _coco_records(table: Any, manifest: str) -> list[ClipRecord]:
     """COCO's caption annotations: one clip per image, with the first of its captions.
 
     Images lie beside the file, or in `../NAME` or `NAME` where the file is captions_NAME.json.
     """
-    captions: dict[Any, str] = {}
-    for entry in table["annotations"]:
-        captions.setdefault(entry.get("image_id"), entry.get("caption"))
+    table = checked(table, _Coco, manifest, "expected COCO's caption annotations")
+    captions: dict[int | str, str | None] = {}
+    for entry in table.annotations:
+        captions.setdefault(entry.image_id, entry.caption)
     folder = epath.Path(manifest).parent
     name = epath.Path(manifest).stem.rpartition("_")[2]
     places = [folder, folder / name, folder.parent / name, folder.parent / "images" / name]
     records = []
-    for image in table["images"]:
-        if "file_name" not in image:
-            raise UserError(f"{manifest}: an entry of images has no key file_name; is it COCO's?")
-        file = image["file_name"]
+    for image in table.images:
+        file = image.file_name
         place = next((p for p in places if (p / file).exists()), folder)
-        size = (image.get("width"), image.get("height"))
-        caption = captions.get(image.get("id"))
+        caption = _plain(captions.get(image.id))
         path = str(place / file)
-        records.append(ClipRecord(file, path, caption, width=size[0], height=size[1]))
+        records.append(ClipRecord(file, path, caption, width=image.width, height=image.height))
     if not records:
         raise UserError(f"{manifest} lists no image; expected COCO's caption annotations")
     _refuse_repeats(records, manifest)
@@ -114,7 +166,7 @@ def _coco_records(table: Mapping[str, Any], manifest: str) -> list[ClipRecord]:
 
 
 def _json_rows(data: bytes) -> Iterator[Any]:
-    rows = json.loads(data.decode("utf-8-sig"))
+    rows = parse_json(data, "the table")
     if isinstance(rows, Mapping):
         rows = next((v for v in rows.values() if isinstance(v, list)), None)
     if not isinstance(rows, list):
@@ -126,9 +178,9 @@ def _jsonl_rows(data: bytes) -> Iterator[Any]:
     for number, line in enumerate(data.decode("utf-8-sig").split("\n"), start=1):
         if line.strip():
             try:
-                yield json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"line {number}: {error}") from error
+                yield parse_json(line, f"line {number}")
+            except UserError as error:
+                raise ValueError(str(error)) from error
 
 
 def _csv_rows(data: bytes) -> Iterator[Any]:
@@ -143,7 +195,7 @@ def _parquet_rows(data: bytes) -> Iterator[Any]:
 
     try:
         yield from pq.read_table(io.BytesIO(data)).to_pylist()
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OSError) as error:
         raise ValueError(str(error)) from error
 
 
@@ -177,8 +229,7 @@ def _text(row: Mapping[str, Any], names: tuple[str, ...], where: str) -> str | N
         return None
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise UserError(f"{where}: {names[0]} is {str(value)[:60]!r}, expected text")
-    # Unpaired surrogates cannot be stored: they become U+FFFD.
-    return str(value).encode("utf-8", "surrogatepass").decode("utf-8", "replace")
+    return _plain(str(value))
 
 
 def _record(row: Any, number: int, manifest: str, folder: epath.Path) -> ClipRecord:

@@ -1,6 +1,7 @@
 """Labelled videos: a folder per class, lists as UCF-101's, tables as Kinetics'."""
 
 import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from pyratok_jax.data.video.files import VIDEO_SUFFIXES
 from pyratok_jax.errors import UserError
 from pyratok_jax.evaluation.data.clips import sample_frames
 from pyratok_jax.evaluation.task import BrokenItemError
+from pyratok_jax.io.documents import read_lines, read_text, with_suffix_of
 
 
 class Labelled(NamedTuple):
@@ -59,7 +61,7 @@ def _by_folder(folder: Path) -> list[Labelled]:
 
 def _list(folder: Path, table: Path) -> list[Labelled]:
     rows = []
-    for number, line in enumerate(_lines(table), start=1):
+    for number, line in enumerate(read_lines(table), start=1):
         name = line.rsplit(" ", 1)[0] if line.rsplit(" ", 1)[-1].isdigit() else line
         if "/" not in name:
             raise UserError(f"{table}, line {number}: expected LABEL/VIDEO, got {line[:80]}")
@@ -67,16 +69,11 @@ def _list(folder: Path, table: Path) -> list[Labelled]:
     return rows
 
 
-def _lines(path: Path) -> list[str]:
-    try:
-        return [line.strip() for line in path.read_text().splitlines() if line.strip()]
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-
-
 def _kinetics(folder: Path, table: Path) -> list[Labelled]:
     rows = []
-    for number, row in enumerate(csv.DictReader(_lines(table)), start=2):
+    for number, row in enumerate(
+        csv.DictReader(io.StringIO(read_text(table), newline="")), start=2
+    ):
         try:
             label = row["label"]
             if "path" in row:
@@ -97,11 +94,10 @@ def _clip(folder: Path, label: str, name: str, start: float, end: float) -> Labe
     """A trimmed file where there is one, else the whole video and the span within it."""
     trimmed = f"{name}_{round(start):06d}_{round(end):06d}"
     for place in (folder / label, folder / label.replace(" ", "_"), folder):
-        for suffix in VIDEO_SUFFIXES:
-            if (place / f"{trimmed}{suffix}").is_file():
-                return Labelled(trimmed, place / f"{trimmed}{suffix}", label)
-            if (place / f"{name}{suffix}").is_file():
-                return Labelled(trimmed, place / f"{name}{suffix}", label, start, end)
+        if (found := with_suffix_of(place, trimmed, VIDEO_SUFFIXES)) is not None:
+            return Labelled(trimmed, found, label)
+        if (found := with_suffix_of(place, name, VIDEO_SUFFIXES)) is not None:
+            return Labelled(trimmed, found, label, start, end)
     return Labelled(trimmed, folder / label / f"{trimmed}.mp4", label)
 
 
@@ -115,7 +111,7 @@ def load_classes(file: str, rows: Sequence[Labelled]) -> list[str]:
     if not file:
         return found
     names = []
-    for line in _lines(Path(file)):
+    for line in read_lines(file):
         head, _, rest = line.partition(" ")
         names.append(rest if head.isdigit() and rest else line)
     unknown = sorted(set(found) - set(names))

@@ -1,7 +1,6 @@
 """Annotations of temporal action localization: ActivityNet's and THUMOS14's JSON, and splits."""
 
 import dataclasses
-import json
 import math
 import re
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 from pyratok_jax.data.video.files import VIDEO_SUFFIXES
 from pyratok_jax.errors import UserError
 from pyratok_jax.evaluation.vision.temporal_detection import Instance
+from pyratok_jax.io.documents import read_json, read_lines, with_suffix_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,10 +38,8 @@ def load_annotations(path: Path, subset: str = "") -> Annotations:
         UserError: missing, malformed, no video of that subset, or no interval in all of them.
     """
     try:
-        database = json.loads(path.read_text())["database"]
+        database = read_json(path)["database"]
         entries = database.items()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f'{path} is not of the form {{"database": {{VIDEO: ...}}}}') from error
     videos, dropped = {}, 0
@@ -91,8 +89,7 @@ def load_splits(folder: str) -> dict[str, tuple[str, ...]]:
         raise UserError(f"{folder} holds no split; expected files such as split_0.list")
     splits = {}
     for file in files:
-        names = [line.strip() for line in file.read_text().splitlines()]
-        splits[file.stem] = tuple(name for name in names if name)
+        splits[file.stem] = tuple(read_lines(file))
     return splits
 
 
@@ -103,8 +100,7 @@ def _natural(path: Path) -> list[Any]:
 def find_video(folder: Path, name: str) -> Path | None:
     """The file of a video: NAME or v_NAME with any suffix that is known to be video."""
     for stem in (name, f"v_{name}"):
-        for suffix in ("", *VIDEO_SUFFIXES):
-            path = folder / f"{stem}{suffix}"
-            if path.is_file():
-                return path
+        found = with_suffix_of(folder, stem, ("", *VIDEO_SUFFIXES))
+        if found is not None:
+            return found
     return None

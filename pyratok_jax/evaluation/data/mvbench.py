@@ -1,13 +1,13 @@
 """MVBench: its 20 tasks, where their files lie, its questions, and answers read from free text."""
 
 import dataclasses
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pyratok_jax.errors import UserError
+from pyratok_jax.io.documents import read_json
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -95,10 +95,7 @@ def load_questions(folder: str, tasks: Sequence[str] = ()) -> list[Question]:
 
 
 def _read(root: Path, path: Path, name: str) -> list[Question]:
-    try:
-        rows = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}") from error
+    rows = read_json(path)
     if not isinstance(rows, list):
         raise UserError(f"{path}: expected a list of questions")
     return [_question(root, path, name, number, row) for number, row in enumerate(rows)]
@@ -133,16 +130,19 @@ def prompt(question: Question) -> str:
 def parse_answer(text: str, options: Sequence[str]) -> int | None:
     """The option that a free answer names, or None.
 
-    Tried in this order: a letter in brackets; a letter on its own at the beginning; a letter
-    after "answer" or "option"; the words of exactly one option (or of the longest one, where one
-    contains another); a single capital letter anywhere.
+    Tried in this order: the last letter after "answer"; a letter in brackets; a letter on its own
+    at the beginning; a letter after "option" or "choice"; the words of exactly one option (or of
+    the longest one, where one contains another); a single capital letter anywhere.
     """
     letters = LETTERS[: len(options)]
     text = text.strip()
+    stated = re.findall(rf"(?i:answer)(?i:\s+is)?\s*[:=]?\s*[(\[]?\s*([{letters}])\b(?!')", text)
+    if stated:  # The last: what comes before may be weighed and dropped.
+        return letters.index(stated[-1])
     patterns = (
         rf"[(\[]\s*([{letters}])\s*[)\]]",
         rf"^([{letters}])\s*(?:[).:,\]]|$)",
-        rf"(?i:answer|option|choice)(?i:\s+is)?\s*[:=]?\s*\(?([{letters}])\b",
+        rf"(?i:option|choice)(?i:\s+is)?\s*[:=]?\s*\(?([{letters}])\b",
     )
     for pattern in patterns:
         if match := re.search(pattern, text):
@@ -154,8 +154,10 @@ def parse_answer(text: str, options: Sequence[str]) -> int | None:
     if lower:
         return letters.index(lower.group(1).upper())
     alone = re.findall(rf"(?<![A-Za-z'])([{letters}])(?![A-Za-z'])", text)
-    # "A" is a word too.
-    alone = [letter for letter in alone if letter != "A"]
+    # "A" is a word too, where another word follows it.
+    articles = len(re.findall(r"(?<![A-Za-z'])A\s+[a-z]", text))
+    if alone.count("A") == articles:
+        alone = [letter for letter in alone if letter != "A"]
     return letters.index(alone[0]) if len(set(alone)) == 1 else None
 
 

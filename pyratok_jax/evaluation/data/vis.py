@@ -1,7 +1,6 @@
 """Segmentation data in the formats of YouTube-VIS 2019/2021, OVIS and DAVIS, and masks as RLE."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
@@ -10,11 +9,17 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from pycocotools import mask as coco
 
+from pyratok_jax.data.video.files import BrokenVideoError, read_image
 from pyratok_jax.errors import UserError
 from pyratok_jax.evaluation.task import BrokenItemError
+from pyratok_jax.io.documents import WRONG_VALUE, read_json
 
 _IMAGES = (".jpg", ".jpeg", ".png")
 _VOID = 255
+# Pillow raises SyntaxError for a damaged PNG.
+_BAD_PICTURE = (
+    OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError,
+)  # fmt: skip
 
 
 class PackedMask(TypedDict):
@@ -92,13 +97,11 @@ def load_vis(path: Path, images: Path) -> VisData:
         UserError: missing, malformed or without annotations.
     """
     try:
-        content = json.loads(path.read_text())
+        content = read_json(path)
         categories = {int(c["id"]): str(c["name"]) for c in content["categories"]}
         tracks: dict[int, list[Track]] = {int(v["id"]): [] for v in content["videos"]}
         annotations = content["annotations"]
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except WRONG_VALUE as error:
         raise UserError(
             f"{path} is not in YouTube-VIS's format: {type(error).__name__} {error}; expected "
             "videos, annotations and categories"
@@ -126,7 +129,8 @@ def _video(path: Path, images: Path, row: Any, tracks: list[Track]) -> VisVideo:
         files = tuple(images / str(name) for name in row["file_names"])
         height, width = int(row["height"]), int(row["width"])
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}, video {row.get('id')}: {error}") from error
+        number = row.get("id") if isinstance(row, dict) else row
+        raise UserError(f"{path}, video {str(number)[:60]}: {error}") from error
     for track in tracks:
         if len(track["segmentations"]) != len(files):
             raise UserError(
@@ -163,11 +167,11 @@ def load_davis(root: Path) -> VisData:
     images, labels = _davis_folder(root, "JPEGImages"), _davis_folder(root, "Annotations")
     names = {}
     if (root / "objects.json").exists():
-        names = json.loads((root / "objects.json").read_text())
+        names = read_json(root / "objects.json", dict[str, dict[str, str]])
     videos: list[VisVideo] = []
     ids: dict[str, int] = {}
     for number, folder in enumerate(sorted(p for p in labels.iterdir() if p.is_dir()), start=1):
-        files = sorted(f for f in (images / folder.name).glob("*") if f.suffix in _IMAGES)
+        files = sorted(f for f in (images / folder.name).glob("*") if f.suffix.lower() in _IMAGES)
         maps = _label_maps(folder)
         found = sorted(set(np.unique(maps).tolist()) - {0, _VOID})
         tracks: list[Track] = []
@@ -194,11 +198,11 @@ def _davis_folder(root: Path, name: str) -> Path:
 def _label_maps(folder: Path) -> np.ndarray:
     """Object numbers (t, h, w); 255 is void."""
     maps = []
-    for file in sorted(folder.glob("*.png")):
+    for file in sorted(f for f in folder.iterdir() if f.suffix.lower() == ".png"):
         try:
             with Image.open(file) as image:
                 maps.append(np.asarray(image if image.mode in ("P", "L") else image.convert("L")))
-        except (OSError, UnidentifiedImageError) as error:
+        except _BAD_PICTURE as error:
             raise UserError(f"cannot read {file}: {error}") from error
     if not maps or len({m.shape for m in maps}) != 1:
         raise UserError(f"{folder}: expected PNG masks of one size, one per frame")
@@ -236,12 +240,11 @@ def read_frames(video: VisVideo) -> np.ndarray:
     frames = []
     for file in video.files:
         try:
-            with Image.open(file) as image:
-                frames.append(np.asarray(image.convert("RGB")))
-        except FileNotFoundError as error:
-            raise BrokenItemError(f"no such frame: {file}") from error
-        except (OSError, UnidentifiedImageError) as error:
-            raise BrokenItemError(f"cannot read {file}: {error}") from error
+            if not file.exists():
+                raise BrokenItemError(f"no such frame: {file}")
+            frames.append(read_image(str(file)))
+        except BrokenVideoError as error:
+            raise BrokenItemError(f"cannot read {file}: {error.reason}") from error
         if frames[-1].shape[:2] != (video.height, video.width):
             raise BrokenItemError(
                 f"{file} has {frames[-1].shape[1]}x{frames[-1].shape[0]} pixels, its annotation "

@@ -34,6 +34,10 @@ if TYPE_CHECKING:
 BLIND = "none"
 
 
+def _frames(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.iterdir() if file.suffix.lower() in (".jpg", ".jpeg"))
+
+
 def read_clip_of(question: Question, frames: int, side: int) -> np.ndarray:
     """The frames that a question is about, uint8 (frames, h, w, 3).
 
@@ -46,7 +50,7 @@ def read_clip_of(question: Question, frames: int, side: int) -> np.ndarray:
         if not path.is_file():
             raise BrokenItemError(f"no such file: {path}")
         return sample_frames(str(path), frames, side, start=question.start, end=question.end)
-    files = sorted(file for file in path.glob("*.jpg")) if path.is_dir() else []
+    files = _frames(path) if path.is_dir() else []
     first = round((question.start or 0.0) * FRAMES_FPS)
     last = len(files) if question.end is None else max(round(question.end * FRAMES_FPS), first + 1)
     files = files[first:last]
