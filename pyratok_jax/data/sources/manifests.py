@@ -16,6 +16,7 @@ import csv
 import dataclasses
 import io
 import math
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any
@@ -78,7 +79,7 @@ def load_manifest(path: str) -> list[ClipRecord]:
     data = read_bytes(path)
     try:
         if suffix == ".json" and b'"annotations"' in data and b'"images"' in data:
-            return _coco_records(parse_json(data, path), path)
+            return _coco_records(_parsed(data, "it"), path)
         rows = list(_READERS[suffix](data))
     except (ValueError, csv.Error) as error:
         raise UserError(f"{path} is not a valid {suffix} manifest: {error}") from error
@@ -121,8 +122,10 @@ class _Coco:
 
 def _check_size(path: str) -> None:
     try:
+        if "://" in path:
+            return
         check_regular(path)
-        size = epath.Path(path).stat().length
+        size = os.stat(path).st_size
     except BrokenVideoError as error:
         raise UserError(f"cannot read {path}: {error.reason}") from error
     except OSError as error:
@@ -165,8 +168,16 @@ def _coco_records(table: Any, manifest: str) -> list[ClipRecord]:
     return records
 
 
+def _parsed(data: bytes | str, where: str) -> Any:
+    """`parse_json`. Raises: ValueError, instead of its error."""
+    try:
+        return parse_json(data, where)
+    except UserError as error:
+        raise ValueError(str(error)) from error
+
+
 def _json_rows(data: bytes) -> Iterator[Any]:
-    rows = parse_json(data, "the table")
+    rows = _parsed(data, "it")
     if isinstance(rows, Mapping):
         rows = next((v for v in rows.values() if isinstance(v, list)), None)
     if not isinstance(rows, list):
@@ -177,10 +188,7 @@ def _json_rows(data: bytes) -> Iterator[Any]:
 def _jsonl_rows(data: bytes) -> Iterator[Any]:
     for number, line in enumerate(data.decode("utf-8-sig").split("\n"), start=1):
         if line.strip():
-            try:
-                yield parse_json(line, f"line {number}")
-            except UserError as error:
-                raise ValueError(str(error)) from error
+            yield _parsed(line, f"line {number}")
 
 
 def _csv_rows(data: bytes) -> Iterator[Any]:
