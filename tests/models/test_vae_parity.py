@@ -10,7 +10,8 @@ from flax import nnx
 from pyratok_jax.models.hunyuan_video import config as hunyuan_video
 from pyratok_jax.models.mochi import config as mochi
 from pyratok_jax.models.svd import config as svd
-from pyratok_jax.models.video_vae import VideoVAE
+from pyratok_jax.models.vae_families import build_vae
+from pyratok_jax.models.video_vae import VideoVAE, decode_next
 from tests.models.vae_reference import (
     from_torch,
     noise,
@@ -113,6 +114,16 @@ def test_mochi_drops_first_frames_after_each_upsampling():
         expected = from_torch(model.decode(to_torch(z)).sample)
     ours = quick(lambda vae, z: vae.decode(z), our_vae(model, config), z)
     assert relative(ours, expected) < 1e-5
+
+
+@SLOW
+def test_mochis_decoder_streams():
+    vae = build_vae(mochi.tiny(), rngs=nnx.Rngs(0))
+    z = noise(1, 3, 2, 3, 4)
+    start, caches = quick(lambda m, z: decode_next(m, z, None), vae, z[:, :1])
+    later, _ = quick(decode_next, vae, z[:, 1:], caches)
+    whole = quick(lambda m, z: m.decode(z), vae, z)
+    assert relative(jnp.concatenate([start, later], axis=1), whole) < 1e-5
 
 
 def test_default_grids():
