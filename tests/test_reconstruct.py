@@ -206,5 +206,5 @@ def test_the_built_in_clips_are_read_by_their_times(tmp_path):
     jobs = find_jobs("builtin:demo-heldout", tmp_path)
     wall = next(job for job in jobs if job.name == "bikes-wall")
     info = probe(wall.record.media)
-    count = sum(1 for _ in _frames(wall, info))
-    assert count == round(9.68 * info.fps) - round(7.48 * info.fps)
+    count = sum(1 for _ in _frames(wall))
+    assert abs(count - (9.68 - 7.48) * info.fps) <= 1
