@@ -19,9 +19,10 @@ from pyratok_jax.nn.lora import LoRAParam
 from pyratok_jax.nn.stream_cache import StreamCache
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "family",
-    [cogvideox, mochi, *(pytest.param(m, marks=pytest.mark.slow) for m in (hunyuan_video, svd))],
+    [cogvideox, mochi, hunyuan_video, svd],
     ids=("cogvideox", "mochi", "hunyuan_video", "svd"),
 )
 def test_tokens_reconstruction_and_gradients(family):

@@ -55,6 +55,7 @@ def run(given, output, *more):
     return main(["--input", str(given), "--output", str(output), *more])
 
 
+@pytest.mark.slow
 def test_a_folder_becomes_a_tokenizer_with_equal_ids(tmp_path, tensors, capsys):
     given = write(tmp_path / "in", tensors, lapq_num_quantizers=4, lapq_codebook_dim=16)
     assert run(given, tmp_path / "out", "--verify") == 0
