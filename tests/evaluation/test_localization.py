@@ -77,7 +77,7 @@ def test_annotations_of_published_form(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "database"),
+        ("{", "is not JSON"),
         ("[]", "database"),
         ('{"database": {"a": 3}}', "video a"),
         (ENTRY % '{"label": "X"}', "video a"),
