@@ -6,9 +6,9 @@ import runpy
 import jax
 import numpy as np
 from flax import nnx
-from safetensors import safe_open
 
 from pyratok_jax.checkpoints.modules import module_shapes
+from pyratok_jax.checkpoints.pretrained import read_weights
 from pyratok_jax.demo.backbone import run
 from pyratok_jax.models.wan_vae.config import WanVAEConfig
 from pyratok_jax.models.wan_vae.model import WanVAE
@@ -20,9 +20,8 @@ def test_a_short_training_writes_averaged_weights_that_fit(tmp_path):
     outputs = run(config, tmp_path / "vae")
     rows = [json.loads(x) for x in (tmp_path / "vae" / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["step"] == config.steps and np.isfinite(rows[-1]["loss"])
-    with safe_open(outputs["weights"], "np") as file:
-        sizes = WanVAEConfig.from_dict(json.loads(file.metadata()["config"]))
-        found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    description, found = read_weights(outputs["weights"])
+    sizes = WanVAEConfig.from_dict(description)
     shapes = module_shapes(lambda: WanVAE(sizes, rngs=nnx.Rngs(0)))
     assert {name: x.shape for name, x in found.items()} == dict(shapes)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(found))
