@@ -29,6 +29,8 @@ from pyratok_jax.models.vae_families import config_from_dict, kinds
 from pyratok_jax.models.video_vae import VideoVAEConfig
 
 _STEP = "#step"  # Ends the name of what int8 values are multiples of.
+# Kernels with few large values among small ones, as those of a linear code, would lose more.
+_MOST_MOVED = 0.02
 DEMO_BACKBONE = "builtin:demo-backbone"
 DEMO_VISION = "builtin:demo-vision"
 
@@ -136,18 +138,20 @@ def write_weights(
         sizes: plain JSON.
         arrays: by name.
         bits: 16 stores float16; 8 stores kernels (arrays of two axes and more, of 4,096 values and
-            more) as int8 multiples of a float32 step for each output channel, halving the file.
+            more) as int8 multiples of a float32 step for each output channel, where that moves
+            them by at most `_MOST_MOVED` of their root mean square.
     """
     import safetensors.numpy
 
     stored: dict[str, np.ndarray] = {}
     for name, array in arrays.items():
+        stored[name] = np.ascontiguousarray(array, np.float16)
         if bits == 8 and array.ndim > 1 and array.size >= 4096:
             step = np.abs(array).max(axis=tuple(range(array.ndim - 1))).astype(np.float32) / 127
             step = np.where(step > 0, step, np.float32(1))
-            stored[name], stored[name + _STEP] = np.rint(array / step).astype(np.int8), step
-        else:
-            stored[name] = np.ascontiguousarray(array, np.float16)
+            rounded = np.rint(array / step)
+            if np.linalg.norm(rounded * step - array) <= _MOST_MOVED * np.linalg.norm(array):
+                stored[name], stored[name + _STEP] = rounded.astype(np.int8), step
     write_bytes(path, safetensors.numpy.save(stored, {"config": json.dumps(dict(sizes))}))
 
 

@@ -26,3 +26,12 @@ def test_eight_bits_are_near_and_half_as_large(tmp_path):
             assert (np.abs(found[name] - wanted) <= most + 1e-6).all()
             assert found[name].dtype == np.float32
     assert sizes[8] < 0.6 * sizes[16]
+
+
+def test_kernels_of_few_large_values_keep_sixteen_bits(tmp_path):
+    """One step for a channel would be as large as most of its values."""
+    kernel = np.random.default_rng(0).normal(size=(3, 3, 64, 32)).astype(np.float32)
+    kernel[1, 1, 0] *= 300
+    write_weights(tmp_path / "w.safetensors", {}, {"kernel": kernel}, bits=8)
+    found = read_weights(tmp_path / "w.safetensors")[1]["kernel"]
+    np.testing.assert_allclose(found, kernel, rtol=2**-10, atol=1e-6)

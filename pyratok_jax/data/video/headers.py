@@ -115,7 +115,9 @@ def _info(source: VideoSource, container: Any, stream: Any) -> VideoInfo:
 
 
 def probe(path: VideoSource) -> VideoInfo:
-    """Read a video's header; nothing is decoded, except a first frame where no length is given.
+    """Read a video's header.
+
+    A first frame is decoded where the header may state a rotation, or no length is given.
 
     A still image counts as a video of one frame at 1 fps.
 
