@@ -19,7 +19,7 @@ from pyratok_jax.nn.grids import Stride
 from pyratok_jax.nn.partitioning import height_parts, per_device
 from pyratok_jax.nn.stream_cache import Caches, StreamCache
 
-LOGVAR_RANGE = (-30.0, 20.0)  # to which the published VAEs clamp log-variances
+_LOGVAR_RANGE = (-30.0, 20.0)  # to which the published VAEs clamp log-variances
 
 
 class Encoded(NamedTuple):
@@ -34,6 +34,14 @@ class Encoded(NamedTuple):
     mean: Float[Array, "b t h w z"]
     logvar: Float[Array, "b t h w z"]
     stages: tuple[Array, ...]
+
+    @classmethod
+    def of_moments(
+        cls, moments: Float[Array, "b t h w zz"], stages: tuple[Array, ...]
+    ) -> "Encoded":
+        """Of mean and log-variance side by side; log-variances are clamped to [-30, 20]."""
+        mean, logvar = jnp.split(moments, 2, axis=-1)
+        return cls(mean, jnp.clip(logvar, *_LOGVAR_RANGE), stages)
 
 
 class VideoVAEConfig(abc.ABC):

@@ -16,7 +16,7 @@ from pyratok_jax.models.cogvideox.layers import (
     average_pairs,
     is_first,
 )
-from pyratok_jax.models.video_vae import LOGVAR_RANGE, Encoded, VideoVAE, refuse_streaming
+from pyratok_jax.models.video_vae import Encoded, VideoVAE, refuse_streaming
 from pyratok_jax.nn.first_frame_conv import FirstFrameConv3d
 from pyratok_jax.nn.group_norm import GroupNorm
 from pyratok_jax.nn.halo import cut, in_strips, join, strips_of
@@ -199,8 +199,7 @@ class CogVideoXVAE(VideoVAE):
             moments, stages = in_parts(self.encoder, video, first, part, remat=keep)
         else:
             moments, stages = self.encoder(video)
-        mean, logvar = jnp.split(moments, 2, axis=-1)
-        return Encoded(mean, jnp.clip(logvar, *LOGVAR_RANGE), stages)
+        return Encoded.of_moments(moments, stages)
 
     def decode(
         self, z: Float[Array, "b t h w z"], cache: StreamCache | None = None

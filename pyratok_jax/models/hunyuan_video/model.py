@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from pyratok_jax.models.hunyuan_video.config import HunyuanVideoConfig
 from pyratok_jax.models.hunyuan_video.layers import Downsample, MidBlock, ResidualBlock, Upsample
-from pyratok_jax.models.video_vae import LOGVAR_RANGE, Encoded, VideoVAE, refuse_streaming
+from pyratok_jax.models.video_vae import Encoded, VideoVAE, refuse_streaming
 from pyratok_jax.nn.causal_conv import CausalConv3d
 from pyratok_jax.nn.first_frame_conv import FirstFrameConv3d
 from pyratok_jax.nn.group_norm import GroupNorm
@@ -172,8 +172,7 @@ class HunyuanVideoVAE(VideoVAE):
         """See `VideoVAE.posterior`; log-variances are clamped to [-30, 20]."""
         refuse_streaming(self.config, cache)
         moments, stages = self.encoder(video)
-        mean, logvar = jnp.split(self.quant_conv(moments), 2, axis=-1)
-        return Encoded(mean, jnp.clip(logvar, *LOGVAR_RANGE), stages)
+        return Encoded.of_moments(self.quant_conv(moments), stages)
 
     def decode(
         self, z: Float[Array, "b t h w z"], cache: StreamCache | None = None

@@ -17,7 +17,7 @@ from pyratok_jax.models.mochi.layers import (
     fourier_features,
     frame_norm,
 )
-from pyratok_jax.models.video_vae import LOGVAR_RANGE, Encoded, VideoVAE, refuse_streaming
+from pyratok_jax.models.video_vae import Encoded, VideoVAE, refuse_streaming
 from pyratok_jax.nn.causal_conv import Conv2d
 from pyratok_jax.nn.first_frame_conv import FirstFrameConv3d
 from pyratok_jax.nn.halo import cut, in_strips, join, strips_of
@@ -121,8 +121,7 @@ class MochiVAE(VideoVAE):
         """See `VideoVAE.posterior`; the video must be float32, log-variances are clamped."""
         refuse_streaming(self.config, cache)
         moments, stages = self.encoder(video)
-        mean, logvar = jnp.split(moments, 2, axis=-1)
-        return Encoded(mean, jnp.clip(logvar, *LOGVAR_RANGE), stages)
+        return Encoded.of_moments(moments, stages)
 
     def decode(
         self, z: Float[Array, "b t h w z"], cache: StreamCache | None = None

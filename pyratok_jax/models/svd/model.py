@@ -16,7 +16,7 @@ from pyratok_jax.models.svd.layers import (
     frame_norm,
     over_time,
 )
-from pyratok_jax.models.video_vae import LOGVAR_RANGE, Encoded, VideoVAE, refuse_streaming
+from pyratok_jax.models.video_vae import Encoded, VideoVAE, refuse_streaming
 from pyratok_jax.nn.causal_conv import Conv2d, TimeConv
 from pyratok_jax.nn.halo import cut, in_strips, join, strips_of
 from pyratok_jax.nn.remat import POLICIES, rematerialised
@@ -156,8 +156,7 @@ class SVDVAE(VideoVAE):
         """See `VideoVAE.posterior`; log-variances are clamped to [-30, 20]."""
         refuse_streaming(self.config, cache)
         moments, stages = self.encoder(video)
-        mean, logvar = jnp.split(self.quant_conv(moments), 2, axis=-1)
-        return Encoded(mean, jnp.clip(logvar, *LOGVAR_RANGE), stages)
+        return Encoded.of_moments(self.quant_conv(moments), stages)
 
     def decode(
         self, z: Float[Array, "b t h w z"], cache: StreamCache | None = None

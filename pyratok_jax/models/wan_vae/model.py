@@ -7,7 +7,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from pyratok_jax.models.video_vae import LOGVAR_RANGE, Encoded, VideoVAE
+from pyratok_jax.models.video_vae import Encoded, VideoVAE
 from pyratok_jax.models.wan_vae.config import WanVAEConfig
 from pyratok_jax.models.wan_vae.decoder import Decoder
 from pyratok_jax.models.wan_vae.encoder import Encoder
@@ -57,10 +57,11 @@ class WanVAE(VideoVAE):
     ) -> Encoded:
         """See `VideoVAE.posterior`; log-variances are clamped to [-30, 20]."""
         moments, stages = self.encoder(patchify(video, self.config.patch), cache)
-        mean, logvar = jnp.split(self.quant_conv(moments), 2, axis=-1)
-        if self.linear is not None:
-            mean = mean + self.linear.encode(video, first=cache is None or cache.first)
-        return Encoded(mean, jnp.clip(logvar, *LOGVAR_RANGE), stages)
+        encoded = Encoded.of_moments(self.quant_conv(moments), stages)
+        if self.linear is None:
+            return encoded
+        linear = self.linear.encode(video, first=cache is None or cache.first)
+        return encoded._replace(mean=encoded.mean + linear)
 
     def decode(
         self, z: Float[Array, "b t h w z"], cache: StreamCache | None = None
