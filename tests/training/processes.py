@@ -40,10 +40,6 @@ def launch(trainings: list[dict], count: int = 1, devices: int = 1) -> list[subp
     for i in range(count):
         variables = environment(devices, trainings[0].get("task") == "demo")
         if count > 1:
-            if devices == 1:
-                # With more threads, XLA's runtime for CPUs may start collectives of one program
-                # that do not depend on each other in another order in every process.
-                variables["NPROC"] = "1"
             variables |= {
                 "PYRATOK_COORDINATOR": f"127.0.0.1:{port}",
                 "PYRATOK_PROCESSES": str(count),

@@ -49,8 +49,10 @@ GROUPS = {
         {"split_frames": TWO_CLIPS | {"mesh": SPLIT}},
     ),
     "two": Group(2, 1, {"data2": {"data": 2}}, KILLED),
-    # Two and two read the same clips and hold different parts of the weights.
-    "four": Group(4, 1, {"data2_tensor2": {"data": 2, "tensor": 2}}),
+    # Weights are split inside a process and clips over both. Split over processes of one device,
+    # independent collectives of one program may be started in another order in each: XLA's runtime
+    # for CPUs does not order them, and Gloo then mixes them up or waits for ever.
+    "pairs": Group(2, 2, {"data2_tensor2": {"data": 2, "tensor": 2}}),
 }
 # Name of a group -> folder in which its trainings have their folders.
 Ran = Callable[[str], Path]
@@ -152,7 +154,7 @@ def assert_same_demo(folder: Path, one: Path) -> None:
     assert wrong <= (0.2 if flipped else 1e-3) * way
 
 
-LAYOUTS = [(name, run) for name in ("eight", "two", "four") for run in GROUPS[name].ten_steps]
+LAYOUTS = [(name, run) for name in ("eight", "two", "pairs") for run in GROUPS[name].ten_steps]
 
 
 @pytest.mark.parametrize(("group", "run"), LAYOUTS)
