@@ -8,7 +8,6 @@ quantises the latent of a Wan 2.1 VAE in its own scale, without statistics: four
 """
 
 import argparse
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +21,7 @@ from pyratok_jax.checkpoints.foreign.sources import TensorSource, open_tensors
 from pyratok_jax.checkpoints.weights import read_config
 from pyratok_jax.errors import UserError, run_cli
 from pyratok_jax.io.atomic import new_folder
+from pyratok_jax.io.documents import WRONG_VALUE, read_json
 from pyratok_jax.models.pyratok.config import PyraTokConfig
 from pyratok_jax.models.vae_families import config_to_dict
 from pyratok_jax.models.wan_vae.config import WAN21, WanVAEConfig
@@ -63,12 +63,7 @@ def open_published(path: str | Path) -> Published:
 
 def _vae_config(file: Path, stages: int) -> WanVAEConfig:
     """The VAE's sizes with unit statistics: the published model knows none."""
-    values: Any = {}
-    if file.is_file():
-        try:
-            values = json.loads(file.read_text())
-        except (OSError, ValueError) as error:
-            raise UserError(f"{file}: not JSON ({error})") from error
+    values: Any = read_json(file) if file.is_file() else {}
     sizes = values if isinstance(values, dict) and "z_dim" in values else {}
     for name, value in sizes.items():
         expected = {"num_quantizers": stages, "codebook_dim": BITS}
@@ -78,7 +73,7 @@ def _vae_config(file: Path, stages: int) -> WanVAEConfig:
     unit = {"latents_mean": (0.0,) * BITS, "latents_std": (1.0,) * BITS}
     try:
         return WanVAEConfig.from_dict((sizes or WAN21.to_dict()) | unit)
-    except (ValueError, TypeError) as error:
+    except WRONG_VALUE as error:
         raise UserError(f"{file}: no usable VAE configuration ({error})") from error
 
 

@@ -27,7 +27,7 @@ from pyratok_jax.io.atomic import write_json, write_npz
 from pyratok_jax.io.cli import command_parser
 from pyratok_jax.io.progress import PlainConsole, track
 from pyratok_jax.io.sharded_job import REJECTED, Rejection, check_output
-from pyratok_jax.io.shards import FORMATS
+from pyratok_jax.io.shards import FORMATS, shard_files
 
 STATISTICS = "statistics.json"
 EXTRA = "beam"  # The optional dependencies in pyproject.toml that bring Apache Beam.
@@ -187,6 +187,22 @@ def _features(options: PrepareOptions) -> dict[str, tfds.features.FeatureConnect
     return features
 
 
+def _refuse_other_shards(shards: Sequence[ClipShard], output: epath.Path) -> None:
+    """Two preparations in one folder would be read as one source: every clip twice.
+
+    Raises:
+        UserError: the folder holds shards of another number, name or format.
+    """
+    own = {shard.job.shard_name(shard.number) for shard in shards}
+    found = [epath.Path(file).name for file in shard_files(str(output))] if output.exists() else []
+    others = [name for name in found if name not in own]
+    if others:
+        raise UserError(
+            f"{output} holds {others[0]} of another preparation (its --shards, --name or --format "
+            "differ); give the ones that it was made with, or another --output"
+        )
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
     arguments, extra = parser().parse_known_args(argv)
@@ -196,6 +212,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     output = check_output(arguments.output)
     records = load_source(arguments.input)
     shards = plan_shards(records, str(output), options)
+    _refuse_other_shards(shards, output)
     done = sum(shard.is_done() for shard in shards)
     console.print(f"{len(records)} records, {len(shards)} shards, {done} of them already written")
     output.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,6 @@
 """The small VAE's own training: pixels, colour, LPIPS, KL on short clips (the demo's backbone)."""
 
 import dataclasses
-import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +21,7 @@ from pyratok_jax.demo.linear_start import fit_linear, start_with_nothing
 from pyratok_jax.demo.phased import PhasedTask
 from pyratok_jax.errors import UserError, run_cli
 from pyratok_jax.io.atomic import write_npz
+from pyratok_jax.io.documents import read_json, read_npz, refusing
 from pyratok_jax.models import video_vae
 from pyratok_jax.models.vae_families import config_to_dict
 from pyratok_jax.models.wan_vae.config import WanVAEConfig
@@ -77,8 +77,9 @@ class BackboneTask(PhasedTask):
         if vae.linear is not None and not kept.is_file():
             _keep(kept, module_arrays(vae.linear))
         elif vae.linear is not None:
-            with np.load(kept, allow_pickle=False) as arrays:
-                put_arrays(vae.linear, dict(arrays))
+            advice = "remove it, so that it is fitted again"
+            with refusing(str(kept), advice):
+                put_arrays(vae.linear, read_npz(kept, advice=advice))
 
     def _clips(self) -> list[Float[np.ndarray, "b t h w 3"]]:
         loader = self.clips()
@@ -212,7 +213,7 @@ def export_newest(workdir: Path) -> dict[str, Path]:
         UserError: it holds none.
     """
     try:
-        config = ConfigDict(json.loads((workdir / "config.json").read_text()))
+        config = ConfigDict(read_json(workdir / "config.json", dict[str, Any]))
         steps = [int(path.name) for path in (workdir / "checkpoints").iterdir()]
         step = max(steps)
     except (OSError, ValueError) as error:

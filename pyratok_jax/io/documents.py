@@ -6,24 +6,34 @@ is expected. Schemas are dataclasses or any other type that pydantic checks.
 
 import contextlib
 import glob
+import io
 import json
 import os
 import stat
+import struct
+import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from etils import epath
 from pydantic import TypeAdapter, ValidationError
 
 from pyratok_jax.errors import UserError
 
 MAX_DOCUMENT_BYTES = 256 << 20
+MAX_ARRAYS_BYTES = 1 << 30
 MAX_DEPTH = 100
 # What reading a value of the wrong type or size raises in code that takes it for granted.
 WRONG_VALUE = (
     ValueError, TypeError, KeyError, AttributeError, IndexError, ZeroDivisionError, OverflowError,
+)  # fmt: skip
+_BROKEN_ZIP = (
+    OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError,
+    MemoryError, SyntaxError, struct.error,
 )  # fmt: skip
 
 
@@ -158,6 +168,28 @@ def read_json(
     """
     value = parse_json(read_limited(path, max_bytes), os.fspath(path))
     return value if schema is object else checked(value, schema, os.fspath(path), advice)
+
+
+def read_npz(
+    path: str | os.PathLike, *, max_bytes: int = MAX_ARRAYS_BYTES, advice: str = ""
+) -> dict[str, np.ndarray]:
+    """The arrays of an npz file by name; pickled objects are not loaded.
+
+    Raises:
+        UserError: unreadable, damaged, or with objects that are no arrays of numbers or text.
+    """
+    data = read_limited(path, max_bytes)
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+        if size > max_bytes:
+            raise ValueError(f"its arrays have {size} bytes, expected at most {max_bytes}")
+        with np.load(io.BytesIO(data), allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (*WRONG_VALUE, *_BROKEN_ZIP) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        message = f"{path} is no readable npz file ({reason})"
+        raise UserError(f"{message}; {advice}" if advice else message) from error
 
 
 @contextlib.contextmanager

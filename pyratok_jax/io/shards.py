@@ -5,7 +5,6 @@ Readers load neither TensorFlow nor anything of video or models.
 
 import abc
 import re
-import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, overload
@@ -14,13 +13,12 @@ import numpy as np
 from etils import epath
 
 from pyratok_jax.errors import UserError
+from pyratok_jax.io.tfrecords import TFRecordFile
 
 T = TypeVar("T")
 SPLIT = "train"
 FORMATS = ("array_record", "tfrecord")
 _SHARD = re.compile(r"\.(array_record|arrayrecord|tfrecords?)(-\d+-of-\d+)?$")
-_LENGTH = struct.Struct("<Q")
-_HEAD, _FOOT = 12, 4  # TFRecord: 8 bytes length and 4 bytes checksum before, 4 bytes after.
 
 
 class RecordFile(Protocol):
@@ -86,43 +84,6 @@ class ArrayRecordFile:
 
     def __getitem__(self, number: int) -> bytes:
         return self._source[number]
-
-
-class TFRecordFile:
-    """One TFRecord file, made seekable by one pass over its record lengths.
-
-    `damaged` is where it was cut off, in bytes, or None; only with `tolerant` it may be.
-
-    Raises:
-        ValueError: it is cut off, and `tolerant` was not asked for.
-    """
-
-    def __init__(self, file: str, tolerant: bool = False) -> None:
-        self._file = epath.Path(file)
-        self._spans: list[tuple[int, int]] = []
-        self.damaged: int | None = None
-        size, position = self._file.stat().length, 0
-        with self._file.open("rb") as stream:
-            while position < size:
-                stream.seek(position)
-                head = stream.read(_HEAD)
-                length = _LENGTH.unpack(head[:8])[0] if len(head) == _HEAD else size
-                if position + _HEAD + length + _FOOT > size:
-                    self.damaged = position
-                    break
-                self._spans.append((position + _HEAD, length))
-                position += _HEAD + length + _FOOT
-        if self.damaged is not None and not tolerant:
-            raise ValueError("it is cut off")
-
-    def __len__(self) -> int:
-        return len(self._spans)
-
-    def __getitem__(self, number: int) -> bytes:
-        offset, length = self._spans[number]
-        with self._file.open("rb") as stream:
-            stream.seek(offset)
-            return stream.read(length)
 
 
 class ShardedRecords(Sequence[T]):

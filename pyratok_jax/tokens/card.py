@@ -6,6 +6,7 @@ import numpy as np
 from etils import epath
 
 from pyratok_jax.io.atomic import write_json, write_text
+from pyratok_jax.io.documents import read_npz, refusing
 from pyratok_jax.metrics.code_usage import counted_bits, usage
 from pyratok_jax.tokens.dataset import CARD
 from pyratok_jax.tokens.plan import ExportPlan
@@ -40,11 +41,10 @@ def _counts(plan: ExportPlan) -> np.ndarray:
     shape = len(plan.provenance.grids), 2 ** counted_bits(plan.provenance.bits)
     total = np.zeros(shape, np.int64)
     for number in range(plan.options.shards):
-        with (
-            plan.job.report_path(number, "npz").open("rb") as file,
-            np.load(file, allow_pickle=False) as arrays,
-        ):
-            total += arrays["counts"]
+        path = plan.job.report_path(number, "npz")
+        advice = "remove it, so that the shard is written again"
+        with refusing(str(path), advice):
+            total += read_npz(path, advice=advice)["counts"]
     return total
 
 

@@ -14,12 +14,12 @@ from pyratok_jax.errors import UserError
 from pyratok_jax.io.documents import read_json
 from pyratok_jax.io.shards import (
     ShardedRecords,
-    TFRecordFile,
     is_shard,
     is_tfrecord,
     open_records,
     shard_files,
 )
+from pyratok_jax.io.tfrecords import TFRecordFile
 from pyratok_jax.tokens.schema import DamagedRecordError, TokenRecord, decode_record
 from pyratok_jax.tokens.sequence import flatten
 

@@ -198,9 +198,9 @@ def _text_encoder(tokenizer: "TokenizerLike") -> str:
     if tokenizer.folder is None:
         return "unnamed"
     try:
-        said = json.loads((tokenizer.folder / "tokenizer.json").read_text())["language_model"]
+        said = read_json(tokenizer.folder / "tokenizer.json")["language_model"]
         return f"{said['spec']} sha256:{said['sha256'][:16]} length:{said['length']}"
-    except (OSError, TypeError, KeyError, ValueError):
+    except (UserError, TypeError, KeyError):
         return "unnamed"
 
 

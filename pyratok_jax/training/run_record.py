@@ -12,6 +12,7 @@ and `{key: [old, new]}`. Together they are the config in force, which a resume i
 `config.resume_with_changes` |
 """
 
+import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -22,6 +23,7 @@ from ml_collections import ConfigDict
 
 from pyratok_jax.errors import UserError
 from pyratok_jax.io.atomic import write_json
+from pyratok_jax.io.documents import checked, parse_json, read_json, read_lines
 from pyratok_jax.models.pyratok.inputs import UNNAMED_INPUTS
 
 CONFIG, CHANGES = "config.json", "config_changes.jsonl"
@@ -43,6 +45,13 @@ _NAMED = 4  # Changed keys that a message names.
 
 Flat = dict[str, Any]
 Changes = dict[str, tuple[Any, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Change:
+    """A line of `CHANGES`, as far as it is read back."""
+
+    changes: Changes
 
 
 class RunRecord:
@@ -86,20 +95,16 @@ class RunRecord:
 
 
 def _in_force(workdir: epath.Path) -> Flat:
-    try:
-        values = dict(_flat(json.loads((workdir / CONFIG).read_text())))
-    except ValueError as error:
-        raise UserError(f"{workdir / CONFIG} is not JSON; name another --workdir") from error
+    advice = "restore it from a copy, or name another --workdir"
+    values = dict(_flat(read_json(workdir / CONFIG, dict[str, Any], advice=advice)))
     if (workdir / CHANGES).exists():
-        for number, line in enumerate((workdir / CHANGES).read_text().splitlines(), start=1):
-            try:
-                changes = json.loads(line)["changes"]
-                values |= {key: new for key, (_, new) in changes.items()}
-            except (ValueError, KeyError, TypeError) as error:
-                raise UserError(
-                    f"{workdir / CHANGES}, line {number}, is no record of changes; repair or "
-                    "remove that line, or name another --workdir"
-                ) from error
+        for number, line in enumerate(read_lines(workdir / CHANGES), start=1):
+            where = f"{workdir / CHANGES}, line {number}"
+            entry = checked(
+                parse_json(line, where), _Change, where,
+                "repair or remove that line, or name another --workdir",
+            )  # fmt: skip
+            values |= {key: new for key, (_, new) in entry.changes.items()}
     return values
 
 

@@ -163,6 +163,52 @@ def test_same_bytes_again_and_resumed_without_redoing(raw, prepared, tmp_path, m
     assert last.stat().st_mtime_ns == stamps[last.name]
 
 
+def test_reencoding_gives_the_same_bytes_in_every_process(raw, tmp_path):
+    prepare(raw, tmp_path / "a", "--store", "reencode", "--height", "24")
+    code = (
+        "import os, sys; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))});"
+        "from pyratok_jax.data.prepare import main; main(sys.argv[1:])"
+    )
+    given = ["--input", raw, "--output", tmp_path / "b", "--shards", "2", "--runner", "none",
+             "--clip-seconds", "0.8", "--min-side", "16", "--buckets", "5x24x32",
+             "--time-limit", "30", "--store", "reencode", "--height", "24"]  # fmt: skip
+    subprocess.run(
+        [sys.executable, "-c", code, *map(str, given)], check=True, capture_output=True,
+        # Memory that is used before it is written would show.
+        env=dict(os.environ, PYTHONPATH=str(ROOT), MALLOC_PERTURB_="165"),
+    )  # fmt: skip
+    assert hashes(tmp_path / "a") == hashes(tmp_path / "b")
+
+
+def test_shards_of_two_preparations_never_lie_in_one_folder(raw, prepared):
+    before = hashes(prepared)
+    for more in (["--shards", "3"], ["--format", "tfrecord"], ["--name", "other"]):
+        with pytest.raises(UserError, match="clips-train.*of another preparation"):
+            prepare(raw, prepared, *more)
+    assert hashes(prepared) == before
+
+
+def test_a_damaged_index_of_sizes_is_refused(prepared, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(prepared, folder)
+    with np.load(prepared / "clips.npz") as file:
+        columns = dict(file)
+    wrong = (
+        {k: v for k, v in columns.items() if k != "seconds"},
+        columns | {"fps": np.array([{}] * 9)},
+        columns | {"width": columns["width"] * np.nan},
+        columns | {"seconds": columns["seconds"] * -1},
+        columns | {"fps": columns["fps"][:, None]},
+    )
+    for values in wrong:
+        np.savez(folder / "clips.npz", **values)
+        with pytest.raises(UserError, match="clips.npz.*remove it: sizes and lengths are then"):
+            load_source(str(folder))
+    (folder / "clips.npz").write_bytes(b"")
+    with pytest.raises(UserError, match="clips.npz.*remove it"):
+        load_source(str(folder))
+
+
 def test_filters_name_their_reason(raw, tmp_path):
     output = prepare(raw, tmp_path / "o", "--min-seconds", "0.81", "--max-aspect", "1.2",
                      "--clip-seconds", "0", "--min-side", "0")  # fmt: skip

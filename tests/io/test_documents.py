@@ -3,10 +3,11 @@
 import dataclasses
 import os
 
+import numpy as np
 import pytest
 
 from pyratok_jax.errors import UserError
-from pyratok_jax.io.documents import read_json, read_lines, refusing
+from pyratok_jax.io.documents import read_json, read_lines, read_npz, refusing
 
 
 @dataclasses.dataclass
@@ -63,3 +64,25 @@ def test_settings_that_do_not_go_together_are_one_line():
         {}["width"]
     with pytest.raises(RuntimeError), refusing("x.json"):
         raise RuntimeError("a defect")
+
+
+def test_damaged_arrays_are_refused(tmp_path):
+    path = tmp_path / "a.npz"
+    np.savez_compressed(path, a=np.arange(50), b=np.ones((2, 3)))
+    assert read_npz(path)["b"].shape == (2, 3)
+    data, rng = path.read_bytes(), np.random.default_rng(0)
+    for _ in range(200):
+        broken = bytearray(data[: int(rng.integers(1, len(data) + 1))])
+        for place in rng.integers(0, len(broken), 2):
+            broken[place] = rng.integers(256)
+        path.write_bytes(broken)
+        try:
+            read_npz(path)
+        except UserError as error:
+            assert "a.npz" in str(error) and "\n" not in str(error)
+    np.savez(path, a=np.array([object()]))
+    with pytest.raises(UserError, match="no readable npz file .Object arrays.*; do this"):
+        read_npz(path, advice="do this")
+    np.savez_compressed(path, a=np.zeros(1 << 20, np.uint8))
+    with pytest.raises(UserError, match="expected at most 100000"):
+        read_npz(path, max_bytes=100_000)

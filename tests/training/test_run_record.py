@@ -136,7 +136,7 @@ def test_many_changes_are_counted(begun):
 def test_a_broken_history_is_named(begun):
     folder, config = begun
     (folder / "config_changes.jsonl").write_text('{"step": 1}\n')
-    with pytest.raises(UserError, match="line 1, is no record of changes"):
+    with pytest.raises(UserError, match="line 1: changes: Field required; repair"):
         record(folder, config)
 
 

@@ -16,6 +16,7 @@ from pyratok_jax.checkpoints.modules import build_module, module_shapes
 from pyratok_jax.checkpoints.weights import FORMAT, load_checkpoint, read_config
 from pyratok_jax.errors import UserError
 from pyratok_jax.io.atomic import new_folder
+from pyratok_jax.io.documents import WRONG_VALUE, read_json
 from pyratok_jax.models.vae_families import build_vae, config_from_dict, vae_family
 from pyratok_jax.models.video_vae import VideoVAE, VideoVAEConfig
 from weights_conversion.vae.cogvideox import CONVERTER as COGVIDEOX
@@ -85,19 +86,14 @@ def source_config(
     file = Path(path) if path else folder / "config.json"
     if not path and not file.is_file():
         return converter.published
-    try:
-        values = json.loads(file.read_text())
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise UserError(f"{file}: not JSON ({error})") from error
+    values = read_json(file)
     name = values.get("_class_name") if isinstance(values, dict) else None
     try:
         if name in converter.class_names:
             return converter.from_diffusers(values)
         if isinstance(values, dict) and values.get("family") == converter.family:
             return config_from_dict(values)
-    except (ValueError, TypeError) as error:
+    except WRONG_VALUE as error:
         raise UserError(f"{file}: no usable VAE configuration ({error})") from error
     if not path:
         return converter.published  # Beside original files lies the video model's config.json.
@@ -174,8 +170,8 @@ def open_vae(path: str | Path) -> TensorSource:
 
 def _is_converted(path: Path) -> bool:
     try:
-        record = json.loads((path / "config.json").read_text())
-    except (OSError, ValueError):
+        record = read_json(path / "config.json")
+    except UserError:
         return False
     return isinstance(record, dict) and record.get("format") == FORMAT
 

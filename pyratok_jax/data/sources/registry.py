@@ -6,7 +6,6 @@ pattern) of ArrayRecord or TFRecord shards; `tfds:NAME:SPLIT` for a TFDS dataset
 files may be local or remote.
 """
 
-import json
 import os
 import re
 from collections.abc import Sequence
@@ -27,6 +26,7 @@ from pyratok_jax.data.video.files import (
 )
 from pyratok_jax.data.world.films import parse_world
 from pyratok_jax.errors import UserError
+from pyratok_jax.io.documents import parse_json
 from pyratok_jax.io.shards import shard_files
 
 MEDIA_SUFFIXES = VIDEO_SUFFIXES + IMAGE_SUFFIXES
@@ -141,10 +141,7 @@ def _sidecar(file: epath.Path) -> str | None:
         return _small(text).decode("utf-8-sig", "replace").strip() or None
     if not table.exists():
         return None
-    try:
-        content = json.loads(_small(table).decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{table} beside {file.name} is not valid JSON: {error}") from error
+    content = parse_json(_small(table), f"{table} beside {file.name}")
     if isinstance(content, str):
         return content
     caption = None

@@ -10,6 +10,7 @@ from pyratok_jax.data.sources.index import ClipIndex
 from pyratok_jax.data.sources.records import ClipRecord
 from pyratok_jax.data.video.files import BrokenVideoError
 from pyratok_jax.errors import UserError
+from pyratok_jax.io.documents import read_npz, refusing
 from pyratok_jax.io.shards import ShardedRecords
 
 INDEX_FILE = "clips.npz"
@@ -45,9 +46,17 @@ def _load_index(folder: str, clips: int) -> ClipIndex | None:
     path = epath.Path(folder) / INDEX_FILE
     if not path.exists():
         return None
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as columns:
-        if len(columns["height"]) != clips:
-            return None
-        numbers = np.arange(clips)
-        names = ("height", "width", "seconds", "fps")
-        return ClipIndex(numbers, **{name: columns[name] for name in names}, broken=())
+    advice = "remove it: sizes and lengths are then read from the clips"
+    stored = read_npz(path, advice=advice)
+    columns = {}
+    for name in ("height", "width", "seconds", "fps"):
+        with refusing(str(path), advice):
+            columns[name] = np.asarray(stored[name], np.float64)
+        values = columns[name]
+        if values.ndim != 1 or not (values > 0).all():
+            raise UserError(f"{path}: {name} is no list of numbers above 0; {advice}")
+        if name != "seconds" and not np.isfinite(values).all():
+            raise UserError(f"{path}: {name} holds values that are not finite; {advice}")
+    if any(len(values) != clips for values in columns.values()):
+        return None
+    return ClipIndex(np.arange(clips), **columns, broken=())

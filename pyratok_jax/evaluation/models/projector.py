@@ -1,6 +1,6 @@
 """A trained projector of codes into a language model, read from its working folder."""
 
-import json
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from pyratok_jax.checkpoints.partition import restore_module
 from pyratok_jax.checkpoints.verification import weights_hash
 from pyratok_jax.checkpoints.working_folder import newest_step, read_parameters
 from pyratok_jax.errors import UserError
+from pyratok_jax.io.documents import read_json, refusing
 from pyratok_jax.models.projector import Projector
 from pyratok_jax.tokenizer import Tokenizer
 
@@ -19,6 +20,14 @@ FORMAT = "pyratok-jax-projector-1"
 
 
 DESCRIPTION = "projector.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Description:
+    """What `DESCRIPTION` holds: the projector's sizes, and the hash of its tokenizer."""
+
+    projector: dict[str, Any]
+    tokenizer: str
 
 
 def make_projector(arguments: Mapping[str, Any], rngs: nnx.Rngs) -> Projector:
@@ -33,15 +42,14 @@ def load_projector(folder: str | Path, tokenizer: Tokenizer) -> tuple[Projector,
         UserError: there is none, or it was trained for another tokenizer.
     """
     path = Path(folder) / DESCRIPTION
-    try:
-        record = json.loads(path.read_text())
-        arguments, owner = record["projector"], record["tokenizer"]
-    except OSError as error:
+    if not path.exists():
         raise UserError(
             f"{path} does not exist; train a projector with --config configs/vqa_projector.py"
-        ) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is no description of a projector ({error})") from error
+        )
+    record = read_json(path, _Description, advice="it is no description of a projector")
+    arguments, owner = record.projector, record.tokenizer
+    with refusing(f"{path}: projector"):
+        nnx.eval_shape(lambda: make_projector(arguments, nnx.Rngs(0)))
     if owner != tokenizer.checkpoint_hash:
         raise UserError(
             f"the projector in {folder} was trained for the tokenizer {owner[:12]}, not for "

@@ -3,6 +3,7 @@
 import gc
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from pyratok_jax.data.heldout import HeldoutClip, heldout_clips
 from pyratok_jax.data.padding import crop_clip, pad_to, to_model_range
 from pyratok_jax.errors import UserError
 from pyratok_jax.io.atomic import atomic_path, write_json
+from pyratok_jax.io.documents import read_json, read_npz, refusing
 from pyratok_jax.metrics.code_usage import code_usage
 from pyratok_jax.metrics.image import PROTOCOL, Perceptual, quality
 from pyratok_jax.models.pyratok.model import PyraTok
@@ -51,7 +53,8 @@ def run_one(
     """
     path = folder / RESULT
     if path.exists():
-        found = json.loads(path.read_text())
+        advice = "remove it to run this ablation again"
+        found = read_json(path, dict[str, Any], advice=advice)
         if any(found.get(key) != value for key, value in facts.items()):
             raise UserError(f"{path} is of other settings; name another --workdir")
         return found
@@ -117,8 +120,13 @@ def keep_start(partition: Partition, psnr: float, path: Path) -> None:
 
 
 def take_start(partition: Partition, path: Path) -> float:
-    """Put stored arrays into the partition; returns the PSNR measured when they were made."""
-    with np.load(path, allow_pickle=False) as kept:
+    """Put stored arrays into the partition; returns the PSNR measured when they were made.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    kept = read_npz(path, advice="remove it to calibrate again")
+    with refusing(os.fspath(path), "remove it to calibrate again"):
         for name in partition.trainable:
             if name.startswith(_CALIBRATED):
                 partition.trainable[name] = jnp.asarray(kept[name])

@@ -4,7 +4,6 @@ The report compares the trained model with itself before training. That is measu
 step and kept in `before.npz`, since a run that is interrupted and resumed no longer has that model.
 """
 
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from pyratok_jax.checkpoints.partition import Partition
-from pyratok_jax.checkpoints.weights import first_line
 from pyratok_jax.checkpoints.working_folder import newest_step
 from pyratok_jax.data.heldout import HeldoutClip, heldout_clips
 from pyratok_jax.errors import UserError
 from pyratok_jax.io.atomic import atomic_path
+from pyratok_jax.io.documents import read_npz, refusing
 from pyratok_jax.io.progress import PlainConsole
 from pyratok_jax.reports.training import CALIBRATED, START, reconstruct_all, report_training
 from pyratok_jax.tokenizer import DESCRIPTION, load_tokenizer
@@ -28,6 +27,7 @@ from pyratok_jax.training.loop.train import Trained, train
 from pyratok_jax.training.tasks.tokenizer import TokenizerTask
 
 BEFORE = "before.npz"
+_MAX_BEFORE_BYTES = 16 << 30
 
 
 def run(config: ConfigDict, workdir: Path) -> dict[str, Path] | None:
@@ -145,14 +145,9 @@ def _read_before(workdir: Path) -> dict[str, dict[str, np.ndarray]]:
     found: dict[str, dict[str, np.ndarray]] = {}
     path = workdir / BEFORE
     if path.exists():
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                for key in file.files:
-                    stage, name = key.split("|", 1)
-                    found.setdefault(stage, {})[name] = file[key]
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise UserError(
-                f"{path} is damaged ({first_line(error)}); remove it: the report is then made "
-                "without the model before training"
-            ) from error
+        advice = "remove it: the report is then made without the model before training"
+        with refusing(str(path), advice):
+            for key, video in read_npz(path, max_bytes=_MAX_BEFORE_BYTES, advice=advice).items():
+                stage, name = key.split("|", 1)
+                found.setdefault(stage, {})[name] = video
     return found
