@@ -47,7 +47,8 @@ def _total(path: str, selection: Selection) -> int | None:
     except UserError:
         return None
     whole = not selection.ids and selection.first == 0 and selection.stop is None
-    return card.get("frames") if whole else None
+    frames = card.get("frames")
+    return frames if whole and isinstance(frames, int) and frames >= 0 else None
 
 
 def report(outcome: Outcome, selection: Selection, output: Path, console: Console) -> int:

@@ -33,6 +33,17 @@ def printable(text: str) -> str:
     )
 
 
+def short(value: object, most: int = 300) -> str:
+    """A value found in a file for a message: in one line of at most `most` characters."""
+    text = " ".join((value if isinstance(value, str) else repr(value)).split())
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
+def quoted(value: object) -> str:
+    """A value found in a file for a message, as Python writes it, in at most 60 characters."""
+    return short(repr(value), 60)
+
+
 def _one_line(error: BaseException | str) -> str:
     return printable(" ".join(str(error).split()))
 

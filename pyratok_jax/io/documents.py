@@ -22,7 +22,7 @@ import numpy as np
 from etils import epath
 from pydantic import TypeAdapter, ValidationError
 
-from pyratok_jax.errors import UserError
+from pyratok_jax.errors import UserError, quoted, short
 
 MAX_DOCUMENT_BYTES = 256 << 20
 MAX_ARRAYS_BYTES = 1 << 30
@@ -143,15 +143,10 @@ def checked(value: Any, schema: Any, where: str, advice: str = "") -> Any:
         return _adapter(schema).validate_python(value)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        field = ".".join(map(str, first["loc"])) or "its content"
-        found = "" if first["type"] == "missing" else f" (found {_short(first['input'])})"
-        message = f"{where}: {field}: {first['msg']}{found}"
+        field = short(".".join(map(str, first["loc"])), 100) or "its content"
+        found = "" if first["type"] == "missing" else f" (found {quoted(first['input'])})"
+        message = f"{where}: {field}: {short(first['msg'])}{found}"
         raise UserError(f"{message}; {advice}" if advice else message) from error
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def read_json(
@@ -187,7 +182,7 @@ def read_npz(
         with np.load(io.BytesIO(data), allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except (*WRONG_VALUE, *_BROKEN_ZIP) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = short(str(error)) or type(error).__name__
         message = f"{path} is no readable npz file ({reason})"
         raise UserError(f"{message}; {advice}" if advice else message) from error
 
@@ -203,5 +198,5 @@ def refusing(where: str, advice: str = "") -> Iterator[None]:
         yield
     except WRONG_VALUE as error:
         reason = f"no {error.args[0]}" if type(error) is KeyError and error.args else str(error)
-        message = f"{where}: {reason.strip() or type(error).__name__}"
+        message = f"{where}: {short(reason) or type(error).__name__}"
         raise UserError(f"{message}; {advice}" if advice else message) from error

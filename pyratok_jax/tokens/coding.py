@@ -55,6 +55,9 @@ def unpack(data: bytes, grid: tuple[int, ...], bits: int) -> np.ndarray:
         raise ValueError(f"no tokens, or a grid {grid}")
     if data[0] == _RAW:
         return np.frombuffer(data[1:], dtype).reshape(grid)
+    # A bit's probability is at most 1 - 1 / _LIMIT, hence no bit is stored in less.
+    if np.prod(grid, dtype=object) * bits > (8 * len(data) + 64) * _LIMIT:
+        raise ValueError(f"{len(data)} bytes cannot hold a grid {grid} of {bits} bits")
     if data[0] != _CODED or len(data) % 4 != 1:
         raise ValueError(f"packed tokens of form {data[0]} and {len(data)} bytes")
     import constriction

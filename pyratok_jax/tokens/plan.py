@@ -13,7 +13,7 @@ from etils import epath
 
 from pyratok_jax.data.sources.records import ClipRecord
 from pyratok_jax.data.sources.shards import ShardRecords
-from pyratok_jax.errors import UserError
+from pyratok_jax.errors import UserError, short
 from pyratok_jax.io.atomic import write_json
 from pyratok_jax.io.documents import read_json
 from pyratok_jax.io.records import text_bytes
@@ -288,5 +288,5 @@ def _difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
         if isinstance(value, dict) and isinstance(other, dict):
             return _difference(other, value)
         names = {"source_hash": "the list of clips", "code": "the encoder's source code"}
-        return f"{names.get(key, key)} ({other}, now {value})"
+        return f"{names.get(key, key)} ({short(other, 100)}, now {short(value, 100)})"
     return "nothing"

@@ -218,6 +218,8 @@ def decode_record(
         if not spooled:
             check_numbers(values)
         tokens = tuple(_level(feature, n, values) for n in range(1, values["levels"] + 1))
+        if not spooled:
+            check_ids(tokens, values["vocabulary"])
         record = TokenRecord(tokens=tokens, **values)
         stored = feature[CHECKSUM_KEY].int64_list.value[0]
     except (IndexError, KeyError, ValueError, OverflowError, AssertionError) as error:
@@ -238,6 +240,8 @@ def decode_grids(data: bytes, where: str) -> tuple[Grids, int]:
         levels = feature["levels"].int64_list.value[0]
         vocabulary = feature["vocabulary"].int64_list.value[0]
         bits = feature["bits"].int64_list.value[0]
+        if not (1 <= bits <= 32 and 1 <= levels <= MAX_LEVELS):
+            raise ValueError(f"{levels} levels of {bits} bits")
         raw = bits <= 16 and "packed_1" not in feature
         names = [f"tokens_{n}/shape" if raw else f"grid_{n}" for n in range(1, levels + 1)]
         shapes = [tuple(feature[name].int64_list.value) for name in names]
@@ -310,6 +314,8 @@ assert {*TOKEN_SCHEMA.texts, *TOKEN_SCHEMA.floats, *TOKEN_SCHEMA.integers} == _F
 
 MAX_SIDE = 1 << 15  # Pixels.
 MAX_FRAMES = 1 << 24
+MAX_PIXELS = 1 << 27  # Of a frame, as readers of media accept them.
+MAX_BLOCK_PIXELS = 1 << 30
 MIN_FPS, MAX_FPS = 1e-3, 1e5
 # Padding repeats edges up to a multiple of the tokenizer's strides, never by more than this.
 _MOST_PADDING = 1 << 12
@@ -346,8 +352,26 @@ def check_numbers(values: Mapping[str, Any]) -> None:
     ):
         if not least <= values[name] <= most:
             raise ValueError(f"{name} is {values[name]}, not within {least} .. {most}")
+    for sides, most in (
+        (("video_height", "video_width"), MAX_PIXELS),
+        (("frames", "video_height", "video_width"), MAX_BLOCK_PIXELS),
+        (("padded_frames", "padded_height", "padded_width"), MAX_BLOCK_PIXELS),
+    ):
+        if (pixels := math.prod(values[name] for name in sides)) > most:
+            raise ValueError(f"{' x '.join(sides)} is {pixels}, not within 1 .. {most}")
     if not (math.isfinite(values["fps"]) and MIN_FPS <= values["fps"] <= MAX_FPS):
         raise ValueError(f"fps is {values['fps']}, not within {MIN_FPS} .. {MAX_FPS}")
+
+
+def check_ids(tokens: Sequence[np.ndarray], vocabulary: int) -> None:
+    """Refuse ids beyond the vocabulary.
+
+    Raises:
+        ValueError: naming the level and the largest id.
+    """
+    for number, level in enumerate(tokens, start=1):
+        if (largest := int(level.max())) >= vocabulary:
+            raise ValueError(f"level {number} holds the id {largest}, expected below {vocabulary}")
 
 
 def check_grid(grid: tuple[int, ...], values: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pyratok_jax.checkpoints.foreign.sources import TensorSource
-from pyratok_jax.errors import UserError
+from pyratok_jax.errors import UserError, quoted, short
 from pyratok_jax.io.documents import WRONG_VALUE, refusing
 from pyratok_jax.models.language.config import LanguageConfig, RopeConfig
 from pyratok_jax.models.language.rope import frequencies
@@ -66,7 +66,7 @@ def parse_config(values: Mapping[str, Any], *, has_head: bool | None = None) -> 
     merged = {**_DEFAULTS[family], **values, **{k: v for k, v in nested.items() if v is not None}}
     for name in _REFUSED:
         if merged.get(name):
-            raise UserError(f"config.json: {name} = {merged[name]!r} is not supported")
+            raise UserError(f"config.json: {name} = {quoted(merged[name])} is not supported")
     if merged.get("attention_bias") and family != "qwen2":
         raise UserError("config.json: attention_bias is not supported for this family")
     try:
@@ -74,7 +74,7 @@ def parse_config(values: Mapping[str, Any], *, has_head: bool | None = None) -> 
     except KeyError as error:
         raise UserError(f"config.json: no {error.args[0]}, which a {family} model needs") from error
     except WRONG_VALUE as error:
-        raise UserError(f"config.json: {error}") from error
+        raise UserError(f"config.json: {short(str(error))}") from error
 
 
 def _build(
@@ -135,7 +135,7 @@ def _family(values: Mapping[str, Any], nested: Mapping[str, Any]) -> str:
         kind = values.get("model_type")
     if str(kind) not in _FAMILIES:
         raise UserError(
-            f"config.json: model_type {kind!r} is not supported; expected one of "
+            f"config.json: model_type {quoted(kind)} is not supported; expected one of "
             f"{', '.join(_FAMILIES)}"
         )
     return _FAMILIES[str(kind)]
@@ -261,7 +261,7 @@ def _parse_gguf(source: TensorSource) -> LanguageConfig:
     arch = facts.get("general.architecture")
     if arch not in _GGUF_FAMILIES:
         raise UserError(
-            f"{source.path}: architecture {arch!r} is not one of {', '.join(_GGUF_FAMILIES)}"
+            f"{source.path}: architecture {quoted(arch)} is not one of {', '.join(_GGUF_FAMILIES)}"
         )
     family = _GGUF_FAMILIES[arch]
 
@@ -303,7 +303,7 @@ def _parse_gguf(source: TensorSource) -> LanguageConfig:
 def _gguf_rope(source: TensorSource, fact: Any) -> dict[str, Any]:
     kind = fact("rope.scaling.type")
     if kind not in (None, "none", "linear"):
-        raise UserError(f"{source.path}: rope scaling {kind!r} is not supported in GGUF")
+        raise UserError(f"{source.path}: rope scaling {quoted(kind)} is not supported in GGUF")
     if kind == "linear":
         return {"rope_type": "linear", "factor": float(fact("rope.scaling.factor"))}
     if "rope_freqs.weight" not in source:

@@ -27,7 +27,7 @@ from pydantic import Field
 from pyratok_jax.data.sources.records import ClipRecord
 from pyratok_jax.data.video.decoding import with_back_off
 from pyratok_jax.data.video.files import BrokenVideoError, check_regular
-from pyratok_jax.errors import UserError
+from pyratok_jax.errors import UserError, quoted, short
 from pyratok_jax.io.documents import checked, parse_json
 
 MAX_MANIFEST_BYTES = 4 << 30
@@ -82,7 +82,7 @@ def load_manifest(path: str) -> list[ClipRecord]:
             return _coco_records(_parsed(data, "it"), path)
         rows = list(_READERS[suffix](data))
     except (ValueError, csv.Error) as error:
-        raise UserError(f"{path} is not a valid {suffix} manifest: {error}") from error
+        raise UserError(f"{path} is not a valid {suffix} manifest: {short(str(error))}") from error
     if not rows:
         raise UserError(f"{path} lists no clip; expected rows with the keys path and caption")
     folder = epath.Path(path).parent
@@ -236,17 +236,17 @@ def _text(row: Mapping[str, Any], names: tuple[str, ...], where: str) -> str | N
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise UserError(f"{where}: {names[0]} is {str(value)[:60]!r}, expected text")
+        raise UserError(f"{where}: {names[0]} is {quoted(value)}, expected text")
     return _plain(str(value))
 
 
 def _record(row: Any, number: int, manifest: str, folder: epath.Path) -> ClipRecord:
     where = f"row {number} of {manifest}"
     if not isinstance(row, Mapping):
-        raise UserError(f"{where} is not an object with the keys path and caption: {str(row)[:60]}")
+        raise UserError(f"{where} is not an object with the keys path and caption: {quoted(row)}")
     file, caption = _file_and_caption(row, where)
     if file is None:
-        keys = ", ".join(map(str, row)) or "none"
+        keys = short(", ".join(map(str, row)), 200) or "none"
         raise UserError(f"{where} has no key path (its keys: {keys}); add the video's path")
     fps = _number(row, _FPS, where)
     start, end = _number(row, _START, where), _number(row, _END, where)
@@ -304,11 +304,11 @@ def _number(row: Mapping[str, Any], names: tuple[str, ...], where: str) -> float
     try:
         number = float(text)
     except ValueError as error:
-        raise UserError(f"{where}: {names[0]} is {value!r}, expected a number") from error
+        raise UserError(f"{where}: {names[0]} is {quoted(value)}, expected a number") from error
     if math.isnan(number):
         return None
     if math.isinf(number):
-        raise UserError(f"{where}: {names[0]} is {value!r}, expected a finite number")
+        raise UserError(f"{where}: {names[0]} is {quoted(value)}, expected a finite number")
     return number
 
 
@@ -319,6 +319,6 @@ def _refuse_repeats(records: list[ClipRecord], manifest: str) -> None:
             if key in seen:
                 raise UserError(
                     f"rows {seen[key]} and {number} of {manifest} are the same clip "
-                    f"({record.path}); remove one, or give them different start and end"
+                    f"({short(record.path)}); remove one, or give them different start and end"
                 )
             seen[key] = number

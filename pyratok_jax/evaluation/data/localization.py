@@ -84,7 +84,8 @@ def load_splits(folder: str) -> dict[str, tuple[str, ...]]:
         UserError: none is there.
     """
     path = Path(folder)
-    files = sorted(path.glob("*.list"), key=_natural) if path.is_dir() else [path]
+    inside = [file for file in path.glob("*") if file.suffix.lower() == ".list"]
+    files = sorted(inside, key=_natural) if path.is_dir() else [path]
     if not files or not files[0].exists():
         raise UserError(f"{folder} holds no split; expected files such as split_0.list")
     splits = {}

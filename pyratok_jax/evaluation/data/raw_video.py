@@ -34,7 +34,8 @@ class RawVideo(NamedTuple):
 
 def raw_videos(folder: Path) -> list[RawVideo]:
     """All raw videos below a folder, by name; empty where there is none."""
-    return [raw_video(path) for path in sorted(folder.rglob("*.yuv"))]
+    files = (path for path in folder.rglob("*") if path.suffix.lower() == ".yuv")
+    return [raw_video(path) for path in sorted(files) if path.is_file()]
 
 
 def raw_video(path: Path) -> RawVideo:
