@@ -9,7 +9,8 @@ from jaxtyping import Array, Float, Int
 
 from pyratok_jax.models.language.config import RopeConfig
 
-Rotation = tuple[Float[Array, "b t half"], Float[Array, "b t half"]]
+# One row serves a batch whose rows have the same positions.
+Rotation = tuple[Float[Array, "#b t half"], Float[Array, "#b t half"]]
 
 
 def frequencies(rope: RopeConfig, head_dim: int) -> np.ndarray:

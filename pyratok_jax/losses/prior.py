@@ -1,0 +1,187 @@
+"""The training loss of a prior over tokens, and its figures in nats per token.
+
+Of `raster` the nats are the negative log-likelihood. Of `blocks` and `masked` they are an unbiased
+estimate of the bound of absorbing diffusion (Sahoo et al. 2024, MDLM): with a masked share r drawn
+from a density p, sum over masked tokens of their nats, weighted by 1 / (r p(r)). The loss may
+leave that weight out (`weight="uniform"`, as MaskGIT does), which makes better samples of worse
+likelihood. A token without any information costs bits x ln 2 nats.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
+
+from pyratok_jax.models.prior.conditioning import Condition
+from pyratok_jax.models.prior.latents import Synthesize, known_latents
+from pyratok_jax.models.prior.layout import Layout
+from pyratok_jax.models.prior.model import Prior
+from pyratok_jax.models.prior.tasks import TASKS, given_tokens
+
+Codes = Float[Array, "b n bits"]
+Terms = dict[str, Array]
+
+
+@dataclass(frozen=True)
+class PriorObjective:
+    """Settings of the loss.
+
+    Attributes:
+        flip: largest rate at which bits of what the model reads of finished tokens are flipped
+            (the inputs of `raster`, the context of `blocks`), so that it learns to live with its
+            own mistakes (Han et al. 2025, Infinity). The rate of a clip is uniform up to it, and
+            grows linearly with time up to the whole rate at the last latent frame.
+        weight: "uniform" or "elbo", of the masked orders.
+        tasks: share of the clips of which a part is given (`models.prior.tasks`), for `masked`.
+    """
+
+    flip: float = 0.0
+    weight: Literal["uniform", "elbo"] = "uniform"
+    tasks: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.weight not in ("uniform", "elbo"):
+            raise ValueError(f"weight {self.weight!r}: expected uniform or elbo")
+        for name in ("flip", "tasks"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} {getattr(self, name)} is not within 0 .. 1")
+
+
+def prior_loss(
+    prior: Prior,
+    codes: Codes,
+    condition: Condition,
+    key: PRNGKeyArray,
+    *,
+    layout: Layout,
+    objective: PriorObjective = PriorObjective(),
+    synthesize: Synthesize | None = None,
+) -> tuple[Float[Array, ""], Terms]:
+    """Loss and terms of a batch.
+
+    Args:
+        prior: of any order.
+        codes: of all tokens in the order of `Layout`, -1 or +1.
+        condition: of the rows.
+        key: of masks, flips and the head's estimates.
+        layout: of the clip.
+        objective: settings.
+        synthesize: of the tokenizer; needed by `blocks`.
+
+    Returns:
+        the loss, and: nats (per token), nats_level_1, ..., nats_first_group, nats_later_groups
+        (those of the first where there is no other), bit_accuracy (of the tokens that are
+        predicted), random_nats (bits x ln 2).
+    """
+    mask_key, flip_key, head_key = jax.random.split(key, 3)
+    order = prior.config.order
+    if order == "raster":
+        read = flipped(codes, flip_key, objective.flip, layout)
+        hidden = prior.raster(read, condition, layout)
+        asked = jnp.ones(codes.shape[:2], bool)
+        weight = jnp.ones(codes.shape[:2])
+    elif order == "blocks":
+        assert synthesize is not None, "blocks reads latents"
+        asked, weight, share = block_masks(codes.shape[0], mask_key, layout)
+        levels = tuple(jnp.asarray(x) for x in layout.split(codes))
+        latents = known_latents(synthesize, levels)
+        context = latents[-1]
+        if objective.flip:
+            read = flipped(codes, flip_key, objective.flip, layout)
+            noisy = tuple(jnp.asarray(x) for x in layout.split(read))
+            context = jax.lax.stop_gradient(synthesize(noisy))
+        seen = jnp.where(asked[..., None], 0.0, codes)
+        hidden = prior.blocks(seen, share, latents, context, condition, layout)
+    else:
+        asked, unknown, weight, share = clip_masks(
+            codes.shape[0], mask_key, layout, objective.tasks
+        )
+        seen = jnp.where(unknown[..., None], 0.0, codes)
+        hidden = prior.masked(seen, share, condition, layout)
+    nats = prior.head.nats(hidden, codes, head_key)
+    right = (jnp.sign(prior.head.predict(hidden)) == codes).mean(axis=-1)
+    count = jnp.maximum(asked.sum(), 1)
+    estimate = jnp.where(asked, nats * weight, 0.0)
+    terms = {
+        "nats": estimate.mean(),
+        **_parts(estimate, layout),
+        "bit_accuracy": jnp.where(asked, right, 0.0).sum() / count,
+        "random_nats": jnp.float32(prior.config.bits * math.log(2)),
+    }
+    if order == "raster" or objective.weight == "elbo":
+        return terms["nats"], terms
+    return jnp.where(asked, nats, 0.0).sum() / count, terms
+
+
+def _parts(nats: Float[Array, "b n"], layout: Layout) -> Terms:
+    """Means over levels, and over the first and the later latent frames."""
+    mean = nats.mean(axis=0)
+    terms = {
+        f"nats_level_{level + 1}": mean[np.flatnonzero(layout.level == level)].mean()
+        for level in range(len(layout.grids))
+    }
+    later = layout.group > 0
+    terms["nats_first_group"] = mean[np.flatnonzero(~later)].mean()
+    later = later if later.any() else ~later
+    terms["nats_later_groups"] = mean[np.flatnonzero(later)].mean()
+    return terms
+
+
+def flipped(codes: Codes, key: PRNGKeyArray, rate: float, layout: Layout) -> Codes:
+    """Codes with some bits flipped; see `PriorObjective.flip`."""
+    if not rate:
+        return codes
+    rate_key, flip_key = jax.random.split(key)
+    ramp = jnp.asarray((layout.group + 1) / layout.groups, jnp.float32)
+    chance = rate * jax.random.uniform(rate_key, (codes.shape[0], 1)) * ramp
+    flips = jax.random.uniform(flip_key, codes.shape) < chance[..., None]
+    return jnp.where(flips, -codes, codes)
+
+
+def _shares(uniform: Float[Array, "..."]) -> tuple[Array, Array]:
+    """Masked shares r = cos(pi u / 2) of uniform u, and 1 / (r p(r)) = pi / 2 tan(pi u / 2)."""
+    angle = 0.5 * jnp.pi * uniform
+    return jnp.cos(angle), 0.5 * jnp.pi * jnp.tan(jnp.minimum(angle, 1.5706))
+
+
+def block_masks(
+    rows: int, key: PRNGKeyArray, layout: Layout
+) -> tuple[Bool[Array, "b n"], Float[Array, "b n"], Float[Array, "b parts"]]:
+    """Masked tokens, their weight in the bound, and the masked share of every part."""
+    share_key, mask_key = jax.random.split(key)
+    parts = layout.groups * len(layout.grids)
+    share, weight = _shares(jax.random.uniform(share_key, (rows, parts)))
+    masked = jax.random.uniform(mask_key, (rows, layout.size)) < share[:, layout.part]
+    members = (layout.part[:, None] == np.arange(parts)).astype(np.float32)
+    found = masked.astype(jnp.float32) @ members / members.sum(axis=0)
+    return masked, weight[:, layout.part], found
+
+
+def clip_masks(
+    rows: int, key: PRNGKeyArray, layout: Layout, tasks: float
+) -> tuple[Bool[Array, "b n"], Bool[Array, "b n"], Float[Array, "b n"], Float[Array, " b"]]:
+    """One level of each clip in question: coarser ones are known, finer ones are not.
+
+    Returns:
+        masked tokens of the level in question; all unknown tokens; their weight in the bound; the
+        masked share of the level.
+    """
+    keys = jax.random.split(key, 5)
+    levels = len(layout.grids)
+    level = jax.random.randint(keys[0], (rows, 1), 0, levels)
+    share, weight = _shares(jax.random.uniform(keys[1], (rows, 1)))
+    own = jnp.asarray(layout.level)[None] == level
+    masked = own & (jax.random.uniform(keys[2], (rows, layout.size)) < share)
+    unknown = masked | (jnp.asarray(layout.level)[None] > level)
+    if tasks:
+        table = jnp.asarray(np.stack([given_tokens(layout, task) for task in TASKS]))
+        given = table[jax.random.randint(keys[3], (rows,), 0, len(TASKS))]
+        given = given & (jax.random.uniform(keys[4], (rows, 1)) < tasks)
+        masked, unknown = masked & ~given, unknown & ~given
+    found = masked.sum(axis=1) / jnp.maximum(own.sum(axis=1), 1)
+    # Each level is in question once in `levels` times.
+    return masked, unknown, jnp.broadcast_to(weight * levels, masked.shape), found

@@ -1,0 +1,1 @@
+"""Priors over tokens: one transformer family in three orders of generation."""

@@ -1,0 +1,69 @@
+"""The prefix of a prior: what is generated, as a few tokens that all others see."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from pyratok_jax.models.language.layers import Linear, RMSNorm
+from pyratok_jax.models.prior.config import PriorConfig
+from pyratok_jax.nn.text_attention import TextCondition
+
+
+class Prefix(NamedTuple):
+    """Tokens before the clip, and which of them each row has; every row has at least one."""
+
+    x: Float[Array, "b l d"]
+    valid: Bool[Array, "b l"]
+
+
+class Condition(NamedTuple):
+    """What a batch is conditioned on.
+
+    Attributes:
+        rows: of the batch.
+        text: embedded captions; a row without any real token has none. None: no captions.
+        classes: number of each row's class, -1 for none; None: no classes.
+    """
+
+    rows: int
+    text: TextCondition | None = None
+    classes: Int[Array, " b"] | None = None
+
+
+class Conditioner(nnx.Module):
+    """Makes the prefix: projected text states, the embedding of a class, or a learned start.
+
+    Rows without caption or class get the learned null, which is also the unconditional state of
+    guidance.
+    """
+
+    def __init__(self, config: PriorConfig, *, rngs: nnx.Rngs):
+        self.kind, width = config.condition, config.width
+        normal = nnx.initializers.normal(1.0)
+        self.null = nnx.Param(normal(rngs.params(), (width,), jnp.float32))
+        if self.kind == "text":
+            self.norm = RMSNorm(config.text_width, 1e-6, False)
+            self.enter = Linear(config.text_width, width, bias=True, rngs=rngs)
+            self.leave = Linear(width, width, bias=True, rngs=rngs)
+        if self.kind == "classes":
+            self.table = nnx.Param(normal(rngs.params(), (config.classes, width), jnp.float32))
+
+    def __call__(self, condition: Condition) -> Prefix:
+        """The prefix of each row."""
+        null = self.null[...]
+        if self.kind == "text" and condition.text is not None:
+            text = condition.text
+            x = self.enter(self.norm(text.embeddings.astype(jnp.float32)))
+            x = self.leave(jax.nn.silu(x))
+            absent = ~text.mask.any(axis=1, keepdims=True)
+            first = jnp.arange(x.shape[1]) == 0
+            return Prefix(jnp.where(absent[..., None], null, x), text.mask | (absent & first[None]))
+        if self.kind == "classes" and condition.classes is not None:
+            known = (condition.classes >= 0)[:, None]
+            x = self.table[...][jnp.maximum(condition.classes, 0)]
+            return Prefix(jnp.where(known, x, null)[:, None], jnp.ones((condition.rows, 1), bool))
+        x = jnp.broadcast_to(null, (condition.rows, 1, null.shape[0]))
+        return Prefix(x, jnp.ones(x.shape[:2], bool))

@@ -1,0 +1,172 @@
+"""What the samplers of all orders share: settings, a random key per sample, parallel unmasking."""
+
+import dataclasses
+import math
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from pyratok_jax.models.prior.conditioning import Condition
+from pyratok_jax.models.prior.heads import Codes, Draw, Hidden, Nats, RowKeys
+
+Schedule = Literal["constant", "linear", "cosine"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How a clip is drawn. Tuples have a value per level; the last holds for all further levels.
+
+    Attributes:
+        steps: parallel steps of each level, in "blocks" and "masked".
+        guidance: scale s of classifier-free guidance, logits u + s (c - u); 1: none.
+        guidance_schedule: how the scale grows from 1 while a level is drawn (constant: not).
+        temperature: divides the logits; 0 takes the most likely.
+        top_p: see `heads.Draw`.
+        choice_temperature: of the Gumbel noise on the confidence by which tokens are kept; it
+            falls to 0 over the steps of a level (MaskGIT, Chang et al. 2022).
+    """
+
+    steps: tuple[int, ...] = (8, 6, 4, 3)
+    guidance: float = 1.0
+    guidance_schedule: Schedule = "constant"
+    temperature: tuple[float, ...] = (1.0,)
+    top_p: tuple[float, ...] = (1.0,)
+    choice_temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.steps or min(self.steps) < 1:
+            raise ValueError(f"steps {self.steps}: expected at least 1 for each level")
+        if not self.temperature or not 0 <= min(self.temperature) <= max(self.temperature) < 1e3:
+            raise ValueError(f"temperature {self.temperature}: expected values from 0")
+        if not self.top_p or not 0 < min(self.top_p) <= max(self.top_p) <= 1:
+            raise ValueError(f"top_p {self.top_p}: expected values above 0, up to 1")
+        if not math.isfinite(self.guidance) or self.guidance < 0:
+            raise ValueError(f"guidance {self.guidance}: expected a scale from 0")
+        if not 0 <= self.choice_temperature < 1e3:
+            raise ValueError(f"choice_temperature {self.choice_temperature}: expected from 0")
+
+    @property
+    def guided(self) -> bool:
+        """Whether unconditional logits are needed."""
+        return self.guidance != 1
+
+    def steps_of(self, level: int) -> int:
+        """Parallel steps of a level."""
+        return self.steps[min(level, len(self.steps) - 1)]
+
+    def per_level(self, values: tuple[float, ...], levels: int) -> Float[np.ndarray, " levels"]:
+        """A tuple of settings with its last value repeated."""
+        chosen = [values[min(level, len(values) - 1)] for level in range(levels)]
+        return np.array(chosen, np.float32)
+
+    def scale(self, progress: Float[Array, ""] | float) -> Float[Array, ""] | float:
+        """The guidance at a share of a level's tokens that are drawn."""
+        if self.guidance_schedule == "linear":
+            return 1 + (self.guidance - 1) * progress
+        if self.guidance_schedule == "cosine":
+            return 1 + (self.guidance - 1) * (1 - jnp.cos(jnp.pi * progress)) / 2
+        return self.guidance
+
+
+class Given(NamedTuple):
+    """Tokens that are not drawn.
+
+    Attributes:
+        codes: of all tokens; read where `known`.
+        known: the same for all rows.
+    """
+
+    codes: Codes
+    known: Bool[np.ndarray, " n"]
+
+
+def row_keys(seed: int, numbers: np.ndarray) -> RowKeys:
+    """One key per sample, by its number: the same in a batch of any size."""
+    key = jax.random.key(seed)
+    return jax.vmap(lambda number: jax.random.fold_in(key, number))(jnp.asarray(numbers))
+
+
+def folded(keys: RowKeys, step: Array | int) -> RowKeys:
+    """The keys of one step."""
+    return jax.vmap(lambda key: jax.random.fold_in(key, step))(keys)
+
+
+def doubled(x: Array, guided: bool) -> Array:
+    """Rows once for the conditional and, with guidance, once for the unconditional states."""
+    return jnp.concatenate([x, x]) if guided else x
+
+
+def halves(hidden: Float[Array, "rows n d"], guided: bool) -> tuple[Hidden, ...]:
+    """Conditional and, with guidance, unconditional states."""
+    return tuple(jnp.split(hidden, 2)) if guided else (hidden,)
+
+
+def stacked(condition: Condition, other: Condition) -> Condition:
+    """Both conditions as one batch, for guidance."""
+    both = (condition, other)
+    text = None
+    if condition.text is not None and other.text is not None:
+        text = condition.text._replace(
+            embeddings=jnp.concatenate([c.text.embeddings for c in both if c.text]),
+            mask=jnp.concatenate([c.text.mask for c in both if c.text]),
+        )
+    classes = None
+    if condition.classes is not None and other.classes is not None:
+        classes = jnp.concatenate([condition.classes, other.classes])
+    return Condition(condition.rows + other.rows, text, classes)
+
+
+def masked_share(progress: Float[Array, "..."] | float) -> Float[Array, "..."]:
+    """The share of tokens that are masked at a progress in [0, 1]: MaskGIT's cosine."""
+    return jnp.cos(0.5 * jnp.pi * jnp.asarray(progress))
+
+
+class Unmasking(NamedTuple):
+    """The tokens of a level while they are drawn in parallel.
+
+    Attributes:
+        codes: 0 where unknown.
+        known: drawn or given.
+    """
+
+    codes: Codes
+    known: Bool[Array, "b n"]
+
+
+def unmask(
+    state: Unmasking,
+    draw: Draw,
+    proposal: tuple[Codes, Nats],
+    step: Array | int,
+    steps: Array | int,
+    total: int | Array,
+    temperature: float,
+) -> Unmasking:
+    """Keep the proposals that the model is surest of.
+
+    Args:
+        state: before the step.
+        draw: its keys give the noise.
+        proposal: bits of all tokens, and their log-probabilities.
+        step: from 0.
+        steps: of the level.
+        total: tokens to be drawn in all steps; others are known from the start.
+        temperature: of the noise at the first step.
+    """
+    proposed, log_chance = proposal
+    n = log_chance.shape[1]
+    progress = (jnp.asarray(step, jnp.float32) + 1) / steps
+    left = jnp.floor(total * masked_share(progress) + 1e-4).astype(jnp.int32)
+    # At least one more is known after every step.
+    left = jnp.minimum(left, jnp.maximum((~state.known).sum(axis=1) - 1, 0))
+    left = jnp.where(progress >= 1, 0, left)
+    gumbel = -jnp.log(-jnp.log(jnp.clip(draw.uniform(1 << 20, (n,)), 1e-12, 1 - 1e-7)))
+    confidence = log_chance + temperature * (1 - progress) * gumbel
+    confidence = jnp.where(state.known, jnp.inf, confidence)
+    rank = jnp.argsort(jnp.argsort(-confidence, axis=1), axis=1)
+    kept = rank < n - left[:, None]
+    codes = jnp.where((kept & ~state.known)[..., None], proposed, state.codes)
+    return Unmasking(codes, kept | state.known)

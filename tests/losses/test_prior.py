@@ -1,0 +1,111 @@
+"""The prior's loss: weights of the bound, masks, flips, and that it falls."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from pyratok_jax.losses.prior import (
+    PriorObjective,
+    block_masks,
+    clip_masks,
+    flipped,
+    prior_loss,
+)
+from pyratok_jax.models.prior.conditioning import Condition
+from pyratok_jax.nn.text_attention import TextCondition
+from tests.models.prior.tiny import BITS, LAYOUT, codes, prior, text
+
+
+def synthesize(levels):
+    """Any function of the codes on the latent grid serves."""
+    first, _, last = levels
+    latent = last[..., :3]
+    return latent.at[:, 0].add(first[:, 0].repeat(2, 1).repeat(2, 2)[..., :3])
+
+
+def test_every_token_counts_once_in_the_bound():
+    rows = 40_000
+    masked, weight, share = block_masks(rows, jax.random.key(0), LAYOUT)
+    counted = np.asarray(jnp.where(masked, weight, 0.0))
+    error = counted.std(0) / rows**0.5
+    assert (np.abs(counted.mean(0) - 1) < 5 * error).all()
+    first = np.asarray(masked[:, LAYOUT.part == 0])
+    np.testing.assert_allclose(share[:, 0], first.mean(1), rtol=1e-6)
+    masked, unknown, weight, _ = clip_masks(rows, jax.random.key(1), LAYOUT, 0.0)
+    counted = np.asarray(jnp.where(masked, weight, 0.0))
+    error = counted.std(0) / rows**0.5
+    assert (np.abs(counted.mean(0) - 1) < 5 * error).all()
+    asked = np.asarray(masked)
+    level = np.where(asked.any(1), LAYOUT.level[asked.argmax(1)], -1)
+    rows_asked = level >= 0
+    finer = LAYOUT.level[None] > level[:, None]
+    assert np.asarray(unknown)[rows_asked][finer[rows_asked]].all()
+    coarser = LAYOUT.level[None] < level[:, None]
+    assert not np.asarray(unknown)[rows_asked][coarser[rows_asked]].any()
+
+
+def test_tasks_leave_given_tokens_out():
+    masked, unknown, _, _ = clip_masks(2000, jax.random.key(1), LAYOUT, 1.0)
+    assert not (masked & ~unknown).any()
+    # Of interpolation and prediction, frame 0 is given.
+    known = ~np.asarray(unknown)[:, LAYOUT.group == 0].any(1)
+    assert known.mean() > 0.4
+
+
+def test_flips_grow_with_time():
+    true = codes(4000)
+    changed = np.asarray(flipped(true, jax.random.key(0), 0.3, LAYOUT) != true).mean((0, 2))
+    by_group = [changed[LAYOUT.group == group].mean() for group in range(3)]
+    np.testing.assert_allclose(by_group, [0.05, 0.1, 0.15], atol=0.01)
+    assert flipped(true, jax.random.key(0), 0.0, LAYOUT) is true
+
+
+@pytest.mark.parametrize("order", ["raster", "blocks", "masked"])
+def test_a_prior_learns_a_clip_by_heart(order):
+    model = prior(order, layers=1)
+    steps = 300 if order == "masked" else 100  # One level of three per step.
+    graph, params, rest = nnx.split(model, nnx.Param, ...)
+    optimizer = optax.adam(1e-2)
+    true = jnp.tile(codes(2), (4, 1, 1))
+    embeddings, mask = text(2).text
+    condition = Condition(8, TextCondition(jnp.tile(embeddings, (4, 1, 1)), jnp.tile(mask, (4, 1))))
+    objective = PriorObjective(flip=0.02, tasks=0.1)
+
+    def loss(params, key):
+        return prior_loss(
+            nnx.merge(graph, params, rest), true, condition, key, layout=LAYOUT,
+            objective=objective, synthesize=synthesize,
+        )  # fmt: skip
+
+    def step(state, key):
+        params, momentum = state
+        (_, terms), gradient = jax.value_and_grad(loss, has_aux=True)(params, key)
+        updates, momentum = optimizer.update(gradient, momentum)
+        return (optax.apply_updates(params, updates), momentum), terms
+
+    keys = jax.random.split(jax.random.key(0), steps)
+    run = jax.jit(functools.partial(jax.lax.scan, step))
+    _, terms = run((params, optimizer.init(params)), keys)
+    assert terms.keys() == {
+        "nats", "nats_level_1", "nats_level_2", "nats_level_3", "nats_first_group",
+        "nats_later_groups", "bit_accuracy", "random_nats",
+    }  # fmt: skip
+    np.testing.assert_allclose(terms["random_nats"], BITS * np.log(2), rtol=1e-6)
+    assert terms["nats"][:5].mean() > 0.6 * BITS * np.log(2)
+    # Without information no prior gets below the random nats on the mean.
+    assert terms["nats"][-20:].mean() < 0.4 * BITS * np.log(2)
+    assert terms["bit_accuracy"][-20:].mean() > 0.9
+
+
+def test_bits_without_information_cost_their_entropy():
+    model = nnx.clone(prior("raster"))
+    kernel = model.head.logits.kernel
+    kernel[...] = jnp.zeros_like(kernel[...])
+    run = nnx.jit(functools.partial(prior_loss, layout=LAYOUT))
+    loss, terms = run(model, codes(2), text(2), jax.random.key(0))
+    assert abs(float(loss) - float(terms["random_nats"])) < 1e-5
