@@ -11,7 +11,8 @@ import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from pyratok_jax.data.video.files import (
 )
 from pyratok_jax.data.video.writer import VideoWriter
 from pyratok_jax.errors import UserError
-from pyratok_jax.io.atomic import write_png
+from pyratok_jax.io.atomic import short_name, write_png
 from pyratok_jax.metrics.code_usage import CodeUsage
 from pyratok_jax.metrics.image import Perceptual, Quality
 from pyratok_jax.metrics.rate import bits_per_pixel
@@ -63,7 +64,8 @@ def find_jobs(spec: str, output: Path) -> list[Job]:
     """The inputs that `spec` names: a file, all media below a folder, or a built-in source.
 
     Outputs are named after inputs, with their folders; two files of one folder that differ in
-    their suffix only keep it in the name. Files below `output` are not inputs.
+    their suffix only keep it in the name. No two inputs have outputs of one name, and names are
+    short enough for the file system. Files below `output` are not inputs.
 
     Raises:
         UserError: nothing there.
@@ -73,7 +75,7 @@ def find_jobs(spec: str, output: Path) -> list[Job]:
     if not os.path.isdir(spec):
         if not os.path.exists(spec):
             raise BrokenVideoError(spec, "no such file")
-        return [Job(ClipRecord(Path(spec).name, spec), Path(spec).stem)]
+        return [Job(ClipRecord(Path(spec).name, spec), short_name(Path(spec).stem))]
     if output.resolve() == Path(spec).resolve():
         raise UserError(f"--output {output} is the folder of the inputs; give another one")
     records = [
@@ -83,11 +85,30 @@ def find_jobs(spec: str, output: Path) -> list[Job]:
     ]
     if not records:
         raise UserError(f"--input {spec} holds no video or image outside of --output {output}")
-    stems = [str(Path(record.id).with_suffix("")) for record in records]
     return [
-        Job(record, stem if stems.count(stem) == 1 else record.id)
-        for record, stem in zip(records, stems, strict=True)
+        Job(record, name)
+        for record, name in zip(records, _names([r.id for r in records]), strict=True)
     ]
+
+
+def _names(ids: Sequence[str]) -> list[str]:
+    """A name for the outputs of each input, all different.
+
+    Args:
+        ids: different paths.
+    """
+    stems = [str(Path(one).with_suffix("")) for one in ids]
+    shared = {stem for stem, count in Counter(stems).items() if count > 1}
+    names: list[str] = []
+    taken: set[str] = set()
+    for one, stem in zip(ids, stems, strict=True):
+        path = Path(one if stem in shared else stem)
+        name = str(path.with_name(short_name(path.name, one)))
+        while name in taken:
+            name = str(path.with_name(short_name(f"_{Path(name).name}", one)))
+        names.append(name)
+        taken.add(name)
+    return names
 
 
 class Reconstructor:

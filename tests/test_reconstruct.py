@@ -1,6 +1,7 @@
 """The command that reconstructs videos, on a tiny tokenizer of random weights."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -208,3 +209,26 @@ def test_the_built_in_clips_are_read_by_their_times(tmp_path):
     info = probe(wall.record.media)
     count = sum(1 for _ in _frames(wall))
     assert abs(count - (9.68 - 7.48) * info.fps) <= 1
+
+
+def test_outputs_of_a_folder_have_different_names_that_fit(tmp_path):
+    from pyratok_jax.io.atomic import atomic_path
+    from pyratok_jax.reconstruction import find_jobs, output_paths
+
+    names = [
+        "a.mp4", "a.mkv", "a.mp4.mov", "_a.mp4.avi", "a [1].png", "x" * 251 + ".mp4",
+        "x" * 250 + "y.mp4", "\u00e9" * 125 + ".mp4", "b" * 200 + ".mp4", "b" * 200 + ".mkv",
+        os.fsdecode(b"latin\xe9.mp4"),
+    ]  # fmt: skip
+    (tmp_path / "in" / "sub").mkdir(parents=True)
+    for folder in (tmp_path / "in", tmp_path / "in" / "sub"):
+        for name in names:
+            (folder / name).touch()
+    jobs = find_jobs(str(tmp_path / "in"), tmp_path / "out")
+    paths = [path for job in jobs for path in output_paths(job, tmp_path / "out")]
+    assert len(set(paths)) == len(paths) == 4 * len(names)
+    for path in paths:
+        with atomic_path(path) as scratch:
+            scratch.touch()
+    assert (tmp_path / "out" / "a [1]_reconstruction.png").exists()
+    assert (tmp_path / "out" / "sub" / "a.mkv_side_by_side.mp4").exists()

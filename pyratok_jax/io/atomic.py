@@ -6,6 +6,7 @@ leaves a hidden scratch file at most; writers of the same file do not disturb ea
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -22,11 +23,28 @@ from PIL import Image
 from pyratok_jax.errors import UserError
 
 PathLike = str | os.PathLike
+# Below the 255 bytes of file systems, with room for endings and for scratch names.
+_LONGEST_NAME = 200
 
 
 def is_remote(path: PathLike) -> bool:
     """Whether a path names an object of a storage service (`gs://...`) and not a local file."""
     return "://" in os.fspath(path)
+
+
+def short_name(name: str, origin: str | None = None) -> str:
+    """A file name of at most 200 bytes: longer ones are cut and end in a hash of the whole.
+
+    Args:
+        name: without folders.
+        origin: what the hash is of, where that is not the name.
+    """
+    data = os.fsencode(name)
+    if len(data) <= _LONGEST_NAME:
+        return name
+    whole = (name if origin is None else origin).encode("utf-8", "surrogatepass")
+    mark = hashlib.sha256(whole).hexdigest()[:16]
+    return f"{data[: _LONGEST_NAME - 17].decode('utf-8', 'ignore')}-{mark}"
 
 
 @contextlib.contextmanager

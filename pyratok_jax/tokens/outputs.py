@@ -1,6 +1,5 @@
 """Where decoded videos are written: names from untrusted ids, and files that replace nothing."""
 
-import hashlib
 import os
 import re
 import shutil
@@ -11,10 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pyratok_jax.io.atomic import write_png
+from pyratok_jax.io.atomic import short_name, write_png
 
-# Below the 255 bytes of file systems, with room for a suffix and for scratch names.
-_LONGEST_NAME = 200
 _LONGEST_PATH = 1024
 
 
@@ -42,25 +39,22 @@ def output_path(
     for part in parts[:-1]:
         path = path / _component(part)
         while path in taken:
-            path = path.with_name("_" + path.name)
+            path = path.with_name(short_name("_" + path.name))
     path = path / _component(parts[-1] if parts else "video")
     above = {parent for other in taken for parent in other.parents}
     if not path.name.lower().endswith(suffix) or path in taken:
         path = path.with_name(path.name + suffix)
     while path in taken or path in above:
-        path = path.with_name("_" + path.name)
+        stem = path.name.removesuffix(suffix)
+        path = path.with_name(short_name(f"_{stem}") + path.name[len(stem) :])
     return path
 
 
 def _component(text: str) -> str:
-    """A visible file name of at most `_LONGEST_NAME` bytes; cut names end in a hash of the text."""
+    """A visible file name of at most 200 bytes; cut names end in a hash of the text."""
     clean = re.sub(r"[\x00-\x1f\x7f/:*?\"<>|]", "_", text)
     clean = "_" + clean[1:] if clean.startswith(".") else clean
-    data = clean.encode("utf-8", "replace")
-    if len(data) <= _LONGEST_NAME:
-        return data.decode()
-    mark = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-    return f"{data[: _LONGEST_NAME - 17].decode('utf-8', 'ignore')}-{mark}"
+    return short_name(clean.encode("utf-8", "replace").decode(), text)
 
 
 def check_free(folder: Path, path: Path) -> None:

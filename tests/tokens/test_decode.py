@@ -185,6 +185,15 @@ def test_frames_argument(text, frames):
             parse_frames(bad)
 
 
+def test_many_videos_of_one_long_name_all_find_a_place(tmp_path):
+    taken = set()
+    for crf in (None, 12) * 60:
+        path = output_path(tmp_path, "x" * 300, False, crf, taken)
+        assert path not in taken and len(path.name) < 220
+        assert crf is None or path.suffix == ".mp4"
+        taken.add(path)
+
+
 def test_outputs_stay_below_the_folder(tmp_path):
     path = output_path(tmp_path, "../../etc/a:b.mkv", False, 12, set())
     assert path == tmp_path / "etc" / "a_b.mkv.mp4"
