@@ -21,6 +21,8 @@ MARKS: dict[str, tuple[str, ...]] = {
         "training/test_calibration.py",
         "data/test_video_matrix.py",
         "test_api.py",
+        "test_damaged_files.py",
+        "test_full_disk.py",
         "weights_conversion/test_dino.py",
         "weights_conversion/test_i3d.py",
         "weights_conversion/test_language_model.py",

@@ -20,7 +20,7 @@ from pyratok_jax.checkpoints import verification
 from pyratok_jax.checkpoints.checksums import checksums
 from pyratok_jax.checkpoints.weights import first_line
 from pyratok_jax.checkpoints.working_folder import CHECKSUMS, newest_step, older_advice
-from pyratok_jax.errors import UserError
+from pyratok_jax.errors import UserError, is_full_disk
 from pyratok_jax.io.locks import folder_lock
 from pyratok_jax.training.run_record import Changes, RunRecord
 from pyratok_jax.training.step import TrainState
@@ -58,6 +58,8 @@ class Checkpoints:
             self.workdir.mkdir(parents=True, exist_ok=True)
             self._record = RunRecord(self.workdir, config, newest_step(Path(self.workdir)))
         except OSError as error:
+            if is_full_disk(error):
+                raise
             raise UserError(f"--workdir {workdir}: {error.strerror or error}") from error
         _write_small_arrays_whole()
         options = ocp.CheckpointManagerOptions(

@@ -22,8 +22,8 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from pyratok_jax.errors import UserError
-from pyratok_jax.io.atomic import write_json
-from pyratok_jax.io.documents import checked, parse_json, read_json, read_lines
+from pyratok_jax.io.atomic import write_json, write_text
+from pyratok_jax.io.documents import checked, parse_json, read_json, read_lines, read_text
 from pyratok_jax.models.pyratok.inputs import UNNAMED_INPUTS
 
 CONFIG, CHANGES = "config.json", "config_changes.jsonl"
@@ -89,9 +89,8 @@ class RunRecord:
         if self.changes and jax.process_index() == 0:
             path = self._workdir / CHANGES
             line = json.dumps({"step": step, "changes": self.changes})
-            # Appended, as a whole line: what is there already must outlive a crash.
-            with path.open("a") as file:
-                file.write(line + "\n")
+            # Atomically: what is there already must outlive a crash and a full disk.
+            write_text(path, (read_text(path) if path.exists() else "") + line + "\n")
 
 
 def _in_force(workdir: epath.Path) -> Flat:
