@@ -1,4 +1,4 @@
-"""A full disk ends every command in one line; what was finished stays, and the same command resumes.
+"""A full disk ends commands in one line; what was finished stays, the same command resumes.
 
 The limit is that of a file's size, which writers of Python, C++ and FFmpeg meet alike.
 """
