@@ -6,7 +6,7 @@ and a line in `vae_families`. Tokenizer, training and tools know a VAE by this i
 
 import abc
 import dataclasses
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Required, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 from pyratok_jax.errors import check_fields
 from pyratok_jax.nn.grids import Stride
 from pyratok_jax.nn.partitioning import height_parts, per_device
+from pyratok_jax.nn.remat import POLICIES
 from pyratok_jax.nn.stream_cache import Caches, StreamCache
 
 _LOGVAR_RANGE = (-30.0, 20.0)  # to which the published VAEs clamp log-variances
@@ -147,21 +148,22 @@ def check_statistics(config: VideoVAEConfig) -> None:
         raise ValueError(f"latents_mean and latents_std need {config.z_dim} entries")
 
 
-def refuse_streaming(config: VideoVAEConfig, cache: StreamCache | None) -> None:
-    """For families that cannot encode or decode a clip in chunks exactly.
+class LayerSettings(TypedDict, total=False):
+    """Keyword arguments of every layer with weights.
 
-    Raises:
-        ValueError: there is a cache.
+    Attributes:
+        rngs: for the parameters.
+        dtype: of activations, float32 by default; norms are always computed in float32.
+        param_dtype: of the stored weights, float32 by default.
     """
-    if cache is not None:
-        raise ValueError(
-            f"the {config.family} VAE cannot be streamed exactly: what it makes of a frame depends "
-            "on other chunks of the clip; give it whole clips or windows"
-        )
+
+    rngs: Required[nnx.Rngs]
+    dtype: DTypeLike
+    param_dtype: DTypeLike
 
 
 class VideoVAE(nnx.Module, abc.ABC):
-    """Base class of video VAEs; the constructor takes (config, *, rngs, dtype, param_dtype, remat).
+    """Base class of video VAEs; the constructor takes (config, *, remat, **`LayerSettings`).
 
     Attributes:
         config: sizes.
@@ -170,7 +172,7 @@ class VideoVAE(nnx.Module, abc.ABC):
         remat_policies: the values of `remat` that the constructor takes.
     """
 
-    remat_policies: ClassVar[tuple[str, ...]] = ("none",)
+    remat_policies: ClassVar[tuple[str, ...]] = POLICIES
     config: VideoVAEConfig
     encoder: nnx.Module
 

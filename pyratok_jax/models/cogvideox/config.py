@@ -3,60 +3,33 @@
 import dataclasses
 from typing import ClassVar
 
-from pyratok_jax.models.video_vae import VideoVAEConfig, check_statistics
+from pyratok_jax.models.vae_parts import TimeHalvingVAEConfig
 from pyratok_jax.nn.grids import Stride
 
 
 @dataclasses.dataclass(frozen=True)
-class CogVideoXConfig(VideoVAEConfig):
-    """Sizes of one VAE; defaults are those of CogVideoX-2b.
+class CogVideoXConfig(TimeHalvingVAEConfig):
+    """Sizes of one VAE; defaults are those of CogVideoX-2b. The first `time_levels` halve time.
 
     Attributes:
-        widths: channels of each encoder stage; the decoder has them in reverse.
-        layers: residual blocks per encoder stage (the decoder has one more).
-        groups: of every group norm.
-        z_dim: latent channels.
-        time_levels: how many of the first encoder stages halve time.
         encode_frames: frames over which the encoder's norms take their statistics: 0, the whole
             clip, as the diffusion models were trained; or 8, parts of 8 frames (the first one
             longer by what is left over) with constant memory, as diffusers encodes.
-        latents_mean, latents_std: statistics by which latents are normalised.
     """
 
     family: ClassVar[str] = "cogvideox"
 
     widths: tuple[int, ...] = (128, 256, 256, 512)
     layers: int = 3
-    groups: int = 32
-    z_dim: int = 16
-    time_levels: int = 2
-    encode_frames: int = 0
-    latents_mean: tuple[float, ...] = (0.0,) * 16
     latents_std: tuple[float, ...] = (1 / 1.15258426,) * 16
+    encode_frames: int = 0
 
     def __post_init__(self) -> None:
-        check_statistics(self)
-        if not 0 <= self.time_levels < len(self.widths):
-            raise ValueError(f"time_levels {self.time_levels} needs more stages than that")
+        super().__post_init__()
         if self.encode_frames < 0 or self.encode_frames % self.temporal_factor:
             raise ValueError(
                 f"encode_frames {self.encode_frames} is not a multiple of {self.temporal_factor}"
             )
-
-    @property
-    def temporal_factor(self) -> int:
-        """Frames per latent frame after the first."""
-        return 2**self.time_levels
-
-    @property
-    def spatial_factor(self) -> int:
-        """Pixels per latent position along a side."""
-        return 2 ** (len(self.widths) - 1)
-
-    @property
-    def stage_channels(self) -> tuple[int, ...]:
-        """Channels of each encoder stage's output."""
-        return self.widths
 
     @property
     def stage_strides(self) -> tuple[Stride, ...]:

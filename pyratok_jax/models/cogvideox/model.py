@@ -1,10 +1,9 @@
 """The CogVideoX VAE: encoder, and a decoder whose definition is one in parts of two latents."""
 
-from typing import Any, ClassVar
+from typing import Unpack
 
 import jax.numpy as jnp
 from flax import nnx
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from pyratok_jax.models.cogvideox.config import CogVideoXConfig
@@ -16,40 +15,32 @@ from pyratok_jax.models.cogvideox.layers import (
     average_pairs,
     is_first,
 )
-from pyratok_jax.models.video_vae import Encoded, VideoVAE, refuse_streaming
+from pyratok_jax.models.vae_parts import ClipEncoder, ResidualStage, WholeClipVAE
+from pyratok_jax.models.video_vae import LayerSettings
 from pyratok_jax.nn.first_frame_conv import FirstFrameConv3d
 from pyratok_jax.nn.group_norm import GroupNorm
 from pyratok_jax.nn.halo import cut, in_strips, join, strips_of
-from pyratok_jax.nn.remat import POLICIES, rematerialised
+from pyratok_jax.nn.remat import rematerialised
 from pyratok_jax.nn.stream_cache import StreamCache, in_parts
 
 DECODE_LATENTS = 2  # latent frames over which the decoder's norms take their statistics
 
 
-class DownStage(nnx.Module):
+class DownStage(ResidualStage):
     """Residual blocks, then half the size (all stages but the last) and half the frames (maybe)."""
 
     def __init__(self, config: CogVideoXConfig, index: int, *, remat: str, **settings):
-        before, after = config.widths[max(index - 1, 0)], config.widths[index]
-        widths = [before] + [after] * config.layers
-        self.resnets = nnx.List(
-            [
-                ResidualBlock(a, b, config.groups, **settings)
-                for a, b in zip(widths, widths[1:], strict=False)
-            ]
-        )
+        widths = config.encoder_blocks(index)
+        super().__init__([ResidualBlock(*w, config.groups, **settings) for w in widths], remat)
         last = index == len(config.widths) - 1
-        self.downsamplers = nnx.List([] if last else [Downsample(after, **settings)])
+        self.downsamplers = nnx.List([] if last else [Downsample(widths[-1][1], **settings)])
         self.halves_time = index < config.time_levels
-        self.remat = remat
 
     def __call__(
         self, x: Float[Array, "b t h w c"], cache: StreamCache | None = None
     ) -> tuple[Float[Array, "b t h2 w2 d"], Float[Array, "b t2 h2 w2 d"]]:
         """The stage's feature, before time is halved, and the next stage's input."""
-        run = rematerialised(self.remat, inner=True)
-        for block in self.resnets:
-            x = run(block, x, cache)
+        x = self.residual(x, cache)
         for layer in self.downsamplers:
             x = layer(x)
         return x, average_pairs(x, first=is_first(cache)) if self.halves_time else x
@@ -59,18 +50,13 @@ class UpStage(nnx.Module):
     """Residual blocks, then twice the size (all stages but the last) and frames (maybe)."""
 
     def __init__(self, config: CogVideoXConfig, index: int, **settings):
-        wide = config.widths[::-1]
-        before, after = wide[max(index - 1, 0)], wide[index]
-        widths = [before] + [after] * (config.layers + 1)
+        widths = config.decoder_blocks(index)
         self.resnets = nnx.List(
-            [
-                ResidualBlock(a, b, config.groups, config.z_dim, **settings)
-                for a, b in zip(widths, widths[1:], strict=False)
-            ]
+            [ResidualBlock(*w, config.groups, config.z_dim, **settings) for w in widths]
         )
-        last = index == len(wide) - 1
+        last = index == len(config.widths) - 1
         doubles = {"doubles_time": index < config.time_levels}
-        self.upsamplers = nnx.List([] if last else [Upsample(after, **doubles, **settings)])
+        self.upsamplers = nnx.List([] if last else [Upsample(widths[-1][1], **doubles, **settings)])
 
     def __call__(
         self,
@@ -106,7 +92,7 @@ class MidBlock(nnx.Module):
         return x
 
 
-class Encoder(nnx.Module):
+class Encoder(ClipEncoder):
     """Convolution, stages, middle block, output head."""
 
     def __init__(self, config: CogVideoXConfig, *, remat: str, **settings):
@@ -161,51 +147,35 @@ class Decoder(nnx.Module):
             return join(self.conv_out(self.norm_out(x, z, first=is_first(cache)), cache))
 
 
-class CogVideoXVAE(VideoVAE):
+class CogVideoXVAE(WholeClipVAE):
     """The VAE. Its norms take statistics over several frames, so clips are not streamed.
 
     The decoder runs over parts of two latent frames with their own statistics, the first part
     having three where the number is odd; frame 0 stands apart in the first part alone.
     """
 
-    remat_policies: ClassVar[tuple[str, ...]] = POLICIES
     config: CogVideoXConfig
-    encoder: Encoder
+    decoder: Decoder
 
     def __init__(
-        self,
-        config: CogVideoXConfig,
-        *,
-        rngs: nnx.Rngs,
-        dtype: DTypeLike = jnp.float32,
-        param_dtype: DTypeLike = jnp.float32,
-        remat: str = "none",
+        self, config: CogVideoXConfig, *, remat: str = "none", **settings: Unpack[LayerSettings]
     ):
         """Build with random weights; see `VideoVAE`."""
-        settings: dict[str, Any] = {"rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
         self.config, self.remat = config, remat
         self.encoder = Encoder(config, remat=remat, **settings)
         self.decoder = Decoder(config, **settings)
 
-    def posterior(
-        self, video: Float[Array, "b t h w 3"], cache: StreamCache | None = None
-    ) -> Encoded:
-        """See `VideoVAE.posterior`; log-variances are clamped to [-30, 20]."""
-        refuse_streaming(self.config, cache)
+    def encode_clip(self, video: Float[Array, "b t h w 3"]) -> tuple[Array, tuple[Array, ...]]:
+        """Moments and stage features, in parts of `config.encode_frames`."""
         frames, part = video.shape[1], self.config.encode_frames
         if part and frames > part:
             first = part + frames % part
             keep = self.remat != "none"
-            moments, stages = in_parts(self.encoder, video, first, part, remat=keep)
-        else:
-            moments, stages = self.encoder(video)
-        return Encoded.of_moments(moments, stages)
+            return in_parts(self.encoder, video, first, part, remat=keep)
+        return self.encoder(video)
 
-    def decode(
-        self, z: Float[Array, "b t h w z"], cache: StreamCache | None = None
-    ) -> Float[Array, "b T H W 3"]:
-        """See `VideoVAE.decode`."""
-        refuse_streaming(self.config, cache)
+    def decode_clip(self, z: Float[Array, "b t h w z"]) -> Float[Array, "b T H W 3"]:
+        """Video of latents, in parts of `DECODE_LATENTS`."""
         frames = z.shape[1]
         first = min(frames, DECODE_LATENTS + frames % 2)
         return in_parts(self.decoder, z, first, DECODE_LATENTS, remat=self.remat != "none")

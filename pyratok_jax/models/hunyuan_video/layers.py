@@ -11,11 +11,10 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from pyratok_jax.nn.causal_conv import KEPT, Conv2d
+from pyratok_jax.models.vae_parts import AttentionBlock
+from pyratok_jax.nn.causal_conv import KEPT
 from pyratok_jax.nn.first_frame_conv import FirstFrameConv3d
-from pyratok_jax.nn.frame_attention import attend
 from pyratok_jax.nn.group_norm import GroupNorm
-from pyratok_jax.nn.halo import cut, join
 from pyratok_jax.nn.stream_cache import StreamCache
 
 
@@ -41,26 +40,6 @@ class ResidualBlock(nnx.Module):
         return checkpoint_name(self.conv2(self.norm2(x, activate=True)) + shortcut, KEPT)
 
 
-class AttentionBlock(nnx.Module):
-    """One head over all positions of a clip; a frame sees itself and earlier frames."""
-
-    def __init__(self, features: int, groups: int, **settings):
-        param = {"param_dtype": settings.get("param_dtype", jnp.float32)}
-        self.group_norm = GroupNorm(features, groups, **param)
-        self.to_q, self.to_k, self.to_v = (
-            Conv2d(features, features, (1, 1), **settings) for _ in range(3)
-        )
-        self.to_out = nnx.List([Conv2d(features, features, (1, 1), **settings)])
-
-    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
-        """`x` plus what it attends to."""
-        y = self.group_norm(x)
-        q, k, v = (join(layer(y)) for layer in (self.to_q, self.to_k, self.to_v))
-        b, t, h, w, c = q.shape
-        q, k, v = (each.reshape(b, t * h * w, c) for each in (q, k, v))
-        return x + self.to_out[0](cut(attend(q, k, v, frames=t).reshape(b, t, h, w, c)))
-
-
 class MidBlock(nnx.Module):
     """Residual block, attention, residual block at the latent's resolution."""
 
@@ -68,7 +47,9 @@ class MidBlock(nnx.Module):
         self.resnets = nnx.List(
             [ResidualBlock(features, features, groups, **settings) for _ in range(2)]
         )
-        self.attentions = nnx.List([AttentionBlock(features, groups, **settings)])
+        param = {"param_dtype": settings.get("param_dtype", jnp.float32)}
+        norm = GroupNorm(features, groups, **param)
+        self.attentions = nnx.List([AttentionBlock(norm, over_clip=True, **settings)])
 
     def __call__(
         self, x: Float[Array, "b t h w c"], cache: StreamCache | None = None

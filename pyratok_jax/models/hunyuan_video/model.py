@@ -1,54 +1,31 @@
 """The HunyuanVideo VAE over whole clips, as it was trained (diffusers cuts time into tiles)."""
 
-from typing import Any, ClassVar
+from typing import Unpack
 
 import jax.numpy as jnp
 from flax import nnx
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from pyratok_jax.models.hunyuan_video.config import HunyuanVideoConfig
 from pyratok_jax.models.hunyuan_video.layers import Downsample, MidBlock, ResidualBlock, Upsample
-from pyratok_jax.models.video_vae import Encoded, VideoVAE, refuse_streaming
+from pyratok_jax.models.vae_parts import ClipEncoder, ResidualStage, WholeClipVAE
+from pyratok_jax.models.video_vae import LayerSettings
 from pyratok_jax.nn.causal_conv import CausalConv3d
 from pyratok_jax.nn.first_frame_conv import FirstFrameConv3d
 from pyratok_jax.nn.group_norm import GroupNorm
 from pyratok_jax.nn.halo import cut, in_strips, join, strips_of
-from pyratok_jax.nn.remat import POLICIES, rematerialised
+from pyratok_jax.nn.remat import rematerialised
 from pyratok_jax.nn.stream_cache import StreamCache
 
 
-class Stage(nnx.Module):
-    """Residual blocks, then a change of resolution (`sampler`, all stages but the last)."""
-
-    def __init__(self, widths: list[int], groups: int, *, remat: str, **settings):
-        self.resnets = nnx.List(
-            [
-                ResidualBlock(a, b, groups, **settings)
-                for a, b in zip(widths, widths[1:], strict=False)
-            ]
-        )
-        self.remat = remat
-
-    def __call__(
-        self, x: Float[Array, "b t h w c"], cache: StreamCache | None = None
-    ) -> Float[Array, "b t2 h2 w2 d"]:
-        """The stage's output."""
-        run = rematerialised(self.remat, inner=True)
-        for block in self.resnets:
-            x = run(block, x)
-        return x
-
-
-class DownStage(Stage):
+class DownStage(ResidualStage):
     """Residual blocks, then smaller frames (all stages but the last)."""
 
     def __init__(self, config: HunyuanVideoConfig, index: int, *, remat: str, **settings):
-        before, after = config.widths[max(index - 1, 0)], config.widths[index]
-        widths = [before] + [after] * config.layers
-        super().__init__(widths, config.groups, remat=remat, **settings)
+        widths = config.encoder_blocks(index)
+        super().__init__([ResidualBlock(*w, config.groups, **settings) for w in widths], remat)
         self.downsamplers = nnx.List(
-            [Downsample(after, halves_time=halves, **settings)
+            [Downsample(widths[-1][1], halves_time=halves, **settings)
              for halves in config.halves_time[index : index + 1]]
         )  # fmt: skip
 
@@ -56,23 +33,21 @@ class DownStage(Stage):
         self, x: Float[Array, "b t h w c"], cache: StreamCache | None = None
     ) -> Float[Array, "b t2 h2 w2 d"]:
         """The stage's output, downsampled."""
-        x = super().__call__(x)
+        x = self.residual(x)
         for layer in self.downsamplers:
             x = layer(x)
         return x
 
 
-class UpStage(Stage):
+class UpStage(ResidualStage):
     """Residual blocks, then larger frames (all stages but the last)."""
 
     def __init__(self, config: HunyuanVideoConfig, index: int, *, remat: str, **settings):
-        wide = config.widths[::-1]
-        before, after = wide[max(index - 1, 0)], wide[index]
-        widths = [before] + [after] * (config.layers + 1)
-        super().__init__(widths, config.groups, remat=remat, **settings)
+        widths = config.decoder_blocks(index)
+        super().__init__([ResidualBlock(*w, config.groups, **settings) for w in widths], remat)
         # The decoder doubles time last, as the encoder halves it last.
         self.upsamplers = nnx.List(
-            [Upsample(after, doubles_time=doubles, **settings)
+            [Upsample(widths[-1][1], doubles_time=doubles, **settings)
              for doubles in config.halves_time[index : index + 1]]
         )  # fmt: skip
 
@@ -80,13 +55,13 @@ class UpStage(Stage):
         self, x: Float[Array, "b t h w c"], cache: StreamCache | None = None
     ) -> Float[Array, "b t2 h2 w2 d"]:
         """The stage's output, upsampled."""
-        x = super().__call__(x)
+        x = self.residual(x)
         for layer in self.upsamplers:
             x = layer(x)
         return x
 
 
-class Encoder(nnx.Module):
+class Encoder(ClipEncoder):
     """Convolution, stages, middle block, output head."""
 
     def __init__(self, config: HunyuanVideoConfig, *, remat: str, **settings):
@@ -141,42 +116,18 @@ class Decoder(nnx.Module):
             return join(self.conv_out(self.conv_norm_out(x, activate=True)))
 
 
-class HunyuanVideoVAE(VideoVAE):
+class HunyuanVideoVAE(WholeClipVAE):
     """The VAE. Its norms and attention read the whole clip, so clips are not streamed."""
 
-    remat_policies: ClassVar[tuple[str, ...]] = POLICIES
     config: HunyuanVideoConfig
-    encoder: Encoder
 
     def __init__(
-        self,
-        config: HunyuanVideoConfig,
-        *,
-        rngs: nnx.Rngs,
-        dtype: DTypeLike = jnp.float32,
-        param_dtype: DTypeLike = jnp.float32,
-        remat: str = "none",
+        self, config: HunyuanVideoConfig, *, remat: str = "none", **settings: Unpack[LayerSettings]
     ):
         """Build with random weights; see `VideoVAE`."""
-        settings: dict[str, Any] = {"rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
         z = config.z_dim
         self.config = config
         self.encoder = Encoder(config, remat=remat, **settings)
         self.decoder = Decoder(config, remat=remat, **settings)
         self.quant_conv = CausalConv3d(2 * z, 2 * z, (1, 1, 1), **settings)
         self.post_quant_conv = CausalConv3d(z, z, (1, 1, 1), **settings)
-
-    def posterior(
-        self, video: Float[Array, "b t h w 3"], cache: StreamCache | None = None
-    ) -> Encoded:
-        """See `VideoVAE.posterior`; log-variances are clamped to [-30, 20]."""
-        refuse_streaming(self.config, cache)
-        moments, stages = self.encoder(video)
-        return Encoded.of_moments(self.quant_conv(moments), stages)
-
-    def decode(
-        self, z: Float[Array, "b t h w z"], cache: StreamCache | None = None
-    ) -> Float[Array, "b T H W 3"]:
-        """See `VideoVAE.decode`."""
-        refuse_streaming(self.config, cache)
-        return self.decoder(self.post_quant_conv(z))

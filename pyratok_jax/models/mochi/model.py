@@ -1,11 +1,9 @@
 """The Mochi VAE: a causal encoder with attention over time, and a causal decoder."""
 
-from typing import Any, ClassVar
+from typing import Unpack
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from pyratok_jax.models.mochi.config import MochiConfig
@@ -17,15 +15,16 @@ from pyratok_jax.models.mochi.layers import (
     fourier_features,
     frame_norm,
 )
-from pyratok_jax.models.video_vae import Encoded, VideoVAE, refuse_streaming
+from pyratok_jax.models.vae_parts import ClipEncoder, WholeClipVAE
+from pyratok_jax.models.video_vae import LayerSettings
 from pyratok_jax.nn.causal_conv import Conv2d
 from pyratok_jax.nn.first_frame_conv import FirstFrameConv3d
 from pyratok_jax.nn.halo import cut, in_strips, join, strips_of
-from pyratok_jax.nn.remat import POLICIES, rematerialised
+from pyratok_jax.nn.remat import rematerialised
 from pyratok_jax.nn.stream_cache import StreamCache
 
 
-class Encoder(nnx.Module):
+class Encoder(ClipEncoder):
     """Fourier features, blocks without attention, three downsamplings, last blocks, output head."""
 
     def __init__(self, config: MochiConfig, *, remat: str, **settings):
@@ -89,39 +88,23 @@ class Decoder(nnx.Module):
         return x[:, self.surplus :] if cache is None or cache.first else x
 
 
-class MochiVAE(VideoVAE):
-    """The VAE.
+class MochiVAE(WholeClipVAE):
+    """The VAE. Videos to be encoded must be float32.
 
     Its decoder streams; its encoder does not in constant memory, as it attends to all earlier
     frames, so that clips are not streamed.
     """
 
-    remat_policies: ClassVar[tuple[str, ...]] = POLICIES
     config: MochiConfig
-    encoder: Encoder
+    decoder: Decoder
 
     def __init__(
-        self,
-        config: MochiConfig,
-        *,
-        rngs: nnx.Rngs,
-        dtype: DTypeLike = jnp.float32,
-        param_dtype: DTypeLike = jnp.float32,
-        remat: str = "none",
+        self, config: MochiConfig, *, remat: str = "none", **settings: Unpack[LayerSettings]
     ):
         """Build with random weights; see `VideoVAE`."""
-        settings: dict[str, Any] = {"rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
         self.config = config
         self.encoder = Encoder(config, remat=remat, **settings)
         self.decoder = Decoder(config, remat=remat, **settings)
-
-    def posterior(
-        self, video: Float[Array, "b t h w 3"], cache: StreamCache | None = None
-    ) -> Encoded:
-        """See `VideoVAE.posterior`; the video must be float32, log-variances are clamped."""
-        refuse_streaming(self.config, cache)
-        moments, stages = self.encoder(video)
-        return Encoded.of_moments(moments, stages)
 
     def decode(
         self, z: Float[Array, "b t h w z"], cache: StreamCache | None = None

@@ -3,46 +3,27 @@
 import dataclasses
 from typing import ClassVar
 
-from pyratok_jax.models.video_vae import VideoVAEConfig, check_statistics
+from pyratok_jax.models.vae_parts import HalvingVAEConfig
 from pyratok_jax.nn.grids import Stride
 
 
 @dataclasses.dataclass(frozen=True)
-class SVDConfig(VideoVAEConfig):
+class SVDConfig(HalvingVAEConfig):
     """Sizes of one VAE; defaults are the published ones. Time is not reduced.
 
-    Attributes:
-        widths: channels of each encoder stage, multiples of 32; the decoder has them in reverse.
-        layers: residual blocks per encoder stage (the decoder has one more).
-        z_dim: latent channels.
-        latents_mean, latents_std: statistics by which latents are normalised.
+    Widths must be multiples of 32, the groups of its norms.
     """
 
     family: ClassVar[str] = "svd"
 
-    widths: tuple[int, ...] = (128, 256, 512, 512)
-    layers: int = 2
     z_dim: int = 4
     latents_mean: tuple[float, ...] = (0.0,) * 4
     latents_std: tuple[float, ...] = (1 / 0.18215,) * 4
-
-    def __post_init__(self) -> None:
-        check_statistics(self)
 
     @property
     def temporal_factor(self) -> int:
         """Every frame has its own latent."""
         return 1
-
-    @property
-    def spatial_factor(self) -> int:
-        """Pixels per latent position along a side."""
-        return 2 ** (len(self.widths) - 1)
-
-    @property
-    def stage_channels(self) -> tuple[int, ...]:
-        """Channels of each encoder stage's output."""
-        return self.widths
 
     @property
     def stage_strides(self) -> tuple[Stride, ...]:

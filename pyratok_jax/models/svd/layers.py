@@ -8,10 +8,9 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
+from pyratok_jax.models.vae_parts import AttentionBlock
 from pyratok_jax.nn.causal_conv import KEPT, Conv2d, TimeConv
-from pyratok_jax.nn.frame_attention import attend
 from pyratok_jax.nn.group_norm import GroupNorm
-from pyratok_jax.nn.halo import cut, join
 from pyratok_jax.nn.stream_cache import StreamCache
 
 
@@ -91,31 +90,13 @@ class SpaceTimeBlock(nnx.Module):
         return self.time_mixer(x, self.temporal_res_block(x))
 
 
-class AttentionBlock(nnx.Module):
-    """One head over the positions of each frame."""
-
-    def __init__(self, features: int, **settings):
-        self.group_norm = frame_norm(features, **settings)
-        self.to_q, self.to_k, self.to_v = (
-            Conv2d(features, features, (1, 1), **settings) for _ in range(3)
-        )
-        self.to_out = nnx.List([Conv2d(features, features, (1, 1), **settings)])
-
-    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
-        """`x` plus what it attends to."""
-        y = self.group_norm(x)
-        q, k, v = (join(layer(y)) for layer in (self.to_q, self.to_k, self.to_v))
-        b, t, h, w, c = q.shape
-        q, k, v = (each.reshape(b * t, h * w, c) for each in (q, k, v))
-        return x + self.to_out[0](cut(attend(q, k, v).reshape(b, t, h, w, c)))
-
-
 class MidBlock(nnx.Module):
     """A block, attention within frames, a block; `block` is the class of its blocks."""
 
     def __init__(self, features: int, block: type[ResidualBlock | SpaceTimeBlock], **settings):
         self.resnets = nnx.List([block(features, features, **settings) for _ in range(2)])
-        self.attentions = nnx.List([AttentionBlock(features, **settings)])
+        norm = frame_norm(features, **settings)
+        self.attentions = nnx.List([AttentionBlock(norm, over_clip=False, **settings)])
 
     def __call__(
         self, x: Float[Array, "b t h w c"], cache: StreamCache | None = None

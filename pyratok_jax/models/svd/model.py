@@ -1,10 +1,8 @@
 """Stable Video Diffusion's VAE: an encoder of single frames, and a decoder that sees the clip."""
 
-from typing import Any, ClassVar
+from typing import Unpack
 
-import jax.numpy as jnp
 from flax import nnx
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from pyratok_jax.models.svd.config import SVDConfig
@@ -16,65 +14,53 @@ from pyratok_jax.models.svd.layers import (
     frame_norm,
     over_time,
 )
-from pyratok_jax.models.video_vae import Encoded, VideoVAE, refuse_streaming
+from pyratok_jax.models.vae_parts import ClipEncoder, ResidualStage, WholeClipVAE
+from pyratok_jax.models.video_vae import LayerSettings
 from pyratok_jax.nn.causal_conv import Conv2d, TimeConv
 from pyratok_jax.nn.halo import cut, in_strips, join, strips_of
-from pyratok_jax.nn.remat import POLICIES, rematerialised
+from pyratok_jax.nn.remat import rematerialised
 from pyratok_jax.nn.stream_cache import StreamCache
 
 
-class DownStage(nnx.Module):
+class DownStage(ResidualStage):
     """Residual blocks, then half the size (all stages but the last)."""
 
     def __init__(self, config: SVDConfig, index: int, *, remat: str, **settings):
-        before, after = config.widths[max(index - 1, 0)], config.widths[index]
-        widths = [before] + [after] * config.layers
-        self.resnets = nnx.List(
-            [ResidualBlock(a, b, **settings) for a, b in zip(widths, widths[1:], strict=False)]
-        )
+        widths = config.encoder_blocks(index)
+        super().__init__([ResidualBlock(*w, **settings) for w in widths], remat)
         last = index == len(config.widths) - 1
-        self.downsamplers = nnx.List([] if last else [Resample(after, **settings)])
-        self.remat = remat
+        self.downsamplers = nnx.List([] if last else [Resample(widths[-1][1], **settings)])
 
     def __call__(
         self, x: Float[Array, "b t h w c"], cache: StreamCache | None = None
     ) -> Float[Array, "b t h2 w2 d"]:
         """The stage's output, downsampled."""
-        run = rematerialised(self.remat, inner=True)
-        for block in self.resnets:
-            x = run(block, x)
+        x = self.residual(x)
         for layer in self.downsamplers:
             x = layer.conv(x, padding=(0, 1), stride=2)
         return x
 
 
-class UpStage(nnx.Module):
+class UpStage(ResidualStage):
     """Blocks over space and time, then twice the size (all stages but the last)."""
 
     def __init__(self, config: SVDConfig, index: int, *, remat: str, **settings):
-        wide = config.widths[::-1]
-        before, after = wide[max(index - 1, 0)], wide[index]
-        widths = [before] + [after] * (config.layers + 1)
-        self.resnets = nnx.List(
-            [SpaceTimeBlock(a, b, **settings) for a, b in zip(widths, widths[1:], strict=False)]
-        )
-        last = index == len(wide) - 1
-        self.upsamplers = nnx.List([] if last else [Resample(after, **settings)])
-        self.remat = remat
+        widths = config.decoder_blocks(index)
+        super().__init__([SpaceTimeBlock(*w, **settings) for w in widths], remat)
+        last = index == len(config.widths) - 1
+        self.upsamplers = nnx.List([] if last else [Resample(widths[-1][1], **settings)])
 
     def __call__(
         self, x: Float[Array, "b t h w c"], cache: StreamCache | None = None
     ) -> Float[Array, "b t h2 w2 d"]:
         """The stage's output, upsampled."""
-        run = rematerialised(self.remat, inner=True)
-        for block in self.resnets:
-            x = run(block, x)
+        x = self.residual(x)
         for layer in self.upsamplers:
             x = layer.conv.after_upsampling(x)
         return x
 
 
-class Encoder(nnx.Module):
+class Encoder(ClipEncoder):
     """Convolution, stages, middle block, output head, all of single frames."""
 
     def __init__(self, config: SVDConfig, *, remat: str, **settings):
@@ -127,40 +113,16 @@ class Decoder(nnx.Module):
             return join(over_time(self.time_conv_out, x))
 
 
-class SVDVAE(VideoVAE):
+class SVDVAE(WholeClipVAE):
     """The VAE. Its decoder sees later frames, and its norms the whole clip: nothing streams."""
 
-    remat_policies: ClassVar[tuple[str, ...]] = POLICIES
     config: SVDConfig
-    encoder: Encoder
 
     def __init__(
-        self,
-        config: SVDConfig,
-        *,
-        rngs: nnx.Rngs,
-        dtype: DTypeLike = jnp.float32,
-        param_dtype: DTypeLike = jnp.float32,
-        remat: str = "none",
+        self, config: SVDConfig, *, remat: str = "none", **settings: Unpack[LayerSettings]
     ):
         """Build with random weights; see `VideoVAE`. Published use computes in float32."""
-        settings: dict[str, Any] = {"rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
         self.config = config
         self.encoder = Encoder(config, remat=remat, **settings)
         self.decoder = Decoder(config, remat=remat, **settings)
         self.quant_conv = Conv2d(2 * config.z_dim, 2 * config.z_dim, (1, 1), **settings)
-
-    def posterior(
-        self, video: Float[Array, "b t h w 3"], cache: StreamCache | None = None
-    ) -> Encoded:
-        """See `VideoVAE.posterior`; log-variances are clamped to [-30, 20]."""
-        refuse_streaming(self.config, cache)
-        moments, stages = self.encoder(video)
-        return Encoded.of_moments(self.quant_conv(moments), stages)
-
-    def decode(
-        self, z: Float[Array, "b t h w z"], cache: StreamCache | None = None
-    ) -> Float[Array, "b T H W 3"]:
-        """See `VideoVAE.decode`."""
-        refuse_streaming(self.config, cache)
-        return self.decoder(z)

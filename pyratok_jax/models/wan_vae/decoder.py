@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from pyratok_jax.models.vae_parts import ResidualStage
 from pyratok_jax.models.wan_vae.config import WanVAEConfig
 from pyratok_jax.models.wan_vae.layers import ChannelNorm, MidBlock, ResidualBlock
 from pyratok_jax.models.wan_vae.resample import Upsample, duplicate_up
@@ -14,7 +15,7 @@ from pyratok_jax.nn.remat import rematerialised
 from pyratok_jax.nn.stream_cache import StreamCache
 
 
-class UpStage(nnx.Module):
+class UpStage(ResidualStage):
     """Residual blocks, then upsampling (all stages but the last)."""
 
     def __init__(self, config: WanVAEConfig, index: int, *, remat: str = "none", **settings):
@@ -24,9 +25,8 @@ class UpStage(nnx.Module):
         if index > 0 and not config.is_residual:
             before //= 2
         widths = [before] + [after] * (config.num_res_blocks + 1)
-        self.resnets = nnx.List(
-            [ResidualBlock(a, b, **settings) for a, b in zip(widths, widths[1:], strict=False)]
-        )
+        pairs = zip(widths, widths[1:], strict=False)
+        super().__init__([ResidualBlock(a, b, **settings) for a, b in pairs], remat)
         doubles_time = not last and config.temporal_downsample[::-1][index]
         doubles_space = not last and config.halves_space[::-1][index]
         out = after if config.is_residual else after // 2
@@ -35,15 +35,12 @@ class UpStage(nnx.Module):
         self.features = out
         strides = (2 if doubles_time else 1, 2 if doubles_space else 1)
         self.shortcut = strides if config.is_residual and not last else None
-        self.remat = remat
 
     def __call__(
         self, x: Float[Array, "b t h w c"], cache: StreamCache | None = None
     ) -> Float[Array, "b t2 h2 w2 d"]:
         """The stage's output, upsampled."""
-        run, y = rematerialised(self.remat, inner=True), x
-        for block in self.resnets:
-            y = run(block, y, cache)
+        y = self.residual(x, cache)
         if self.upsampler is not None:
             y = self.upsampler(y, cache)
         if self.shortcut is None:

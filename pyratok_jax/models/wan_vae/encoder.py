@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from pyratok_jax.models.vae_parts import ResidualStage
 from pyratok_jax.models.wan_vae.config import WanVAEConfig
 from pyratok_jax.models.wan_vae.layers import ChannelNorm, MidBlock, ResidualBlock
 from pyratok_jax.models.wan_vae.resample import Downsample, average_down
@@ -23,15 +24,14 @@ class EncoderOutput(NamedTuple):
     stages: tuple[Array, ...]
 
 
-class DownStage(nnx.Module):
+class DownStage(ResidualStage):
     """Residual blocks, then downsampling (all stages but the last)."""
 
     def __init__(self, config: WanVAEConfig, index: int, *, remat: str = "none", **settings):
         wide, last = config.encoder_dims[index : index + 2], index == len(config.dim_mult) - 1
         widths = [wide[0]] + [wide[1]] * config.num_res_blocks
-        self.resnets = nnx.List(
-            [ResidualBlock(a, b, **settings) for a, b in zip(widths, widths[1:], strict=False)]
-        )
+        pairs = zip(widths, widths[1:], strict=False)
+        super().__init__([ResidualBlock(a, b, **settings) for a, b in pairs], remat)
         halves_time = not last and config.temporal_downsample[index]
         halves_space = not last and config.halves_space[index]
         halves = {"halves_time": halves_time, "halves_space": halves_space}
@@ -39,15 +39,12 @@ class DownStage(nnx.Module):
         self.features = wide[1]
         strides = (2 if halves_time else 1, 2 if halves_space else 1)
         self.shortcut = strides if config.is_residual else None
-        self.remat = remat
 
     def __call__(
         self, x: Float[Array, "b t h w c"], cache: StreamCache | None = None
     ) -> Float[Array, "b t2 h2 w2 d"]:
         """The stage's output, downsampled."""
-        run, y = rematerialised(self.remat, inner=True), x
-        for block in self.resnets:
-            y = run(block, y, cache)
+        y = self.residual(x, cache)
         if self.downsampler is not None:
             y = self.downsampler(y, cache)
         return y if self.shortcut is None else y + average_down(x, self.features, *self.shortcut)

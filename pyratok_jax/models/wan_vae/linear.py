@@ -5,14 +5,14 @@ principal components as the matrix and least squares for the decoder this is wor
 a small network gives after hours on few cores; the network then learns what is left.
 """
 
-from typing import Any
+from typing import Unpack
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from pyratok_jax.models.video_vae import LayerSettings
 from pyratok_jax.models.wan_vae.config import WanVAEConfig
 from pyratok_jax.nn.causal_conv import CausalConv3d
 from pyratok_jax.nn.stream_cache import StreamCache
@@ -32,24 +32,17 @@ class LinearPath(nnx.Module):
             also those of the latent frame before.
     """
 
-    def __init__(
-        self,
-        config: WanVAEConfig,
-        *,
-        rngs: nnx.Rngs,
-        dtype: DTypeLike = jnp.float32,
-        param_dtype: DTypeLike = jnp.float32,
-    ):
+    def __init__(self, config: WanVAEConfig, **settings: Unpack[LayerSettings]):
         self.time, self.space = config.temporal_factor, config.spatial_factor
         z, frame = config.z_dim, 3 * self.space**2
-        self.dtype = dtype
+        self.dtype = settings.get("dtype", jnp.float32)
+        param_dtype = settings.get("param_dtype", jnp.float32)
 
         def zeros(*shape: int) -> nnx.Param:
             return nnx.Param(jnp.zeros(shape, param_dtype))
 
         self.first_in, self.later_in = zeros(frame, z), zeros(self.time * frame, z)
         self.first_in_bias, self.later_in_bias = zeros(z), zeros(z)
-        settings: dict[str, Any] = {"rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
         self.first_out = CausalConv3d(z, frame, (1, 3, 3), **settings)
         self.later_out = CausalConv3d(z, self.time * frame, (2, 3, 3), **settings)
         for layer in (self.first_out, self.later_out):

@@ -1,49 +1,30 @@
 """The Wan VAE in whole-clip form: for 4k+1 frames it equals the reference's chunked, cached run."""
 
-from typing import Any, ClassVar
+from typing import Unpack
 
-import jax.numpy as jnp
 from flax import nnx
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from pyratok_jax.models.video_vae import Encoded, VideoVAE
+from pyratok_jax.models.video_vae import Encoded, LayerSettings, VideoVAE
 from pyratok_jax.models.wan_vae.config import WanVAEConfig
 from pyratok_jax.models.wan_vae.decoder import Decoder
 from pyratok_jax.models.wan_vae.encoder import Encoder
 from pyratok_jax.models.wan_vae.linear import LinearPath
 from pyratok_jax.models.wan_vae.resample import patchify, unpatchify
 from pyratok_jax.nn.causal_conv import CausalConv3d
-from pyratok_jax.nn.remat import POLICIES
 from pyratok_jax.nn.stream_cache import StreamCache
 
 
 class WanVAE(VideoVAE):
     """Encoder and decoder with the 1x1x1 convolutions around the latent."""
 
-    remat_policies: ClassVar[tuple[str, ...]] = POLICIES
     config: WanVAEConfig
     encoder: Encoder
 
     def __init__(
-        self,
-        config: WanVAEConfig,
-        *,
-        rngs: nnx.Rngs,
-        dtype: DTypeLike = jnp.float32,
-        param_dtype: DTypeLike = jnp.float32,
-        remat: str = "none",
+        self, config: WanVAEConfig, *, remat: str = "none", **settings: Unpack[LayerSettings]
     ):
-        """Build with random weights.
-
-        Args:
-            config: sizes.
-            rngs: for the parameters.
-            dtype: of activations; norms are always computed in float32.
-            param_dtype: of the stored weights.
-            remat: of `remat.POLICIES`, see `remat.rematerialised`.
-        """
-        settings: dict[str, Any] = {"rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
+        """Build with random weights; `remat` is of `remat.POLICIES`, see there."""
         self.config = config
         z = config.z_dim
         self.encoder = Encoder(config, remat=remat, **settings)
