@@ -175,16 +175,16 @@ class Signs(Quantizer):
     def __init__(self, config, *, rngs, dtype=jnp.float32):
         self.scale = nnx.Param(jnp.float32(config.scale))
 
-    def __call__(self, stages, target, text, cache=None):
-        q = quantize(target)
-        return (Level(target, q, jnp.zeros_like(target)),), self.synthesize((q,))
+    def quantize(self, inputs):
+        q = quantize(inputs.target)
+        return (Level(inputs.target, q, jnp.zeros_like(q)),), self.synthesize((q,))
 
     def synthesize(self, codes, cache=None):
         return self.scale[...] * codes[0]
 
-    def fit(self, latents, *, root=None, seed=0, steps=300):
-        self.scale[...] = jnp.mean(jnp.abs(jnp.asarray(latents[0])))
-        return share_left(self, latents, np.eye(4) if root is None else root)
+    def fit_to(self, data):
+        self.scale[...] = jnp.mean(jnp.abs(jnp.asarray(data.latents[0])))
+        return share_left(self, data.latents, data.metric_root)
 
 
 def test_a_new_quantiser_is_a_class_and_a_line_in_the_registry(monkeypatch):

@@ -50,6 +50,49 @@ class Level(NamedTuple):
 Quantized = tuple[tuple[Level, ...], Latent]
 
 
+class Inputs(NamedTuple):
+    """What is quantised.
+
+    Attributes:
+        stages: outputs of all encoder stages.
+        target: the normalised latent that the codes are to stand for.
+        text: captions; None switches text guidance off.
+        cache: state of a clip that is quantised in chunks (only if `Quantizer.streams`).
+        key: of what is dropped at random in training; None drops nothing.
+    """
+
+    stages: Stages
+    target: Latent
+    text: Text
+    cache: Cache = None
+    key: Key = None
+
+
+class FitData(NamedTuple):
+    """What a quantiser is fitted to, and how.
+
+    Attributes:
+        latents: normalised; their time and space sizes must suit the grids.
+        stages: outputs of all encoder stages for each of `latents`; needed where a level has no
+            linear path from the latent to its logits (`inputs`).
+        root: R, where an error e of a latent position counts |e R|^2 (`latent_metric`); None
+            weights all channels equally.
+        seed: of rotations, samples and first centres.
+        steps: of gradient descent, where there is one; 0 keeps the closed form.
+    """
+
+    latents: Latents
+    stages: StoredStages | None = None
+    root: Root = None
+    seed: int = 0
+    steps: int = 300
+
+    @property
+    def metric_root(self) -> Float[np.ndarray, "z z"]:
+        """`root`, or the identity."""
+        return np.eye(self.latents[0].shape[-1]) if self.root is None else self.root
+
+
 @runtime_checkable
 class VAESizes(Protocol):
     """What a quantiser reads of the video VAE's configuration."""
@@ -107,7 +150,7 @@ class TokenizerSizes(Protocol):
 class Quantizer(nnx.Module, abc.ABC):
     """Base class of quantisers. The constructor takes (config, *, rngs, dtype).
 
-    `__call__` must hand on `synthesize` of the very codes that it returns: the decoder sees what a
+    `quantize` must hand on `synthesize` of the very codes that it returns: the decoder sees what a
     file of tokens gives back, to the bit.
 
     Attributes:
@@ -123,25 +166,20 @@ class Quantizer(nnx.Module, abc.ABC):
     streams: bool = False
     has_bit_logits: ClassVar[bool] = True
 
-    @abc.abstractmethod
     def __call__(
         self, stages: Stages, target: Latent, text: Text, cache: Cache = None, key: Key = None
     ) -> Quantized:
-        """Levels, coarse to fine, and the normalised latent that their codes synthesise.
+        """`quantize` of these `Inputs`."""
+        return self.quantize(Inputs(stages, target, text, cache, key))
 
-        Args:
-            stages: outputs of all encoder stages.
-            target: the normalised latent that the codes are to stand for.
-            text: captions; None switches text guidance off.
-            cache: state of a clip that is quantised in chunks (only if `streams`).
-            key: of what is dropped at random in training; None drops nothing.
-        """
+    @abc.abstractmethod
+    def quantize(self, inputs: Inputs) -> Quantized:
+        """Levels, coarse to fine, and the normalised latent that their codes synthesise."""
 
     @abc.abstractmethod
     def synthesize(self, codes: Codes, cache: Cache = None) -> Latent:
         """Normalised latent of the codes of all levels; with a cache, of one chunk of a clip."""
 
-    @abc.abstractmethod
     def fit(
         self,
         latents: Latents,
@@ -151,16 +189,12 @@ class Quantizer(nnx.Module, abc.ABC):
         seed: int = 0,
         steps: int = 300,
     ) -> list[float]:
-        """Fit a fresh quantiser to normalised latents of real clips, in place.
+        """`fit_to` this `FitData`."""
+        return self.fit_to(FitData(latents, stages, root, seed, steps))
 
-        Args:
-            latents: their time and space sizes must suit the grids.
-            stages: outputs of all encoder stages for each of `latents`; needed where a level has
-                no linear path from the latent to its logits (`inputs`).
-            root: R, where an error e of a latent position counts |e R|^2 (`latent_metric`); None
-                weights all channels equally.
-            seed: of rotations, samples and first centres.
-            steps: of gradient descent, where there is one; 0 keeps the closed form.
+    @abc.abstractmethod
+    def fit_to(self, data: FitData) -> list[float]:
+        """Fit a fresh quantiser to normalised latents of real clips, in place.
 
         Returns:
             share of the latents' energy, by the root's metric, that is left: after each level, or

@@ -33,16 +33,9 @@ class ContinuousLatent(base.Quantizer):
     def __init__(self, config: ContinuousConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
         """It has no weights."""
 
-    def __call__(
-        self,
-        stages: base.Stages,
-        target: base.Latent,
-        text: base.Text,
-        cache: base.Cache = None,
-        key: base.Key = None,
-    ) -> base.Quantized:
+    def quantize(self, inputs: base.Inputs) -> base.Quantized:
         """No levels, and the latent itself."""
-        return (), target
+        return (), inputs.target
 
     def synthesize(self, codes: base.Codes, cache: base.Cache = None) -> NoReturn:
         """Refuse: there are no codes.
@@ -52,14 +45,6 @@ class ContinuousLatent(base.Quantizer):
         """
         raise ValueError("quantizer none makes no tokens: there is nothing to decode from")
 
-    def fit(
-        self,
-        latents: base.Latents,
-        *,
-        stages: base.StoredStages | None = None,
-        root: base.Root = None,
-        seed: int = 0,
-        steps: int = 300,
-    ) -> list[float]:
+    def fit_to(self, data: base.FitData) -> list[float]:
         """Nothing to fit; no error."""
         return [0.0]

@@ -101,15 +101,9 @@ class LaPQ(base.Quantizer):
             for grid in config.grids
         )
 
-    def __call__(
-        self,
-        stages: base.Stages,
-        target: base.Latent,
-        text: base.Text,
-        cache: base.Cache = None,
-        key: base.Key = None,
-    ) -> base.Quantized:
-        """As `Quantizer.__call__`."""
+    def quantize(self, inputs: base.Inputs) -> base.Quantized:
+        """As `Quantizer.quantize`."""
+        stages, target, text, cache, key = inputs
         levels: list[base.Level] = []
         latent = jnp.zeros_like(target)
         parts = zip(self.stages, self.blocks, self.synthesis, strict=True)
@@ -134,20 +128,12 @@ class LaPQ(base.Quantizer):
         parts = [synthesis(q, cache) for synthesis, q in zip(self.synthesis, codes, strict=True)]
         return sum(parts[1:], parts[0])
 
-    def fit(
-        self,
-        latents: base.Latents,
-        *,
-        stages: base.StoredStages | None = None,
-        root: base.Root = None,
-        seed: int = 0,
-        steps: int = 300,
-    ) -> list[float]:
+    def fit_to(self, data: base.FitData) -> list[float]:
         """Fit every level's linear maps in turn (`lapq_fitting`)."""
-        if stages is None and any(block.inputs.residual != "bypass" for block in self.blocks):
+        if data.stages is None and any(block.inputs.residual != "bypass" for block in self.blocks):
             raise ValueError("fitting these inputs needs the outputs of the encoder's stages")
-        maps = [self._maps(level, stages, seed) for level in range(len(self.blocks))]
-        return fit_levels(maps, latents, root=root, seed=seed, steps=steps)
+        maps = [self._maps(level, data.stages, data.seed) for level in range(len(self.blocks))]
+        return fit_levels(maps, data.latents, root=data.root, seed=data.seed, steps=data.steps)
 
     def _maps(self, level: int, stages: base.StoredStages | None, seed: int) -> LevelMaps:
         """What is fitted of one level; see `LevelMaps`."""

@@ -103,18 +103,11 @@ class LookupFreeLatent(base.Quantizer):
         )
         self.text_prior = nnx.List(nnx.Linear(bits, bits, rngs=rngs) for _ in stages)
 
-    def __call__(
-        self,
-        stages: base.Stages,
-        target: base.Latent,
-        text: base.Text,
-        cache: base.Cache = None,
-        key: base.Key = None,
-    ) -> base.Quantized:
-        """As `Quantizer.__call__`."""
-        left = target.astype(jnp.float32)
+    def quantize(self, inputs: base.Inputs) -> base.Quantized:
+        """As `Quantizer.quantize`."""
+        left, text = inputs.target.astype(jnp.float32), inputs.text
         if self.projection is not None:
-            left = self.projection.features(target)
+            left = self.projection.features(inputs.target)
         levels = []
         for stage in range(self.depth):
             scale = 2.0**-stage
@@ -137,21 +130,12 @@ class LookupFreeLatent(base.Quantizer):
             total = total + 2.0**-stage * (fixed + (q - fixed) / self.depth)
         return total if self.projection is None else self.projection.latent(total)
 
-    def fit(
-        self,
-        latents: base.Latents,
-        *,
-        stages: base.StoredStages | None = None,
-        root: base.Root = None,
-        seed: int = 0,
-        steps: int = 300,
-    ) -> list[float]:
+    def fit_to(self, data: base.FitData) -> list[float]:
         """Fit the projection in closed form.
 
         The stages' steps 2^-i suit even channels, so it is fitted without the root's metric.
         """
-        rng = np.random.default_rng(seed)
-        root = np.eye(latents[0].shape[-1]) if root is None else root
+        rng, latents, root = np.random.default_rng(data.seed), data.latents, data.metric_root
         if self.projection is not None:
             self._fit_signs(self.projection, latents, rng)
         return fitting.share_left(self, latents, root)

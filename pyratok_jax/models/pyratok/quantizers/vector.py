@@ -85,16 +85,9 @@ class VectorLatent(base.Quantizer):
             for level in range(config.depth)
         )
 
-    def __call__(
-        self,
-        stages: base.Stages,
-        target: base.Latent,
-        text: base.Text,
-        cache: base.Cache = None,
-        key: base.Key = None,
-    ) -> base.Quantized:
-        """As `Quantizer.__call__`."""
-        features = self.projection.features(target)
+    def quantize(self, inputs: base.Inputs) -> base.Quantized:
+        """As `Quantizer.quantize`."""
+        features = self.projection.features(inputs.target)
         parts = jnp.split(features, self.depth, axis=-1) if self.grouped else []
         left, levels, ids = features, [], []
         for level, codebook in enumerate(self.codebooks):
@@ -126,18 +119,9 @@ class VectorLatent(base.Quantizer):
         assert level.vectors is not None
         return vector_commitment(level.z, level.vectors)
 
-    def fit(
-        self,
-        latents: base.Latents,
-        *,
-        stages: base.StoredStages | None = None,
-        root: base.Root = None,
-        seed: int = 0,
-        steps: int = 300,
-    ) -> list[float]:
+    def fit_to(self, data: base.FitData) -> list[float]:
         """Principal components, then k-means on each group or on the residual of earlier levels."""
-        rng = np.random.default_rng(seed)
-        root = np.eye(latents[0].shape[-1]) if root is None else root
+        rng, latents, root = np.random.default_rng(data.seed), data.latents, data.metric_root
         patches = fitting.sample_patches(latents, self.projection.patch, rng)
         x = each_position(patches, root)
         mean, basis = fitting.principal(x, self.projection.enter.kernel.shape[-1])
