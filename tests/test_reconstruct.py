@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from pyratok_jax import reconstruct
-from pyratok_jax.data.padding import crop_clip, pad_clip
+from pyratok_jax.data.padding import ClipSizes
 from pyratok_jax.data.video.files import iter_frames, probe
 from pyratok_jax.data.video.writer import VideoWriter
 from pyratok_jax.errors import UserError
@@ -37,9 +37,9 @@ def expected(tokenizer, video, window=5):
     parts, ids = [], []
     for start in range(0, len(video), window):
         clip = video[start : start + window]
-        padded, padding = pad_clip(clip, temporal_factor=4, spatial_multiple=16)
+        padded, padding = ClipSizes(4, 16).pad(clip)
         ids.append(tokenizer.encode_padded(padded[None]))
-        parts.append(crop_clip(tokenizer.decode_padded(ids[-1])[0], padding))
+        parts.append(padding.crop(tokenizer.decode_padded(ids[-1])[0]))
     return np.concatenate(parts), ids
 
 

@@ -39,69 +39,67 @@ class Padding:
         """Pixels of the true clip, over all its frames."""
         return self.frames * self.height * self.width
 
+    def pad(self, video: np.ndarray) -> np.ndarray:
+        """A clip (..., t, h, w, c) of the true size, extended by repeating its edges."""
+        widths = (
+            (0, self.padded_frames - self.frames),
+            (0, self.padded_height - self.height),
+            (0, self.padded_width - self.width),
+            (0, 0),
+        )
+        return np.pad(video, ((0, 0),) * (video.ndim - 4) + widths, mode="edge")
 
-def padding_for(
-    frames: int, height: int, width: int, *, temporal_factor: int, spatial_multiple: int
-) -> Padding:
-    """The smallest valid size that holds a clip of frames x height x width (all at least 1).
+    def crop(self, video: np.ndarray) -> np.ndarray:
+        """Undo `pad`.
 
-    Args:
-        frames, height, width: of the clip.
-        temporal_factor: frames per latent frame; the padded clip has 1 + a multiple of it.
+        Raises:
+            ValueError: a clip that does not have the padded size.
+        """
+        expected = (self.padded_frames, self.padded_height, self.padded_width)
+        if video.shape[-4:-1] != expected:
+            raise ValueError(f"expected a clip of {expected}, got {video.shape[-4:-1]}")
+        return video[..., : self.frames, : self.height, : self.width, :]
+
+
+@dataclass(frozen=True)
+class ClipSizes:
+    """Which sizes of clips a tokenizer takes, and how others are padded.
+
+    Attributes:
+        temporal_factor: frames per latent frame; padded clips have 1 + a multiple of it.
         spatial_multiple: what padded sides are multiples of.
-
-    Raises:
-        ValueError: an empty clip.
     """
-    if min(frames, height, width) < 1:
-        raise ValueError(f"a clip of {frames}x{height}x{width} is empty")
-    return Padding(
-        frames,
-        height,
-        width,
-        1 + temporal_factor * -(-(frames - 1) // temporal_factor),
-        spatial_multiple * -(-height // spatial_multiple),
-        spatial_multiple * -(-width // spatial_multiple),
-    )
 
+    temporal_factor: int
+    spatial_multiple: int
 
-def pad_clip(
-    video: np.ndarray, *, temporal_factor: int, spatial_multiple: int
-) -> tuple[np.ndarray, Padding]:
-    """Pad a clip (t, h, w, c) of any dtype; see `padding_for`.
+    def padding(self, frames: int, height: int, width: int) -> Padding:
+        """The smallest valid size that holds a clip of frames x height x width.
 
-    Raises:
-        ValueError: an empty clip, or not four axes.
-    """
-    if video.ndim != 4:
-        raise ValueError(f"expected a clip (t, h, w, c), got shape {video.shape}")
-    padding = padding_for(
-        *video.shape[:3], temporal_factor=temporal_factor, spatial_multiple=spatial_multiple
-    )
-    return pad_to(video, padding), padding
+        Raises:
+            ValueError: an empty clip.
+        """
+        if min(frames, height, width) < 1:
+            raise ValueError(f"a clip of {frames}x{height}x{width} is empty")
+        return Padding(
+            frames,
+            height,
+            width,
+            1 + self.temporal_factor * -(-(frames - 1) // self.temporal_factor),
+            self.spatial_multiple * -(-height // self.spatial_multiple),
+            self.spatial_multiple * -(-width // self.spatial_multiple),
+        )
 
+    def pad(self, video: np.ndarray) -> tuple[np.ndarray, Padding]:
+        """A clip or batch (..., t, h, w, c) of any dtype, extended by repeating its edges.
 
-def pad_to(video: np.ndarray, padding: Padding) -> np.ndarray:
-    """A clip (..., t, h, w, c) of the true size, extended to the padded one."""
-    widths = (
-        (0, padding.padded_frames - padding.frames),
-        (0, padding.padded_height - padding.height),
-        (0, padding.padded_width - padding.width),
-        (0, 0),
-    )
-    return np.pad(video, ((0, 0),) * (video.ndim - 4) + widths, mode="edge")
-
-
-def crop_clip(video: np.ndarray, padding: Padding) -> np.ndarray:
-    """Undo `pad_clip` on (..., t, h, w, c).
-
-    Raises:
-        ValueError: a clip that does not have the padded size.
-    """
-    expected = (padding.padded_frames, padding.padded_height, padding.padded_width)
-    if video.shape[-4:-1] != expected:
-        raise ValueError(f"expected a clip of {expected}, got {video.shape[-4:-1]}")
-    return video[..., : padding.frames, : padding.height, : padding.width, :]
+        Raises:
+            ValueError: an empty clip, or fewer than four axes.
+        """
+        if video.ndim < 4:
+            raise ValueError(f"expected clips (..., t, h, w, c), got shape {video.shape}")
+        padding = self.padding(*video.shape[-4:-1])
+        return padding.pad(video), padding
 
 
 def cut_windows(

@@ -13,7 +13,6 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Bool, Float, UInt8
 
-from pyratok_jax.data.padding import pad_to
 from pyratok_jax.data.video.files import (
     VideoSource,
     clock_of,
@@ -232,7 +231,7 @@ class ClipQuestions:
         for start in range(0, len(self.clip.frames), self.window):
             frames = self.clip.frames[start : start + self.window]
             t, h, w = frames.shape[:3]
-            padded = pad_to(frames[None], self.tokenizer.padding(t, h, w))
+            padded = self.tokenizer.padding(t, h, w).pad(frames[None])
             found = run(self.tokenizer.model, to_model_range(jnp.asarray(padded)), text)[level]
             rows = -(-np.arange(t) // dt)
             maps = np.asarray(found[0, ..., :count])[rows].repeat(ds, axis=1).repeat(ds, axis=2)

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from pyratok_jax.data.heldout import HeldoutClip
-from pyratok_jax.data.padding import crop_clip
 from pyratok_jax.io.atomic import write_json
 from pyratok_jax.metrics.code_usage import code_usage
 from pyratok_jax.metrics.image import PROTOCOL, quality
@@ -108,6 +107,6 @@ def _shown(
         reconstruction=versions[TRAINED][clip.name],
         ceiling=versions[CEILING][clip.name],
         step0=versions[START][clip.name] if START in versions else None,
-        token_maps=[crop_clip(video, padding) for video in maps],
+        token_maps=[padding.crop(video) for video in maps],
         levels=[f"level {i} (1:{dt} frames, {ds} px)" for i, (dt, ds) in enumerate(grids, start=1)],
     )

@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import UInt8, UInt32
 
-from pyratok_jax.data.padding import Padding, crop_clip, pad_to, padding_for
+from pyratok_jax.data.padding import ClipSizes, Padding
 from pyratok_jax.models.pyratok.config import PyraTokConfig
 from pyratok_jax.nn.text_attention import TextCondition
 
@@ -120,6 +120,11 @@ class TokenizerLike(Protocol):
         ...
 
 
+def tokenizer_sizes(config: PyraTokConfig) -> ClipSizes:
+    """Which sizes of clips a tokenizer with whole frames on a device takes."""
+    return ClipSizes(config.vae.temporal_factor, config.spatial_multiple)
+
+
 class ClipTokenizer(abc.ABC):
     """Clips of any size, by a subclass that encodes and decodes padded batches."""
 
@@ -145,6 +150,11 @@ class ClipTokenizer(abc.ABC):
         """What padded sides are multiples of."""
         return self.config.spatial_multiple
 
+    @property
+    def clip_sizes(self) -> ClipSizes:
+        """Which sizes of clips `encode_padded` takes."""
+        return ClipSizes(self.temporal_factor, self.spatial_multiple)
+
     def rows_multiple(self, devices: int) -> int:
         """What padded heights must be a multiple of when `devices` share a frame."""
         if devices == 1:
@@ -157,13 +167,7 @@ class ClipTokenizer(abc.ABC):
         Raises:
             ValueError: an empty clip.
         """
-        return padding_for(
-            frames,
-            height,
-            width,
-            temporal_factor=self.temporal_factor,
-            spatial_multiple=self.spatial_multiple,
-        )
+        return self.clip_sizes.padding(frames, height, width)
 
     def encode(
         self, video: UInt8[np.ndarray, "*b t h w 3"], captions: Captions = None
@@ -191,16 +195,15 @@ class ClipTokenizer(abc.ABC):
         rows = len(captions.mask) if isinstance(captions, TextCondition) else len(captions)
         if rows != len(clips):
             raise ValueError(f"{rows} captions for {len(clips)} clips")
-        t, h, w = video.shape[-4:-1]
-        padding = self.padding(t, h, w)
-        ids = self.encode_padded(pad_to(clips, padding), captions)
+        padded, padding = self.clip_sizes.pad(clips)
+        ids = self.encode_padded(padded, captions)
         if single:
             ids = tuple(level[0] for level in ids)
         return EncodedClip(ids, padding, self.config.bits_per_token)
 
     def decode(self, encoded: EncodedClip) -> UInt8[np.ndarray, "*b t h w 3"]:
         """Video of token ids, cropped to its true size; a batch where it was encoded as one."""
-        video = crop_clip(self.decode_padded(encoded.batch), encoded.padding)
+        video = encoded.padding.crop(self.decode_padded(encoded.batch))
         return video if encoded.batched else video[0]
 
     def reconstruct(

@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import UInt8
 
 from pyratok_jax.data.captions import CaptionTokenizer
-from pyratok_jax.data.padding import Padding, crop_clip, pad_to
+from pyratok_jax.data.padding import Padding
 from pyratok_jax.errors import UserError
 from pyratok_jax.models.alignment import Alignment
 from pyratok_jax.models.language.text import TextEncoder
@@ -178,10 +178,10 @@ class Tokenizer(ClipTokenizer):
                 raise ValueError(f"segment {number - 1} is not the last and does not fill its grid")
             size = self._segment_padding(frames, first=number == 0)
             filled = size.padded_frames != size.frames
-            padded = jnp.asarray(pad_to(frames, size)[None])
+            padded = jnp.asarray(size.pad(frames)[None])
             ids, encoder_caches = self._programs.tokenize_next(padded, text, encoder_caches)
             video, decoder_caches = self._programs.detokenize_next(ids, decoder_caches)
-            reconstruction = crop_clip(np.asarray(video[0]), size)
+            reconstruction = size.crop(np.asarray(video[0]))
             yield Segment(frames, reconstruction, tuple(np.asarray(level) for level in ids))
 
     def _segment_padding(self, frames: np.ndarray, *, first: bool) -> Padding:
@@ -197,9 +197,9 @@ class Tokenizer(ClipTokenizer):
     ) -> UInt8[np.ndarray, "*b t h w 3"]:
         """What the frozen VAE makes of a clip or batch without any quantisation: the ceiling."""
         size = self.padding(*video.shape[-4:-1])
-        batch = pad_to(video if video.ndim == 5 else video[None], size)
+        batch = size.pad(video if video.ndim == 5 else video[None])
         found = self._programs.reconstruct_continuous(jnp.asarray(batch))
-        cropped = crop_clip(np.asarray(found), size)
+        cropped = size.crop(np.asarray(found))
         return cropped if video.ndim == 5 else cropped[0]
 
     def code_embeddings(self, ids: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:

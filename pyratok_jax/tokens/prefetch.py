@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from pyratok_jax.data.padding import Padding, pad_clip
+from pyratok_jax.data.padding import ClipSizes, Padding
 from pyratok_jax.data.sources.records import ClipRecord
 from pyratok_jax.data.video.decoding import with_back_off
 from pyratok_jax.data.video.files import BrokenVideoError
@@ -109,7 +109,8 @@ class Readers:
     ) -> None:
         self.queue: queue.SimpleQueue = queue.SimpleQueue()
         self._records, self._work, self._options = records, work, options
-        self._multiple, self._budget = options.round_sides or spatial_multiple, budget
+        self._sizes = ClipSizes(options.round_frames, options.round_sides or spatial_multiple)
+        self._budget = budget
         self._next, self._stopped = threading.Lock(), False
         self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(threads)]
         for thread in self._threads:
@@ -162,10 +163,7 @@ class Readers:
         return with_back_off(action, _RETRIES, _FIRST_DELAY)
 
     def _put(self, shard: int, clip: int, record: ClipRecord, fps: float, block: Block) -> bool:
-        padded, padding = pad_clip(
-            block.frames, temporal_factor=self._options.round_frames,
-            spatial_multiple=self._multiple,
-        )  # fmt: skip
+        padded, padding = self._sizes.pad(block.frames)
         if not self._budget.take(padded.nbytes):
             return False
         place = Block(block.number, block.first_frame, block.top, block.left, block.frames[:0])

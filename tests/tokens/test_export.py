@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pyratok_jax.data.padding import pad_clip
+from pyratok_jax.data.padding import ClipSizes
 from pyratok_jax.data.sources.registry import load_source
 from pyratok_jax.data.video.files import BrokenVideoError, iter_frames, read_image
 from pyratok_jax.errors import UserError
@@ -76,7 +76,7 @@ def test_tokens_are_those_of_every_block_alone(exported, records, tokenizer, vid
         windows = [whole[i : i + 5] for i in range(0, len(whole), 5)]
         for number, window in enumerate(windows):
             name = record.id if len(windows) == 1 else f"{record.id}#{number:05d}"
-            padded, padding = pad_clip(window, temporal_factor=4, spatial_multiple=16)
+            padded, padding = ClipSizes(4, 16).pad(window)
             expected = tokenizer.encode_padded(padded[None], [record.caption])
             assert found[name].padding == padding
             assert (found[name].first_frame, found[name].blocks) == (5 * number, len(windows))

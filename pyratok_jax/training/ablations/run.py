@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from pyratok_jax.checkpoints.partition import Partition
 from pyratok_jax.data.heldout import HeldoutClip, heldout_clips
-from pyratok_jax.data.padding import crop_clip, pad_to, to_model_range
+from pyratok_jax.data.padding import to_model_range
 from pyratok_jax.errors import UserError
 from pyratok_jax.io.atomic import atomic_path, write_json
 from pyratok_jax.io.documents import read_json, read_npz, refusing
@@ -159,7 +159,7 @@ def measure(
     for clip in clips:
         if continuous is not None:
             size = tokenizer.padding(*clip.video.shape[:3])
-            videos.append(crop_clip(continuous(pad_to(clip.video, size)[None])[0], size))
+            videos.append(size.crop(continuous(size.pad(clip.video)[None])[0]))
         else:
             encoded.append(tokenizer.encode(clip.video, clip.caption))
             videos.append(tokenizer.decode(encoded[-1]))

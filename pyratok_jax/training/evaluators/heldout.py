@@ -7,20 +7,20 @@ import jax
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Array, Float, UInt8
 from ml_collections import ConfigDict
 
 from pyratok_jax.checkpoints.partition import Arrays, Partition
 from pyratok_jax.data.captions import CaptionTokenizer
 from pyratok_jax.data.heldout import HeldoutClip, heldout_clips
-from pyratok_jax.data.padding import Padding, crop_clip
+from pyratok_jax.data.padding import ClipSizes, Padding
 from pyratok_jax.errors import UserError
 from pyratok_jax.metrics.image import quality
 from pyratok_jax.nn.partitioning import over_devices
 from pyratok_jax.training.distributed.compile_barrier import AheadOfTime
 from pyratok_jax.training.distributed.sharding import batch_shardings, row_groups, split_of
 from pyratok_jax.training.distributed.transfer import host_to_mesh
-from pyratok_jax.training.loop.contracts import Evaluation, ModelView, Task
+from pyratok_jax.training.loop.contracts import CaptionedClips, Evaluation, ModelView, Task
 
 S_contra = TypeVar("S_contra", bound=nnx.Module, contravariant=True)
 
@@ -31,16 +31,11 @@ class ReconstructionTask(Protocol[S_contra]):
 
     captions: CaptionTokenizer
 
-    def pad(self, video: UInt8[np.ndarray, "t h w 3"]) -> tuple[np.ndarray, Padding]:
-        """A clip of any size, padded to one that the model takes."""
+    @property
+    def clip_sizes(self) -> ClipSizes:
+        """Which clips the model takes, and how others are padded."""
 
-    def reconstruct(
-        self,
-        system: S_contra,
-        video: UInt8[Array, "b t h w 3"],
-        text_ids: Int[Array, "b l"],
-        text_mask: Bool[Array, "b l"],
-    ) -> UInt8[Array, "b t h w 3"]:
+    def reconstruct(self, system: S_contra, clips: CaptionedClips) -> UInt8[Array, "b t h w 3"]:
         """What the model makes of padded clips and their captions; jittable."""
 
 
@@ -53,15 +48,15 @@ class LanguageTask(Protocol[S_contra]):
         """Whether the training teaches the head that predicts codes from captions."""
 
     def caption_nats(
-        self,
-        system: S_contra,
-        video: UInt8[Array, "b t h w 3"],
-        text_ids: Int[Array, "b l"],
-        text_mask: Bool[Array, "b l"],
-        other_ids: Int[Array, "b l"],
-        other_mask: Bool[Array, "b l"],
+        self, system: S_contra, clips: CaptionedClips, others: CaptionedClips
     ) -> dict[str, Float[Array, "b"]]:
-        """Nats per code of each clip under captions (`losses.autoregressive.clip_nats`)."""
+        """Nats per code of each clip (`losses.autoregressive.clip_nats`); jittable.
+
+        Args:
+            system: the model.
+            clips: with their own captions.
+            others: the same clips, each with another's caption.
+        """
 
 
 # What a program gives of one batch: reconstructions, and nats by name.
@@ -110,7 +105,7 @@ class HeldoutReconstruction:
                 f"config.task {config.task} makes none"
             )
         self.name, self.every = name, every
-        self._task, self._pictures = task, pictures
+        self._task, self._sizes, self._pictures = task, task.clip_sizes, pictures
         shapes = tuple(buckets or config.report.buckets)
         self._clips = heldout_clips(config.data, shapes, clips)
         self._language = isinstance(task, LanguageTask) and task.predicts_codes
@@ -126,7 +121,7 @@ class HeldoutReconstruction:
             videos, found = self._program(view.params, view.frozen, arrays)
             values = {name: np.asarray(value) for name, value in found.items()}
             for clip, padding, video in zip(clips, paddings, np.asarray(videos), strict=False):
-                rebuilt[clip.name] = crop_clip(video, padding)
+                rebuilt[clip.name] = padding.crop(video)
             for row, clip in enumerate(clips):
                 for name, value in values.items():
                     # Without a caption there is none to compare with.
@@ -145,11 +140,12 @@ class HeldoutReconstruction:
         def measure(params: Arrays, frozen: Arrays, batch: Arrays) -> Measured:
             with over_devices(split_of(len(batch["video"]))):
                 system = partition.merge(params, frozen)
-                plain = {k: v for k, v in batch.items() if not k.startswith("other_")}
-                rebuilt = self._task.reconstruct(system, **plain)
+                clips = _captioned(batch, "text")
+                rebuilt = self._task.reconstruct(system, clips)
                 if not self._language or not isinstance(self._task, LanguageTask):
                     return rebuilt, {}
-                return rebuilt, self._task.caption_nats(system, **batch)
+                others = _captioned(batch, "other")
+                return rebuilt, self._task.caption_nats(system, clips, others)
 
         # Every process gets all of it: the result can then be read by process 0.
         return jax.jit(measure, out_shardings=NamedSharding(mesh, PartitionSpec()))
@@ -159,7 +155,7 @@ class HeldoutReconstruction:
         rows = row_groups(mesh) * mesh.shape["spatial"]
         alike: dict[tuple[int, ...], list[tuple[HeldoutClip, np.ndarray, Padding]]] = {}
         for clip in self._clips:
-            padded, padding = self._task.pad(clip.video)
+            padded, padding = self._sizes.pad(clip.video)
             alike.setdefault(padded.shape, []).append((clip, padded, padding))
         for group in alike.values():
             for first in range(0, len(group), rows):
@@ -184,6 +180,11 @@ class HeldoutReconstruction:
             )
             for clip in self._clips[: self._pictures]
         }
+
+
+def _captioned(batch: Arrays, captions: str) -> CaptionedClips:
+    """A batch's clips with one of its two sets of captions."""
+    return CaptionedClips(batch["video"], batch[f"{captions}_ids"], batch[f"{captions}_mask"])
 
 
 def other_caption(clips: Sequence[HeldoutClip], clip: HeldoutClip) -> str | None:

@@ -10,7 +10,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, PRNGKeyArray, UInt8
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
 
 from pyratok_jax.checkpoints.partition import Arrays, Partition
 from pyratok_jax.training.distributed.transfer import DataShard
@@ -102,6 +102,14 @@ class Task(Protocol[S]):
             key: of this step.
             progress: steps done over all steps, in [0, 1].
         """
+
+
+class CaptionedClips(NamedTuple):
+    """Clips of one padded size, each with a caption; a row without any true word has none."""
+
+    video: UInt8[Array, "b t h w 3"]
+    text_ids: Int[Array, "b l"]
+    text_mask: Bool[Array, "b l"]
 
 
 class ModelView(NamedTuple, Generic[S]):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Array, Float, UInt8
 from ml_collections import ConfigDict
 
 from pyratok_jax.checkpoints.modules import build_module
@@ -15,7 +15,7 @@ from pyratok_jax.checkpoints.partition import Partition
 from pyratok_jax.checkpoints.pretrained import Language, load_backbone, load_language, load_vision
 from pyratok_jax.data.caption_embeddings import StoredCaptions
 from pyratok_jax.data.captions import CaptionTokenizer, check_captions
-from pyratok_jax.data.padding import Padding, pad_clip
+from pyratok_jax.data.padding import ClipSizes
 from pyratok_jax.data.pipeline import ClipLoader, make_loader
 from pyratok_jax.errors import UserError
 from pyratok_jax.io.progress import PlainConsole, track
@@ -24,9 +24,10 @@ from pyratok_jax.models.pyratok.latent_metric import square_root
 from pyratok_jax.models.pyratok.model import PyraTok
 from pyratok_jax.models.vae_families import build_vae
 from pyratok_jax.tokenizer import Tokenizer, to_model_range, to_pixels, write_description
+from pyratok_jax.tokenizer.clips import tokenizer_sizes
 from pyratok_jax.training.init.decoder_metric import metric_of
 from pyratok_jax.training.init.refinement import Encoded, refine
-from pyratok_jax.training.loop.contracts import ShareOf
+from pyratok_jax.training.loop.contracts import CaptionedClips, ShareOf
 from pyratok_jax.training.system import (
     TokenizerLoss,
     TokenizerSystem,
@@ -98,26 +99,18 @@ class TokenizerTask:
             share_of=share_of,
         )
 
-    def pad(self, video: UInt8[np.ndarray, "t h w 3"]) -> tuple[np.ndarray, Padding]:
-        """A clip of any size, padded to one that the tokenizer takes."""
-        config = self.system.tokenizer.config
-        return pad_clip(
-            video,
-            temporal_factor=config.vae.temporal_factor,
-            spatial_multiple=config.spatial_multiple,
-        )
+    @property
+    def clip_sizes(self) -> ClipSizes:
+        """Those of the tokenizer."""
+        return tokenizer_sizes(self.system.tokenizer.config)
 
     def reconstruct(
-        self,
-        system: TokenizerSystem,
-        video: UInt8[Array, "b t h w 3"],
-        text_ids: Int[Array, "b l"],
-        text_mask: Bool[Array, "b l"],
+        self, system: TokenizerSystem, clips: CaptionedClips
     ) -> UInt8[Array, "b t h w 3"]:
         """Padded clips decoded from their token ids (from the latent, for a model without ids)."""
-        text = system.text(text_ids, text_mask)
+        text = system.text(clips.text_ids, clips.text_mask)
         text = text._replace(embeddings=text.embeddings.astype(jnp.float32))
-        tokenizer, frames = system.tokenizer, to_model_range(video)
+        tokenizer, frames = system.tokenizer, to_model_range(clips.video)
         if not tokenizer.quantizer.makes_tokens:
             return to_pixels(tokenizer.decode(tokenizer.encode(frames, text).latent))
         return to_pixels(tokenizer.detokenize(tokenizer.tokenize(frames, text)))
@@ -128,22 +121,16 @@ class TokenizerTask:
         return self.loss.uses("autoregressive") and self.system.tokenizer.quantizer.makes_tokens
 
     def caption_nats(
-        self,
-        system: TokenizerSystem,
-        video: UInt8[Array, "b t h w 3"],
-        text_ids: Int[Array, "b l"],
-        text_mask: Bool[Array, "b l"],
-        other_ids: Int[Array, "b l"],
-        other_mask: Bool[Array, "b l"],
+        self, system: TokenizerSystem, clips: CaptionedClips, others: CaptionedClips
     ) -> dict[str, Float[Array, "b"]]:
         """Nats per code by caption (`clip_nats`), of codes that were made without a caption."""
-        levels = system.tokenizer.encode(to_model_range(video)).levels
+        levels = system.tokenizer.encode(to_model_range(clips.video)).levels
         return clip_nats(
             system.alignment,
             system.text.language_model,
             tuple(level.q for level in levels),
-            (text_ids, text_mask),
-            (other_ids, other_mask),
+            (clips.text_ids, clips.text_mask),
+            (others.text_ids, others.text_mask),
             self.loss.token_budget or None,
             layers=self.loss.language_layers,
         )
