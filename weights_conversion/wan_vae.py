@@ -8,11 +8,10 @@ way: from a converted folder to a diffusers folder, with every array equal bit f
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 import jax.numpy as jnp
 from flax import nnx
-from jax.typing import DTypeLike
 
 from pyratok_jax.checkpoints.conversion import ConversionPlan, load_arrays, match
 from pyratok_jax.checkpoints.foreign.sources import TensorSource, open_tensors
@@ -24,6 +23,7 @@ from pyratok_jax.models.vae_families import config_to_dict
 from pyratok_jax.models.wan_vae.config import WAN21, WAN22, WanVAEConfig
 from pyratok_jax.models.wan_vae.model import WanVAE
 from weights_conversion.command import convert, make_parser
+from weights_conversion.vae.naming import LoadOptions
 from weights_conversion.wan_vae_export import write_diffusers
 from weights_conversion.wan_vae_keys import Layout, detect, entries
 from weights_conversion.wan_vae_verify import verify
@@ -95,36 +95,27 @@ def is_converted(path: Path) -> bool:
     return isinstance(record, dict) and record.get("format") == FORMAT
 
 
-def load_wan_vae(
-    path: str | Path,
-    *,
-    dtype: DTypeLike = jnp.float32,
-    param_dtype: DTypeLike | None = None,
-    sharding: Any = None,
-    remat: str = "none",
-) -> WanVAE:
+def load_wan_vae(path: str | Path, **options: Unpack[LoadOptions]) -> WanVAE:
     """The VAE of a converted folder, or of a published file read directly.
 
     Args:
         path: a converted folder, or anything that the command reads.
-        dtype: of activations.
-        param_dtype: of the weights; None keeps the stored one (float32 for a published file).
-        sharding: a `jax.sharding.Sharding` for all arrays, a function (name, shape) -> Sharding, or
-            None for one device. Every device reads only its own part.
-        remat: rematerialisation policy, see `WanVAE`.
+        options: see `LoadOptions`.
 
     Raises:
         UserError: nothing usable there, or keys that do not fit.
     """
     path = Path(path)
+    dtype, sharding = options.get("param_dtype"), options.get("sharding")
     if is_converted(path):
         config = WanVAEConfig.from_dict(read_config(path, KIND)["config"])
-        arrays = load_checkpoint(path, vae_shapes(config), dtype=param_dtype, sharding=sharding)
+        arrays = load_checkpoint(path, vae_shapes(config), dtype=dtype, sharding=sharding)
     else:
         source = open_tensors(path)
         config = source_config(source)
         plan = make_plan(source, config)
-        arrays = load_arrays(plan, dtype=param_dtype or jnp.float32, sharding=sharding)
+        arrays = load_arrays(plan, dtype=dtype or jnp.float32, sharding=sharding)
+    dtype, remat = options.get("dtype", jnp.float32), options.get("remat", "none")
     return build_module(lambda: WanVAE(config, rngs=nnx.Rngs(0), dtype=dtype, remat=remat), arrays)
 
 

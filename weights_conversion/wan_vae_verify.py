@@ -1,9 +1,8 @@
-"""Compare a converted VAE with the torch reference on the same weights."""
+"""Compare a converted VAE with diffusers' on the same weights."""
 
 from collections.abc import Iterator
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -12,11 +11,9 @@ from pyratok_jax.checkpoints.modules import module_shapes
 from pyratok_jax.errors import UserError
 from pyratok_jax.models.wan_vae.config import WanVAEConfig
 from pyratok_jax.models.wan_vae.model import WanVAE
+from weights_conversion.vae.verify import compare
 from weights_conversion.wan_vae_export import diffusers_config
 from weights_conversion.wan_vae_keys import Layout, published_name
-
-# Relative L2 error: rounding of float32 sums; a narrower dtype also rounds every weight.
-TOLERANCE, ROUNDED_TOLERANCE = 1e-4, 5e-2
 
 
 def reference(source: TensorSource, config: WanVAEConfig, layout: Layout) -> Any:
@@ -52,28 +49,13 @@ def verify(
     Raises:
         UserError: when an error exceeds the tolerance.
     """
-    import torch
-
     model = reference(source, config, layout)
     kernel = vae.encoder.conv_in.kernel[...].dtype
     stored = {info.dtype for info in source.info.values()}
-    exact = kernel == jnp.float32 or stored == {kernel.name}
-    limit = TOLERANCE if exact else ROUNDED_TOLERANCE
-    side = 4 * config.spatial_factor
-    shape = (1, 2 * config.temporal_factor + 1, side, side + config.spatial_factor, 3)
-    video = np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
-    with jax.default_matmul_precision("highest"), torch.no_grad():
-        posterior = model.encode(torch.from_numpy(video).permute(0, 4, 1, 2, 3)).latent_dist
-        z = posterior.mean
-        decoded = model.decode(z).sample.permute(0, 2, 3, 4, 1).numpy()
-        latent = z.permute(0, 2, 3, 4, 1).numpy()
-        mean = np.asarray(vae.encode(jnp.asarray(video)).mean)
-        ours = np.asarray(jnp.clip(vae.decode(jnp.asarray(latent)), -1, 1))
-    for name, value, expected in (("encode", mean, latent), ("decode", ours, decoded)):
-        error = float(np.linalg.norm(value - expected) / np.linalg.norm(expected))
-        if not error <= limit:
-            raise UserError(
-                f"verification failed: {name} differs from the torch reference by {error:.2e} "
-                f"(relative), the limit is {limit:.0e}; do not use these weights"
-            )
-        yield f"verified {name}: relative error {error:.1e} against torch (limit {limit:.0e})"
+    return compare(
+        vae,
+        lambda video: model.encode(video).latent_dist.mean,
+        lambda z: model.decode(z).sample,
+        exact=kernel == jnp.float32 or stored == {kernel.name},
+        limits=(-1, 1),
+    )

@@ -1,5 +1,6 @@
 """The data part of a training config, with its defaults."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -49,9 +50,18 @@ def data_config(**changes: Any) -> ConfigDict:
             "max_broken_share": 0.1,
         }
     )
+    return updated(config, changes, "the data config")
+
+
+def updated(config: ConfigDict, changes: Mapping[str, Any], what: str) -> ConfigDict:
+    """The config with new values, in place.
+
+    Raises:
+        KeyError: a key that it does not have; names it and those of the config, `what`.
+    """
     for key in changes:
         if key not in config:
-            raise KeyError(f"unknown key {key} of the data config; known: {', '.join(config)}")
+            raise KeyError(f"unknown key {key} of {what}; known: {', '.join(config)}")
     with config.ignore_type():
         config.update(changes)
     return config

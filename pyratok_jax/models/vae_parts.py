@@ -3,7 +3,7 @@
 import abc
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Unpack
+from typing import Any, ClassVar, Self, Unpack
 
 from flax import nnx
 from jaxtyping import Array, Float
@@ -19,7 +19,7 @@ from pyratok_jax.nn.causal_conv import Conv2d
 from pyratok_jax.nn.frame_attention import attend
 from pyratok_jax.nn.group_norm import GroupNorm
 from pyratok_jax.nn.halo import cut, join
-from pyratok_jax.nn.remat import rematerialised
+from pyratok_jax.nn.remat import POLICIES, rematerialised
 from pyratok_jax.nn.stream_cache import StreamCache
 
 Widths = list[tuple[int, int]]  # channels (in, out) of consecutive residual blocks
@@ -44,6 +44,13 @@ class HalvingVAEConfig(VideoVAEConfig):
 
     def __post_init__(self) -> None:
         check_statistics(self)
+
+    @classmethod
+    def small(cls, widths: tuple[int, ...], **changes: Any) -> Self:
+        """Sizes for quick runs: one residual block per stage, four channels, unit statistics."""
+        z = changes.get("z_dim", 4)
+        values = {"layers": 1, "z_dim": z, "latents_mean": (0.0,) * z, "latents_std": (1.0,) * z}
+        return cls(widths, **(values | changes))
 
     @property
     def spatial_factor(self) -> int:
@@ -152,6 +159,7 @@ class WholeClipVAE(VideoVAE):
         post_quant_conv: 1x1 convolution of the latent; None in families without one.
     """
 
+    remat_policies: ClassVar[tuple[str, ...]] = POLICIES
     encoder: ClipEncoder
     decoder: Callable[[Array], Array]
     quant_conv: Callable[[Array], Array] | None = None

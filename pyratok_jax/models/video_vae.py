@@ -17,7 +17,6 @@ from jaxtyping import Array, Float
 from pyratok_jax.errors import check_fields
 from pyratok_jax.nn.grids import Stride
 from pyratok_jax.nn.partitioning import height_parts, per_device
-from pyratok_jax.nn.remat import POLICIES
 from pyratok_jax.nn.stream_cache import Caches, StreamCache
 
 _LOGVAR_RANGE = (-30.0, 20.0)  # to which the published VAEs clamp log-variances
@@ -172,7 +171,7 @@ class VideoVAE(nnx.Module, abc.ABC):
         remat_policies: the values of `remat` that the constructor takes.
     """
 
-    remat_policies: ClassVar[tuple[str, ...]] = POLICIES
+    remat_policies: ClassVar[tuple[str, ...]] = ("none",)
     config: VideoVAEConfig
     encoder: nnx.Module
 

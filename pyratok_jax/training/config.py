@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from absl import flags
 from ml_collections import ConfigDict, config_dict, config_flags
 
-from pyratok_jax.data.config import data_config
+from pyratok_jax.data.config import data_config, updated
 from pyratok_jax.errors import UserError
 from pyratok_jax.losses.objective import LossSettings, LossWeights
 from pyratok_jax.models.masking import MaskingConfig
@@ -90,12 +90,7 @@ def training_config(**changes: Any) -> ConfigDict:
             "data": data_config(),
         }
     )
-    for key in changes:
-        if key not in config:
-            raise KeyError(f"unknown key {key} of a training config; known: {', '.join(config)}")
-    with config.ignore_type():
-        config.update(changes)
-    return config
+    return updated(config, changes, "a training config")
 
 
 def tokenizer_training_config(**changes: Any) -> ConfigDict:

@@ -1,6 +1,6 @@
 """The tokenizer in training: its modules, which of them train, and its loss."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -149,27 +149,24 @@ def alignment_arguments(config: ConfigDict, language_width: int) -> dict[str, An
     }
 
 
+def _check_choice(key: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise UserError(f"{key} is {value!r}, expected one of {', '.join(choices)}")
+
+
 class TokenizerLoss:
     """The whole objective (see `losses.objective`) of one batch, masking included."""
 
     def __init__(self, config: ConfigDict):
         values = config.loss.to_dict()
         self.weights = LossWeights(**values["weights"])
-        if config.loss.preset not in PRESETS_OF_WEIGHTS:
-            raise UserError(
-                f"config.loss.preset is {config.loss.preset!r}, expected one of "
-                f"{', '.join(PRESETS_OF_WEIGHTS)}"
-            )
+        _check_choice("config.loss.preset", config.loss.preset, PRESETS_OF_WEIGHTS)
         if config.loss.preset == "paper":
             self.weights = self.weights.paper()
         self.settings = LossSettings(
             vocabulary=config.model.tokenizer.vocabulary, **values["settings"]
         )
-        if config.loss.formulas not in PRESETS_OF_FORMULAS:
-            raise UserError(
-                f"config.loss.formulas is {config.loss.formulas!r}, expected one of "
-                f"{', '.join(PRESETS_OF_FORMULAS)}"
-            )
+        _check_choice("config.loss.formulas", config.loss.formulas, PRESETS_OF_FORMULAS)
         if config.loss.formulas == "paper":
             self.settings = self.settings.paper()
         self.token_budget = config.loss.token_budget

@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 from pyratok_jax.models.cogvideox.config import COGVIDEOX_2B, CogVideoXConfig
-from weights_conversion.vae.naming import Converter, Naming, Place
+from weights_conversion.vae.naming import Converter, Naming, Place, diffusers_sizes
 
 _CAUSAL = re.compile(r"(conv_in|conv_out|conv1|conv2|conv_y|conv_b)$")
 
@@ -31,16 +31,11 @@ def _skip(key: str) -> str | None:
 
 def from_diffusers(values: dict[str, Any]) -> CogVideoXConfig:
     """Sizes from a published config.json."""
-    ratio, z = values.get("temporal_compression_ratio", 4), values.get("latent_channels", 16)
-    factor = values.get("scaling_factor", 1.15258426)
+    ratio = values.get("temporal_compression_ratio", 4)
     return CogVideoXConfig(
-        widths=tuple(values.get("block_out_channels", (128, 256, 256, 512))),
-        layers=values.get("layers_per_block", 3),
+        **diffusers_sizes(values, COGVIDEOX_2B),
         groups=values.get("norm_num_groups", 32),
-        z_dim=z,
         time_levels=int(ratio).bit_length() - 1,
-        latents_mean=(0.0,) * z,
-        latents_std=(1 / factor,) * z,
     )
 
 

@@ -3,12 +3,11 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.typing import DTypeLike
 
 from pyratok_jax.checkpoints.conversion import ConversionPlan, load_arrays, match
 from pyratok_jax.checkpoints.foreign.sources import TensorSource, open_tensors
@@ -22,7 +21,13 @@ from pyratok_jax.models.video_vae import VideoVAE, VideoVAEConfig
 from weights_conversion.vae.cogvideox import CONVERTER as COGVIDEOX
 from weights_conversion.vae.hunyuan_video import CONVERTER as HUNYUAN_VIDEO
 from weights_conversion.vae.mochi import CONVERTER as MOCHI
-from weights_conversion.vae.naming import Converter, Naming, entries, to_diffusers_tensors
+from weights_conversion.vae.naming import (
+    Converter,
+    LoadOptions,
+    Naming,
+    entries,
+    to_diffusers_tensors,
+)
 from weights_conversion.vae.svd import CONVERTER as SVD
 
 # By the names in `pyratok_jax.models.vae_families`.
@@ -102,22 +107,12 @@ def source_config(
     )
 
 
-def load_vae(
-    path: str | Path,
-    *,
-    dtype: DTypeLike = jnp.float32,
-    param_dtype: DTypeLike | None = None,
-    sharding: Any = None,
-    remat: str = "none",
-) -> VideoVAE:
+def load_vae(path: str | Path, **options: Unpack[LoadOptions]) -> VideoVAE:
     """The VAE of a converted folder of any family, or of a published file of `CONVERTERS`.
 
     Args:
         path: a converted folder, or anything that the command reads.
-        dtype: of activations.
-        param_dtype: of the weights; None keeps the stored one (float32 for a published file).
-        sharding: as `checkpoints.weights.load_checkpoint` takes it.
-        remat: rematerialisation policy.
+        options: see `LoadOptions`.
 
     Raises:
         UserError: nothing usable there, or keys that do not fit.
@@ -125,10 +120,11 @@ def load_vae(
     from pyratok_jax.models.vae_families import kinds
 
     path, families = Path(path), kinds()
+    dtype, sharding = options.get("param_dtype"), options.get("sharding")
     if _is_converted(path):
         record = read_config(path, *families)
         config = config_from_dict({"family": families[record["kind"]], **record["config"]})
-        arrays = load_checkpoint(path, vae_shapes(config), dtype=param_dtype, sharding=sharding)
+        arrays = load_checkpoint(path, vae_shapes(config), dtype=dtype, sharding=sharding)
     else:
         source = open_vae(path)
         layout = recognise(source)
@@ -136,10 +132,15 @@ def load_vae(
             raise UserError(f"{path}: of no known VAE; known are {', '.join(CONVERTERS)}")
         config = source_config(source, layout)
         plan = make_plan(source, layout, config)
-        arrays = load_arrays(plan, dtype=param_dtype or jnp.float32, sharding=sharding)
+        arrays = load_arrays(plan, dtype=dtype or jnp.float32, sharding=sharding)
 
     def make() -> VideoVAE:
-        return build_vae(config, rngs=nnx.Rngs(0), dtype=dtype, remat=remat)
+        return build_vae(
+            config,
+            rngs=nnx.Rngs(0),
+            dtype=options.get("dtype", jnp.float32),
+            remat=options.get("remat", "none"),
+        )
 
     return build_module(make, arrays)
 

@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 from pyratok_jax.models.hunyuan_video.config import HUNYUAN_VIDEO, HunyuanVideoConfig
-from weights_conversion.vae.naming import Converter, Naming, Place
+from weights_conversion.vae.naming import Converter, Naming, Place, diffusers_sizes
 
 _CAUSAL = re.compile(r"\.(conv|conv_in|conv_out|conv1|conv2|conv_shortcut)$")
 
@@ -19,7 +19,6 @@ def from_diffusers(values: dict[str, Any]) -> HunyuanVideoConfig:
     Raises:
         ValueError: compression other than 4x8x8, or no attention.
     """
-    z = values.get("latent_channels", 16)
     layout = (
         values.get("temporal_compression_ratio", 4),
         values.get("spatial_compression_ratio", 8),
@@ -28,12 +27,7 @@ def from_diffusers(values: dict[str, Any]) -> HunyuanVideoConfig:
     if layout != (4, 8, True):
         raise ValueError(f"compression and attention {layout}, expected (4, 8, True)")
     return HunyuanVideoConfig(
-        widths=tuple(values.get("block_out_channels", (128, 256, 512, 512))),
-        layers=values.get("layers_per_block", 2),
-        groups=values.get("norm_num_groups", 32),
-        z_dim=z,
-        latents_mean=(0.0,) * z,
-        latents_std=(1 / values.get("scaling_factor", 0.476986),) * z,
+        **diffusers_sizes(values, HUNYUAN_VIDEO), groups=values.get("norm_num_groups", 32)
     )
 
 

@@ -6,15 +6,34 @@ module (`encoder.down_blocks.0.resnets.0.conv1`) to the published one.
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
+from jax.sharding import Sharding
+from jax.typing import DTypeLike
 
 from pyratok_jax.checkpoints.conversion import Entry, conv2d, conv3d, flat
 from pyratok_jax.checkpoints.foreign.sources import TensorSource
+from pyratok_jax.models.vae_parts import HalvingVAEConfig
 from pyratok_jax.models.video_vae import VideoVAEConfig
 
 _LEAVES = {"kernel": "weight", "scale": "weight"}
+
+
+class LoadOptions(TypedDict, total=False):
+    """How a VAE is loaded.
+
+    Attributes:
+        dtype: of activations, float32 by default.
+        param_dtype: of the weights; by default the stored one (float32 for a published file).
+        sharding: of the arrays, as `checkpoints.weights.load_checkpoint` takes it.
+        remat: rematerialisation policy, "none" by default.
+    """
+
+    dtype: DTypeLike
+    param_dtype: DTypeLike
+    sharding: Sharding | Callable[[str, tuple[int, ...]], Sharding] | None
+    remat: str
 
 
 class Place(NamedTuple):
@@ -87,6 +106,24 @@ class Converter:
     decode: Callable[[Any, Any], Any]
     is_linear: Callable[[str], bool] = lambda path: False
     comparable: Callable[[Any], Any] = lambda config: config
+
+
+def diffusers_sizes(values: dict[str, Any], published: HalvingVAEConfig) -> dict[str, Any]:
+    """The fields of a `HalvingVAEConfig` from a published config.json.
+
+    Args:
+        values: the file's.
+        published: sizes to take where the file is silent.
+    """
+    z = values.get("latent_channels", published.z_dim)
+    factor = values.get("scaling_factor", 1 / published.latents_std[0])
+    return {
+        "widths": tuple(values.get("block_out_channels", published.widths)),
+        "layers": values.get("layers_per_block", published.layers),
+        "z_dim": z,
+        "latents_mean": (0.0,) * z,
+        "latents_std": (1 / factor,) * z,
+    }
 
 
 def entries(shapes: Mapping[str, tuple[int, ...]], naming: Naming, prefix: str = "") -> list[Entry]:

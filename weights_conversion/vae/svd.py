@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 from pyratok_jax.models.svd.config import SVD, SVDConfig
-from weights_conversion.vae.naming import Converter, Naming, Place
+from weights_conversion.vae.naming import Converter, Naming, Place, diffusers_sizes
 
 _DECODER = "first_stage_model.decoder."
 # The encoder that belongs to the quant_conv is the one that makes the diffusion model's condition.
@@ -58,14 +58,7 @@ def _skip(key: str) -> str | None:
 
 def from_diffusers(values: dict[str, Any]) -> SVDConfig:
     """Sizes from a published config.json."""
-    z = values.get("latent_channels", 4)
-    return SVDConfig(
-        widths=tuple(values.get("block_out_channels", (128, 256, 512, 512))),
-        layers=values.get("layers_per_block", 2),
-        z_dim=z,
-        latents_mean=(0.0,) * z,
-        latents_std=(1 / values.get("scaling_factor", 0.18215),) * z,
-    )
+    return SVDConfig(**diffusers_sizes(values, SVD))
 
 
 def to_diffusers(config: SVDConfig) -> dict[str, Any]:

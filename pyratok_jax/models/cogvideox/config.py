@@ -46,9 +46,6 @@ COGVIDEOX_5B = CogVideoXConfig(latents_std=(1 / 0.7,) * 16)  # and 1.5
 
 def tiny(width: int = 8, **changes) -> CogVideoXConfig:
     """A small 4x8x8 instance with one residual block per stage and unit statistics."""
-    z = changes.get("z_dim", 4)
-    values = {
-        "widths": (width, 2 * width, 2 * width, 4 * width), "layers": 1, "groups": 4, "z_dim": z,
-        "latents_mean": (0.0,) * z, "latents_std": (1.0,) * z,
-    }  # fmt: skip
-    return CogVideoXConfig(**(values | changes))
+    return CogVideoXConfig.small(
+        (width, 2 * width, 2 * width, 4 * width), **({"groups": 4} | changes)
+    )

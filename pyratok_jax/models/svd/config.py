@@ -37,9 +37,4 @@ SVD = SVDConfig()
 
 def tiny(width: int = 32, **changes) -> SVDConfig:
     """A small 1x8x8 instance with unit statistics."""
-    z = changes.get("z_dim", 4)
-    values = {
-        "widths": (width, width, width, 2 * width), "layers": 2, "z_dim": z,
-        "latents_mean": (0.0,) * z, "latents_std": (1.0,) * z,
-    }  # fmt: skip
-    return SVDConfig(**(values | changes))
+    return SVDConfig.small((width, width, width, 2 * width), **({"layers": 2} | changes))

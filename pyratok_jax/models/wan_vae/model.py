@@ -1,6 +1,6 @@
 """The Wan VAE in whole-clip form: for 4k+1 frames it equals the reference's chunked, cached run."""
 
-from typing import Unpack
+from typing import ClassVar, Unpack
 
 from flax import nnx
 from jaxtyping import Array, Float
@@ -12,12 +12,14 @@ from pyratok_jax.models.wan_vae.encoder import Encoder
 from pyratok_jax.models.wan_vae.linear import LinearPath
 from pyratok_jax.models.wan_vae.resample import patchify, unpatchify
 from pyratok_jax.nn.causal_conv import CausalConv3d
+from pyratok_jax.nn.remat import POLICIES
 from pyratok_jax.nn.stream_cache import StreamCache
 
 
 class WanVAE(VideoVAE):
     """Encoder and decoder with the 1x1x1 convolutions around the latent."""
 
+    remat_policies: ClassVar[tuple[str, ...]] = POLICIES
     config: WanVAEConfig
     encoder: Encoder
 

@@ -11,17 +11,7 @@ from flax import nnx
 
 from pyratok_jax.models.cogvideox.config import COGVIDEOX_2B, tiny
 from pyratok_jax.models.cogvideox.model import CogVideoXVAE
-from tests.models.vae_reference import (
-    from_torch,
-    noise,
-    our_vae,
-    parity,
-    quick,
-    relative,
-    taps,
-    to_torch,
-    torch_vae,
-)
+from tests.models import vae_reference as reference
 
 SLOW = pytest.mark.slow
 
@@ -29,15 +19,15 @@ SLOW = pytest.mark.slow
 @pytest.fixture(scope="module")
 def pair():
     config = tiny()
-    model = torch_vae(config)
-    return model, our_vae(model, config)
+    model = reference.torch_vae(config)
+    return model, reference.our_vae(model, config)
 
 
 def torch_encode(model, video):
     """Moments of the whole clip, and every frame's features before time is halved."""
     blocks = model.encoder.down_blocks
     last = [block.resnets[-1] for block in blocks]
-    (moments, _), found = taps(lambda: model.encoder(to_torch(video)), *last)
+    (moments, _), found = reference.taps(lambda: model.encoder(reference.to_torch(video)), *last)
     stages = []
     for block, x in zip(blocks, found, strict=True):
         for layer in block.downsamplers or ():
@@ -57,35 +47,37 @@ def torch_encode(model, video):
 def test_encode(pair, shape):
     """The latent, the features, and that these averaged in pairs are the published blocks'."""
     model, vae = pair
-    video = noise(*shape, 3)
-    encoded = quick(CogVideoXVAE.encode, vae, video)
-    assert parity(encoded, *torch_encode(model, video)) < 1e-5
-    _, found = taps(lambda: model.encoder(to_torch(video)), *model.encoder.down_blocks)
+    video = reference.noise(*shape, 3)
+    encoded = reference.quick(CogVideoXVAE.encode, vae, video)
+    assert reference.parity(encoded, *torch_encode(model, video)) < 1e-5
+    _, found = reference.taps(
+        lambda: model.encoder(reference.to_torch(video)), *model.encoder.down_blocks
+    )
     for stage, block, stride in zip(encoded.stages, found, (2, 2, 1, 1), strict=True):
         b, t, h, w, c = stage.shape
         pairs = np.asarray(stage[:, 1:]).reshape(b, (t - 1) // stride, stride, h, w, c).mean(2)
         halved = np.concatenate([stage[:, :1], pairs], axis=1)
-        assert relative(halved, from_torch(block)) < 1e-5
+        assert reference.relative(halved, reference.from_torch(block)) < 1e-5
 
 
 @pytest.mark.parametrize("frames", [21, pytest.param(17, marks=SLOW)])
 def test_encode_in_parts_of_eight_frames_is_diffusers(pair, frames):
     model, vae = pair
     config = dataclasses.replace(vae.config, encode_frames=8)
-    parts = our_vae(model, config)
-    video = noise(1, frames, 16, 8, 3)
+    parts = reference.our_vae(model, config)
+    video = reference.noise(1, frames, 16, 8, 3)
     with torch.no_grad():
-        mean = from_torch(model.encode(to_torch(video)).latent_dist.mean)
-    assert relative(quick(CogVideoXVAE.encode, parts, video).mean, mean) < 1e-5
+        mean = reference.from_torch(model.encode(reference.to_torch(video)).latent_dist.mean)
+    assert reference.relative(reference.quick(CogVideoXVAE.encode, parts, video).mean, mean) < 1e-5
 
 
 @pytest.mark.parametrize("latents", [5, *(pytest.param(n, marks=SLOW) for n in (1, 3))])
 def test_decode_odd_latents(pair, latents):
     model, vae = pair
-    z = noise(1, latents, 2, 3, 4)
+    z = reference.noise(1, latents, 2, 3, 4)
     with torch.no_grad():
-        expected = from_torch(model.decode(to_torch(z)).sample)
-    assert relative(quick(CogVideoXVAE.decode, vae, z), expected) < 1e-5
+        expected = reference.from_torch(model.decode(reference.to_torch(z)).sample)
+    assert reference.relative(reference.quick(CogVideoXVAE.decode, vae, z), expected) < 1e-5
 
 
 def sat_decode(model, z):
@@ -137,29 +129,29 @@ def sat_decode(model, z):
 @pytest.mark.parametrize("latents", [4, pytest.param(2, marks=SLOW)])
 def test_decode_even_latents_by_the_original_rule(pair, latents):
     model, vae = pair
-    z = noise(1, latents, 2, 3, 4)
+    z = reference.noise(1, latents, 2, 3, 4)
     with torch.no_grad():
-        expected = from_torch(sat_decode(model, to_torch(z)))
-    ours = quick(CogVideoXVAE.decode, vae, z)
+        expected = reference.from_torch(sat_decode(model, reference.to_torch(z)))
+    ours = reference.quick(CogVideoXVAE.decode, vae, z)
     assert ours.shape[1] == 4 * (latents - 1) + 1
-    assert relative(ours, expected) < 1e-5
+    assert reference.relative(ours, expected) < 1e-5
 
 
 @SLOW
 def test_gradients(pair):
     """Of a reconstruction through both halves: the input's."""
     model, vae = pair
-    video = noise(1, 9, 8, 16, 3)
-    target = noise(*video.shape, seed=1)
-    given = to_torch(video).requires_grad_()
+    video = reference.noise(1, 9, 8, 16, 3)
+    target = reference.noise(*video.shape, seed=1)
+    given = reference.to_torch(video).requires_grad_()
     mean = model.encoder(given)[0].chunk(2, dim=1)[0]
-    ((model.decode(mean).sample - to_torch(target)) ** 2).mean().backward()
+    ((model.decode(mean).sample - reference.to_torch(target)) ** 2).mean().backward()
 
     def loss(vae, video):
         return jnp.mean((vae.decode(vae.encode(video).mean) - target) ** 2)
 
-    grad = quick(nnx.grad(loss, argnums=1), vae, video)
-    assert relative(grad, from_torch(given.grad)) < 1e-4
+    grad = reference.quick(nnx.grad(loss, argnums=1), vae, video)
+    assert reference.relative(grad, reference.from_torch(given.grad)) < 1e-4
 
 
 def test_bad_sizes():
@@ -172,14 +164,14 @@ def test_bad_sizes():
 
 @SLOW
 def test_published_sizes():
-    model = torch_vae(COGVIDEOX_2B)
-    vae = our_vae(model, COGVIDEOX_2B)
+    model = reference.torch_vae(COGVIDEOX_2B)
+    vae = reference.our_vae(model, COGVIDEOX_2B)
     assert sum(value.numel() for value in model.state_dict().values()) == 215_583_907
-    video, z = noise(1, 9, 16, 24, 3), noise(1, 3, 2, 3, 16)
+    video, z = reference.noise(1, 9, 16, 24, 3), reference.noise(1, 3, 2, 3, 16)
     with torch.no_grad():
-        decoded = from_torch(model.decode(to_torch(z)).sample)
-    encoded = quick(CogVideoXVAE.encode, vae, video)
-    errors = [parity(encoded, *torch_encode(model, video))]
-    errors.append(relative(quick(CogVideoXVAE.decode, vae, z), decoded))
+        decoded = reference.from_torch(model.decode(reference.to_torch(z)).sample)
+    encoded = reference.quick(CogVideoXVAE.encode, vae, video)
+    errors = [reference.parity(encoded, *torch_encode(model, video))]
+    errors.append(reference.relative(reference.quick(CogVideoXVAE.decode, vae, z), decoded))
     print("relative errors", *(f"{error:.1e}" for error in errors))
     assert max(errors) < 1e-5

@@ -5,6 +5,7 @@ A quantiser is a subclass of `Quantizer`, a frozen dataclass that holds its size
 """
 
 import abc
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
@@ -214,6 +215,27 @@ def sign_commitment(z: Float[Array, "*n bits"], q: Float[Array, "*n bits"]) -> F
     return jnp.mean((z.astype(jnp.float32) - jax.lax.stop_gradient(q)) ** 2)
 
 
+@dataclasses.dataclass(frozen=True)
+class LatentSizes:
+    """Sizes that all quantisers of the final latent have.
+
+    Attributes:
+        channels: of the latent.
+        patch: latent positions per token, along rows and columns.
+        depth: levels.
+        bits: bits per token.
+        vocabulary: number of valid codes; None means 2^bits.
+        hidden: channels of the smoothing convolution.
+    """
+
+    channels: int
+    patch: int
+    depth: int
+    bits: int
+    vocabulary: int | None
+    hidden: int
+
+
 def check_latent_grids(sizes: TokenizerSizes, *, several_levels: bool) -> None:
     """Refuse grids that a quantiser of the final latent alone cannot have.
 
@@ -231,7 +253,7 @@ def check_latent_grids(sizes: TokenizerSizes, *, several_levels: bool) -> None:
 
 
 def latent_sizes(sizes: TokenizerSizes) -> dict[str, Any]:
-    """The fields that the configurations of all quantisers of the final latent have."""
+    """The fields of `LatentSizes` of a tokenizer."""
     return {
         "channels": sizes.vae.z_dim,
         "patch": sizes.grids[0][1] // sizes.latent_stride[1],

@@ -16,26 +16,14 @@ from pyratok_jax.nn.text_attention import TextAttention
 
 
 @dataclasses.dataclass(frozen=True)
-class LookupFreeConfig:
-    """Sizes.
+class LookupFreeConfig(base.LatentSizes):
+    """Sizes; each of the `depth` levels is a stage.
 
     Attributes:
-        channels: of the latent.
-        patch: latent positions per token, along rows and columns.
-        depth: stages, each one level of tokens.
-        bits: bits per token.
-        vocabulary: number of valid codes; None means 2^bits.
-        hidden: channels of the smoothing convolution.
         text_width: width of the text embeddings; None leaves the text out.
         project: False quantises the latent itself; needs bits == patch^2 * channels.
     """
 
-    channels: int
-    patch: int
-    depth: int
-    bits: int
-    vocabulary: int | None
-    hidden: int
     text_width: int | None
     project: bool
 

@@ -22,26 +22,14 @@ ROUNDS = 10  # of k-means
 
 
 @dataclasses.dataclass(frozen=True)
-class VectorConfig:
-    """Sizes.
+class VectorConfig(base.LatentSizes):
+    """Sizes; `vocabulary` is the number of vectors per codebook.
 
     Attributes:
-        channels: of the latent.
-        patch: latent positions per token, along rows and columns.
-        depth: levels.
-        bits: bits per token.
-        vocabulary: vectors per codebook; None means 2^bits.
-        hidden: channels of the smoothing convolution.
         code_width: components of a vector.
         grouped: level i quantises the i-th part of the features; otherwise the residual.
     """
 
-    channels: int
-    patch: int
-    depth: int
-    bits: int
-    vocabulary: int | None
-    hidden: int
     code_width: int
     grouped: bool = False
 
