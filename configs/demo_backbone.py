@@ -19,23 +19,8 @@ Without them: --config.data.clips.photos=0. To go on from the weights that are s
 
 from ml_collections import ConfigDict
 
-from pyratok_jax.models.wan_vae.config import WanVAEConfig
+from pyratok_jax.models.wan_vae.config import DEMO
 from pyratok_jax.training.config import training_config
-
-MODEL = WanVAEConfig(
-    base_dim=20,
-    decoder_base_dim=24,
-    num_res_blocks=1,
-    spatial_downsample=(True, False, False),
-    is_residual=True,
-    in_channels=48,
-    out_channels=48,
-    patch_size=4,
-    linear_path=True,
-    z_dim=48,  # as Wan 2.2 has; of 16 components a linear code keeps 4.5 dB less
-    latents_mean=(0.0,) * 48,
-    latents_std=(1.0,) * 48,
-)
 
 
 def get_config(argument: str = "") -> ConfigDict:
@@ -59,7 +44,7 @@ def get_config(argument: str = "") -> ConfigDict:
             "b2": 0.95,
         }
     )
-    config.model = ConfigDict(MODEL.to_dict())
+    config.model = ConfigDict(DEMO.to_dict())
     config.loss = ConfigDict(
         {
             "kl_frames": 1e-6,

@@ -7,7 +7,7 @@ from pyratok_jax.models.language.config import LanguageConfig, RopeConfig
 from pyratok_jax.models.mochi.config import MOCHI
 from pyratok_jax.models.svd.config import SVD
 from pyratok_jax.models.video_vae import VideoVAEConfig
-from pyratok_jax.models.wan_vae.config import WAN21, WAN22, tiny
+from pyratok_jax.models.wan_vae.config import DEMO, WAN21, WAN22
 
 VAES: dict[str, VideoVAEConfig] = {
     "wan2.1": WAN21,
@@ -17,7 +17,7 @@ VAES: dict[str, VideoVAEConfig] = {
     "hunyuan-video": HUNYUAN_VIDEO,
     "mochi": MOCHI,
     "svd": SVD,
-    "demo": tiny(),
+    "demo": DEMO,
 }
 LANGUAGE_MODELS: dict[str, LanguageConfig] = {
     "qwen2.5-vl-3b": LanguageConfig(

@@ -3,7 +3,7 @@
 import abc
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Self, Unpack
+from typing import Any, ClassVar, TypeVar, Unpack
 
 from flax import nnx
 from jaxtyping import Array, Float
@@ -22,6 +22,7 @@ from pyratok_jax.nn.halo import cut, join
 from pyratok_jax.nn.remat import POLICIES, rematerialised
 from pyratok_jax.nn.stream_cache import StreamCache
 
+C = TypeVar("C", bound="HalvingVAEConfig")
 Widths = list[tuple[int, int]]  # channels (in, out) of consecutive residual blocks
 
 
@@ -46,7 +47,7 @@ class HalvingVAEConfig(VideoVAEConfig):
         check_statistics(self)
 
     @classmethod
-    def small(cls, widths: tuple[int, ...], **changes: Any) -> Self:
+    def small(cls: type[C], widths: tuple[int, ...], **changes: Any) -> C:
         """Sizes for quick runs: one residual block per stage, four channels, unit statistics."""
         z = changes.get("z_dim", 4)
         values = {"layers": 1, "z_dim": z, "latents_mean": (0.0,) * z, "latents_std": (1.0,) * z}

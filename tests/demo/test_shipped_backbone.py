@@ -1,5 +1,6 @@
 """The shipped backbone's weights: colours, held-out pictures beside a linear code, size."""
 
+import dataclasses
 import runpy
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from pyratok_jax.data.sources.builtin import demo_clips
+from pyratok_jax.models.sizes import VAES
 
 WEIGHTS = Path("pyratok_jax/assets/demo_backbone.safetensors")
 MARGIN = 3.5  # dB over 16 principal components, mean of the three clips
@@ -24,6 +26,12 @@ def vae(quality):
 
 def test_the_file_is_small():
     assert WEIGHTS.stat().st_size <= 12e6
+
+
+def test_reports_made_without_the_weights_have_their_sizes(vae):
+    sizes = VAES["demo"]
+    unit = {"latents_mean": sizes.latents_mean, "latents_std": sizes.latents_std}
+    assert dataclasses.replace(vae.config, **unit) == sizes
 
 
 def test_flat_colours_of_the_whole_cube_come_back(quality, vae):
