@@ -17,8 +17,8 @@ from pyratok_jax.checkpoints.modules import module_arrays
 from pyratok_jax.checkpoints.partition import Partition
 from pyratok_jax.checkpoints.pretrained import read_weights, write_weights
 from pyratok_jax.checkpoints.working_folder import read_parameters
+from pyratok_jax.demo.clips import PhasedTask
 from pyratok_jax.demo.linear_start import fit_linear, start_with_nothing
-from pyratok_jax.demo.phased import PhasedTask
 from pyratok_jax.errors import UserError, run_cli
 from pyratok_jax.io.atomic import write_npz
 from pyratok_jax.io.documents import read_json, read_npz, refusing

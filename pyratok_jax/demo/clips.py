@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from pyratok_jax.data.sources.builtin import demo_clips, film_clips, street_clips
 from pyratok_jax.data.world.films import world_clips
@@ -18,6 +19,8 @@ from pyratok_jax.demo.colours import augment
 from pyratok_jax.demo.photos import photo_clips
 from pyratok_jax.demo.shapes import shape_clips
 from pyratok_jax.errors import UserError
+from pyratok_jax.training.loop.contracts import ShareOf
+from pyratok_jax.training.tasks.clip_batches import ClipBatches
 
 _PATTERN = re.compile(r"(\d+)\*(\d+)x(\d+)x(\d+)")
 _CUTTERS: dict[str, Callable[..., np.ndarray]] = {
@@ -157,3 +160,32 @@ def _row(arrays: list[np.ndarray], row: int) -> np.ndarray:
             return array[row]
         row -= len(array)
     raise IndexError(row)
+
+
+class PhasedTask:
+    """The data half of the demo's own tasks; `config.data` has phases and clips (`PhasedClips`)."""
+
+    config: ConfigDict
+
+    def clips(self) -> PhasedClips:
+        """All clips of every batch."""
+        data = self.config.data
+        return PhasedClips(
+            data.phases,
+            data.clips.to_dict(),
+            self.config.seed,
+            shares=data.get("shares", {}),
+            augment=data.get("augment", {}),
+            photos=data.get("photos", ""),
+        )
+
+    def make_loader(self, share_of: ShareOf) -> ClipBatches:
+        """The stream of batches.
+
+        Raises:
+            UserError: for a shard of several; the clips are not shared out over processes.
+        """
+        count = share_of(self.config.batch_size).shard_count
+        if count > 1:
+            raise UserError(f"config.task {self.config.task} trains in one process, not in {count}")
+        return ClipBatches(self.clips(), ("video",))

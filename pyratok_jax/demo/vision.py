@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from pyratok_jax.checkpoints.modules import module_arrays
 from pyratok_jax.checkpoints.pretrained import write_weights
-from pyratok_jax.demo.phased import PhasedTask
+from pyratok_jax.demo.clips import PhasedTask
 from pyratok_jax.losses.features import cosine
 from pyratok_jax.models.dino.config import DinoConfig
 from pyratok_jax.models.dino.model import Dino
