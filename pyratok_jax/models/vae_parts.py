@@ -23,6 +23,7 @@ from pyratok_jax.nn.remat import POLICIES, rematerialised
 from pyratok_jax.nn.stream_cache import StreamCache
 
 C = TypeVar("C", bound="HalvingVAEConfig")
+_STATISTICS = ("latents_mean", "latents_std")
 Widths = list[tuple[int, int]]  # channels (in, out) of consecutive residual blocks
 
 
@@ -90,6 +91,16 @@ class TimeHalvingVAEConfig(HalvingVAEConfig):
         super().__post_init__()
         if not 0 <= self.time_levels < len(self.widths):
             raise ValueError(f"time_levels {self.time_levels} needs more stages than that")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `VideoVAEConfig.to_dict`.
+
+        The order stays that of checkpoints which exist, whose hash covers it: the statistics last.
+        """
+        values = super().to_dict()
+        first = ("widths", "layers", "groups", "z_dim", "time_levels")
+        own = [key for key in values if key not in first + _STATISTICS]
+        return {key: values[key] for key in (*first, *own, *_STATISTICS)}
 
     @property
     def temporal_factor(self) -> int:

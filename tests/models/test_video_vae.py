@@ -11,8 +11,11 @@ import pytest
 from flax import nnx
 
 from pyratok_jax.models import vae_families
+from pyratok_jax.models.cogvideox.config import COGVIDEOX_2B
+from pyratok_jax.models.hunyuan_video.config import HUNYUAN_VIDEO
 from pyratok_jax.models.pyratok.config import PyraTokConfig
 from pyratok_jax.models.pyratok.model import PyraTok
+from pyratok_jax.models.svd.config import SVD
 from pyratok_jax.models.vae_families import Family, build_vae, config_from_dict, config_to_dict
 from pyratok_jax.models.video_vae import Encoded, VideoVAE, VideoVAEConfig
 from pyratok_jax.models.wan_vae.config import WAN21, WAN22, WanVAEConfig, tiny
@@ -37,20 +40,12 @@ class PoolConfig(VideoVAEConfig):
     def stage_channels(self):
         return (self.width,) * 3
 
-    def to_dict(self):
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, values):
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
-
 
 class PoolVAE(VideoVAE):
     """Mean pooling between pointwise convolutions."""
 
-    def __init__(self, config, *, rngs, dtype, param_dtype, remat):
+    def __init__(self, config, *, remat="none", **settings):
         widths = (3, config.width, config.width, config.width)
-        settings = {"rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
         self.config = config
         self.encoder = nnx.List(
             [Conv2d(a, b, (1, 1), **settings) for a, b in zip(widths, widths[1:], strict=False)]
@@ -64,8 +59,7 @@ class PoolVAE(VideoVAE):
             b, t, h, w, c = x.shape
             x = layer(x.reshape(b, t, h // 2, 2, w // 2, 2, c).mean((3, 5)))
             stages.append(x)
-        mean, logvar = jnp.split(self.moments(x), 2, axis=-1)
-        return Encoded(mean, logvar, tuple(stages))
+        return Encoded.of_moments(self.moments(x), tuple(stages))
 
     def decode(self, z, cache=None):
         return jnp.repeat(jnp.repeat(self.pixels(z), 8, axis=2), 8, axis=3)
@@ -98,6 +92,20 @@ def test_a_checkpoints_hash_covers_what_it_covered_before_there_were_families():
     assert said["vae"] == {k: v for k, v in before.items() if k not in LATER}
     assert PyraTokConfig.from_dict(said) == config
     assert config.to_dict()["vae"]["family"] == "wan"
+
+
+@pytest.mark.parametrize(
+    ("config", "order"),
+    [
+        (COGVIDEOX_2B, "widths layers groups z_dim time_levels encode_frames"),
+        (HUNYUAN_VIDEO, "widths layers groups z_dim time_levels"),
+        (SVD, "widths layers z_dim"),
+    ],
+)
+def test_a_checkpoints_hash_covers_the_sizes_in_the_order_of_older_files(config, order):
+    found = config_to_dict(config)
+    assert list(found) == ["family", *order.split(), "latents_mean", "latents_std"]
+    assert config_from_dict(found) == config
 
 
 def test_default_grids_follow_the_stages(pool):
