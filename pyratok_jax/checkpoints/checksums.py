@@ -5,17 +5,18 @@ The checksum of an array is the sum of its bytes weighted by odd numbers of thei
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import PyTree
 
 from pyratok_jax.errors import UserError
 
 _PART = 1 << 22  # Bytes weighted at once.
 
 
-def checksums(tree: Any) -> dict[str, int]:
+def checksums(tree: PyTree) -> dict[str, int]:
     """Path of a leaf -> checksum of this process's share of it.
 
     Every element is counted by exactly one process; shares add up modulo 2^64.
@@ -24,7 +25,7 @@ def checksums(tree: Any) -> dict[str, int]:
     return {jax.tree_util.keystr(path): _share(leaf) for path, leaf in leaves}
 
 
-def _share(leaf: Any) -> int:
+def _share(leaf: ArrayLike) -> int:
     if not isinstance(leaf, jax.Array):
         array = np.asarray(leaf)
         return _sum(array, tuple(slice(0, n) for n in array.shape), array.shape)
@@ -59,7 +60,7 @@ def _sum(values: np.ndarray, index: tuple[slice, ...], shape: tuple[int, ...]) -
     return total % 2**64
 
 
-def check(tree: Any, recorded: Mapping[str, Any], where: str, advice: str) -> None:
+def check(tree: PyTree, recorded: Mapping[str, int], where: str, advice: str) -> None:
     """Compare arrays that this process holds whole with their recorded checksums.
 
     Leaves that the record does not name are not compared.

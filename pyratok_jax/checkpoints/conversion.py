@@ -6,12 +6,14 @@ found, every tensor is used or knowingly skipped, and every shape fits. Arrays a
 a time, written to a temporary folder and moved into place whole (`weights` reads them).
 """
 
+from __future__ import annotations
+
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -21,6 +23,12 @@ from pyratok_jax.checkpoints.verification import weights_hash
 from pyratok_jax.checkpoints.weights import FORMAT, as_dtype, as_sharding
 from pyratok_jax.errors import UserError
 from pyratok_jax.io.atomic import new_folder
+
+if TYPE_CHECKING:
+    import jax
+    from jax.typing import DTypeLike
+
+    from pyratok_jax.checkpoints.weights import Placement
 
 Transform = Callable[[np.ndarray], np.ndarray]
 _LISTED = 5  # names shown per kind of problem
@@ -94,7 +102,7 @@ class ConversionPlan:
         """Whether the source fits the model exactly, both ways."""
         return not (self.missing or self.unexpected or self.wrong)
 
-    def check(self) -> "ConversionPlan":
+    def check(self) -> ConversionPlan:
         """Return the plan when it is complete.
 
         Raises:
@@ -137,7 +145,7 @@ class ConversionPlan:
             out[... if entry.slot is None else entry.slot] = value
         return out
 
-    def arrays(self, dtype: str | np.dtype) -> Iterator[tuple[str, np.ndarray]]:
+    def arrays(self, dtype: DTypeLike) -> Iterator[tuple[str, np.ndarray]]:
         """All arrays, one at a time. `dtype` applies to floating values."""
         for name in self.shapes:
             yield name, self.array(name, as_dtype(dtype))
@@ -295,8 +303,8 @@ def _save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def load_arrays(
-    plan: ConversionPlan, *, dtype: Any = "float32", sharding: Any = None
-) -> dict[str, Any]:
+    plan: ConversionPlan, *, dtype: DTypeLike = "float32", sharding: Placement = None
+) -> dict[str, jax.Array]:
     """Make a plan's arrays on the devices directly, without a folder in between.
 
     Host memory holds one array at a time and every device only its shards.
@@ -304,7 +312,7 @@ def load_arrays(
     import jax
 
     plan.check()
-    result = {}
+    result: dict[str, jax.Array] = {}
     for name, array in plan.arrays(dtype):
         place = as_sharding(sharding, name, array.shape)
         result[name] = jax.make_array_from_callback(array.shape, place, array.__getitem__)

@@ -4,8 +4,10 @@ An array's name is its path in the module joined with dots (`encoder.down.0.conv
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 
+import jax
+import numpy as np
 from flax import nnx
 
 from pyratok_jax.errors import UserError
@@ -23,7 +25,7 @@ def module_shapes(make: Callable[[], nnx.Module]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(p.shape) for name, p in _parameters(nnx.eval_shape(make)).items()}
 
 
-def build_module(make: Callable[[], M], arrays: Mapping[str, Any]) -> M:
+def build_module(make: Callable[[], M], arrays: Mapping[str, jax.Array | np.ndarray]) -> M:
     """The module that `make` returns, its parameters being `arrays`; nothing is initialised.
 
     Non-parameter state (random streams) is not made: pass a `make` whose module has none.
@@ -47,6 +49,6 @@ def build_module(make: Callable[[], M], arrays: Mapping[str, Any]) -> M:
     return nnx.merge(graph, nnx.from_flat_state(filled), *rest)
 
 
-def module_arrays(module: nnx.Module) -> dict[str, Any]:
+def module_arrays(module: nnx.Module) -> dict[str, jax.Array]:
     """Name -> array of every parameter."""
     return {name: value[...] for name, value in _parameters(module).items()}

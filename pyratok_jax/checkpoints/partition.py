@@ -7,15 +7,17 @@ the array inside the module: `STORED_PATHS` then says what it is still called.
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import jax
+import numpy as np
 from flax import nnx
 
 from pyratok_jax.errors import UserError
 
 M = TypeVar("M", bound=nnx.Module)
 Arrays = dict[str, jax.Array]
+Leaf = jax.Array | np.ndarray | jax.ShapeDtypeStruct  # of a module that may be abstract
 # Whether training changes a variable, by its dotted name in the module.
 Trainable = Callable[[str, nnx.Variable], bool]
 # Path in today's modules -> stored name.
@@ -42,8 +44,8 @@ class Partition(Generic[M]):
     def __init__(self, module: M, is_trainable: Trainable):
         self._graph, state = nnx.split(module)
         self._variables: dict[str, tuple[tuple, nnx.Variable]] = {}
-        self.trainable: dict[str, Any] = {}
-        self.frozen: dict[str, Any] = {}
+        self.trainable: Arrays = {}
+        self.frozen: Arrays = {}
         for path, variable in nnx.to_flat_state(state):
             name = stored_name(path)
             value = variable.get_value()
@@ -53,7 +55,7 @@ class Partition(Generic[M]):
             part = self.trainable if is_trainable(name, variable) else self.frozen
             part[name] = value
 
-    def merge(self, *parts: Mapping[str, Any]) -> M:
+    def merge(self, *parts: Mapping[str, Leaf]) -> M:
         """The module with arrays from `parts`, which together hold every name."""
         values = {name: value for part in parts for name, value in part.items()}
         flat = [
@@ -64,7 +66,7 @@ class Partition(Generic[M]):
 
 
 def restore_module(
-    make: Callable[[], M], prefix: str, arrays: Mapping[str, Any], origin: str
+    make: Callable[[], M], prefix: str, arrays: Mapping[str, jax.Array], origin: str
 ) -> tuple[M, Arrays]:
     """The module that `make` returns with arrays of a checkpoint; nothing is initialised.
 

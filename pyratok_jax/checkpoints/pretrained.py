@@ -7,8 +7,9 @@ import json
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -28,6 +29,11 @@ from pyratok_jax.models.language.quantization import quantize_model
 from pyratok_jax.models.vae_families import config_from_dict, kinds
 from pyratok_jax.models.video_vae import VideoVAEConfig
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from pyratok_jax.checkpoints.weights import Placement
+
 _STEP = "#step"  # Ends the name of what int8 values are multiples of.
 # Kernels with few large values among small ones, as those of a linear code, would lose more.
 _MOST_MOVED = 0.02
@@ -39,7 +45,7 @@ class Backbone(NamedTuple):
     """A VAE's sizes, its arrays by name (`encoder.conv_in.kernel`), and their hash."""
 
     config: VideoVAEConfig
-    arrays: Mapping[str, Any]
+    arrays: Mapping[str, jax.Array | np.ndarray]
     sha256: str
 
 
@@ -47,17 +53,17 @@ class Language(NamedTuple):
     """A language model, its tokenizer, and a hash of where it came from."""
 
     model: LanguageModel
-    tokenizer: Any
+    tokenizer: "PreTrainedTokenizerBase"
     sha256: str
 
 
-def load_backbone(spec: str, *, sharding: Any = None) -> Backbone:
+def load_backbone(spec: str, *, sharding: "Placement" = None) -> Backbone:
     """A pretrained VAE.
 
     Args:
         spec: "builtin:demo-backbone", the small VAE shipped with this package, or a folder
             written by `weights_conversion.vae`.
-        sharding: as `pyratok_jax.checkpoints.weights.load_checkpoint` takes it.
+        sharding: see `weights.Placement`.
 
     Raises:
         UserError: no such weights, or not a VAE's.
@@ -70,8 +76,7 @@ def load_backbone(spec: str, *, sharding: Any = None) -> Backbone:
     with refusing(f"{spec}/config.json"):
         config = config_from_dict({"family": families[record["kind"]], **record["config"]})
     shapes = {name: tuple(shape) for name, shape in record["shapes"].items()}
-    arrays = load_checkpoint(spec, shapes, sharding=sharding)
-    return Backbone(config, arrays, record["sha256"])
+    return Backbone(config, load_checkpoint(spec, shapes, sharding=sharding), record["sha256"])
 
 
 def load_vision(spec: str, *, dtype: DTypeLike = jnp.float32) -> Dino:
@@ -155,7 +160,9 @@ def write_weights(
     write_bytes(path, safetensors.numpy.save(stored, {"config": json.dumps(dict(sizes))}))
 
 
-def load_language(spec: str, *, dtype: Any = None, remat: str = "none", bits: int = 0) -> Language:
+def load_language(
+    spec: str, *, dtype: DTypeLike | None = None, remat: str = "none", bits: int = 0
+) -> Language:
     """A pretrained language model: "builtin:smollm2", "builtin:gemma3-270m", or a converted folder.
 
     Args:

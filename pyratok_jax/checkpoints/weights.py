@@ -5,13 +5,15 @@ Such a folder holds `config.json` (kind, model configuration, dtype, source, has
 written by `conversion.write_checkpoint`.
 """
 
+from __future__ import annotations
+
 import contextlib
 import dataclasses
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import ml_dtypes
 import numpy as np
@@ -21,18 +23,28 @@ from pyratok_jax.checkpoints.verification import verify_folder
 from pyratok_jax.errors import UserError
 from pyratok_jax.io.documents import checked, read_json
 
+if TYPE_CHECKING:
+    # At run time only where arrays are read: commands that read a record alone start sooner.
+    import jax
+    import orbax.checkpoint as ocp
+    from jax.sharding import Sharding
+    from jax.typing import DTypeLike
+
+    # Of all arrays; or of each, from its name and shape; None: the default device.
+    Placement: TypeAlias = Sharding | Callable[[str, tuple[int, ...]], Sharding] | None
+
 FORMAT = "pyratok-jax-weights-1"
 _CONVERTER = "weights_conversion"
 _ADVICE = "convert the weights again, or put the original folder back"
 _PART_BYTES = 1 << 30  # of arrays that are in memory at once while they are hashed
-DTYPES: dict[str, Any] = {
+DTYPES: dict[str, np.dtype] = {
     "float32": np.dtype(np.float32),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
     "float16": np.dtype(np.float16),
 }
 
 
-def as_dtype(dtype: Any) -> np.dtype:
+def as_dtype(dtype: DTypeLike) -> np.dtype:
     """A NumPy dtype, from one or from its name in `DTYPES`.
 
     Raises:
@@ -81,9 +93,9 @@ def load_checkpoint(
     folder: str | Path,
     shapes: Mapping[str, Sequence[int]],
     *,
-    dtype: Any = None,
-    sharding: Any = None,
-) -> dict[str, Any]:
+    dtype: DTypeLike | None = None,
+    sharding: Placement = None,
+) -> dict[str, jax.Array]:
     """Read a converted folder's arrays as `jax.Array`s, each device reading only its own part.
 
     The stored values are checked against the folder's hash first (`verification`).
@@ -92,8 +104,7 @@ def load_checkpoint(
         folder: written by `conversion.write_checkpoint`.
         shapes: name -> shape that the model has now; checked against the folder.
         dtype: dtype to load as, or None for the one stored.
-        sharding: a `jax.sharding.Sharding` for all arrays, a function (name, shape) -> Sharding,
-            or None for the default device.
+        sharding: see `Placement`.
 
     Raises:
         UserError: names or shapes differ from the folder's, or its files are damaged.
@@ -123,7 +134,7 @@ def load_checkpoint(
 
 
 @contextlib.contextmanager
-def _restoring(weights: Path) -> Iterator[Any]:
+def _restoring(weights: Path) -> Iterator[ocp.Checkpointer]:
     """An Orbax checkpointer for reading `weights` in this process alone.
 
     Raises:
@@ -147,7 +158,9 @@ def _restoring(weights: Path) -> Iterator[Any]:
             raise UserError(f"{weights} is damaged ({first_line(error)}); {_ADVICE}") from error
 
 
-def _check_files(weights: Path, checkpointer: Any, stored: Mapping[str, tuple[int, ...]]) -> None:
+def _check_files(
+    weights: Path, checkpointer: ocp.Checkpointer, stored: Mapping[str, tuple[int, ...]]
+) -> None:
     """Compare the shapes of the arrays on disk with those that config.json says."""
     metadata = checkpointer.metadata(weights).item_metadata
     found = {name: tuple(meta.shape) for name, meta in dict(metadata).items()}
@@ -155,13 +168,15 @@ def _check_files(weights: Path, checkpointer: Any, stored: Mapping[str, tuple[in
         raise UserError(f"{weights}: its arrays are not those that config.json names; {_ADVICE}")
 
 
-def _stored(checkpointer: Any, weights: Path, record: FolderRecord) -> Iterator[Any]:
+def _stored(
+    checkpointer: ocp.Checkpointer, weights: Path, record: FolderRecord
+) -> Iterator[tuple[str, np.ndarray]]:
     """(name, NumPy array) of all stored arrays in the order of their names, a part at a time."""
     import jax
 
     cpu = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
     dtype = as_dtype(record.dtype)
-    part: dict[str, Any] = {}
+    part: dict[str, jax.ShapeDtypeStruct] = {}
     size = 0
     names = sorted(record.shapes)
     for name in names:
@@ -174,7 +189,9 @@ def _stored(checkpointer: Any, weights: Path, record: FolderRecord) -> Iterator[
             part, size = {}, 0
 
 
-def _restore(checkpointer: Any, weights: Path, tree: Mapping[str, Any]) -> dict[str, Any]:
+def _restore(
+    checkpointer: ocp.Checkpointer, weights: Path, tree: Mapping[str, jax.ShapeDtypeStruct]
+) -> dict[str, jax.Array]:
     import orbax.checkpoint as ocp
 
     arguments = ocp.checkpoint_utils.construct_restore_args(dict(tree))
@@ -190,7 +207,7 @@ def first_line(error: BaseException) -> str:
     return lines[0][:200] if lines else type(error).__name__
 
 
-def as_sharding(sharding: Any, name: str, shape: Sequence[int]) -> Any:
+def as_sharding(sharding: Placement, name: str, shape: Sequence[int]) -> Sharding:
     """The sharding of one array, of what `load_checkpoint` takes."""
     import jax
 

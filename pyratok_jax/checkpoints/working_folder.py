@@ -1,13 +1,13 @@
 """What a training left in its working folder: the newest checkpoint and its parameters."""
 
 from pathlib import Path
-from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
 from pyratok_jax.checkpoints import verification
 from pyratok_jax.checkpoints.checksums import check
+from pyratok_jax.checkpoints.partition import Arrays
 from pyratok_jax.checkpoints.weights import first_line
 from pyratok_jax.errors import UserError
 from pyratok_jax.io.documents import read_json
@@ -41,7 +41,7 @@ def older_advice(workdir: Path, step: int) -> str:
     return f"restore {place / str(step)} from a copy, or train again in another --workdir"
 
 
-def read_parameters(workdir: Path, step: int, prefer_ema: bool = True) -> dict[str, Any]:
+def read_parameters(workdir: Path, step: int, prefer_ema: bool = True) -> Arrays:
     """Trainable arrays by name of one checkpoint (their averages, where it keeps some).
 
     Raises:
@@ -78,6 +78,6 @@ def _reader() -> ocp.Checkpointer:
     return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
-def _abstract_on_host(meta: Any) -> jax.ShapeDtypeStruct:
+def _abstract_on_host(meta: ocp.metadata.ArrayMetadata) -> jax.ShapeDtypeStruct:
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.ShapeDtypeStruct(meta.shape, meta.dtype, sharding=device)

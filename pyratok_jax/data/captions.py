@@ -1,7 +1,7 @@
 """Captions to token ids on the host, inside the data pipeline."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import jinja2
 import numpy as np
@@ -9,6 +9,9 @@ from absl import logging
 from jaxtyping import Bool, Int
 
 from pyratok_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def check_captions(captions: Sequence[str | None]) -> None:
@@ -39,7 +42,9 @@ class CaptionTokenizer:
     said in the log the first time and whenever the count has doubled.
     """
 
-    def __init__(self, tokenizer: Any, length: int = 128, *, chat: bool = False) -> None:
+    def __init__(
+        self, tokenizer: "PreTrainedTokenizerBase", length: int = 128, *, chat: bool = False
+    ) -> None:
         """Wrap a tokenizer.
 
         Args:
@@ -62,8 +67,8 @@ class CaptionTokenizer:
         """Ids (int32) and mask, right-padded; a row without any True has no caption."""
         ids = np.full((len(captions), self.length), self.pad, np.int32)
         mask = np.zeros((len(captions), self.length), bool)
-        present = [row for row, caption in enumerate(captions) if caption and caption.strip()]
-        for row, tokens in zip(present, self._tokens([captions[r] for r in present]), strict=True):
+        present = {row: text for row, text in enumerate(captions) if text and text.strip()}
+        for row, tokens in zip(present, self._tokens(list(present.values())), strict=True):
             self.seen += 1
             self.truncated += len(tokens) > self.length
             kept = tokens[: self.length]
@@ -72,7 +77,7 @@ class CaptionTokenizer:
         self._report()
         return ids, mask
 
-    def _tokens(self, captions: list[Any]) -> list[list[int]]:
+    def _tokens(self, captions: list[str]) -> list[list[int]]:
         if not captions:
             return []
         try:

@@ -4,7 +4,7 @@ So full-size configs are checked, and compiled for a pod, on machines that could
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -81,7 +81,9 @@ def abstract_training(config: ConfigDict) -> AbstractTraining:
         accumulate=config.accumulate,
         ema_decay=config.ema_decay,
     )
-    return AbstractTraining(state, partition.frozen, step, partition)
+    # Those of an abstract module are shapes.
+    frozen = cast(dict[str, jax.ShapeDtypeStruct], partition.frozen)
+    return AbstractTraining(state, frozen, step, partition)
 
 
 def _size(known: Mapping[str, T], name: str, key: str) -> T:

@@ -112,7 +112,9 @@ def _scaled(
         found = (value for pattern, value in groups if re.search(pattern, name))
         return float(next(found, 1.0))
 
-    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    def update(
+        grads: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
         updates, state = rule.update(grads, state, params)
         return {name: factor(name) * value for name, value in updates.items()}, state
 
@@ -122,15 +124,17 @@ def _scaled(
 def _with_statistics(rule: optax.GradientTransformation) -> optax.GradientTransformation:
     """The rule for all but running statistics, which move by their gradient exactly."""
 
-    def learned(arrays: Any) -> Any:
+    def learned(arrays: PyTree) -> PyTree:
         if not isinstance(arrays, dict):
             return arrays
         return {name: value for name, value in arrays.items() if not is_statistic(name)}
 
-    def init(params: Any) -> Any:
+    def init(params: optax.Params) -> optax.OptState:
         return rule.init(learned(params))
 
-    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    def update(
+        grads: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
         updates, state = rule.update(learned(grads), state, learned(params))
         if isinstance(grads, dict):
             updates = {k: -g if is_statistic(k) else updates[k] for k, g in grads.items()}

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from pyratok_jax.data.padding import to_model_range
 from pyratok_jax.errors import UserError
-from pyratok_jax.losses.autoregressive import autoregressive_loss
+from pyratok_jax.losses.autoregressive import Text, autoregressive_loss
 from pyratok_jax.losses.objective import LossSettings, LossWeights, Posterior, objective
 from pyratok_jax.metrics.code_usage import usage_metrics
 from pyratok_jax.models import video_vae
@@ -267,7 +267,7 @@ class TokenizerLoss:
 
     def _read(
         self, system: TokenizerSystem, batch: Mapping[str, Array]
-    ) -> tuple[TextCondition, Any]:
+    ) -> tuple[TextCondition, Text]:
         """Text embeddings, and what the autoregressive pass continues from: ids or a cache."""
         ids, mask = batch["text_ids"], batch["text_mask"]
         if "text_embeddings" in batch:

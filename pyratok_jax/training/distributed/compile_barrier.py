@@ -7,7 +7,7 @@ compiled ahead of time, and all processes wait for each other before the first e
 
 import itertools
 from collections.abc import Hashable
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 import jax
 from jaxtyping import PyTree
@@ -51,8 +51,7 @@ class AheadOfTime(Generic[R]):
         if signature not in self._programs:
             self._programs[signature] = self._function.lower(*inputs).compile()
             barrier()
-        result: Any = self._programs[signature](*inputs)
-        return result
+        return cast(R, self._programs[signature](*inputs))
 
 
 def _signature(inputs: tuple[PyTree, ...]) -> Hashable:
