@@ -50,7 +50,7 @@ class VisualSequence(NamedTuple):
         return (self.level >= 0) & ~self.separator
 
     def filled(self, multiple: int) -> "VisualSequence":
-        """Filled up at its end, which nothing before it sees, to a multiple of so many items."""
+        """Right-padded to a multiple of `multiple` items; the causal mask hides the padding."""
         more = -self.level.size % multiple
         if not more:
             return self
@@ -130,8 +130,8 @@ class Alignment(nnx.Module):
 
     def embed(self, q: Float[Array, "b *n bits"], level: int) -> Float[Array, "b *n d"]:
         """E(q) of codes (or of soft codes) of one level, float32."""
-        # Left alone the compiler lets the result lie as the embedding does, by its width, and then
-        # puts gigabytes together for a softmax over it.
+        # Unconstrained, the compiler shards the result by width, as the embedding is, and then
+        # all-gathers gigabytes for a softmax over it.
         return constrain_batch_sharding(
             q.astype(jnp.float32) @ self.embedding[...] + self.level[...][level]
         )

@@ -54,7 +54,7 @@ def frame_mask(
 def patch_mask(
     key: PRNGKeyArray, shape: tuple[int, int, int, int], patch: int, ratio: Float[Array, ""]
 ) -> Bool[Array, "b t h w"]:
-    """True where a pixel lies in a hidden patch; each patch is hidden with probability `ratio`."""
+    """True at pixels of hidden patches; each patch is hidden with probability `ratio`."""
     b, t, h, w = shape
     rows, columns = -(-h // patch), -(-w // patch)
     hidden = jax.random.uniform(key, (b, t, rows, columns)) < ratio

@@ -1,7 +1,7 @@
 """From the tokens of all levels to a few embeddings that a language model reads before a question.
 
 Every level is averaged over a small grid of time, height and width, normalised, and mapped by a
-two-layer perceptron of its own. Which level an embedding comes from is told by a learned vector.
+two-layer perceptron of its own. A learned vector per level marks where an embedding comes from.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""Sizes by name, published and the demo's, for configs built before their weights are at hand."""
+"""Sizes by name, published and the demo's, for programs that are compiled without the weights."""
 
 from pyratok_jax.models.cogvideox.config import COGVIDEOX_2B, COGVIDEOX_5B
 from pyratok_jax.models.dino.config import DinoConfig

@@ -11,7 +11,7 @@ from pyratok_jax.models.video_vae import VideoVAE, VideoVAEConfig
 
 
 class Family(NamedTuple):
-    """What a name stands for.
+    """A registered family.
 
     Attributes:
         config: the sizes' class.

@@ -51,7 +51,7 @@ def _unit(name: str, target: str) -> list[Entry]:
 
 
 def entries() -> list[Entry]:
-    """Where every array lies in the file."""
+    """Tensors of the file."""
     found = []
     for target, name in _STEM.items():
         found += _unit(name, target)

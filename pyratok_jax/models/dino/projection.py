@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 class LatentProjection(nnx.Module):
     """Normalised latents to DINO's width, position by position: linear, GELU, linear.
 
-    It is kept small so that the features must already lie in the latent.
+    It is small, so that the latent itself has to hold the features.
     """
 
     def __init__(

@@ -25,7 +25,7 @@ class Sampling(NamedTuple):
 
 
 class Generated(NamedTuple):
-    """New tokens of every row, and how many of them count (the ending token included)."""
+    """New tokens of every row, and the length of each (the end token included)."""
 
     tokens: Int[Array, "b n"]
     lengths: Int[Array, "b"]

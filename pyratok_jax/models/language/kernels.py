@@ -15,7 +15,7 @@ GROUPS = {8: 0, 4: 32}
 
 
 class QuantizedKernel(NamedTuple):
-    """What stands for a kernel (*n, i, o).
+    """A quantised kernel (*n, i, o).
 
     Attributes:
         values: int8, or pairs of int4 in a byte (neighbouring inputs, the first one low).
@@ -66,7 +66,7 @@ def _pack(nibbles: UInt8[Array, "*n i o"]) -> UInt8[Array, "*n half o"]:
 def dequantize_kernel(
     kernel: QuantizedKernel, dtype: DTypeLike = jnp.float32
 ) -> Float[Array, "*n i2 o"]:
-    """The kernel that the quantised one stands for."""
+    """The dequantised kernel."""
     values, scale, offset = kernel
     *lead, rows, outputs = values.shape
     if offset is not None:

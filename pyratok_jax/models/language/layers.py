@@ -20,7 +20,7 @@ class LayerContext(NamedTuple):
 
     Attributes:
         turn, local_turn: rotations of the full and of the sliding layers.
-        mask, local_mask: True where a query sees a key slot.
+        mask, local_mask: True where a query attends to a key slot.
         offset: slot of the first query in the keys.
     """
 

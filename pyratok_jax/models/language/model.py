@@ -139,7 +139,7 @@ class LanguageModel(nnx.Module):
 
         Args:
             inputs: token ids, or embeddings as `embed` gives them.
-            mask: True at real tokens, wherever the padding lies; None means all are.
+            mask: True at real tokens; padding may be on either side; None means all are.
             positions: one row or M-RoPE's three; None counts the real tokens of each row.
             cache: tokens read before, with at least t free slots (`Cache.extended`).
             layers: run only the first n layers (their weights are copied); None runs all.

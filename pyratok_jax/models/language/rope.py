@@ -25,7 +25,7 @@ def frequencies(rope: RopeConfig, head_dim: int) -> np.ndarray:
 
 
 def _llama3(inverse: np.ndarray, rope: RopeConfig) -> np.ndarray:
-    """Short wavelengths stay, long ones are divided by the factor, those between are mixed."""
+    """Llama 3: short wavelengths are kept, long ones divided by the factor, others blended."""
     wavelength = 2 * math.pi / inverse
     low = rope.original_length / rope.low_freq_factor
     high = rope.original_length / rope.high_freq_factor

@@ -2,7 +2,7 @@
 
 A block is encoded by one matrix and decoded from its latent and the ones around and before it. With
 principal components as the matrix and least squares for the decoder this is worth about as much as
-a small network gives after hours on few cores; the network then learns what is left.
+a small network gives after hours on few cores; the network then learns the residual.
 """
 
 from typing import Unpack
@@ -23,7 +23,7 @@ Values = Array | np.ndarray
 class LinearPath(nnx.Module):
     """Blocks of (time, space, space) pixels to latents and back; all zero at first.
 
-    The first frame makes blocks of its own, (1, space, space) pixels. Pixels of a block are ordered
+    The first frame has its own blocks, of (1, space, space) pixels. Pixels of a block are ordered
     (frame, row, column, colour).
 
     Attributes:

@@ -75,8 +75,7 @@ class LaPQConfig:
 class LaPQ(base.Quantizer):
     """Levels coarse to fine (Eq. 1), whose syntheses add up to the latent.
 
-    Whether a level also sees what is left of the latent by the earlier ones, and how, is stated by
-    its inputs.
+    A level's inputs say whether and how it sees the residual of the latent after earlier levels.
     """
 
     reads_stages = True

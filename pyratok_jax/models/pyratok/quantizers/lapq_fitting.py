@@ -106,7 +106,7 @@ def _rows(arrays: Sequence[Array | np.ndarray]) -> np.ndarray:
 
 
 def _chosen(count: int, rng: np.random.Generator) -> np.ndarray | slice:
-    """Which of so many vectors a fit is made on: `MAX_SAMPLES` of them at most."""
+    """Indices of the vectors that a fit uses: a sample of at most `MAX_SAMPLES`."""
     return rng.choice(count, MAX_SAMPLES, replace=False) if count > MAX_SAMPLES else slice(None)
 
 
