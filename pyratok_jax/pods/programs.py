@@ -6,12 +6,13 @@ be attached, with shapes in place of arrays.
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, PyTree
 from ml_collections import ConfigDict
 
 from pyratok_jax.data.buckets import Bucket
@@ -42,10 +43,10 @@ class StepProgram(NamedTuple):
         clips: of the batch, over all devices.
     """
 
-    run: Callable[..., Any]
-    arguments: tuple[Any, ...]
+    run: Callable[..., PyTree]
+    arguments: tuple[PyTree, ...]
     donated: tuple[int, ...]
-    out_shardings: Any
+    out_shardings: PyTree
     clips: int
 
 
@@ -79,10 +80,10 @@ def tokenise_program(
         },
         mesh,
     )
-    text = TextCondition(batch["text"], batch["mask"])
+    text = TextCondition(cast(Array, batch["text"]), cast(Array, batch["mask"]))
     step = tokenize_step(graph)
 
-    def run(state: Any, video: Any, text: Any) -> Any:
+    def run(state: nnx.State, video: Array, text: TextCondition) -> tuple[Array, ...]:
         with over_devices(split_of(clips, mesh)):
             return step(state, video, text)
 
@@ -102,7 +103,7 @@ def decode_program(
     )
     step = detokenize_step(graph)
 
-    def run(state: Any, ids: Any) -> Any:
+    def run(state: nnx.State, ids: tuple[Array, ...]) -> Array:
         with over_devices(split_of(clips, mesh)):
             return step(state, ids)
 
@@ -116,22 +117,22 @@ def config_text_width(training: AbstractTraining) -> int:
     return training.state.params["tokenizer.null_text"].shape[0]
 
 
-def _tokenizer(training: AbstractTraining, mesh: Mesh) -> tuple[Any, Any]:
+def _tokenizer(training: AbstractTraining, mesh: Mesh) -> tuple[nnx.GraphDef, PyTree]:
     """The tokenizer of a training taken apart, its arrays placed by the rules."""
     system = training.partition.merge(training.state.params, training.frozen)
     graph, state = nnx.split(system.tokenizer)
     return graph, _placed(state, parameter_shardings(state, mesh))
 
 
-def _placed(tree: Any, shardings: Any) -> Any:
-    def place(x: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+def _placed(tree: PyTree, shardings: PyTree) -> PyTree:
+    def place(x: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
     return jax.tree.map(place, tree, shardings)
 
 
-def _batch(arrays: dict[str, Any], mesh: Mesh) -> dict[str, Any]:
-    def spec(x: Any) -> PartitionSpec:
+def _batch(arrays: dict[str, jax.ShapeDtypeStruct], mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    def spec(x: jax.ShapeDtypeStruct) -> PartitionSpec:
         if height_axis(x.shape[0], mesh) is None or x.ndim == 5:
             return batch_spec(x.shape, mesh)
         # Token grids (b, t, h, w) are small: each device takes the rows that it needs.

@@ -1,15 +1,16 @@
 """The compiled programs of a tokenizer, for one device or with frames sharded over several."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Concatenate, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, PyTree, UInt8
 
 from pyratok_jax.data.padding import to_model_range
 from pyratok_jax.models import video_vae
@@ -19,6 +20,12 @@ from pyratok_jax.nn.lora import without_adapters
 from pyratok_jax.nn.text_attention import TextCondition
 from pyratok_jax.nn.trace import Split
 
+P = ParamSpec("P")
+R = TypeVar("R")
+State = nnx.State
+Text = TextCondition | None
+Ids = tuple[Array, ...]  # of every level
+
 ROWS = "rows"  # The mesh axis over which the height of frames is sharded.
 
 
@@ -27,41 +34,45 @@ def to_pixels(video: Float[Array, "*n"]) -> UInt8[Array, "*n"]:
     return jnp.round((jnp.clip(video, -1.0, 1.0) + 1.0) * 127.5).astype(jnp.uint8)
 
 
-def tokenize_step(graph: Any) -> Callable[..., tuple[Array, ...]]:
+def tokenize_step(graph: nnx.GraphDef) -> Callable[[State, Array, Text], Ids]:
     """(state, uint8 video, text) -> ids of every level, for a `PyraTok` split by `nnx.split`."""
 
-    def tokenize(state: Any, video: Array, text: TextCondition | None) -> tuple[Array, ...]:
+    def tokenize(state: State, video: Array, text: Text) -> Ids:
         return nnx.merge(graph, state).tokenize(to_model_range(video), text)
 
     return tokenize
 
 
-def detokenize_step(graph: Any) -> Callable[..., Array]:
+def detokenize_step(graph: nnx.GraphDef) -> Callable[[State, Ids], Array]:
     """(state, ids of every level) -> uint8 video, for a `PyraTok` split by `nnx.split`."""
 
-    def detokenize(state: Any, ids: tuple[Array, ...]) -> Array:
+    def detokenize(state: State, ids: Ids) -> Array:
         return to_pixels(nnx.merge(graph, state).detokenize(ids))
 
     return detokenize
 
 
-def _tokenize_next_step(graph: Any) -> Callable[..., Any]:
-    def tokenize_next(state: Any, video: Array, text: TextCondition | None, caches: Any) -> Any:
+def _tokenize_next_step(
+    graph: nnx.GraphDef,
+) -> Callable[[State, Array, Text, PyTree], tuple[Ids, PyTree]]:
+    def tokenize_next(state: State, video: Array, text: Text, caches: PyTree) -> tuple[Ids, PyTree]:
         return nnx.merge(graph, state).tokenize_next(to_model_range(video), text, caches)
 
     return tokenize_next
 
 
-def _detokenize_next_step(graph: Any) -> Callable[..., Any]:
-    def detokenize_next(state: Any, ids: tuple[Array, ...], caches: Any) -> tuple[Array, Any]:
+def _detokenize_next_step(
+    graph: nnx.GraphDef,
+) -> Callable[[State, Ids, PyTree], tuple[Array, PyTree]]:
+    def detokenize_next(state: State, ids: Ids, caches: PyTree) -> tuple[Array, PyTree]:
         video, caches = nnx.merge(graph, state).detokenize_next(ids, caches)
         return to_pixels(video), caches
 
     return detokenize_next
 
 
-def _continuous_step(graph: Any) -> Callable[..., Array]:
-    def reconstruct_continuous(state: Any, video: Array) -> Array:
+def _continuous_step(graph: nnx.GraphDef) -> Callable[[State, Array], Array]:
+    def reconstruct_continuous(state: State, video: Array) -> Array:
         vae = nnx.merge(graph, state).vae
         vae.encoder = without_adapters(vae.encoder)
         posterior = video_vae.encode(vae, to_model_range(video))
@@ -86,15 +97,15 @@ class Programs:
         devices: number of devices that share every frame.
     """
 
-    tokenize: Callable[..., Any]
-    detokenize: Callable[..., Any]
-    tokenize_next: Callable[..., Any]
-    detokenize_next: Callable[..., Any]
-    reconstruct_continuous: Callable[..., Any]
+    tokenize: Callable[[Array, Text], Ids]
+    detokenize: Callable[[Ids], Array]
+    tokenize_next: Callable[[Array, Text, PyTree], tuple[Ids, PyTree]]
+    detokenize_next: Callable[[Ids, PyTree], tuple[Array, PyTree]]
+    reconstruct_continuous: Callable[[Array], Array]
     devices: int = 1
 
     @classmethod
-    def build(cls, model: PyraTok, devices: Sequence[Any] | None = None) -> "Programs":
+    def build(cls, model: PyraTok, devices: Sequence[jax.Device] | None = None) -> "Programs":
         """Programs of `model`; each compiles at its first call.
 
         Args:
@@ -108,7 +119,9 @@ class Programs:
             mesh = Mesh(np.asarray(devices), (ROWS,), axis_types=(AxisType.Auto,))
             state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
 
-        def program(step: Callable[[Any], Callable[..., Any]]) -> Callable[..., Any]:
+        def program(
+            step: Callable[[nnx.GraphDef], Callable[Concatenate[State, P], R]],
+        ) -> Callable[P, R]:
             return _placed(jax.jit(step(graph)), state, mesh)
 
         return cls(
@@ -121,13 +134,13 @@ class Programs:
         )
 
 
-def _placed(compiled: Callable[..., Any], state: Any, mesh: Mesh | None) -> Callable[..., Any]:
+def _placed(compiled: Callable[..., R], state: State, mesh: Mesh | None) -> Callable[..., R]:
     """`compiled` with its state, its first argument (video or ids) sharded over a mesh."""
     if mesh is None:
-        return lambda *given: compiled(state, *given)
+        return functools.partial(compiled, state)
     sharding = NamedSharding(mesh, PartitionSpec(None, None, ROWS))
 
-    def run(frames: Any, *more: Any) -> Any:
+    def run(frames: PyTree, *more: PyTree) -> R:
         frames = jax.tree.map(lambda x: _sharded_or_whole(x, sharding), frames)
         with jax.set_mesh(mesh), partitioning.over_devices(Split(height=ROWS)):
             return compiled(state, frames, *more)

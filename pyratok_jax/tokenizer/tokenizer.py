@@ -2,15 +2,15 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import UInt8
+from jaxtyping import Array, UInt8
 
 from pyratok_jax.data.captions import CaptionTokenizer
 from pyratok_jax.data.padding import Padding
@@ -48,7 +48,7 @@ class Tokenizer(ClipTokenizer):
         alignment: Alignment | None = None,
         checkpoint_hash: str = "",
         folder: Path | None = None,
-        devices: Sequence[Any] | None = None,
+        devices: Sequence[jax.Device] | None = None,
     ):
         """Wrap the modules.
 
@@ -65,13 +65,13 @@ class Tokenizer(ClipTokenizer):
         self.text, self.captions, self.alignment = text, captions, alignment
         self.checkpoint_hash, self.folder = checkpoint_hash, folder
         self._programs = Programs.build(model, devices)
-        self._embed: Any = None
+        self._embed: Callable[[Array, Array], TextCondition] | None = None
         if text is not None:
             text_graph, text_state = nnx.split(text)
             run = jax.jit(lambda state, ids, mask: nnx.merge(text_graph, state)(ids, mask))
             self._embed = functools.partial(run, text_state)
 
-    def split_rows(self, devices: Sequence[Any]) -> "Tokenizer":
+    def split_rows(self, devices: Sequence[jax.Device]) -> "Tokenizer":
         """This tokenizer with the height of every frame sharded over devices, for 4K and 8K.
 
         The VAE runs with halo exchange (`nn.partitioning`): no device holds a whole frame, and
@@ -112,7 +112,7 @@ class Tokenizer(ClipTokenizer):
         A batch without any caption skips the language model; the levels see the learned null
         embedding, as they do in a mixed batch.
         """
-        if self.text is None or self.captions is None:
+        if self._embed is None or self.captions is None:
             return None
         ids, mask = self.captions(list(captions))
         if not mask.any():
@@ -224,7 +224,7 @@ class Tokenizer(ClipTokenizer):
         return np.asarray(self.model.captions(text).pooled)
 
 
-def local_devices(count: int) -> list[Any]:
+def local_devices(count: int) -> list[jax.Device]:
     """The first devices of this host.
 
     Raises:

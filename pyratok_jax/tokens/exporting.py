@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pyratok_jax.checkpoints import verification
 from pyratok_jax.data.sources.records import ClipRecord
@@ -22,6 +22,9 @@ from pyratok_jax.tokens.batches import Batch, Encoding, ShapeBatcher
 from pyratok_jax.tokens.plan import ExportPlan
 from pyratok_jax.tokens.prefetch import Budget, ClipEnd, ReadBlock, ReaderFailure, Readers
 from pyratok_jax.tokens.shards import ShardSpool, full_disk, is_complete
+
+if TYPE_CHECKING:
+    from pyratok_jax.tokenizer import TokenizerLike
 
 _OPEN_SHARDS = 3  # Shards that may be read but not finished, before batches go out unfilled.
 
@@ -73,7 +76,7 @@ def drop_damaged(plan: ExportPlan, machine: Machine) -> list[str]:
 def export(
     plan: ExportPlan,
     records: Sequence[ClipRecord],
-    tokenizer: Any,
+    tokenizer: "TokenizerLike",
     machine: Machine,
     advance: Callable[[Progress], None] = lambda progress: None,
 ) -> Progress:
@@ -82,7 +85,7 @@ def export(
     Args:
         plan: what to make.
         records: the source, `plan.clips` long.
-        tokenizer: a `tokenizer.Tokenizer`.
+        tokenizer: of the plan.
         machine: this process's share and means.
         advance: called whenever there is progress.
 
@@ -133,7 +136,7 @@ class _Flow:
         self,
         plan: ExportPlan,
         records: Sequence[ClipRecord],
-        tokenizer: Any,
+        tokenizer: "TokenizerLike",
         machine: Machine,
         scratch: Path,
         advance: Callable[[Progress], None],
@@ -178,7 +181,7 @@ class _Flow:
         self._encoding.close()
         self._writer.shutdown(wait=True)
 
-    def _message(self) -> Any:
+    def _message(self) -> ReadBlock | ClipEnd | ReaderFailure | None:
         with contextlib.suppress(queue.Empty):
             return self._readers.queue.get(timeout=0.02)
         return None
