@@ -35,6 +35,10 @@ def check_captions(captions: Sequence[str | None]) -> None:
         )
 
 
+# Per token that is kept: what follows in a longer caption cannot reach the kept ones.
+_MOST_CHARACTERS = 256
+
+
 class CaptionTokenizer:
     """Tokenises batches of captions to a fixed length; the pipeline's `tokenize` argument.
 
@@ -67,7 +71,8 @@ class CaptionTokenizer:
         """Ids (int32) and mask, right-padded; a row without any True has no caption."""
         ids = np.full((len(captions), self.length), self.pad, np.int32)
         mask = np.zeros((len(captions), self.length), bool)
-        present = {row: text for row, text in enumerate(captions) if text and text.strip()}
+        most = _MOST_CHARACTERS * self.length
+        present = {n: text[:most] for n, text in enumerate(captions) if text and text.strip()}
         for row, tokens in zip(present, self._tokens(list(present.values())), strict=True):
             self.seen += 1
             self.truncated += len(tokens) > self.length

@@ -17,7 +17,7 @@ import numpy as np
 
 from pyratok_jax.data.buckets import assign_buckets, parse_buckets
 from pyratok_jax.data.sources.examples import encode_example
-from pyratok_jax.data.sources.payloads import clip_payload
+from pyratok_jax.data.sources.payloads import MAX_MEDIA_BYTES, clip_payload
 from pyratok_jax.data.sources.records import ClipRecord
 from pyratok_jax.data.video.decoding import Decoder
 from pyratok_jax.data.video.files import BrokenVideoError, VideoInfo, is_image
@@ -208,6 +208,8 @@ def _encode(
     payload = clip_payload(
         clip, (info.height, info.width), options.store, options.height, options.crf, options.quality
     )
+    if sum(map(len, payload.media)) > MAX_MEDIA_BYTES:
+        raise BrokenVideoError(clip.path, "the clip is too large for a record; cut it shorter")
     if options.store == "frames":
         frames = len(payload.media)
     elif payload.start is None and clip.start is not None:  # Encoded at a constant rate.

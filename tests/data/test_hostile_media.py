@@ -134,6 +134,42 @@ def test_bombs_are_refused(tmp_path, monkeypatch):
         probe(write(tmp_path / "big.mp4"))
 
 
+def test_pictures_that_start_programs_or_are_too_large_are_refused(tmp_path, monkeypatch):
+    Image.fromarray(corner(1)[0]).save(tmp_path / "a.eps")
+    os.rename(tmp_path / "a.eps", tmp_path / "a.png")
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *a, **k: pytest.fail("started"))
+    with pytest.raises(BrokenVideoError, match="not an image"):
+        read_image(tmp_path / "a.png")
+    with (tmp_path / "b.png").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(BrokenVideoError, match="it is no picture"):
+        read_image(tmp_path / "b.png")
+    with pytest.raises(BrokenVideoError, match="are more than 2000000000"):
+        clip_payload(ClipRecord("b", str(tmp_path / "b.png")), (1, 1), "bytes", 0, 12, 90)
+
+
+def test_a_turn_of_the_coded_pictures_alone_is_refused(tmp_path):
+    from av.bitstream import BitStreamFilterContext
+
+    write(tmp_path / "plain.mp4", frames=corner())
+    for angle, path in ((90, tmp_path / "quarter.mp4"), (180, tmp_path / "half.mp4")):
+        with av.open(str(tmp_path / "plain.mp4")) as source, av.open(str(path), "w") as out:
+            stream = source.streams.video[0]
+            copy = out.add_stream_from_template(stream)
+            turn = BitStreamFilterContext(
+                f"h264_metadata=display_orientation=insert:rotate={angle}", stream
+            )
+            for packet in [*source.demux(stream)][:-1]:
+                for turned in turn.filter(packet):
+                    turned.stream = copy
+                    out.mux(turned)
+    for read in (lambda p: next(iter_frames(p)), lambda p: read_clip(p, start=0, frames=1)):
+        with pytest.raises(BrokenVideoError, match="rotation is stated in its coded pictures"):
+            read(tmp_path / "quarter.mp4")
+        read(tmp_path / "half.mp4")
+    assert next(iter_frames(tmp_path / "half.mp4"))[-8, -8].min() > 200
+
+
 def test_damaged_pictures_are_broken_not_crashes():
     data = io.BytesIO()
     Image.fromarray(corner(1)[0]).save(data, "PNG")

@@ -38,18 +38,20 @@ def patches(height: int, width: int) -> np.ndarray:
     return np.repeat(YUV, width // 4, axis=0).T[:, None].repeat(height, axis=1).astype(np.uint8)
 
 
-def coloured(path, code, full, size=(48, 64), transfer=2, pixels="yuv444p", codec="ffv1"):
+def coloured(
+    path, code, full, size=(48, 64), transfer=2, primaries=2, pixels="yuv444p", codec="ffv1"
+):
     with av.open(str(path), "w") as out:
         stream = out.add_stream(codec, rate=25)
         stream.height, stream.width = size
         stream.pix_fmt = pixels
         context = stream.codec_context
         context.colorspace, context.color_range = code, 2 if full else 1
-        context.color_trc = transfer
+        context.color_trc, context.color_primaries = transfer, primaries
         for _ in range(3):
             frame = av.VideoFrame.from_ndarray(patches(*size), "yuv444p")
             frame.colorspace, frame.color_range = code, 2 if full else 1
-            frame.color_trc = transfer
+            frame.color_trc, frame.color_primaries = transfer, primaries
             out.mux(stream.encode(frame))
         out.mux(stream.encode())
     return path
@@ -82,6 +84,14 @@ def test_hdr_is_refused_in_one_line(tmp_path, transfer, name):
         with pytest.raises(BrokenVideoError, match=rf"HDR \({name}\)") as error:
             read(path)
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("primaries", "name"), [(9, "BT.2020"), (12, "Display P3")])
+def test_a_wide_gamut_is_refused_in_one_line(tmp_path, primaries, name):
+    path = coloured(tmp_path / "a.mkv", CODES["709"], False, primaries=primaries)
+    for read in (probe, lambda p: list(iter_frames(p)), lambda p: read_clip(p, start=0, frames=1)):
+        with pytest.raises(BrokenVideoError, match=rf"wide gamut \({name}\)"):
+            read(path)
 
 
 def transparent(height: int = 48, width: int = 64) -> np.ndarray:

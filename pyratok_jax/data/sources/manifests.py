@@ -26,7 +26,7 @@ from pydantic import Field
 
 from pyratok_jax.data.sources.records import ClipRecord
 from pyratok_jax.data.video.decoding import with_back_off
-from pyratok_jax.data.video.files import BrokenVideoError, check_regular
+from pyratok_jax.data.video.files import MAX_TEXT_BYTES, BrokenVideoError, check_regular
 from pyratok_jax.errors import UserError, quoted, short
 from pyratok_jax.io.documents import checked, parse_json
 
@@ -109,7 +109,7 @@ class _CocoCaption:
     """One of the captions of a picture."""
 
     image_id: int | str
-    caption: str | None = None
+    caption: Annotated[str, Field(max_length=MAX_TEXT_BYTES)] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,7 +237,12 @@ def _text(row: Mapping[str, Any], names: tuple[str, ...], where: str) -> str | N
         return None
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise UserError(f"{where}: {names[0]} is {quoted(value)}, expected text")
-    return _plain(str(value))
+    text = str(value)
+    if len(text) > MAX_TEXT_BYTES:
+        raise UserError(
+            f"{where}: {names[0]} has {len(text)} characters, expected at most {MAX_TEXT_BYTES}"
+        )
+    return _plain(text)
 
 
 def _record(row: Any, number: int, manifest: str, folder: epath.Path) -> ClipRecord:
@@ -274,8 +279,8 @@ def _record(row: Any, number: int, manifest: str, folder: epath.Path) -> ClipRec
 
 def _file_and_caption(row: Mapping[str, Any], where: str) -> tuple[str | None, str | None]:
     if "videoid" in row:  # WebVid: `name` is the caption, and the file follows from two columns.
-        page = str(row.get("page_dir") or "")
-        web = f"{page}/{row['videoid']}.mp4" if page else f"{row['videoid']}.mp4"
+        number, page = _text(row, ("videoid",), where), _text(row, ("page_dir",), where)
+        web = None if number is None else f"{page}/{number}.mp4" if page else f"{number}.mp4"
         return web, _text(row, ("name", *_CAPTION), where)
     file = _text(row, _PATH, where)
     if file is not None and "clip_id" in row and "." not in file.rsplit("/", 1)[-1]:

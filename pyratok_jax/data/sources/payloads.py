@@ -37,6 +37,7 @@ from pyratok_jax.data.video.writer import VideoWriter
 MAX_COPY_ERROR = 1.0
 MAX_STORE_ERROR = 12.0
 _THUMBNAIL = (36, 64)
+MAX_MEDIA_BYTES = 2_000_000_000  # A record, which is a protocol buffer, holds less than 2^31.
 
 
 @dataclass(frozen=True)
@@ -195,8 +196,14 @@ def _mux(target: io.BytesIO, stream: Any, packets: list[Any], origin: int) -> bo
 def _file_bytes(media: VideoSource) -> bytes:
     from etils import epath
 
+    if isinstance(media, bytes):
+        return media
     try:
-        return media if isinstance(media, bytes) else epath.Path(media).read_bytes()
+        file = epath.Path(media)
+        if (size := file.stat().length) > MAX_MEDIA_BYTES:
+            reason = f"its {size} bytes are more than {MAX_MEDIA_BYTES}; cut it (--clip-seconds)"
+            raise BrokenVideoError(name_of(media), reason)
+        return file.read_bytes()
     except OSError as error:
         raise BrokenVideoError(name_of(media), error.strerror or str(error)) from error
 

@@ -20,6 +20,7 @@ _MATRICES = {
     7: Colorspace.SMPTE240M, 9: Colorspace.BT2020,
 }  # fmt: skip
 _HDR = {16: "PQ", 18: "HLG"}  # Transfer characteristics of ITU-T H.273.
+_WIDE = {9: "BT.2020", 10: "XYZ", 11: "DCI-P3", 12: "Display P3"}  # Colour primaries, likewise.
 _RGB, _NOT_STATED, _FULL = 0, (2, 3), 2
 
 
@@ -27,10 +28,12 @@ class UnshowableError(ValueError):
     """Colours that cannot be shown as a player shows them."""
 
 
-def unshowable(matrix: int, transfer: int) -> str | None:
+def unshowable(matrix: int, transfer: int, primaries: int) -> str | None:
     """Why frames of this colour cannot be shown (None: they can), by the codes of H.273."""
     if transfer in _HDR:
         return f"its colours are HDR ({_HDR[transfer]}); convert it to SDR (BT.709) first"
+    if primaries in _WIDE:
+        return f"its colours are of a wide gamut ({_WIDE[primaries]}); convert it to BT.709 first"
     if matrix not in _MATRICES and matrix != _RGB and matrix not in _NOT_STATED:
         return f"its colour matrix (code {matrix} of ITU-T H.273) is not supported"
     return None
@@ -61,7 +64,7 @@ def to_array(
     Raises:
         UnshowableError: see `unshowable`.
     """
-    reason = unshowable(frame.colorspace, frame.color_trc)
+    reason = unshowable(frame.colorspace, frame.color_trc, frame.color_primaries)
     if reason is not None:
         raise UnshowableError(reason)
     turns = quarter_turns(frame)

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-from pyratok_jax.data.video.display import pixel_aspect, to_array
+from pyratok_jax.data.video.containers import may_be_turned
+from pyratok_jax.data.video.display import pixel_aspect, quarter_turns, to_array
 from pyratok_jax.data.video.headers import (
     VideoInfo,
     clock_of,
@@ -93,10 +94,10 @@ def iter_frames(
     if is_image(path):
         yield from [read_image(path)][start:stop]
         return
-    scaler = VideoReformatter()
+    shown = _Shown(path, None)
     for number, (_, frame, aspect) in enumerate(_decoded(path, stop, threads)):
         if number >= start:
-            yield to_array(frame, aspect, None, scaler)
+            yield shown(frame, aspect)
 
 
 def iter_span(
@@ -126,9 +127,9 @@ def iter_span(
         image = read_image(path)
         yield 0.0, image if size is None else resize_image(image, size)
         return
-    scaler = VideoReformatter()
+    shown = _Shown(path, size)
     for time, frame, aspect in _span(path, start, end, threads):
-        yield time, to_array(frame, aspect, size, scaler)
+        yield time, shown(frame, aspect)
 
 
 def count_frames(path: VideoSource, start: float | None = None, end: float | None = None) -> int:
@@ -231,17 +232,42 @@ def read_clip(
         times = [max(start + i / (fps or rate), 0.0) + margin for i in range(frames)]
         aspect = pixel_aspect(stream)
         picked = frames_at(container, stream, times)
-        clip = None if picked is None else _arrays(picked, aspect, size)
+        clip = None if picked is None else _arrays(path, picked, aspect, size)
     if clip is None:
         with opened(path) as (container, stream):
             picked = shown_at(timed_frames(container, stream, rate), times)
             if not picked:
                 raise BrokenVideoError(name_of(path), f"no frame can be decoded at {start:.2f} s")
-            clip = _arrays(picked, aspect, size)
+            clip = _arrays(path, picked, aspect, size)
     return np.stack(clip + [clip[-1]] * (frames - len(clip)))
 
 
-def _arrays(picked: list[Any], aspect: Fraction, size: tuple[int, int] | None) -> list[np.ndarray]:
-    scaler = VideoReformatter()  # One for all frames: it keeps its tables.
-    arrays = {id(frame): to_array(frame, aspect, size, scaler) for frame in picked}
+def _arrays(
+    source: VideoSource, picked: list[Any], aspect: Fraction, size: tuple[int, int] | None
+) -> list[np.ndarray]:
+    shown = _Shown(source, size)
+    arrays = {id(frame): shown(frame, aspect) for frame in picked}
     return [arrays[id(frame)] for frame in picked]
+
+
+class _Shown:
+    """Decoded frames of one video as a player shows them, see `to_array`.
+
+    A quarter turn that the coded pictures alone state is refused: `probe` does not see it, and
+    would give width for height.
+    """
+
+    def __init__(self, source: VideoSource, size: tuple[int, int] | None) -> None:
+        self._source, self._size = source, size
+        self._scaler = VideoReformatter()  # One for all frames: it keeps its tables.
+        self._turn_is_stated = False
+
+    def __call__(self, frame: Any, aspect: Fraction) -> np.ndarray:
+        """uint8 (h, w, 3). Raises: BrokenVideoError, UnshowableError."""
+        if quarter_turns(frame) % 2 and not self._turn_is_stated:
+            with opened(self._source) as (container, _):
+                self._turn_is_stated = may_be_turned(self._source, container)
+            if not self._turn_is_stated:
+                reason = "its rotation is stated in its coded pictures alone; write it to the file"
+                raise BrokenVideoError(name_of(self._source), reason)
+        return to_array(frame, aspect, self._size, self._scaler)

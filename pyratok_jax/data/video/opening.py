@@ -26,7 +26,7 @@ DEMUXERS = (
     "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "mpeg", "mpegts", "mpegvideo", "ogg", "gif",
 )  # fmt: skip
 _OPTIONS = {"format_whitelist": ",".join(DEMUXERS), "protocol_whitelist": "none"}
-MAX_TEXT_BYTES = 1 << 24  # Of a sidecar.
+MAX_TEXT_BYTES = 1 << 20  # Of a caption.
 MAX_PIXELS = 1 << 27  # Of a picture or a frame.
 
 VideoSource = str | os.PathLike | bytes
@@ -158,7 +158,7 @@ def _video_stream(name: str, container: Any) -> Any:
     if context.width * context.height > MAX_PIXELS:
         size = f"{context.width}x{context.height}"
         raise BrokenVideoError(name, f"its frames of {size} have more than {MAX_PIXELS} pixels")
-    reason = unshowable(context.colorspace, context.color_trc)
+    reason = unshowable(context.colorspace, context.color_trc, context.color_primaries)
     if reason is not None:
         raise BrokenVideoError(name, reason)
     return stream

@@ -1,8 +1,10 @@
 """Still images: read as a viewer shows them, and resized."""
 
+import contextlib
 import io
 import struct
 import zlib
+from collections.abc import Iterator
 
 import numpy as np
 from etils import epath
@@ -18,6 +20,22 @@ from pyratok_jax.data.video.opening import (
     name_of,
 )
 
+# Pillow knows others that start further programs (EPS) or name further files.
+_FORMATS = ("PNG", "JPEG", "BMP", "DIB", "WEBP", "GIF", "TIFF", "PPM")
+MAX_PICTURE_BYTES = 1 << 29
+
+
+def _bytes_of(path: VideoSource) -> bytes:
+    if isinstance(path, bytes):
+        return path
+    check_regular(path)
+    file = epath.Path(path)
+    size = file.stat().length
+    if size > MAX_PICTURE_BYTES:
+        reason = f"its {size} bytes are more than {MAX_PICTURE_BYTES}, it is no picture"
+        raise BrokenVideoError(name_of(path), reason)
+    return file.read_bytes()
+
 
 def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """One uint8 (h, w, 3) image resized to (height, width) with an anti-aliased bicubic filter."""
@@ -32,22 +50,29 @@ def read_image(path: VideoSource) -> np.ndarray:
     Raises:
         BrokenVideoError: missing or not an image.
     """
+    with open_picture(path) as image:
+        if image.mode.startswith("I"):  # PIL clips 16-bit grey at 255 instead of scaling it.
+            grey = np.asarray(image).astype(np.float64) / 257.0
+            return np.repeat(np.rint(grey)[..., None], 3, axis=-1).astype(np.uint8)
+        return np.asarray(opaque(image))
+
+
+@contextlib.contextmanager
+def open_picture(path: VideoSource) -> Iterator[Image.Image]:
+    """A still image, turned by its EXIF orientation, in the mode that it is stored in.
+
+    Raises:
+        BrokenVideoError: missing, too large, or not an image; also for what decoding it raises.
+    """
     name = name_of(path)
     try:
-        if not isinstance(path, bytes):
-            check_regular(path)
-        data = path if isinstance(path, bytes) else epath.Path(path).read_bytes()
-        with Image.open(io.BytesIO(data)) as stored:
+        with Image.open(io.BytesIO(_bytes_of(path)), formats=_FORMATS) as stored:
             if stored.width * stored.height > opening.MAX_PIXELS:
                 size = f"{stored.width}x{stored.height}"
                 raise BrokenVideoError(
                     name, f"its {size} pixels are more than {opening.MAX_PIXELS}"
                 )
-            image = ImageOps.exif_transpose(stored)
-            if image.mode.startswith("I"):  # PIL clips 16-bit grey at 255 instead of scaling it.
-                grey = np.asarray(image).astype(np.float64) / 257.0
-                return np.repeat(np.rint(grey)[..., None], 3, axis=-1).astype(np.uint8)
-            return np.asarray(opaque(image))
+            yield ImageOps.exif_transpose(stored)
     except FileNotFoundError as error:
         raise BrokenVideoError(name, "no such file", is_remote(path)) from error
     except (

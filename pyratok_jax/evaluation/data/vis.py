@@ -6,20 +6,16 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 from pycocotools import mask as coco
 
 from pyratok_jax.data.video.files import BrokenVideoError, read_image
+from pyratok_jax.data.video.pictures import open_picture
 from pyratok_jax.errors import UserError
 from pyratok_jax.evaluation.task import BrokenItemError
 from pyratok_jax.io.documents import WRONG_VALUE, read_json
 
 _IMAGES = (".jpg", ".jpeg", ".png")
 _VOID = 255
-# Pillow raises SyntaxError for a damaged PNG.
-_BAD_PICTURE = (
-    OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError,
-)  # fmt: skip
 
 
 class PackedMask(TypedDict):
@@ -199,11 +195,8 @@ def _label_maps(folder: Path) -> np.ndarray:
     """Object numbers (t, h, w); 255 is void."""
     maps = []
     for file in sorted(f for f in folder.iterdir() if f.suffix.lower() == ".png"):
-        try:
-            with Image.open(file) as image:
-                maps.append(np.asarray(image if image.mode in ("P", "L") else image.convert("L")))
-        except _BAD_PICTURE as error:
-            raise UserError(f"cannot read {file}: {error}") from error
+        with open_picture(file) as image:
+            maps.append(np.asarray(image if image.mode in ("P", "L") else image.convert("L")))
     if not maps or len({m.shape for m in maps}) != 1:
         raise UserError(f"{folder}: expected PNG masks of one size, one per frame")
     return np.stack(maps)
