@@ -8,21 +8,21 @@ way: from a converted folder to a diffusers folder, with every array equal bit f
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import Unpack
+from typing import Unpack, cast
 
-import jax.numpy as jnp
 from flax import nnx
 
-from pyratok_jax.checkpoints.conversion import ConversionPlan, load_arrays, match
+from pyratok_jax.checkpoints.conversion import ConversionPlan, match
 from pyratok_jax.checkpoints.foreign.sources import TensorSource, open_tensors
-from pyratok_jax.checkpoints.modules import build_module, module_shapes
-from pyratok_jax.checkpoints.weights import FORMAT, load_checkpoint, read_config
+from pyratok_jax.checkpoints.modules import module_shapes
+from pyratok_jax.checkpoints.weights import load_checkpoint, read_config
 from pyratok_jax.errors import UserError, run_cli
 from pyratok_jax.io.documents import WRONG_VALUE, read_json
 from pyratok_jax.models.vae_families import config_to_dict
 from pyratok_jax.models.wan_vae.config import WAN21, WAN22, WanVAEConfig
 from pyratok_jax.models.wan_vae.model import WanVAE
 from weights_conversion.command import convert, make_parser
+from weights_conversion.vae.converting import is_converted, load_planned, load_vae
 from weights_conversion.vae.naming import LoadOptions
 from weights_conversion.wan_vae_export import write_diffusers
 from weights_conversion.wan_vae_keys import Layout, detect, entries
@@ -86,15 +86,6 @@ def recognises(source: TensorSource) -> bool:
     return True
 
 
-def is_converted(path: Path) -> bool:
-    """Whether `path` is a folder that this project wrote."""
-    try:
-        record = read_json(path / "config.json")
-    except UserError:
-        return False
-    return isinstance(record, dict) and record.get("format") == FORMAT
-
-
 def load_wan_vae(path: str | Path, **options: Unpack[LoadOptions]) -> WanVAE:
     """The VAE of a converted folder, or of a published file read directly.
 
@@ -106,17 +97,12 @@ def load_wan_vae(path: str | Path, **options: Unpack[LoadOptions]) -> WanVAE:
         UserError: nothing usable there, or keys that do not fit.
     """
     path = Path(path)
-    dtype, sharding = options.get("param_dtype"), options.get("sharding")
     if is_converted(path):
-        config = WanVAEConfig.from_dict(read_config(path, KIND)["config"])
-        arrays = load_checkpoint(path, vae_shapes(config), dtype=dtype, sharding=sharding)
-    else:
-        source = open_tensors(path)
-        config = source_config(source)
-        plan = make_plan(source, config)
-        arrays = load_arrays(plan, dtype=dtype or jnp.float32, sharding=sharding)
-    dtype, remat = options.get("dtype", jnp.float32), options.get("remat", "none")
-    return build_module(lambda: WanVAE(config, rngs=nnx.Rngs(0), dtype=dtype, remat=remat), arrays)
+        read_config(path, KIND)
+        return cast(WanVAE, load_vae(path, **options))
+    source = open_tensors(path)
+    config = source_config(source)
+    return cast(WanVAE, load_planned(config, make_plan(source, config), options))
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -134,6 +134,24 @@ def load_checkpoint(
 
 
 @contextlib.contextmanager
+def damage_refused(message: Callable[[str], str]) -> Iterator[None]:
+    """Reading with Orbax and TensorStore, which raise many types of errors for damaged files.
+
+    Args:
+        message: from the first line of their error.
+
+    Raises:
+        UserError: with that message.
+    """
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:
+        raise UserError(message(first_line(error))) from error
+
+
+@contextlib.contextmanager
 def _restoring(weights: Path) -> Iterator[ocp.Checkpointer]:
     """An Orbax checkpointer for reading `weights` in this process alone.
 
@@ -149,13 +167,11 @@ def _restoring(weights: Path) -> Iterator[ocp.Checkpointer]:
         me = jax.process_index()
         alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
     handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
-    with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
-        try:
-            yield checkpointer
-        except (UserError, MemoryError):
-            raise
-        except Exception as error:  # Orbax and TensorStore raise many types for damaged files.
-            raise UserError(f"{weights} is damaged ({first_line(error)}); {_ADVICE}") from error
+    with (
+        ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer,
+        damage_refused(lambda error: f"{weights} is damaged ({error}); {_ADVICE}"),
+    ):
+        yield checkpointer
 
 
 def _check_files(

@@ -8,8 +8,7 @@ import orbax.checkpoint as ocp
 from pyratok_jax.checkpoints import verification
 from pyratok_jax.checkpoints.checksums import check
 from pyratok_jax.checkpoints.partition import Arrays
-from pyratok_jax.checkpoints.weights import first_line
-from pyratok_jax.errors import UserError
+from pyratok_jax.checkpoints.weights import damage_refused
 from pyratok_jax.io.documents import read_json
 
 CHECKSUMS = "checksums"  # key of a checkpoint's data item
@@ -48,23 +47,21 @@ def read_parameters(workdir: Path, step: int, prefer_ema: bool = True) -> Arrays
         UserError: it cannot be read.
     """
     path = (workdir / "checkpoints" / str(step) / "state").absolute()
-    try:
-        with _reader() as checkpointer:
-            meta = checkpointer.metadata(path).item_metadata
-            tree = jax.tree.map(_abstract_on_host, dict(meta))
-            state = checkpointer.restore(path, args=ocp.args.StandardRestore(tree))
-    except MemoryError:
-        raise
-    except Exception as error:  # Orbax and TensorStore raise many types for damaged files.
-        raise UserError(
-            f"{path.parent} is no readable checkpoint ({first_line(error)}); "
-            f"{older_advice(workdir, step)}"
-        ) from error
+    advice = older_advice(workdir, step)
+    with (
+        damage_refused(
+            lambda error: f"{path.parent} is no readable checkpoint ({error}); {advice}"
+        ),
+        _reader() as checkpointer,
+    ):
+        meta = checkpointer.metadata(path).item_metadata
+        tree = jax.tree.map(_abstract_on_host, dict(meta))
+        state = checkpointer.restore(path, args=ocp.args.StandardRestore(tree))
     if verification.enabled():
         data = path.parent / "data" / "metadata"
-        recorded = read_json(data, advice=older_advice(workdir, step)) if data.exists() else {}
+        recorded = read_json(data, advice=advice) if data.exists() else {}
         recorded = recorded.get(CHECKSUMS) if isinstance(recorded, dict) else None
-        check(dict(state), recorded or {}, str(path), older_advice(workdir, step))
+        check(dict(state), recorded or {}, str(path), advice)
     return state["ema"] if prefer_ema and state.get("ema") else state["params"]
 
 

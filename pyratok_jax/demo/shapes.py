@@ -13,12 +13,7 @@ def shape_clips(
 ) -> np.ndarray:
     """Clips uint8 (clips, frames, size, size, 3), each of one to four shapes; always the same ones.
 
-    Args:
-        cache_dir: not used; here so that it is called as other sources of clips are.
-        clips: number of clips.
-        frames: frames of a clip.
-        size: its side in pixels.
-        seed: of all choices.
+    A source of `demo.clips`, which nothing is cached of: `cache_dir` is not used.
     """
     del cache_dir
     rng = np.random.default_rng((seed, clips, frames, size))

@@ -10,12 +10,11 @@ from jaxtyping import Array, Float
 
 from pyratok_jax.models.video_vae import (
     Encoded,
-    LayerSettings,
     VideoVAE,
     VideoVAEConfig,
     check_statistics,
 )
-from pyratok_jax.nn.causal_conv import Conv2d
+from pyratok_jax.nn.causal_conv import Conv2d, LayerSettings
 from pyratok_jax.nn.frame_attention import attend
 from pyratok_jax.nn.group_norm import GroupNorm
 from pyratok_jax.nn.halo import cut, join
@@ -149,6 +148,20 @@ class AttentionBlock(nnx.Module):
         frames = t if self.over_clip else 1
         q, k, v = (each.reshape(b * t // frames, frames * h * w, c) for each in (q, k, v))
         return x + self.to_out[0](cut(attend(q, k, v, frames=frames).reshape(b, t, h, w, c)))
+
+
+class MidBlock(nnx.Module):
+    """Base of what stands at the latent's resolution: residual block, attention, residual block."""
+
+    def __init__(self, blocks: Sequence[nnx.Module], attention: AttentionBlock):
+        self.resnets = nnx.List(blocks)
+        self.attentions = nnx.List([attention])
+
+    def __call__(
+        self, x: Float[Array, "b t h w c"], cache: StreamCache | None = None
+    ) -> Float[Array, "b t h w c"]:
+        """Same shape out."""
+        return self.resnets[1](self.attentions[0](self.resnets[0](x)))
 
 
 class ClipEncoder(nnx.Module, abc.ABC):

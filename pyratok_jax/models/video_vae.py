@@ -6,7 +6,7 @@ and a line in `vae_families`. Tokenizer, training and tools know a VAE by this i
 
 import abc
 import dataclasses
-from typing import Any, ClassVar, NamedTuple, Required, TypedDict
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -145,20 +145,6 @@ def check_statistics(config: VideoVAEConfig) -> None:
     """
     if not len(config.latents_mean) == len(config.latents_std) == config.z_dim:
         raise ValueError(f"latents_mean and latents_std need {config.z_dim} entries")
-
-
-class LayerSettings(TypedDict, total=False):
-    """Keyword arguments of every layer with weights.
-
-    Attributes:
-        rngs: for the parameters.
-        dtype: of activations, float32 by default; norms are always computed in float32.
-        param_dtype: of the stored weights, float32 by default.
-    """
-
-    rngs: Required[nnx.Rngs]
-    dtype: DTypeLike
-    param_dtype: DTypeLike
 
 
 class VideoVAE(nnx.Module, abc.ABC):

@@ -1,6 +1,6 @@
 """Causal convolutions over (batch, time, height, width, channels), with stream caches and halos."""
 
-from typing import Any
+from typing import Any, Required, TypedDict
 
 import jax.numpy as jnp
 from flax import nnx
@@ -17,6 +17,20 @@ from pyratok_jax.nn.stream_cache import StreamCache
 
 # Checkpoint name of the activations that the remat policy "convs" saves.
 KEPT = "kept"
+
+
+class LayerSettings(TypedDict, total=False):
+    """Keyword arguments of every layer with weights.
+
+    Attributes:
+        rngs: for the parameters.
+        dtype: of activations, float32 by default; norms are always computed in float32.
+        param_dtype: of the stored weights, float32 by default.
+    """
+
+    rngs: Required[nnx.Rngs]
+    dtype: DTypeLike
+    param_dtype: DTypeLike
 
 
 class Conv(nnx.Module):

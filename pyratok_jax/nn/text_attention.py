@@ -1,12 +1,13 @@
 """Text as a condition: padded embeddings, and cross-attention of visual features to them."""
 
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
+
+from pyratok_jax.nn.causal_conv import LayerSettings
 
 
 class TextCondition(NamedTuple):
@@ -35,24 +36,16 @@ class TextAttention(nnx.Module):
     The output projection starts at zero: a fresh block ignores the text.
     """
 
-    def __init__(
-        self,
-        width: int,
-        text_width: int,
-        heads: int,
-        *,
-        rngs: nnx.Rngs,
-        dtype: DTypeLike = jnp.float32,
-    ):
+    def __init__(self, width: int, text_width: int, heads: int, **settings: Unpack[LayerSettings]):
         self.heads = heads
-        self.norm = nnx.RMSNorm(width, rngs=rngs, dtype=dtype)
-        self.text_norm = nnx.RMSNorm(text_width, rngs=rngs, dtype=dtype)
-        self.query = nnx.Linear(width, width, rngs=rngs, dtype=dtype)
+        self.norm = nnx.RMSNorm(width, **settings)
+        self.text_norm = nnx.RMSNorm(text_width, **settings)
+        self.query = nnx.Linear(width, width, **settings)
         # A bias of the keys would move all of a query's scores alike, which softmax ignores.
-        self.key = nnx.Linear(text_width, width, use_bias=False, rngs=rngs, dtype=dtype)
-        self.value = nnx.Linear(text_width, width, rngs=rngs, dtype=dtype)
+        self.key = nnx.Linear(text_width, width, use_bias=False, **settings)
+        self.value = nnx.Linear(text_width, width, **settings)
         zeros = nnx.initializers.zeros_init()
-        self.out = nnx.Linear(width, width, kernel_init=zeros, rngs=rngs, dtype=dtype)
+        self.out = nnx.Linear(width, width, kernel_init=zeros, **settings)
 
     def __call__(
         self, x: Float[Array, "b t h w d"], text: TextCondition

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from pyratok_jax.checkpoints import verification
 from pyratok_jax.checkpoints.checksums import checksums
-from pyratok_jax.checkpoints.weights import first_line
+from pyratok_jax.checkpoints.weights import damage_refused
 from pyratok_jax.checkpoints.working_folder import CHECKSUMS, newest_step, older_advice
 from pyratok_jax.errors import UserError, is_full_disk
 from pyratok_jax.io.locks import folder_lock
@@ -107,23 +107,18 @@ class Checkpoints:
         if step is None:
             return None
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, _tree(state))
-        try:
-            found = self._manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(target), data=ocp.args.JsonRestore()
-                ),
-            )
-        except MemoryError:
-            raise
-        except Exception as error:  # Orbax and TensorStore raise many types for damaged files.
-            raise UserError(
-                f"{self.workdir}/checkpoints/{step} cannot be restored into this config's model: "
-                f"{first_line(error)}; use the config that it was trained with, or another "
-                f"--workdir; if it is damaged, {older_advice(Path(self.workdir), step)}"
-            ) from error
         place = f"{self.workdir}/checkpoints/{step}"
         advice = older_advice(Path(self.workdir), step)
+        args = ocp.args.Composite(
+            state=ocp.args.StandardRestore(target), data=ocp.args.JsonRestore()
+        )
+        with damage_refused(
+            lambda error: (
+                f"{place} cannot be restored into this config's model: {error}; use the "
+                "config that it was trained with, or another --workdir; if it is damaged, " + advice
+            )
+        ):
+            found = self._manager.restore(step, args=args)
         if not isinstance(found["data"], dict):
             raise UserError(f"{place}/data is damaged; {advice}")
         data = dict(found["data"])

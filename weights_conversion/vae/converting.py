@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Unpack
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -120,29 +121,37 @@ def load_vae(path: str | Path, **options: Unpack[LoadOptions]) -> VideoVAE:
     from pyratok_jax.models.vae_families import kinds
 
     path, families = Path(path), kinds()
-    dtype, sharding = options.get("param_dtype"), options.get("sharding")
-    if _is_converted(path):
+    if is_converted(path):
         record = read_config(path, *families)
         config = config_from_dict({"family": families[record["kind"]], **record["config"]})
+        dtype, sharding = options.get("param_dtype"), options.get("sharding")
         arrays = load_checkpoint(path, vae_shapes(config), dtype=dtype, sharding=sharding)
-    else:
-        source = open_vae(path)
-        layout = recognise(source)
-        if layout is None:
-            raise UserError(f"{path}: of no known VAE; known are {', '.join(CONVERTERS)}")
-        config = source_config(source, layout)
-        plan = make_plan(source, layout, config)
-        arrays = load_arrays(plan, dtype=dtype or jnp.float32, sharding=sharding)
+        return _built(config, arrays, options)
+    source = open_vae(path)
+    layout = recognise(source)
+    if layout is None:
+        raise UserError(f"{path}: of no known VAE; known are {', '.join(CONVERTERS)}")
+    config = source_config(source, layout)
+    return load_planned(config, make_plan(source, layout, config), options)
 
-    def make() -> VideoVAE:
-        return build_vae(
-            config,
-            rngs=nnx.Rngs(0),
-            dtype=options.get("dtype", jnp.float32),
-            remat=options.get("remat", "none"),
-        )
 
-    return build_module(make, arrays)
+def load_planned(config: VideoVAEConfig, plan: ConversionPlan, options: LoadOptions) -> VideoVAE:
+    """The VAE of a published file, read directly.
+
+    Raises:
+        UserError: keys that do not fit.
+    """
+    dtype = options.get("param_dtype") or jnp.float32
+    arrays = load_arrays(plan, dtype=dtype, sharding=options.get("sharding"))
+    return _built(config, arrays, options)
+
+
+def _built(
+    config: VideoVAEConfig, arrays: Mapping[str, jax.Array], options: LoadOptions
+) -> VideoVAE:
+    settings: dict[str, Any] = {"dtype": options.get("dtype", jnp.float32)}
+    settings["remat"] = options.get("remat", "none")
+    return build_module(lambda: build_vae(config, rngs=nnx.Rngs(0), **settings), arrays)
 
 
 def open_vae(path: str | Path) -> TensorSource:
@@ -169,7 +178,8 @@ def open_vae(path: str | Path) -> TensorSource:
     return TensorSource(path, "safetensors", files.values(), info, read)
 
 
-def _is_converted(path: Path) -> bool:
+def is_converted(path: Path) -> bool:
+    """Whether `path` is a folder that this project wrote."""
     try:
         record = read_json(path / "config.json")
     except UserError:

@@ -16,7 +16,7 @@ from pyratok_jax.models.cogvideox.layers import (
     is_first,
 )
 from pyratok_jax.models.vae_parts import ClipEncoder, ResidualStage, WholeClipVAE
-from pyratok_jax.models.video_vae import LayerSettings
+from pyratok_jax.nn.causal_conv import LayerSettings
 from pyratok_jax.nn.first_frame_conv import FirstFrameConv3d
 from pyratok_jax.nn.group_norm import GroupNorm
 from pyratok_jax.nn.halo import cut, in_strips, join, strips_of

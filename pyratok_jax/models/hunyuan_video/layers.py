@@ -11,6 +11,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
+from pyratok_jax.models import vae_parts
 from pyratok_jax.models.vae_parts import AttentionBlock
 from pyratok_jax.nn.causal_conv import KEPT
 from pyratok_jax.nn.first_frame_conv import FirstFrameConv3d
@@ -40,22 +41,14 @@ class ResidualBlock(nnx.Module):
         return checkpoint_name(self.conv2(self.norm2(x, activate=True)) + shortcut, KEPT)
 
 
-class MidBlock(nnx.Module):
-    """Residual block, attention, residual block at the latent's resolution."""
+class MidBlock(vae_parts.MidBlock):
+    """Attention over the clip, between residual blocks."""
 
     def __init__(self, features: int, groups: int, **settings):
-        self.resnets = nnx.List(
-            [ResidualBlock(features, features, groups, **settings) for _ in range(2)]
-        )
+        blocks = [ResidualBlock(features, features, groups, **settings) for _ in range(2)]
         param = {"param_dtype": settings.get("param_dtype", jnp.float32)}
         norm = GroupNorm(features, groups, **param)
-        self.attentions = nnx.List([AttentionBlock(norm, over_clip=True, **settings)])
-
-    def __call__(
-        self, x: Float[Array, "b t h w c"], cache: StreamCache | None = None
-    ) -> Float[Array, "b t h w c"]:
-        """Same shape out."""
-        return self.resnets[1](self.attentions[0](self.resnets[0](x)))
+        super().__init__(blocks, AttentionBlock(norm, over_clip=True, **settings))
 
 
 class Downsample(nnx.Module):

@@ -9,8 +9,7 @@ from jaxtyping import Array, Float
 from pyratok_jax.models.hunyuan_video.config import HunyuanVideoConfig
 from pyratok_jax.models.hunyuan_video.layers import Downsample, MidBlock, ResidualBlock, Upsample
 from pyratok_jax.models.vae_parts import ClipEncoder, ResidualStage, WholeClipVAE
-from pyratok_jax.models.video_vae import LayerSettings
-from pyratok_jax.nn.causal_conv import CausalConv3d
+from pyratok_jax.nn.causal_conv import CausalConv3d, LayerSettings
 from pyratok_jax.nn.first_frame_conv import FirstFrameConv3d
 from pyratok_jax.nn.group_norm import GroupNorm
 from pyratok_jax.nn.halo import cut, in_strips, join, strips_of

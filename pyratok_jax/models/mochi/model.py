@@ -16,8 +16,7 @@ from pyratok_jax.models.mochi.layers import (
     frame_norm,
 )
 from pyratok_jax.models.vae_parts import ClipEncoder, WholeClipVAE
-from pyratok_jax.models.video_vae import LayerSettings
-from pyratok_jax.nn.causal_conv import Conv2d
+from pyratok_jax.nn.causal_conv import Conv2d, LayerSettings
 from pyratok_jax.nn.first_frame_conv import FirstFrameConv3d
 from pyratok_jax.nn.halo import cut, in_strips, join, strips_of
 from pyratok_jax.nn.remat import rematerialised

@@ -5,17 +5,19 @@ of the previous level's codes and of the latent residual are added, the result a
 and the signs of its logits are the code. `LevelInputs` says which of these a level has.
 """
 
+import dataclasses
+from typing import Unpack
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from pyratok_jax.models.pyratok.inputs import LevelInputs
 from pyratok_jax.models.pyratok.lfq import quantize
 from pyratok_jax.models.pyratok.quantizers.base import Level
 from pyratok_jax.models.pyratok.synthesis import Analysis
-from pyratok_jax.nn.causal_conv import CausalConv3d
+from pyratok_jax.nn.causal_conv import CausalConv3d, LayerSettings
 from pyratok_jax.nn.grids import Stride, group_time, resample, space_to_depth
 from pyratok_jax.nn.partitioning import convolve
 from pyratok_jax.nn.stream_cache import StreamCache
@@ -35,20 +37,16 @@ class LateralConnection(nnx.Module):
         stage_stride: Stride,
         stride: Stride,
         width: int,
-        *,
-        rngs: nnx.Rngs,
-        dtype: DTypeLike = jnp.float32,
+        **settings: Unpack[LayerSettings],
     ):
         dt, ds = stride
         if dt % stage_stride[0] or ds % stage_stride[1]:
             raise ValueError(f"grid strides {stride} are finer than the stage's {stage_stride}")
         self.group = dt // stage_stride[0]
         self.patch = ds // stage_stride[1]
-        self.norm = nnx.RMSNorm(channels, rngs=rngs, dtype=dtype)
-        self.embed = nnx.Linear(
-            self.group * self.patch**2 * channels, width, rngs=rngs, dtype=dtype
-        )
-        self.mix = CausalConv3d(width, width, (3, 3, 3), rngs=rngs, dtype=dtype)
+        self.norm = nnx.RMSNorm(channels, **settings)
+        self.embed = nnx.Linear(self.group * self.patch**2 * channels, width, **settings)
+        self.mix = CausalConv3d(width, width, (3, 3, 3), **settings)
 
     def __call__(
         self, feature: Float[Array, "b T H W c"], cache: StreamCache | None = None
@@ -60,49 +58,65 @@ class LateralConnection(nnx.Module):
         return x + convolve(self.mix, jax.nn.silu(x), cache)
 
 
+@dataclasses.dataclass(frozen=True)
+class LevelSizes:
+    """Sizes of one level.
+
+    Attributes:
+        stage_channels: of the encoder stage that feeds it.
+        stage_stride: that stage's strides (time, space) in pixels.
+        stride: those of the level.
+        latent_stride: those of the latent.
+        latent_channels: of the latent.
+        bits: per token.
+        vocabulary: number of valid codes; None means 2^bits.
+        width: channels inside the block.
+        heads: attention heads.
+        text_width: of the text embeddings.
+        inputs: what the level sees.
+        has_previous: whether there is an earlier level.
+    """
+
+    stage_channels: int
+    stage_stride: Stride
+    stride: Stride
+    latent_stride: Stride
+    latent_channels: int
+    bits: int
+    vocabulary: int | None
+    width: int
+    heads: int
+    text_width: int
+    inputs: LevelInputs
+    has_previous: bool
+
+
 class LaPQBlock(nnx.Module):
     """One level: features, previous codes, latent residual and text to logits and codes."""
 
-    def __init__(
-        self,
-        *,
-        stage_channels: int,
-        stage_stride: Stride,
-        stride: Stride,
-        latent_stride: Stride,
-        latent_channels: int,
-        bits: int,
-        vocabulary: int | None,
-        width: int,
-        heads: int,
-        text_width: int,
-        inputs: LevelInputs,
-        has_previous: bool,
-        rngs: nnx.Rngs,
-        dtype: DTypeLike = jnp.float32,
-    ):
-        self.vocabulary = vocabulary
+    def __init__(self, sizes: LevelSizes, **settings: Unpack[LayerSettings]):
+        rngs, inputs, width, bits = settings["rngs"], sizes.inputs, sizes.width, sizes.bits
+        self.vocabulary = sizes.vocabulary
         self.inputs = inputs
-        self.lateral = (
-            LateralConnection(stage_channels, stage_stride, stride, width, rngs=rngs, dtype=dtype)
-            if inputs.feature
-            else None
-        )
+        stage = (sizes.stage_channels, sizes.stage_stride, sizes.stride, width)
+        self.lateral = LateralConnection(*stage, **settings) if inputs.feature else None
         # Arrays of the residual are named by what it was called first: `analysis`, `missing`.
         seen = inputs.residual != "none"
         self.analysis = (
-            Analysis(stride, latent_stride, bits, latent_channels, rngs=rngs) if seen else None
+            Analysis(sizes.stride, sizes.latent_stride, bits, sizes.latent_channels, rngs=rngs)
+            if seen
+            else None
         )
-        self.missing = nnx.Linear(bits, width, rngs=rngs, dtype=dtype) if seen else None
-        before = inputs.previous and has_previous
-        self.previous = nnx.Linear(bits, width, rngs=rngs, dtype=dtype) if before else None
+        self.missing = nnx.Linear(bits, width, **settings) if seen else None
+        before = inputs.previous and sizes.has_previous
+        self.previous = nnx.Linear(bits, width, **settings) if before else None
         self.attention = (
-            TextAttention(width, text_width, heads, rngs=rngs, dtype=dtype) if inputs.text else None
+            TextAttention(width, sizes.text_width, sizes.heads, **settings) if inputs.text else None
         )
-        self.norm = nnx.RMSNorm(width, rngs=rngs, dtype=dtype)
-        self.mlp_in = nnx.Linear(width, 2 * width, rngs=rngs, dtype=dtype)
-        self.mlp_out = nnx.Linear(2 * width, width, rngs=rngs, dtype=dtype)
-        self.head_norm = nnx.RMSNorm(width, rngs=rngs, dtype=dtype)
+        self.norm = nnx.RMSNorm(width, **settings)
+        self.mlp_in = nnx.Linear(width, 2 * width, **settings)
+        self.mlp_out = nnx.Linear(2 * width, width, **settings)
+        self.head_norm = nnx.RMSNorm(width, **settings)
         # Small: with a bypass the residual alone decides the code at the start.
         small = nnx.initializers.variance_scaling(0.01, "fan_in", "normal")
         self.head = nnx.Linear(width, bits, kernel_init=small, rngs=rngs)

@@ -8,6 +8,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
+from pyratok_jax.models import vae_parts
 from pyratok_jax.models.vae_parts import AttentionBlock
 from pyratok_jax.nn.causal_conv import KEPT, Conv2d, TimeConv
 from pyratok_jax.nn.group_norm import GroupNorm
@@ -90,19 +91,13 @@ class SpaceTimeBlock(nnx.Module):
         return self.time_mixer(x, self.temporal_res_block(x))
 
 
-class MidBlock(nnx.Module):
+class MidBlock(vae_parts.MidBlock):
     """A block, attention within frames, a block; `block` is the class of its blocks."""
 
     def __init__(self, features: int, block: type[ResidualBlock | SpaceTimeBlock], **settings):
-        self.resnets = nnx.List([block(features, features, **settings) for _ in range(2)])
+        blocks = [block(features, features, **settings) for _ in range(2)]
         norm = frame_norm(features, **settings)
-        self.attentions = nnx.List([AttentionBlock(norm, over_clip=False, **settings)])
-
-    def __call__(
-        self, x: Float[Array, "b t h w c"], cache: StreamCache | None = None
-    ) -> Float[Array, "b t h w c"]:
-        """Same shape out."""
-        return self.resnets[1](self.attentions[0](self.resnets[0](x)))
+        super().__init__(blocks, AttentionBlock(norm, over_clip=False, **settings))
 
 
 class Resample(nnx.Module):

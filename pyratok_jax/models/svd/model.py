@@ -15,8 +15,7 @@ from pyratok_jax.models.svd.layers import (
     over_time,
 )
 from pyratok_jax.models.vae_parts import ClipEncoder, ResidualStage, WholeClipVAE
-from pyratok_jax.models.video_vae import LayerSettings
-from pyratok_jax.nn.causal_conv import Conv2d, TimeConv
+from pyratok_jax.nn.causal_conv import Conv2d, LayerSettings, TimeConv
 from pyratok_jax.nn.halo import cut, in_strips, join, strips_of
 from pyratok_jax.nn.remat import rematerialised
 from pyratok_jax.nn.stream_cache import StreamCache

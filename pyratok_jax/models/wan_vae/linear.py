@@ -12,9 +12,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from pyratok_jax.models.video_vae import LayerSettings
 from pyratok_jax.models.wan_vae.config import WanVAEConfig
-from pyratok_jax.nn.causal_conv import CausalConv3d
+from pyratok_jax.nn.causal_conv import CausalConv3d, LayerSettings
 from pyratok_jax.nn.stream_cache import StreamCache
 
 Values = Array | np.ndarray

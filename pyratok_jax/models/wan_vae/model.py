@@ -5,13 +5,13 @@ from typing import ClassVar, Unpack
 from flax import nnx
 from jaxtyping import Array, Float
 
-from pyratok_jax.models.video_vae import Encoded, LayerSettings, VideoVAE
+from pyratok_jax.models.video_vae import Encoded, VideoVAE
 from pyratok_jax.models.wan_vae.config import WanVAEConfig
 from pyratok_jax.models.wan_vae.decoder import Decoder
 from pyratok_jax.models.wan_vae.encoder import Encoder
 from pyratok_jax.models.wan_vae.linear import LinearPath
 from pyratok_jax.models.wan_vae.resample import patchify, unpatchify
-from pyratok_jax.nn.causal_conv import CausalConv3d
+from pyratok_jax.nn.causal_conv import CausalConv3d, LayerSettings
 from pyratok_jax.nn.remat import POLICIES
 from pyratok_jax.nn.stream_cache import StreamCache
 

@@ -11,7 +11,7 @@ from flax import nnx
 
 from pyratok_jax.models.pyratok.config import PyraTokConfig
 from pyratok_jax.models.pyratok.inputs import INPUT_PRESETS, LevelInputs, level_inputs
-from pyratok_jax.models.pyratok.lapq import LaPQBlock
+from pyratok_jax.models.pyratok.lapq import LaPQBlock, LevelSizes
 from pyratok_jax.models.pyratok.quantizers.registry import build_quantizer
 from pyratok_jax.nn.text_attention import TextCondition
 from tests.tiny_tokenizer import tiny_config
@@ -30,11 +30,12 @@ def words(seed):
 @functools.cache
 def block(inputs: LevelInputs) -> LaPQBlock:
     """Of stride (2, 16) on a stage of (1, 8) and a latent of (4, 8); its text path is open."""
-    made = LaPQBlock(
+    sizes = LevelSizes(
         stage_channels=3, stage_stride=(1, 8), stride=(2, 16), latent_stride=(4, 8),
         latent_channels=4, bits=6, vocabulary=None, width=8, heads=2, text_width=12,
-        inputs=inputs, has_previous=True, rngs=nnx.Rngs(0),
+        inputs=inputs, has_previous=True,
     )  # fmt: skip
+    made = LaPQBlock(sizes, rngs=nnx.Rngs(0))
     if made.attention is not None:
         made.attention.out.kernel[...] = noise(9, 8, 8)
     return made

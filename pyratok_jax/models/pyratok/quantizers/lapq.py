@@ -8,12 +8,10 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from pyratok_jax.models.pyratok.inputs import InputsByLevel
-from pyratok_jax.models.pyratok.lapq import LaPQBlock
+from pyratok_jax.models.pyratok.lapq import LaPQBlock, LevelSizes
 from pyratok_jax.models.pyratok.quantizers import base
 from pyratok_jax.models.pyratok.quantizers.lapq_fitting import LevelMaps, fit_levels
 from pyratok_jax.models.pyratok.synthesis import Analysis, Synthesis
-from pyratok_jax.nn.grids import Stride
 from pyratok_jax.nn.text_attention import TextCondition
 
 
@@ -22,53 +20,39 @@ class LaPQConfig:
     """Sizes of the pyramid.
 
     Attributes:
-        grids: strides (time, space) in pixels of each level.
+        levels: each level's, coarse to fine.
         stages: which encoder stage (1, 2, ...) feeds each level.
-        inputs: what each level sees.
-        stage_channels: channels of those stages.
-        stage_strides: their strides in pixels.
-        latent_stride: strides of the latent in pixels.
-        latent_channels: its channels.
-        bits: bits per token.
-        vocabulary: number of valid codes; None means 2^bits.
-        width: channels inside a block.
-        heads: attention heads of a block.
-        text_width: width of the text embeddings.
         synthesis_width: hidden channels of each level's smoothing convolution.
     """
 
-    grids: tuple[Stride, ...]
+    levels: tuple[LevelSizes, ...]
     stages: tuple[int, ...]
-    inputs: InputsByLevel
-    stage_channels: tuple[int, ...]
-    stage_strides: tuple[Stride, ...]
-    latent_stride: Stride
-    latent_channels: int
-    bits: int
-    vocabulary: int | None
-    width: int
-    heads: int
-    text_width: int
     synthesis_width: int
 
     @classmethod
     def of(cls, sizes: base.TokenizerSizes) -> "LaPQConfig":
         """Those of a tokenizer."""
-        stages = sizes.level_stages
+        levels = zip(sizes.level_stages, sizes.grids, sizes.inputs_by_level, strict=True)
         return cls(
-            grids=sizes.grids,
-            stages=stages,
-            inputs=sizes.inputs_by_level,
-            stage_channels=tuple(sizes.vae.stage_channels[stage - 1] for stage in stages),
-            stage_strides=tuple(sizes.vae.stage_strides[stage - 1] for stage in stages),
-            latent_stride=sizes.latent_stride,
-            latent_channels=sizes.vae.z_dim,
-            bits=sizes.bits,
-            vocabulary=sizes.vocabulary,
-            width=sizes.width,
-            heads=sizes.heads,
-            text_width=sizes.text_width,
-            synthesis_width=sizes.synthesis_width,
+            tuple(
+                LevelSizes(
+                    stage_channels=sizes.vae.stage_channels[stage - 1],
+                    stage_stride=sizes.vae.stage_strides[stage - 1],
+                    stride=stride,
+                    latent_stride=sizes.latent_stride,
+                    latent_channels=sizes.vae.z_dim,
+                    bits=sizes.bits,
+                    vocabulary=sizes.vocabulary,
+                    width=sizes.width,
+                    heads=sizes.heads,
+                    text_width=sizes.text_width,
+                    inputs=inputs,
+                    has_previous=number > 0,
+                )
+                for number, (stage, stride, inputs) in enumerate(levels)
+            ),
+            sizes.level_stages,
+            sizes.synthesis_width,
         )
 
 
@@ -85,19 +69,18 @@ class LaPQ(base.Quantizer):
         """Build with random weights."""
         self.config = config
         self.stages = config.stages
-        levels = range(len(config.grids))
-        self.blocks = nnx.List(_block(config, level, rngs, dtype) for level in levels)
+        self.blocks = nnx.List(LaPQBlock(level, rngs=rngs, dtype=dtype) for level in config.levels)
         self.synthesis = nnx.List(
             Synthesis(
-                grid,
-                config.latent_stride,
-                config.bits,
-                config.latent_channels,
+                level.stride,
+                level.latent_stride,
+                level.bits,
+                level.latent_channels,
                 config.synthesis_width,
                 rngs=rngs,
                 dtype=dtype,
             )
-            for grid in config.grids
+            for level in config.levels
         )
 
     def quantize(self, inputs: base.Inputs) -> base.Quantized:
@@ -117,7 +100,7 @@ class LaPQ(base.Quantizer):
 
     def _keep(self, level: int, batch: int, key: base.Key) -> Bool[Array, "b"] | None:
         """Clips whose residual a level sees; None: all."""
-        dropout = self.config.inputs[level].residual_dropout
+        dropout = self.config.levels[level].inputs.residual_dropout
         if key is None or not dropout:
             return None
         return ~jax.random.bernoulli(jax.random.fold_in(key, level), dropout, (batch,))
@@ -141,12 +124,12 @@ class LaPQ(base.Quantizer):
             assert block.analysis is not None
             return LevelMaps(block.analysis, synthesis)
         assert stages is not None
-        inputs = [x[stage] for x in stages]
+        inputs, sizes = [x[stage] for x in stages], self.config.levels[level]
         analysis = block.analysis or Analysis(
-            self.config.grids[level],
-            self.config.latent_stride,
-            self.config.bits,
-            self.config.latent_channels,
+            sizes.stride,
+            sizes.latent_stride,
+            sizes.bits,
+            sizes.latent_channels,
             rngs=nnx.Rngs(seed),
         )
 
@@ -176,22 +159,3 @@ class LaPQ(base.Quantizer):
             latent = latent + synthesis(level.q).astype(latent.dtype)
             previous = level.q
         return tuple(maps)
-
-
-def _block(config: LaPQConfig, level: int, rngs: nnx.Rngs, dtype: DTypeLike) -> LaPQBlock:
-    return LaPQBlock(
-        stage_channels=config.stage_channels[level],
-        stage_stride=config.stage_strides[level],
-        stride=config.grids[level],
-        latent_stride=config.latent_stride,
-        latent_channels=config.latent_channels,
-        bits=config.bits,
-        vocabulary=config.vocabulary,
-        width=config.width,
-        heads=config.heads,
-        text_width=config.text_width,
-        inputs=config.inputs[level],
-        has_previous=level > 0,
-        rngs=rngs,
-        dtype=dtype,
-    )
