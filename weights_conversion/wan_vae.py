@@ -87,15 +87,7 @@ def recognises(source: TensorSource) -> bool:
 
 
 def load_wan_vae(path: str | Path, **options: Unpack[LoadOptions]) -> WanVAE:
-    """The VAE of a converted folder, or of a published file read directly.
-
-    Args:
-        path: a converted folder, or anything that the command reads.
-        options: see `LoadOptions`.
-
-    Raises:
-        UserError: nothing usable there, or keys that do not fit.
-    """
+    """A Wan VAE: of a converted folder, or of a published file read directly; see `load_vae`."""
     path = Path(path)
     if is_converted(path):
         read_config(path, KIND)
