@@ -206,7 +206,7 @@ def answer(asked: "ClipQuestions", arguments: argparse.Namespace) -> dict[str, A
 def attention(
     asked: "ClipQuestions", arguments: argparse.Namespace, output: Path
 ) -> dict[str, Any]:
-    """A film of attention maps, a panel per piece of a word; the mean weight of each piece."""
+    """A video of attention maps, a panel per piece of a word; the mean weight of each piece."""
     from pyratok_jax.evaluation.vision.drawing import heat_maps, tiled, titled
 
     pieces, maps = asked.attention(arguments.caption, arguments.attention - 1)

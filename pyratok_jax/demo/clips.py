@@ -102,7 +102,7 @@ class PhasedClips:
         self.broken: dict[str, str] = {}
 
     def phase(self, step: int) -> Phase:
-        """The phase that a step lies in; the last one goes on for ever."""
+        """The phase of a step; the last one has no end."""
         for phase in self.phases:
             if step < phase.steps:
                 return phase

@@ -43,8 +43,8 @@ def augment(
 def colour_map(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """A random affine map of RGB rows: x @ (3, 3) + (3,), about the middle grey.
 
-    The channels may change places, the saturation lies between 0.5 and 1.8 times what it was, each
-    channel's gain between 0.8 and 1.25, brightness moves by up to 20.
+    Channels may be permuted; saturation is scaled by 0.5 to 1.8, each channel by 0.8 to 1.25, and
+    brightness moves by up to 20.
     """
     order = rng.permutation(3) if rng.random() < 0.5 else np.arange(3)
     saturation = np.exp(rng.uniform(np.log(0.5), np.log(1.8)))

@@ -26,7 +26,7 @@ class Components(NamedTuple):
 def principal_components(
     videos: Iterable[Float[np.ndarray, "b t h w 3"]], count: int, time: int, space: int
 ) -> Components:
-    """Of the blocks of (time, space, space) pixels that lie side by side in `videos`.
+    """Of the adjacent blocks of (time, space, space) pixels of `videos`.
 
     Pixels of a block are ordered (frame, row, column, colour). Sides must be multiples of `space`
     and frames of `time`.

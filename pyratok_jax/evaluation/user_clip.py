@@ -67,7 +67,7 @@ def read_user_clip(path: VideoSource, *, frames: int, side: int, fps: float = 0.
 
     Args:
         path: a file.
-        frames: at most so many.
+        frames: the most to read.
         side: of the shorter side in pixels, at most; 0: as it is.
         fps: frames per second to take; 0: all.
 

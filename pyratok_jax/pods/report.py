@@ -19,7 +19,7 @@ from pyratok_jax.pods.hlo import HloProgram
 from pyratok_jax.pods.programs import StepProgram, for_tpu
 from pyratok_jax.pods.topology import GIBIBYTE, Slice
 
-# Named scopes of the model, the first that an operation lies in counts.
+# Named scopes of the model; an operation counts for the first one that encloses it.
 PARTS = (
     "frozen", "vae_encoder", "vae_decoder", "levels", "lpips", "ssim", "codebook", "language_model",
 )  # fmt: skip

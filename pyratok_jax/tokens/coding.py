@@ -23,7 +23,7 @@ _MOST_TOKENS = 1 << 31
 
 
 def pack(ids: np.ndarray, bits: int) -> bytes:
-    """The code of a level's ids (t, h, w): a byte that names the form, then the data.
+    """The code of a level's ids (t, h, w): a byte that names the coding, then the data.
 
     Never more than one byte longer than the raw ids.
     """

@@ -295,7 +295,7 @@ class _Video:
         advance(len(frames))
 
     def close(self, outcome: Outcome, advance: Callable[[int], None]) -> None:
-        """Write what is left, and let the file take its name."""
+        """Write the remaining frames, and rename the file into place."""
         self._flush(advance)
         self._fill(self._stop, advance)
         self._stack.close()

@@ -25,7 +25,7 @@ def output_path(
     """Where a video is written: its id below the folder, with a suffix that tells what it is.
 
     Args:
-        folder: the output folder; the result lies inside it.
+        folder: the output folder; the result is inside it.
         name: the video's id, any text.
         still: one picture (`.png`).
         crf: None: a folder of frames; else an mp4 file.

@@ -27,7 +27,7 @@ def scale_by_gram_muon(decay: float = 0.95, rms: float = 0.2) -> optax.GradientT
     """Replace gradients of kernels (*window, in, out) by orthogonal matrices of a given size.
 
     Args:
-        decay: of the gradients' moving average (Nesterov's form).
+        decay: of the gradients' moving average (Nesterov momentum).
         rms: root mean square of an update's entries.
     """
 

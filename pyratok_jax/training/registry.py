@@ -54,7 +54,7 @@ def make_evaluators(config: ConfigDict, task: Task[Any]) -> list[Evaluator]:
         name = str(options.get("name", ""))
         make = lookup(EVALUATORS, str(options.pop("kind", name)), "evaluators")
         if name in (other.name for other in made):
-            raise UserError(f"config.evaluators has {name} twice; give each a name of its own")
+            raise UserError(f"config.evaluators has {name} twice; give each another name")
         try:
             inspect.signature(make).bind(config, task, **options)
         except TypeError as error:

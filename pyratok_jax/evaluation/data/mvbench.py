@@ -1,4 +1,4 @@
-"""MVBench: its 20 tasks, where their files lie, its questions, and answers read from free text."""
+"""MVBench: its 20 tasks and their files, its questions, and answers parsed from free text."""
 
 import dataclasses
 import re

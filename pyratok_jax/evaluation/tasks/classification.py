@@ -81,7 +81,7 @@ class Classification(FeatureTask[Labelled]):
         return self._rows
 
     def class_names(self) -> list[str]:
-        """The classes that are told apart, read once."""
+        """Names of the classes, read once."""
         if not self._classes:
             self._classes = load_classes(self.classes, self.rows())
         return self._classes

@@ -26,10 +26,10 @@ def metric_of(
     """The metric of a tokenizer's decoder at the first positions of some normalised latents."""
     graph, state = nnx.split(tokenizer)
     # The custom VJPs of the lowering for TPUs have no forward-mode derivative.
-    form = "conv3d" if current_lowering() == "tpu" else current_lowering()
+    lowering = "conv3d" if current_lowering() == "tpu" else current_lowering()
 
     def decode(latents: Array) -> Array:
-        with conv_lowering(form):
+        with conv_lowering(lowering):
             return nnx.merge(graph, state).decode(latents)
 
     clips, frames, rows, columns = _POSITIONS
