@@ -34,6 +34,7 @@ from pyratok_jax.io.atomic import short_name, write_png
 from pyratok_jax.metrics.code_usage import CodeUsage
 from pyratok_jax.metrics.image import Perceptual, Quality
 from pyratok_jax.metrics.rate import bits_per_pixel
+from pyratok_jax.nn.text_attention import TextCondition
 from pyratok_jax.reports.pictures import error_map, side_by_side
 from pyratok_jax.tokenizer import Tokenizer
 
@@ -223,13 +224,13 @@ class Reconstructor:
         config = self.tokenizer.config
         return CodeUsage(len(config.grids), config.vocabulary_size)
 
-    def _in_windows(self, job: Job, text: Any) -> Iterator[_Part]:
+    def _in_windows(self, job: Job, text: TextCondition | None) -> Iterator[_Part]:
         """(frames, reconstruction, ids) of each window, a clip of its own."""
         for clip in cut_windows(_frames(job), self.window):
             encoded = self.tokenizer.encode(clip, text)
             yield clip, self.tokenizer.decode(encoded), encoded.batch
 
-    def _as_one_clip(self, job: Job, text: Any) -> Iterator[_Part]:
+    def _as_one_clip(self, job: Job, text: TextCondition | None) -> Iterator[_Part]:
         """The same of each segment: the first as long as a window, later ones less its frame 0."""
         later = max(self.window - 1, self.tokenizer.temporal_factor)
         segments = cut_windows(_frames(job), self.window, later)

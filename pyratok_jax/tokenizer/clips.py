@@ -5,12 +5,13 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8, UInt32
 
 from pyratok_jax.data.padding import ClipSizes, Padding
+from pyratok_jax.models.language.text import TextEncoder
 from pyratok_jax.models.pyratok.config import PyraTokConfig
 from pyratok_jax.nn.text_attention import TextCondition
 
@@ -74,7 +75,7 @@ class TokenizerLike(Protocol):
 
     checkpoint_hash: str
     folder: Path | None
-    text: Any
+    text: TextEncoder | None
 
     @property
     def config(self) -> PyraTokConfig:
