@@ -8,15 +8,16 @@ or hosts.
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import grain
 import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8
 
 from pyratok_jax.data.buckets import Bucket, assign_buckets, parse_buckets
 from pyratok_jax.data.resumable import ENDLESS, ResumableLoader, in_processes
 from pyratok_jax.data.sampling import Place, SamplingPlan
-from pyratok_jax.data.sources.index import index_clips, shape_of
+from pyratok_jax.data.sources.index import Shape, index_clips, shape_of
 from pyratok_jax.data.sources.records import ClipRecord
 from pyratok_jax.data.sources.registry import load_source
 from pyratok_jax.data.video.cutting import Cut, DecodedCache, cut_clip
@@ -33,6 +34,45 @@ ShareOf = Callable[[int], tuple[int, int]]
 _ATTEMPTS = 32
 
 
+class ClipBatch(TypedDict, total=False):
+    """What one host reads of a step, or the report of a failure.
+
+    Attributes:
+        video: uint8.
+        has_text: which clips have a caption.
+        text_ids, text_mask: of the captions; with `tokenize` only.
+        text_embeddings: of the captions; with `embed` only.
+        captions: None where missing or dropped.
+        ids: of the clips.
+        bucket: name of the shape that all hosts have at this step.
+        skipped: (path, reason) of unreadable clips.
+        failed: whether no clip could be read.
+    """
+
+    video: UInt8[np.ndarray, "b t h w 3"]
+    has_text: Bool[np.ndarray, "b"]
+    text_ids: Int[np.ndarray, "b l"]
+    text_mask: Bool[np.ndarray, "b l"]
+    text_embeddings: Float[np.ndarray, "b l d"]
+    captions: list[str | None]
+    ids: list[str]
+    bucket: str
+    skipped: list[tuple[str, str]]
+    failed: bool
+
+
+class _Example(TypedDict, total=False):
+    """One row of a `ClipBatch`; `absent` where a host reads fewer rows of this bucket."""
+
+    video: UInt8[np.ndarray, "t h w 3"]
+    caption: str | None
+    id: str
+    bucket: int
+    skipped: list[tuple[str, str]]
+    failed: bool
+    absent: bool
+
+
 class ClipSource:
     """Random access to the examples of one host: element i is row i % rows of step i // rows.
 
@@ -45,7 +85,7 @@ class ClipSource:
     def __init__(
         self,
         records: Sequence[Sequence[ClipRecord]],
-        shapes: Sequence[Mapping[int, Any]],
+        shapes: Sequence[Mapping[int, Shape]],
         plan: SamplingPlan,
         buckets: tuple[Bucket, ...],
         config: Mapping[str, Any],
@@ -74,7 +114,7 @@ class ClipSource:
     def __repr__(self) -> str:
         return f"ClipSource({[len(r) for r in self.records]} clips, {len(self.buckets)} buckets)"
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> _Example:
         step, row = divmod(int(index), self.rows)
         first, rows = self._own[self.plan.bucket(step)]
         if row >= rows:
@@ -89,10 +129,11 @@ class ClipSource:
                 if (error.path, error.reason) not in skipped:
                     skipped.append((error.path, error.reason))
                 continue
-            return example | {"skipped": skipped}
+            example["skipped"] = skipped
+            return example
         return {"skipped": skipped, "failed": True}
 
-    def _example(self, place: Place, attempt: int, dataset: int, number: int) -> dict[str, Any]:
+    def _example(self, place: Place, attempt: int, dataset: int, number: int) -> _Example:
         bucket = self.buckets[place.bucket]
         record = self.records[dataset][number]
         rng = self.plan.rng(place, attempt)
@@ -107,7 +148,7 @@ def _decoder(config: Mapping[str, Any]) -> Decoder:
     return Decoder(config["decode_time_limit"], config["retries"], config["retry_delay"])
 
 
-def _collate(buckets: tuple[Bucket, ...], examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _collate(buckets: tuple[Bucket, ...], examples: Sequence[_Example]) -> ClipBatch:
     """A batch of one host; a failed example turns the batch into the report of its failure."""
     examples = [example for example in examples if not example.get("absent")]
     skipped = [item for example in examples for item in example["skipped"]]
@@ -124,25 +165,26 @@ def _collate(buckets: tuple[Bucket, ...], examples: Sequence[dict[str, Any]]) ->
     }
 
 
-def _owned(batch: dict[str, Any]) -> dict[str, Any]:
+def _owned(batch: ClipBatch) -> ClipBatch:
     """Copy the arrays out of the shared memory of worker processes, which is thereby released."""
-    return {k: np.array(v) if isinstance(v, np.ndarray) else v for k, v in batch.items()}
+    copied = {k: np.array(v) if isinstance(v, np.ndarray) else v for k, v in batch.items()}
+    return cast(ClipBatch, copied)
 
 
-def _tokenized(tokenize: Tokenize, batch: dict[str, Any]) -> dict[str, Any]:
+def _tokenized(tokenize: Tokenize, batch: ClipBatch) -> ClipBatch:
     if "captions" not in batch:
         return batch
     ids, mask = tokenize(batch["captions"])
     return batch | {"text_ids": np.asarray(ids, np.int32), "text_mask": np.asarray(mask, bool)}
 
 
-def _embedded(embed: Embed, batch: dict[str, Any]) -> dict[str, Any]:
+def _embedded(embed: Embed, batch: ClipBatch) -> ClipBatch:
     if "captions" not in batch:
         return batch
     return batch | {"text_embeddings": np.asarray(embed(batch["captions"])[0], np.float32)}
 
 
-class ClipLoader(ResumableLoader[dict[str, Any]]):
+class ClipLoader(ResumableLoader[ClipBatch]):
     """The endless iterator of batches; see `make_loader` for what a batch holds.
 
     `broken` maps the path of every clip skipped so far to the reason. `step` is the number of the
@@ -176,7 +218,7 @@ class ClipLoader(ResumableLoader[dict[str, Any]]):
                     continue
         return found
 
-    def _take(self, batch: dict[str, Any]) -> dict[str, Any]:
+    def _take(self, batch: ClipBatch) -> ClipBatch:
         """Raises: UserError, when more clips are unreadable than the config allows."""
         self._count(batch.pop("skipped"))
         if batch.get("failed"):
@@ -244,11 +286,8 @@ def make_loader(
             number: hosts whose devices hold parts of the same frames read the same clips.
 
     Returns:
-        An endless iterator with `get_state` and `set_state` (a `grain.DatasetIterator`). A batch
-        holds video uint8 (b, t, h, w, 3), has_text bool (b,), with `tokenize` text_ids int32
-        (b, l) and text_mask bool (b, l), with `embed` text_embeddings float32 (b, l, d), and
-        besides arrays: captions, ids (lists) and bucket,
-        the name of the one shape that all hosts have at this step.
+        An endless iterator with `get_state` and `set_state` (a `grain.DatasetIterator`) of
+        `ClipBatch`es.
 
     Raises:
         UserError: nothing readable, too much broken, or an impossible setting.
@@ -283,14 +322,14 @@ def make_loader(
 
 def _fitting(
     records: Sequence[Sequence[ClipRecord]], buckets: tuple[Bucket, ...], config: Mapping[str, Any]
-) -> tuple[list[list[np.ndarray]], list[Mapping[int, Any]], list[tuple[str, str]]]:
+) -> tuple[list[list[np.ndarray]], list[Mapping[int, Shape]], list[tuple[str, str]]]:
     """Per source: the clips of each bucket, the known shapes; and what is broken."""
     if config["any_bucket"]:
         everything = [[np.arange(len(r))] * len(buckets) for r in records]
         return everything, [{} for _ in records], []
     decoder = _decoder(config)
     eligible: list[list[np.ndarray]] = []
-    shapes: list[Mapping[int, Any]] = []
+    shapes: list[Mapping[int, Shape]] = []
     broken: list[tuple[str, str]] = []
     for clips in records:
         if isinstance(clips, WorldRecords):  # Drawn at whatever size and length is asked for.
