@@ -14,6 +14,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pyratok_jax.generator import Generator as Generator
+    from pyratok_jax.generator import load_generator as load_generator
     from pyratok_jax.tokenizer import EncodedClip as EncodedClip
     from pyratok_jax.tokenizer import Tokenizer as Tokenizer
     from pyratok_jax.tokenizer import load_tokenizer as load_tokenizer
@@ -24,12 +26,22 @@ __version__ = "0.1.0"
 # Public name -> the module that defines it.
 _PUBLIC = {
     "EncodedClip": "pyratok_jax.tokenizer",
+    "Generator": "pyratok_jax.generator",
     "TokenDataset": "pyratok_jax.tokens.dataset",
     "Tokenizer": "pyratok_jax.tokenizer",
+    "load_generator": "pyratok_jax.generator",
     "load_tokenizer": "pyratok_jax.tokenizer",
 }
 
-__all__ = ["EncodedClip", "TokenDataset", "Tokenizer", "__version__", "load_tokenizer"]
+__all__ = [
+    "EncodedClip",
+    "Generator",
+    "TokenDataset",
+    "Tokenizer",
+    "__version__",
+    "load_generator",
+    "load_tokenizer",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 # Lowest first. Every module of the package that is not listed is a command, above all of them.
 LAYERS = (
     "errors", "io", "assets", "nn", "models", "checkpoints", "data", "metrics", "losses",
-    "tokenizer", "reports", "tokens", "evaluation", "training", "demo", "pods",
+    "tokenizer", "reports", "tokens", "generator", "evaluation", "training", "demo", "pods",
 )  # fmt: skip
 PACKAGE, CONVERTERS = (sorted((ROOT / name).rglob("*.py")) for name in
                        ("pyratok_jax", "weights_conversion"))  # fmt: skip

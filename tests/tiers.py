@@ -7,6 +7,9 @@ meant to stay under five minutes on two cores with an empty cache of compiled pr
 MARKS: dict[str, tuple[str, ...]] = {
     # Seconds to minutes of compiling or computing.
     "heavy": (
+        "generator/test_generator.py",
+        "losses/test_prior.py",
+        "models/prior/test_orders.py",
         "models/wan_vae/test_linear.py",
         "models/test_text_statistics.py::test_real_states",
         "demo/test_shipped_backbone.py",

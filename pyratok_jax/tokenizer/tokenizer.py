@@ -152,6 +152,24 @@ class Tokenizer(ClipTokenizer):
         levels = tuple(jnp.asarray(level, jnp.uint32) for level in ids)
         return np.asarray(self._programs.detokenize(levels))
 
+    def decode_next(
+        self, ids: Sequence[np.ndarray], caches: Any = None
+    ) -> tuple[UInt8[np.ndarray, "b t h w 3"], Any]:
+        """`decode_padded` of the next tokens of a clip, and the caches for those after them.
+
+        Args:
+            ids: (b, t, h, w) of every level in whole latent frames; the first begin with frame 0.
+            caches: what the call before gave; None at the beginning of a clip.
+
+        Raises:
+            ValueError: a quantiser or VAE that does not stream (`PyraTok.streams`).
+        """
+        if not self.model.streams:
+            raise ValueError(f"quantizer {self.config.quantizer!r} cannot decode in chunks")
+        levels = tuple(jnp.asarray(level, jnp.uint32) for level in ids)
+        video, caches = self._programs.detokenize_next(levels, caches)
+        return np.asarray(video), caches
+
     def reconstruct_segments(
         self, segments: Iterable[UInt8[np.ndarray, "t h w 3"]], text: TextCondition | None = None
     ) -> Iterator[Segment]:

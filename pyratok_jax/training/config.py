@@ -17,7 +17,10 @@ from ml_collections import ConfigDict, config_dict, config_flags
 from pyratok_jax.data.config import data_config, updated
 from pyratok_jax.errors import UserError
 from pyratok_jax.losses.objective import LossSettings, LossWeights
+from pyratok_jax.losses.prior import PriorObjective
 from pyratok_jax.models.masking import MaskingConfig
+from pyratok_jax.models.prior.config import PriorConfig
+from pyratok_jax.models.prior.sampling import Sampling
 from pyratok_jax.models.pyratok.config import PyraTokConfig
 
 
@@ -171,6 +174,45 @@ def tokenizer_training_config(**changes: Any) -> ConfigDict:
     # None leaves them open.
     config.model.tokenizer.stages = config_dict.placeholder(tuple)
     config.model.tokenizer.vocabulary = config_dict.placeholder(int)
+    config.lock()
+    return config
+
+
+def generator_training_config(**changes: Any) -> ConfigDict:
+    """`training_config` with the keys of a prior's training on tokens.
+
+    - tokenizer: working folder of the tokenizer that made the tokens.
+    - tokens: the dataset (path, an `--output` of `export_tokens`); threads, workers and batches
+      ahead of its reader. batch_size holds for clips of every size.
+    - model: the fields of `models.prior.config.PriorConfig` that the tokenizer does not give.
+    - conditioning: text, classes or none (kind), the share of captions that is left out (drop),
+      tokens per caption (length; 0: as the tokenizer), specification of a frozen language model
+      (language; empty: the tokenizer's), and the captions that name classes (classes).
+    - objective: `losses.prior.PriorObjective`.
+    - sampling: defaults of `generate`, the fields of `models.prior.sampling.Sampling`.
+
+    Raises:
+        KeyError: an unknown key in `changes`.
+    """
+    config = training_config(**({"task": "generator"} | changes))
+    given = {"strides", "bits", "latent_stride", "latent_channels", "condition", "text_width",
+             "classes", "remat"}  # fmt: skip
+    parts = {
+        "tokens": {"path": "", "threads": 2, "workers": 0, "ahead": 2},
+        "model": {
+            field.name: field.default
+            for field in dataclasses.fields(PriorConfig)
+            if field.name not in given
+        },
+        "conditioning": {
+            "kind": "text", "drop": 0.1, "length": 0, "language": "", "classes": (),
+        },
+        "objective": dataclasses.asdict(PriorObjective()),
+        "sampling": dataclasses.asdict(Sampling()),
+    }  # fmt: skip
+    config.tokenizer = ""
+    for name, values in parts.items():
+        config[name] = ConfigDict(values)
     config.lock()
     return config
 

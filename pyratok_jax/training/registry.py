@@ -17,9 +17,13 @@ Run = Callable[[ConfigDict, Path], dict[str, Path] | None]
 TASKS = {
     "tokenizer": "pyratok_jax.training.tasks.run:run",
     "projector": "pyratok_jax.training.tasks.projector:run",
+    "generator": "pyratok_jax.training.tasks.generator:run",
 }
 # Kind of an entry of `config.evaluators` -> its class.
-EVALUATORS = {"heldout": "pyratok_jax.training.evaluators.heldout:HeldoutReconstruction"}
+EVALUATORS = {
+    "heldout": "pyratok_jax.training.evaluators.heldout:HeldoutReconstruction",
+    "heldout_tokens": "pyratok_jax.training.evaluators.heldout_tokens:HeldoutTokens",
+}
 
 
 def lookup(table: Mapping[str, str], name: str, key: str) -> Any:

@@ -32,8 +32,9 @@ OPERATIONAL = (
     "multi_host", "host_timeout", "step_timeout", "profile_steps", "init_from", "remat",
     "calibration", "data.workers", "data.threads", "data.prefetch", "data.phases", "model.vae",
     "language.size", "vision.size",
+    "sampling", "tokens.threads", "tokens.workers", "tokens.ahead",
 )  # fmt: skip
-IDENTITY = ("task", "seed", "model", "language", "tokenizer", "projector")
+IDENTITY = ("task", "seed", "model", "language", "tokenizer", "projector", "conditioning")
 # Keys that configs did not always have, and what held before.
 _ADDED: dict[str, Any] = {
     "model.tokenizer.inputs": UNNAMED_INPUTS,

@@ -13,5 +13,7 @@ def test_every_task_loads(name):
 
 
 def test_an_unknown_name_is_refused():
-    with pytest.raises(UserError, match="config.task is 'gan', expected one of projector, token"):
+    with pytest.raises(
+        UserError, match="config.task is 'gan', expected one of generator, projector, token"
+    ):
         lookup(TASKS, "gan", "task")

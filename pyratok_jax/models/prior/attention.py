@@ -1,5 +1,7 @@
 """Attention of a prior: four-axis rotary positions, and visibility in place of n x n masks."""
 
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -96,15 +98,19 @@ def attend_static(
         needed = [e for e in edges if mask[:, e : e + BLOCK].any()]
         columns = np.concatenate([np.arange(e, min(e + BLOCK, n)) for e in needed])
 
-        def one(q: Array, k: Array, v: Array, there: Array, mask: np.ndarray = mask[:, columns]):
-            return attend(q, (Segment(k, v, jnp.asarray(mask) & there[:, None]),))
-
+        run: Callable[..., Heads] = functools.partial(_attend_masked, mask=mask[:, columns])
         parts: tuple[Array, ...] = (key, value, valid)
         if len(columns) < n:
             parts = tuple(_columns(x, needed, n) for x in parts)
-        run = one if n <= BLOCK else jax.checkpoint(one)
+        run = run if n <= BLOCK else jax.checkpoint(run)
         blocks.append(run(query[:, own], *parts))
     return jnp.concatenate(blocks, axis=1)
+
+
+def _attend_masked(
+    query: Heads, key: Keys, value: Keys, valid: Bool[Array, "b s"], mask: Bool[np.ndarray, "t s"]
+) -> Heads:
+    return attend(query, (Segment(key, value, jnp.asarray(mask) & valid[:, None]),))
 
 
 def _columns(x: Array, starts: list[int], n: int) -> Array:

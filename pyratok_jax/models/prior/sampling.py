@@ -2,7 +2,8 @@
 
 import dataclasses
 import math
-from typing import Literal, NamedTuple
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +48,19 @@ class Sampling:
             raise ValueError(f"guidance {self.guidance}: expected a scale from 0")
         if not 0 <= self.choice_temperature < 1e3:
             raise ValueError(f"choice_temperature {self.choice_temperature}: expected from 0")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Sampling":
+        """The settings in plain values, such as a config's; lists become tuples.
+
+        Raises:
+            TypeError, ValueError: keys that are not fields, or impossible values.
+        """
+        plain: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list | tuple) else value
+            for name, value in values.items()
+        }
+        return cls(**plain)
 
     @property
     def guided(self) -> bool:

@@ -1,0 +1,100 @@
+"""Reading a trained prior from its working folder."""
+
+import hashlib
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from pyratok_jax.checkpoints.partition import restore_module
+from pyratok_jax.checkpoints.pretrained import load_language
+from pyratok_jax.checkpoints.verification import weights_hash
+from pyratok_jax.checkpoints.working_folder import is_step, newest_step, read_parameters
+from pyratok_jax.data.captions import CaptionTokenizer
+from pyratok_jax.errors import UserError
+from pyratok_jax.generator.description import ADVICE, DESCRIPTION, read_description
+from pyratok_jax.generator.generator import Generator
+from pyratok_jax.io.documents import refusing
+from pyratok_jax.models.language.text import TextEncoder
+from pyratok_jax.models.prior.config import PriorConfig
+from pyratok_jax.models.prior.model import Prior
+from pyratok_jax.models.prior.sampling import Sampling
+from pyratok_jax.tokenizer import Tokenizer, load_tokenizer
+
+
+def load_generator(
+    checkpoint: str | Path, *, tokenizer: str | Path | Tokenizer | None = None
+) -> Generator:
+    """The generator in a working folder (its newest checkpoint) or in its `checkpoints/STEP`.
+
+    Args:
+        checkpoint: the `--workdir` of a training with `task="generator"`.
+        tokenizer: in place of the folder that the training names, where it has moved.
+
+    Raises:
+        UserError: no such folder, no generator's, or another tokenizer or language model than it
+            was trained with.
+    """
+    path = Path(checkpoint)
+    if not path.exists():
+        raise UserError(f"--checkpoint {path}: no such folder; name the --workdir of a training")
+    workdir, step = path, newest_step(path) if path.is_dir() else None
+    if path.parent.name == "checkpoints" and is_step(path.name):
+        workdir, step = path.parent.parent, int(path.name)
+    description = read_description(workdir)
+    if step is None:
+        raise UserError(f"--checkpoint {path} holds no checkpoint; resume its training")
+    if not isinstance(tokenizer, Tokenizer):
+        tokenizer = load_tokenizer(tokenizer or description.tokenizer)
+    if tokenizer.checkpoint_hash != description.tokenizer_hash:
+        raise UserError(
+            f"{workdir} was trained on tokens of another tokenizer "
+            f"({description.tokenizer_hash[:12]}, not {tokenizer.checkpoint_hash[:12]}); name the "
+            "one that made them"
+        )
+    where = str(workdir / DESCRIPTION)
+    with refusing(where, ADVICE):
+        sizes = PriorConfig.from_dict(description.prior)
+        sampling = Sampling.from_dict(description.sampling)
+    if sizes.strides != tokenizer.config.grids or sizes.bits != tokenizer.config.bits:
+        raise UserError(f"{where}: its grids or bits are not those of the tokenizer; {ADVICE}")
+    arrays = read_parameters(workdir, step)
+    prior, own = restore_module(
+        lambda: Prior(sizes, rngs=nnx.Rngs(0), dtype=jnp.dtype(description.dtype)),
+        "prior",
+        {name: jnp.asarray(value) for name, value in arrays.items()},
+        f"{workdir}: its checkpoint does not fit its {DESCRIPTION}",
+    )
+    text, captions = None, None
+    if description.language is not None:
+        said = description.language
+        if said.spec:
+            language = load_language(said.spec)
+            if language.sha256 != said.sha256:
+                raise UserError(
+                    f"the language model {said.spec} is not the one that {workdir} was trained "
+                    "with; put the original weights back"
+                )
+            text, words = TextEncoder(language.model), language.tokenizer
+        elif tokenizer.text is not None and tokenizer.captions is not None:
+            text, words = tokenizer.text, tokenizer.captions.tokenizer
+        else:
+            raise UserError("the tokenizer has no language model; name the one it was trained with")
+        captions = CaptionTokenizer(words, said.length)
+    parts = [
+        weights_hash({name: np.asarray(value) for name, value in own.items()}),
+        tokenizer.checkpoint_hash,
+        repr(sizes),
+    ]
+    return Generator(
+        prior,
+        tokenizer,
+        text=text,
+        captions=captions,
+        classes=description.classes,
+        sampling=sampling,
+        size=description.size,
+        fps=description.fps,
+        checkpoint_hash=hashlib.sha256("|".join(parts).encode()).hexdigest(),
+    )

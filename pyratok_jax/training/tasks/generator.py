@@ -1,0 +1,307 @@
+"""Training a prior on a dataset of tokens: the `Run` of `config.task` "generator".
+
+The tokenizer is frozen: of it the training needs the sizes, the language model that embeds the
+captions, and for the order "blocks" the synthesis of the latent from codes.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, PRNGKeyArray
+from ml_collections import ConfigDict
+
+from pyratok_jax.checkpoints.pretrained import load_language
+from pyratok_jax.data.captions import CaptionTokenizer
+from pyratok_jax.errors import UserError
+from pyratok_jax.generator.description import FrozenText, GeneratorDescription, write_description
+from pyratok_jax.losses.prior import PriorObjective, prior_loss
+from pyratok_jax.models.language.text import TextEncoder
+from pyratok_jax.models.prior.conditioning import Condition
+from pyratok_jax.models.prior.config import PriorConfig
+from pyratok_jax.models.prior.latents import LevelCodes
+from pyratok_jax.models.prior.layout import Layout
+from pyratok_jax.models.prior.model import Prior
+from pyratok_jax.models.prior.sampling import Sampling
+from pyratok_jax.models.pyratok.lfq import ids_to_bits
+from pyratok_jax.models.pyratok.quantizers.base import Quantizer
+from pyratok_jax.nn.text_attention import TextCondition
+from pyratok_jax.tokenizer import Tokenizer, load_tokenizer
+from pyratok_jax.tokens.dataset import TokenDataset
+from pyratok_jax.tokens.sequence_loader import Reading, SequenceLoader, make_sequence_loader
+from pyratok_jax.training.loop.contracts import (
+    Batch,
+    DeviceBatch,
+    LoaderState,
+    LossAndTerms,
+    Progress,
+    ShareOf,
+)
+from pyratok_jax.training.loop.train import train
+
+
+class GeneratorSystem(nnx.Module):
+    """The prior, and the frozen parts that its loss reads."""
+
+    def __init__(self, prior: Prior, text: TextEncoder | None, quantizer: Quantizer | None):
+        self.prior = prior
+        self.text = nnx.data(text)
+        self.quantizer = nnx.data(quantizer)
+
+    def condition(self, batch: Mapping[str, Array], rows: int) -> Condition:
+        """What the rows of a batch are conditioned on."""
+        text: TextCondition | None = None
+        if self.text is not None:
+            text = self.text(batch["text_ids"], batch["text_mask"])
+        return Condition(rows, text, batch.get("classes"))
+
+    def synthesize(self, codes: LevelCodes) -> Array:
+        """The latent of codes of all levels."""
+        assert self.quantizer is not None
+        return self.quantizer.synthesize(codes)
+
+
+class TokenBatches:
+    """A `contracts.Loader`: levels of tokens by name, with what the captions became."""
+
+    def __init__(self, sequences: SequenceLoader, names: tuple[str, ...]):
+        self._sequences, self._names = sequences, names
+
+    @property
+    def broken(self) -> dict[str, str]:
+        """Records skipped so far, and why."""
+        return self._sequences.broken
+
+    def __next__(self) -> Batch:
+        """The next batch: `level_1`, ... int32 (b, t, h, w)."""
+        read = next(self._sequences)
+        arrays, start = {}, 1
+        for number, grid in enumerate(read.grids, start=1):
+            count = int(np.prod(grid))
+            ids = read.sequences[:, start : start + count]
+            arrays[f"level_{number}"] = ids.astype(np.int32).reshape(-1, *grid)
+            start += count + 1  # A mark stands before each level.
+        arrays |= {name: read.arrays[name] for name in self._names}
+        return Batch(arrays, read.rows, read.bucket)
+
+    def get_state(self) -> LoaderState:
+        """Where the stream is."""
+        return self._sequences.get_state()
+
+    def set_state(self, state: LoaderState) -> None:
+        """Continue from there."""
+        self._sequences.set_state(state)
+
+    def close(self) -> None:
+        """End the stream's threads and processes."""
+        self._sequences.close()
+
+
+class GeneratorTask:
+    """A `contracts.Task`."""
+
+    def __init__(self, config: ConfigDict, tokenizer: Tokenizer | None = None):
+        """Load the frozen parts and build a fresh prior.
+
+        Args:
+            config: see `config.generator_training_config`.
+            tokenizer: in place of that of `config.tokenizer`.
+
+        Raises:
+            UserError: an impossible setting, or tokens of another tokenizer.
+        """
+        self.config = config
+        if not config.tokens.path:
+            raise UserError("config.tokens.path is empty; name the --output of export_tokens")
+        if tokenizer is None and not config.tokenizer:
+            raise UserError("config.tokenizer is empty; name the tokenizer's --workdir")
+        self.tokenizer = tokenizer or load_tokenizer(config.tokenizer)
+        self.dataset = TokenDataset(config.tokens.path)
+        check_tokens(self.dataset, self.tokenizer)
+        self.text, self.captions, self.said = self._language()
+        self.sizes = self._sizes()
+        try:
+            self.objective = PriorObjective(**config.objective)
+            self.sampling = Sampling.from_dict(config.sampling.to_dict())
+        except (TypeError, ValueError) as error:
+            raise UserError(f"config: {error}") from error
+        quantizer = self.tokenizer.model.quantizer if self.sizes.order == "blocks" else None
+        if quantizer is not None and not quantizer.streams:
+            raise UserError(
+                "config.model.order blocks needs a tokenizer whose quantiser streams; take "
+                "raster or masked"
+            )
+        prior = Prior(self.sizes, rngs=nnx.Rngs(config.seed), dtype=jnp.dtype(config.dtype))
+        self.system = GeneratorSystem(prior, self.text, quantizer)
+
+    def _language(self) -> tuple[TextEncoder | None, CaptionTokenizer | None, FrozenText | None]:
+        """The text encoder, its word tokenizer, and how a description names them."""
+        chosen = self.config.conditioning
+        if chosen.kind != "text":
+            return None, None, None
+        if chosen.language:
+            language = load_language(chosen.language)
+            captions = CaptionTokenizer(language.tokenizer, chosen.length or 64)
+            said = FrozenText(chosen.language, language.sha256, captions.length)
+            return TextEncoder(language.model), captions, said
+        text, words = self.tokenizer.text, self.tokenizer.captions
+        if text is None or words is None:
+            raise UserError(
+                "the tokenizer has no language model; name one as config.conditioning.language, "
+                "or set config.conditioning.kind to classes or none"
+            )
+        captions = CaptionTokenizer(words.tokenizer, chosen.length or words.length)
+        return text, captions, FrozenText("", "", captions.length)
+
+    def _sizes(self) -> PriorConfig:
+        made, chosen = self.tokenizer.config, self.config.conditioning
+        try:
+            return PriorConfig(
+                strides=made.grids,
+                bits=made.bits,
+                latent_stride=made.latent_stride,
+                latent_channels=made.vae.z_dim,
+                condition=chosen.kind,
+                text_width=self.text.width if self.text is not None else 1,
+                classes=len(chosen.classes),
+                remat=self.config.remat != "none",
+                **{key: _plain(value) for key, value in self.config.model.items()},
+            )
+        except ValueError as error:
+            raise UserError(f"config.model: {error}") from error
+
+    def is_trainable(self, name: str, variable: nnx.Variable) -> bool:
+        """The prior alone."""
+        return name.startswith("prior.")
+
+    def make_loader(self, share_of: ShareOf) -> TokenBatches:
+        """The training stream of this process."""
+        return self._loader(self.dataset, share_of, self.config.conditioning.drop)
+
+    def heldout_loader(self, path: str, share_of: ShareOf) -> TokenBatches:
+        """The batches of another dataset, captions never left out.
+
+        Raises:
+            UserError: no such dataset, or one of another tokenizer.
+        """
+        dataset = TokenDataset(path)
+        check_tokens(dataset, self.tokenizer)
+        return self._loader(dataset, share_of, 0.0)
+
+    def _loader(self, dataset: TokenDataset, share_of: ShareOf, drop: float) -> TokenBatches:
+        kind, tokens = self.config.conditioning.kind, self.config.tokens
+        classes = {name: i for i, name in enumerate(self.config.conditioning.classes)}
+        sequences = make_sequence_loader(
+            dataset,
+            seed=self.config.seed,
+            batch_size=self.config.batch_size,
+            tokenize=self.captions,
+            classes=classes if kind == "classes" else None,
+            caption_dropout=drop,
+            share_of=share_of,
+            reading=Reading(tokens.threads, tokens.workers, tokens.ahead),
+        )
+        names = {"text": ("text_ids", "text_mask"), "classes": ("classes",), "none": ()}
+        return TokenBatches(sequences, names[kind])
+
+    def loss(
+        self, system: GeneratorSystem, batch: DeviceBatch, key: PRNGKeyArray, progress: Progress
+    ) -> LossAndTerms:
+        """See `losses.prior.prior_loss`."""
+        return self._loss(system, batch, key, self.objective)
+
+    def measure(
+        self, system: GeneratorSystem, batch: DeviceBatch, key: PRNGKeyArray
+    ) -> Mapping[str, Array]:
+        """The terms without flips and tasks."""
+        return self._loss(system, batch, key, PriorObjective())[1]
+
+    def _loss(
+        self,
+        system: GeneratorSystem,
+        batch: DeviceBatch,
+        key: PRNGKeyArray,
+        objective: PriorObjective,
+    ) -> LossAndTerms:
+        levels = [batch[f"level_{number + 1}"] for number in range(self.sizes.levels)]
+        layout = layout_of([level.shape[1:] for level in levels], self.sizes)
+        rows = levels[0].shape[0]
+        ids = jnp.concatenate([level.reshape(rows, -1) for level in levels], axis=1)
+        return prior_loss(
+            system.prior,
+            ids_to_bits(ids.astype(jnp.uint32), self.sizes.bits),
+            system.condition(batch, rows),
+            key,
+            layout=layout,
+            objective=objective,
+            synthesize=system.synthesize,
+        )
+
+    def describe(self, workdir: Path) -> None:
+        """Write `generator.json`, which `load_generator` reads beside the checkpoints."""
+        record = self.dataset[0]
+        folder = self.tokenizer.folder
+        write_description(
+            workdir,
+            GeneratorDescription(
+                prior=self.sizes.to_dict(),
+                tokenizer=str(folder.resolve()) if folder else self.config.tokenizer,
+                tokenizer_hash=self.tokenizer.checkpoint_hash,
+                language=self.said,
+                classes=tuple(self.config.conditioning.classes),
+                sampling=self.config.sampling.to_dict(),
+                size=(record.padded_frames, record.padded_height, record.padded_width),
+                fps=float(record.fps),
+                dtype=self.config.dtype,
+            ),
+        )
+
+
+def check_tokens(dataset: TokenDataset, tokenizer: Tokenizer) -> None:
+    """Refuse a dataset that another tokenizer made.
+
+    Raises:
+        UserError: another checkpoint, or codes that are not all valid.
+    """
+    record, config = dataset[0], tokenizer.config
+    if record.checkpoint != tokenizer.checkpoint_hash:
+        raise UserError(
+            f"{dataset.path} holds tokens of another tokenizer ({record.checkpoint[:12]}, not "
+            f"{tokenizer.checkpoint_hash[:12]}); export them again, or name the tokenizer that "
+            "made them"
+        )
+    if config.vocabulary_size != 2**config.bits:
+        raise UserError(
+            f"the tokenizer has {config.vocabulary_size} of {2**config.bits} codes; priors take "
+            "tokenizers of which all codes are valid"
+        )
+
+
+def layout_of(grids: list[tuple[int, ...]], sizes: PriorConfig) -> Layout:
+    """The layout of levels with these grids."""
+    found = tuple((int(t), int(h), int(w)) for t, h, w in grids)
+    return Layout(found, sizes.strides, sizes.latent_stride)
+
+
+def _plain(value: Any) -> Any:
+    """A tuple where a config holds a list or a tuple of numbers."""
+    return tuple(value) if isinstance(value, list | tuple) else value
+
+
+def run(config: ConfigDict, workdir: Path) -> dict[str, Path] | None:
+    """Train; None when the training was interrupted (and saved).
+
+    Raises:
+        UserError: a mistake in the config, the data or the working folder.
+    """
+    task = GeneratorTask(config)
+    if jax.process_index() == 0:
+        task.describe(workdir)
+    trained = train(config, workdir, task)
+    if not trained.finished:
+        return None
+    return {"generator": workdir, "checkpoint": workdir / "checkpoints"}

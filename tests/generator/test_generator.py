@@ -1,0 +1,259 @@
+"""A prior from token files to videos: training, exact resume, the command, and what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+
+from pyratok_jax import generate
+from pyratok_jax.checkpoints.working_folder import read_parameters
+from pyratok_jax.data.video.files import iter_frames
+from pyratok_jax.data.video.pictures import read_image
+from pyratok_jax.data.video.writer import VideoWriter
+from pyratok_jax.errors import UserError
+from pyratok_jax.generator import load_generator, loading
+from pyratok_jax.generator.description import DESCRIPTION
+from pyratok_jax.tokenizer import Tokenizer
+from pyratok_jax.tokens.dataset import TokenDataset, read_all
+from pyratok_jax.tokens.decoding import Selection, decode_all
+from pyratok_jax.training.loop.train import train
+from pyratok_jax.training.tasks import generator as task_module
+from pyratok_jax.training.tasks.generator import GeneratorTask
+from tests.generator.tiny import GRIDS, config, same, tokenizer, write_tokens
+from tests.training.worker import without_tensorboard
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory):
+    return write_tokens(tmp_path_factory.mktemp("data") / "tokens")
+
+
+@pytest.fixture(scope="module")
+def patched():
+    """The tiny tokenizer wherever one is loaded, and no TensorBoard."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(task_module, "load_tokenizer", lambda path: tokenizer())
+        patch.setattr(loading, "load_tokenizer", lambda path: tokenizer())
+        patch.setitem(__import__("sys").modules, "clu.metric_writers", None)
+        without_tensorboard()
+        yield
+
+
+@pytest.fixture(scope="module")
+def workdir(tokens, patched, tmp_path_factory):
+    """A trained generator of order blocks."""
+    folder = tmp_path_factory.mktemp("run") / "work"
+    folder.mkdir()
+    made = config(tokens, "blocks")
+    evaluator = {"name": "heldout_tokens", "every": 4, "path": str(tokens), "batches": 2}
+    made.evaluators = (evaluator,)
+    outputs = task_module.run(made, folder)
+    assert outputs["generator"] == folder
+    return folder
+
+
+def test_a_training_leaves_what_generate_needs(workdir):
+    assert (workdir / DESCRIPTION).exists()
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [2, 4, 4, 6, 6]
+    heldout = rows.pop()
+    gain = heldout["heldout_tokens/nats_none"] - heldout["heldout_tokens/nats"]
+    assert heldout["heldout_tokens/nats_gain"] == pytest.approx(gain, abs=1e-5)
+    terms = "nats nats_level_1 nats_level_2 nats_first_group nats_later_groups bit_accuracy"
+    assert set(terms.split()) <= rows[-1].keys()
+    assert rows[-1]["random_nats"] == pytest.approx(6 * np.log(2), rel=1e-6)
+    # Frozen weights are not in the checkpoint.
+    assert all(name.startswith("prior.") for name in read_parameters(workdir, 6))
+
+
+def test_a_resumed_training_is_the_unbroken_one(tokens, patched, tmp_path):
+    parts, whole = tmp_path / "parts", tmp_path / "whole"
+    for steps in (3, 6):
+        made = config(tokens, "raster", steps=steps)
+        train(made, parts, GeneratorTask(made))
+    unbroken = config(tokens, "raster")
+    train(unbroken, whole, GeneratorTask(unbroken))
+    assert same(read_parameters(parts, 6), read_parameters(whole, 6))
+    assert not same(read_parameters(parts, 3), read_parameters(whole, 6))
+
+
+def test_batches_are_the_records(tokens, patched):
+    task = GeneratorTask(config(tokens, "raster"))
+    loader = task.make_loader(lambda rows: (0, 1))
+    batch = next(loader)
+    loader.close()
+    assert [batch.arrays[f"level_{n}"].shape[1:] for n in (1, 2)] == list(GRIDS)
+    records = {r.tokens[1].tobytes(): r for r in TokenDataset(str(tokens))}
+    for row in range(2):
+        own = records[batch.arrays["level_2"][row].astype("<u2").tobytes()]
+        for number, level in enumerate(own.tokens, start=1):
+            np.testing.assert_array_equal(batch.arrays[f"level_{number}"][row], level)
+    assert batch.arrays["text_ids"].shape == (2, 4)
+
+
+def test_classes_are_read_off_the_captions(tokens, patched):
+    made = config(tokens, "masked")
+    made.conditioning.update({"kind": "classes", "classes": ("a b", "b c", "c c d"), "drop": 0.5})
+    task = GeneratorTask(made)
+    assert task.system.text is None and task.sizes.classes == 3
+    loader = task.make_loader(lambda rows: (0, 1))
+    found = np.concatenate([next(loader).arrays["classes"] for _ in range(12)])
+    loader.close()
+    assert set(found) == {-1, 0, 1, 2}
+
+
+@pytest.fixture(scope="module")
+def samples(workdir, tmp_path_factory):
+    output = tmp_path_factory.mktemp("out") / "videos"
+    arguments = ["--checkpoint", str(workdir), "--output", str(output), "--prompt", "a b",
+                 "--per-prompt", "3", "--batch", "1", "--guidance", "2"]  # fmt: skip
+    assert generate.main(arguments) == 0
+    return output
+
+
+def test_the_command_writes_videos_a_record_and_a_page(samples, workdir, tmp_path, monkeypatch):
+    rows = [json.loads(line) for line in (samples / "samples.jsonl").read_text().splitlines()]
+    assert [row["file"] for row in rows] == [f"sample{n:05d}.mp4" for n in range(3)]
+    assert rows[0]["sampling"]["guidance"] == 2 and rows[0]["sampling"]["steps"] == [2, 1]
+    assert rows[0]["size"] == [5, 16, 16] and rows[0]["fps"] == 8
+    for row in rows:
+        assert frames_of(samples / row["file"]).shape == (5, 16, 16, 3)
+    page = (samples / "index.html").read_text()
+    assert page.count("<video") == 3 and "a b" in page
+    # A record reproduces its sample.
+    generator = load_generator(workdir)
+    sampling = guided(generator)
+    (clip,) = generator.generate("a b", sampling=sampling, first=2, seed=rows[2]["seed"])
+    video = generator.decode(clip)
+    np.testing.assert_array_equal(stored(video, tmp_path), frames_of(samples / rows[2]["file"]))
+    # The tokens that are decoded as they are drawn are those of the whole clip.
+    chunks = []
+
+    def decode_next(self, ids, caches=None):
+        chunks.append(ids)
+        return np.zeros((1, 1 if caches is None else 4, 16, 16, 3), np.uint8), "caches"
+
+    monkeypatch.setattr(Tokenizer, "decode_next", decode_next)
+    pieces = list(generator.stream("a b", sampling, first=2))
+    assert [len(piece) for piece in pieces] == [1, 4]
+    for level, own in zip(zip(*chunks, strict=True), clip.encoded.ids, strict=True):
+        np.testing.assert_array_equal(np.concatenate(level, axis=1)[0], own)
+
+
+def guided(generator):
+    arguments = ["--checkpoint", "", "--output", "", "--guidance", "2"]
+    return generate.sampling_of(generate.parser().parse_args(arguments), generator.sampling)
+
+
+def frames_of(path):
+    return np.stack(list(iter_frames(path)))
+
+
+def stored(video, folder):
+    """A video as it comes back from a file, which is lossy."""
+    with VideoWriter(folder / "again.mp4", fps=8.0) as writer:
+        for frame in video:
+            writer.write(np.ascontiguousarray(frame))
+    return frames_of(folder / "again.mp4")
+
+
+def test_tokens_only_are_a_dataset_that_decodes(workdir, tmp_path, samples):
+    output = tmp_path / "tokens"
+    arguments = ["--checkpoint", str(workdir), "--output", str(output), "--prompt", "a b",
+                 "--per-prompt", "2", "--batch", "1", "--guidance", "2",
+                 "--tokens-only"]  # fmt: skip
+    assert generate.main(arguments) == 0
+    assert not list(output.glob("*.mp4"))
+    (first, _) = TokenDataset(str(output))
+    assert first.grids == GRIDS and first.caption == "a b" and first.fps == 8
+    outcome = decode_all(
+        read_all(str(output)), tokenizer(), tmp_path / "decoded", Selection(), crf=None
+    )
+    assert not outcome.bad and outcome.frames == 10
+    pictures = sorted(outcome.videos["sample00000"].glob("*.png"))
+    decoded = np.stack([read_image(path) for path in pictures])
+    shown = frames_of(samples / "sample00000.mp4")
+    np.testing.assert_array_equal(stored(decoded, tmp_path), shown)
+
+
+def test_a_picture_begins_the_clip(workdir, monkeypatch):
+    wanted = (np.array([[[[5]]]], np.uint32), np.array([[[[1, 2], [3, 4]]]], np.uint32))
+    seen = []
+
+    def encode(self, video, captions=None):
+        seen.append(video)
+        return wanted
+
+    generator = load_generator(workdir)
+    monkeypatch.setattr(Tokenizer, "encode_padded", encode)
+    picture = np.full((1, 16, 16, 3), 200, np.uint8)
+    asked = ["a b", "b c"]
+    clips = generator.generate(asked, sampling=guided(generator), video=picture, batch=1)
+    np.testing.assert_array_equal(seen[0][0], picture)
+    for clip in clips:
+        for level, own in zip(clip.encoded.ids, wanted, strict=True):
+            np.testing.assert_array_equal(level[:1], own[0])
+    many = np.repeat(picture, 5, axis=0)
+    with pytest.raises(UserError, match="nothing is left to draw"):
+        generator.generate("a b", video=many)
+    with pytest.raises(UserError, match="needs a prior of order masked"):
+        generator.generate("a b", video=many, task="inpainting")
+
+
+REFUSED = [
+    (["--prompt", "x", "--prompts", "f"], "either --prompt"),
+    ([], "either --prompt"),
+    (["--prompt", "x", "--size", "0x16"], "sides must be at least 1"),
+    (["--prompt", "x", "--size", "big"], "expected HEIGHTxWIDTH"),
+    (["--prompt", "x", "--size", "99999x16"], "cannot be generated"),
+    (["--prompt", "x", "--frames", "-1"], "--frames -1"),
+    (["--prompt", "x", "--frames", "5", "--seconds", "1"], "exclude each other"),
+    (["--prompt", "x", "--temperature", "hot"], "expected numbers"),
+    (["--prompt", "x", "--top-p", "2"], "top_p"),
+    (["--prompt", "x", "--steps", "0"], "steps"),
+    (["--prompt", "x", "--task", "inpainting"], "needs --video"),
+    (["--prompt", "x", "--image", "missing.png"], "missing.png"),
+    (["--prompt", "x", "--batch", "0"], "--batch 0"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), REFUSED)
+def test_what_cannot_be_generated_is_refused_in_one_line(workdir, tmp_path, arguments, message):
+    base = ["--checkpoint", str(workdir), "--output", str(tmp_path / "o")]
+    with pytest.raises(UserError, match=message) as caught:
+        generate.main([*base, *arguments])
+    assert "\n" not in str(caught.value)
+
+
+def test_empty_files_other_folders_and_other_tokens_are_refused(workdir, tokens, patched, tmp_path):
+    empty = tmp_path / "empty.txt"
+    empty.write_text("\n\n")
+    output = ["--output", str(tmp_path / "o")]
+    with pytest.raises(UserError, match="holds no prompt"):
+        generate.main(["--checkpoint", str(workdir), *output, "--prompts", str(empty)])
+    with pytest.raises(UserError, match="no such folder"):
+        generate.main(["--checkpoint", str(tmp_path / "none"), *output, "--prompt", "x"])
+    with pytest.raises(UserError, match="holds no generator"):
+        generate.main(["--checkpoint", str(tokens), *output, "--prompt", "x"])
+    other = write_tokens(tmp_path / "other", checkpoint="cd" * 32)
+    with pytest.raises(UserError, match="tokens of another tokenizer"):
+        GeneratorTask(config(other, "raster"))
+    said = json.loads((workdir / DESCRIPTION).read_text())
+    (tmp_path / "moved").mkdir()
+    changed = json.dumps(said | {"tokenizer_hash": "cd" * 32})
+    (tmp_path / "moved" / DESCRIPTION).write_text(changed)
+    (tmp_path / "moved" / "checkpoints" / "6").mkdir(parents=True)
+    with pytest.raises(UserError, match="another tokenizer"):
+        load_generator(tmp_path / "moved")
+    for order, changes, message in (
+        ("raster", {"head": "softmax", "heads": 3}, "must divide"),
+        ("spiral", {}, "order 'spiral'"),
+    ):
+        made = config(tokens, order)
+        made.model.update(changes)
+        with pytest.raises(UserError, match=message):
+            GeneratorTask(made)
+    made = config(tokens, "raster")
+    made.tokens.path = ""
+    with pytest.raises(UserError, match=r"config\.tokens\.path"):
+        GeneratorTask(made)
