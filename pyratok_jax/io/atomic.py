@@ -6,6 +6,7 @@ leaves a hidden scratch file at most; writers of the same file do not disturb ea
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -55,6 +56,8 @@ def atomic_path(path: PathLike) -> Iterator[epath.Path]:
     parent folders are made.
     """
     target = epath.Path(path)
+    if target.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = target.parent / f".part-{uuid.uuid4().hex[:8]}-{target.name}"
     try:

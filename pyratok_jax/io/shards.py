@@ -4,7 +4,9 @@ Readers load neither TensorFlow nor anything of video or models.
 """
 
 import abc
+import os
 import re
+import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, overload
@@ -46,8 +48,22 @@ def shard_files(folder: str, split: str | None = None) -> list[str]:
         if not entry.name.startswith(".") and is_shard(entry.name):
             in_split = split is None or re.search(rf"(^|-){re.escape(split)}\.", entry.name)
             if in_split:
+                check_shard(str(entry))
                 files.append(str(entry))
     return sorted(files)
+
+
+def check_shard(file: str) -> None:
+    """Refuse pipes, devices and folders with the name of a shard.
+
+    Raises:
+        UserError: it is one.
+    """
+    try:
+        if "://" not in file and not stat.S_ISREG(os.stat(file).st_mode):
+            raise UserError(f"{file} is no regular file; remove it, or name another folder")
+    except OSError as error:
+        raise UserError(f"cannot read the shard {file}: {error.strerror or error}") from error
 
 
 def open_records(file: str) -> RecordFile:
@@ -56,6 +72,7 @@ def open_records(file: str) -> RecordFile:
     Raises:
         UserError: it cannot be read.
     """
+    check_shard(file)
     try:
         return TFRecordFile(file) if is_tfrecord(file) else ArrayRecordFile(file)
     except (RuntimeError, OSError, ValueError) as error:

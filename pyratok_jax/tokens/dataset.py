@@ -14,6 +14,7 @@ from pyratok_jax.errors import UserError
 from pyratok_jax.io.documents import read_json
 from pyratok_jax.io.shards import (
     ShardedRecords,
+    check_shard,
     is_shard,
     is_tfrecord,
     open_records,
@@ -43,6 +44,7 @@ def token_shards(path: str) -> list[str]:
             raise UserError(f"{path} holds no shard of tokens; name the --output of export_tokens")
         return files
     if location.exists() and is_shard(location.name):
+        check_shard(str(path))
         return [str(path)]
     raise UserError(f"{path} is neither a folder nor a shard (*.array_record-*, *.tfrecord-*)")
 

@@ -233,6 +233,17 @@ def test_manifest_cells_and_lines(tmp_path):
             load_source(str(tmp_path / "m.json"))
 
 
+def test_numbers_that_a_table_cannot_know_are_measured(tmp_path):
+    row = {"path": "a.mp4", "width": -1, "height": 0, "fps": 1000, "seconds": -1}
+    (tmp_path / "m.json").write_text(json.dumps([row]))
+    record = load_source(str(tmp_path / "m.json"))[0]
+    assert (record.width, record.height, record.fps, record.seconds) == (None,) * 4
+    for row in ({"width": 1e30}, {"caption": "x" * (2 << 20)}):
+        (tmp_path / "m.json").write_text(json.dumps([{"path": "a.mp4"} | row]))
+        with pytest.raises(UserError, match="row 1 of .*expected at most 1048576"):
+            load_source(str(tmp_path / "m.json"))
+
+
 def test_brackets_links_and_sidecars(tmp_path):
     Image.fromarray(corner(1)[0]).save(tmp_path / "a [1].png")
     assert len(load_source(str(tmp_path / "a [1].png"))) == 1

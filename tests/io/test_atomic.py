@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pyratok_jax.errors import UserError
+from pyratok_jax.errors import UserError, environment_reason
 from pyratok_jax.io import atomic
 from pyratok_jax.io.atomic import (
     atomic_folder,
@@ -111,3 +111,10 @@ def test_an_output_that_cannot_be_written_is_named(tmp_path):
     with new_folder(path) as folder:
         (folder / "content").write_text("x")
     assert [p.name for p in path.iterdir()] == ["content"]
+
+
+def test_a_folder_in_the_place_of_a_file_is_named(tmp_path):
+    (tmp_path / "a.json").mkdir()
+    with pytest.raises(IsADirectoryError, match="a.json") as caught:
+        atomic.write_json(tmp_path / "a.json", {})
+    assert "Is a directory" in environment_reason(caught.value)

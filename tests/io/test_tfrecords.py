@@ -1,5 +1,6 @@
 """TFRecord files with damaged lengths: a flipped bit costs no other record."""
 
+import os
 import struct
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 
 from pyratok_jax.errors import UserError
 from pyratok_jax.io import tfrecords
-from pyratok_jax.io.shards import open_records
+from pyratok_jax.io.shards import open_records, shard_files
 
 HEAD = 12
 
@@ -79,3 +80,14 @@ def test_cut_and_compressed_files_are_refused(tmp_path, records):
     path.write_bytes(b"\x1f\x8b\x08" + data)
     with pytest.raises(UserError, match="it is compressed"):
         open_records(str(path))
+
+
+def test_only_regular_files_are_shards(tmp_path):
+    os.mkfifo(tmp_path / "a.tfrecord")
+    (tmp_path / "b.array_record").mkdir()
+    (tmp_path / "c.tfrecord").symlink_to("/dev/zero")
+    for path in list(tmp_path.iterdir()):
+        with pytest.raises(UserError, match="no regular file"):
+            open_records(str(path))
+    with pytest.raises(UserError, match="no regular file"):
+        shard_files(str(tmp_path))

@@ -47,6 +47,9 @@ _END = ("end", "end_time", "end_sec")
 _SECONDS = ("seconds", "duration", "duration_sec")
 _WIDTH, _HEIGHT, _FPS = ("width",), ("height",), ("fps", "framerate")
 
+_RATES = (1e-3, 480.0)  # Frames per second.
+_MOST_PIXELS = 1 << 20  # Of a side.
+
 
 def read_bytes(path: str, retries: int = 4, delay: float = 1.0) -> bytes:
     """A whole local or remote file; remote failures are tried again with back-off.
@@ -253,7 +256,8 @@ def _record(row: Any, number: int, manifest: str, folder: epath.Path) -> ClipRec
     if file is None:
         keys = short(", ".join(map(str, row)), 200) or "none"
         raise UserError(f"{where} has no key path (its keys: {keys}); add the video's path")
-    fps = _number(row, _FPS, where)
+    # What a table cannot know is measured: rates of a clock, and 0 or -1 for a missing number.
+    fps = _known(_number(row, _FPS, where), _RATES)
     start, end = _number(row, _START, where), _number(row, _END, where)
     if start is None and fps and not _absent(row.get("start_frame")):
         start = (_number(row, ("start_frame",), where) or 0.0) / fps
@@ -261,26 +265,41 @@ def _record(row: Any, number: int, manifest: str, folder: epath.Path) -> ClipRec
         end = end if last is None else last / fps
     if (start or 0.0) < 0 or (end is not None and end <= (start or 0.0)):
         raise UserError(f"{where}: start {start} and end {end} are no span of time; fix the row")
-    width, height = _number(row, _WIDTH, where), _number(row, _HEIGHT, where)
+    width, height = _side(row, _WIDTH, where), _side(row, _HEIGHT, where)
     path = file if "://" in file or file.startswith("/") else str(folder / file)
-    seconds = _number(row, _SECONDS, where)
+    seconds = _known(_number(row, _SECONDS, where), (0.0, math.inf))
     return ClipRecord(
         id=_text(row, ("id",), where) or _default_id(file, start, end),
         path=path,
         caption=caption,
         start=start,
         end=end,
-        width=None if width is None else int(width),
-        height=None if height is None else int(height),
+        width=width,
+        height=height,
         seconds=seconds,
         fps=fps,
     )
 
 
+def _known(number: float | None, span: tuple[float, float]) -> float | None:
+    """A number above the span's first and up to its last; None for others."""
+    return number if number is not None and span[0] < number <= span[1] else None
+
+
+def _side(row: Mapping[str, Any], names: tuple[str, ...], where: str) -> int | None:
+    """Pixels of a side; None for 0 and less. Raises: UserError, for more than any picture has."""
+    pixels = _number(row, names, where)
+    if pixels is None or pixels < 1:
+        return None
+    if pixels > _MOST_PIXELS:
+        raise UserError(f"{where}: {names[0]} is {pixels:g}, expected at most {_MOST_PIXELS}")
+    return int(pixels)
+
+
 def _file_and_caption(row: Mapping[str, Any], where: str) -> tuple[str | None, str | None]:
-    if "videoid" in row:  # WebVid: `name` is the caption, and the file follows from two columns.
-        number, page = _text(row, ("videoid",), where), _text(row, ("page_dir",), where)
-        web = None if number is None else f"{page}/{number}.mp4" if page else f"{number}.mp4"
+    number, page = _text(row, ("videoid",), where), _text(row, ("page_dir",), where)
+    if number is not None:  # WebVid: `name` is the caption, the file follows from two columns.
+        web = f"{page}/{number}.mp4" if page else f"{number}.mp4"
         return web, _text(row, ("name", *_CAPTION), where)
     file = _text(row, _PATH, where)
     if file is not None and "clip_id" in row and "." not in file.rsplit("/", 1)[-1]:
