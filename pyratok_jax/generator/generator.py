@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Int, UInt8
 
 from pyratok_jax.data.captions import CaptionTokenizer
-from pyratok_jax.data.padding import Padding, pad_to
+from pyratok_jax.data.padding import Padding
 from pyratok_jax.errors import UserError
 from pyratok_jax.generator.drawing import Drawing, codes_of, ids_of
 from pyratok_jax.models.language.text import TextEncoder
@@ -300,7 +300,7 @@ class Generator:
             known = given_groups(layout, groups)
             kept = 1 + (groups - 1) * layout.latent_stride[0]
         size = self.tokenizer.padding(kept, padding.height, padding.width)
-        ids = self.tokenizer.encode_padded(pad_to(video[None, :kept], size), None)
+        ids = self.tokenizer.encode_padded(size.pad(video[None, :kept]), None)
         whole = [
             np.pad(level, ((0, 0), (0, grid[0] - level.shape[1]), (0, 0), (0, 0)))
             for level, grid in zip(ids, layout.grids, strict=True)

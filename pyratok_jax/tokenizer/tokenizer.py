@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, UInt8
+from jaxtyping import Array, PyTree, UInt8
 
 from pyratok_jax.data.captions import CaptionTokenizer
 from pyratok_jax.data.padding import Padding
@@ -153,8 +153,8 @@ class Tokenizer(ClipTokenizer):
         return np.asarray(self._programs.detokenize(levels))
 
     def decode_next(
-        self, ids: Sequence[np.ndarray], caches: Any = None
-    ) -> tuple[UInt8[np.ndarray, "b t h w 3"], Any]:
+        self, ids: Sequence[np.ndarray], caches: PyTree = None
+    ) -> tuple[UInt8[np.ndarray, "b t h w 3"], PyTree]:
         """`decode_padded` of the next tokens of a clip, and the caches for those after them.
 
         Args:
