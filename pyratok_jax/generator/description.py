@@ -6,9 +6,9 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from pyratok_jax.errors import UserError
+from pyratok_jax.io import documents
 from pyratok_jax.io.atomic import write_json
-from pyratok_jax.io.documents import checked, read_json
+from pyratok_jax.io.documents import checked
 
 DESCRIPTION = "generator.json"
 FORMAT = "pyratok-jax-generator-1"
@@ -68,11 +68,5 @@ def read_description(workdir: Path) -> GeneratorDescription:
     Raises:
         UserError: there is none, or it is damaged.
     """
-    path = workdir / DESCRIPTION
-    if not path.exists():
-        raise UserError(f"{workdir} has no {DESCRIPTION}: it holds no generator")
-    values = read_json(path)
-    if not isinstance(values, dict) or values.get("format") != FORMAT:
-        found = values.get("format") if isinstance(values, dict) else type(values).__name__
-        raise UserError(f"{path} is of format {found}, expected {FORMAT}")
-    return checked(values, GeneratorDescription, str(path), ADVICE)
+    values = documents.read_description(workdir, DESCRIPTION, FORMAT, "generator")
+    return checked(values, GeneratorDescription, str(workdir / DESCRIPTION), ADVICE)

@@ -165,6 +165,28 @@ def read_json(
     return value if schema is object else checked(value, schema, os.fspath(path), advice)
 
 
+def read_description(folder: Path, name: str, form: str, what: str) -> dict[str, Any]:
+    """The JSON object in a working folder that says what was trained there.
+
+    Args:
+        folder: the working folder.
+        name: of the file.
+        form: the format that it must name.
+        what: was trained, for the message: "tokenizer".
+
+    Raises:
+        UserError: there is none, it is not JSON, or it names another format.
+    """
+    path = folder / name
+    if not path.exists():
+        raise UserError(f"{folder} has no {name}: it holds no {what}")
+    values = read_json(path)
+    if not isinstance(values, dict) or values.get("format") != form:
+        found = values.get("format") if isinstance(values, dict) else type(values).__name__
+        raise UserError(f"{path} is of format {found}, expected {form}")
+    return values
+
+
 def read_npz(
     path: str | os.PathLike, *, max_bytes: int = MAX_ARRAYS_BYTES, advice: str = ""
 ) -> dict[str, np.ndarray]:

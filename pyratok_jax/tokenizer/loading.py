@@ -20,8 +20,9 @@ from pyratok_jax.checkpoints.verification import weights_hash
 from pyratok_jax.checkpoints.working_folder import is_step, newest_step, read_parameters
 from pyratok_jax.data.captions import CaptionTokenizer
 from pyratok_jax.errors import UserError
+from pyratok_jax.io import documents
 from pyratok_jax.io.atomic import write_json
-from pyratok_jax.io.documents import checked, read_json, refusing
+from pyratok_jax.io.documents import checked, refusing
 from pyratok_jax.models.alignment import Alignment
 from pyratok_jax.models.language.text import TextEncoder
 from pyratok_jax.models.pyratok.config import PyraTokConfig
@@ -164,14 +165,8 @@ def read_description(workdir: Path) -> dict[str, Any]:
     Raises:
         UserError: there is none, or it is damaged.
     """
-    path = workdir / DESCRIPTION
-    if not path.exists():
-        raise UserError(f"{workdir} has no {DESCRIPTION}: it holds no tokenizer")
-    values = read_json(path)
-    if not isinstance(values, dict) or values.get("format") != FORMAT:
-        found = values.get("format") if isinstance(values, dict) else type(values).__name__
-        raise UserError(f"{path} is of format {found}, expected {FORMAT}")
-    checked(values, Description, str(path), _ADVICE)
+    values = documents.read_description(workdir, DESCRIPTION, FORMAT, "tokenizer")
+    checked(values, Description, str(workdir / DESCRIPTION), _ADVICE)
     return values
 
 

@@ -36,12 +36,12 @@ from pyratok_jax.tokens.sequence_loader import Reading, SequenceLoader, make_seq
 from pyratok_jax.training.loop.contracts import (
     Batch,
     DeviceBatch,
-    LoaderState,
     LossAndTerms,
     Progress,
     ShareOf,
 )
 from pyratok_jax.training.loop.train import train
+from pyratok_jax.training.tasks.clip_batches import StreamLoader
 
 
 class GeneratorSystem(nnx.Module):
@@ -65,16 +65,12 @@ class GeneratorSystem(nnx.Module):
         return self.quantizer.synthesize(codes)
 
 
-class TokenBatches:
+class TokenBatches(StreamLoader):
     """A `contracts.Loader`: levels of tokens by name, with what the captions became."""
 
     def __init__(self, sequences: SequenceLoader, names: tuple[str, ...]):
+        super().__init__(sequences)
         self._sequences, self._names = sequences, names
-
-    @property
-    def broken(self) -> dict[str, str]:
-        """Records skipped so far, and why."""
-        return self._sequences.broken
 
     def __next__(self) -> Batch:
         """The next batch: `level_1`, ... int32 (b, t, h, w)."""
@@ -87,18 +83,6 @@ class TokenBatches:
             start += count + 1  # A mark stands before each level.
         arrays |= {name: read.arrays[name] for name in self._names}
         return Batch(arrays, read.rows, read.bucket)
-
-    def get_state(self) -> LoaderState:
-        """Where the stream is."""
-        return self._sequences.get_state()
-
-    def set_state(self, state: LoaderState) -> None:
-        """Continue from there."""
-        self._sequences.set_state(state)
-
-    def close(self) -> None:
-        """End the stream's threads and processes."""
-        self._sequences.close()
 
 
 class GeneratorTask:
