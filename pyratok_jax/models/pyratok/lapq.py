@@ -66,6 +66,8 @@ class LevelSizes:
         stage_channels: of the encoder stage that feeds it.
         stage_stride: that stage's strides (time, space) in pixels.
         stride: those of the level.
+        inputs: what the level sees.
+        has_previous: whether there is an earlier level.
         latent_stride: those of the latent.
         latent_channels: of the latent.
         bits: per token.
@@ -73,13 +75,13 @@ class LevelSizes:
         width: channels inside the block.
         heads: attention heads.
         text_width: of the text embeddings.
-        inputs: what the level sees.
-        has_previous: whether there is an earlier level.
     """
 
     stage_channels: int
     stage_stride: Stride
     stride: Stride
+    inputs: LevelInputs
+    has_previous: bool
     latent_stride: Stride
     latent_channels: int
     bits: int
@@ -87,8 +89,6 @@ class LevelSizes:
     width: int
     heads: int
     text_width: int
-    inputs: LevelInputs
-    has_previous: bool
 
 
 class LaPQBlock(nnx.Module):

@@ -39,6 +39,8 @@ class LaPQConfig:
                     stage_channels=sizes.vae.stage_channels[stage - 1],
                     stage_stride=sizes.vae.stage_strides[stage - 1],
                     stride=stride,
+                    inputs=inputs,
+                    has_previous=number > 0,
                     latent_stride=sizes.latent_stride,
                     latent_channels=sizes.vae.z_dim,
                     bits=sizes.bits,
@@ -46,8 +48,6 @@ class LaPQConfig:
                     width=sizes.width,
                     heads=sizes.heads,
                     text_width=sizes.text_width,
-                    inputs=inputs,
-                    has_previous=number > 0,
                 )
                 for number, (stage, stride, inputs) in enumerate(levels)
             ),
