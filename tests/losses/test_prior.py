@@ -29,7 +29,7 @@ def synthesize(levels):
 
 
 def test_every_token_counts_once_in_the_bound():
-    rows = 40_000
+    rows = 10_000
     masked, weight, share = block_masks(rows, jax.random.key(0), LAYOUT)
     counted = np.asarray(jnp.where(masked, weight, 0.0))
     error = counted.std(0) / rows**0.5
@@ -65,7 +65,9 @@ def test_flips_grow_with_time():
     assert flipped(true, jax.random.key(0), 0.0, LAYOUT) is true
 
 
-@pytest.mark.parametrize("order", ["raster", "blocks", "masked"])
+@pytest.mark.parametrize(
+    "order", ["raster", "blocks", pytest.param("masked", marks=pytest.mark.slow)]
+)
 def test_a_prior_learns_a_clip_by_heart(order):
     model = prior(order, layers=1)
     steps = 300 if order == "masked" else 100  # One level of three per step.

@@ -92,7 +92,7 @@ def test_masked_bits_estimate_the_bound_of_all_orders():
     totals = [
         sum(table[tuple(sorted(order[:i]))][order[i]] for i in range(BITS)) for order in orders
     ]
-    rows = 20_000
+    rows = 8000
     many, codes = jnp.broadcast_to(hidden, (rows, 1, 32)), jnp.broadcast_to(code, (rows, 1, BITS))
     found = np.asarray(nnx.jit(lambda h, x, c: h.nats(x, c, jax.random.key(0)))(head, many, codes))
     assert abs(found.mean() - np.mean(totals)) < 4 * found.std() / rows**0.5

@@ -206,7 +206,9 @@ def rows_of(condition, rows):
     )
 
 
-@pytest.mark.parametrize("order", DRAW)
+@pytest.mark.parametrize(
+    "order", ["raster", "masked", pytest.param("blocks", marks=pytest.mark.slow)]
+)
 def test_a_sample_is_the_same_in_any_batch(order):
     model, sampling = prior(order), Sampling(steps=(3, 2), guidance=2.0, temperature=(1.0, 0.8))
     rows = np.arange(3)
