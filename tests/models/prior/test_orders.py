@@ -26,10 +26,10 @@ class Syntheses(Quantizer):
             kernel = level.smooth_out.kernel
             kernel[...] = 0.3 * jax.random.normal(rngs.params(), kernel.shape)
 
-    def __call__(self, stages, target, text, cache=None, key=None):
+    def quantize(self, inputs):
         raise NotImplementedError
 
-    def fit(self, latents, *, stages=None, root=None, seed=0, steps=300):
+    def fit_to(self, data):
         raise NotImplementedError
 
     def synthesize(self, codes, cache=None):
