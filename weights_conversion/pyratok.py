@@ -21,7 +21,7 @@ from pyratok_jax.checkpoints.foreign.sources import TensorSource, open_tensors
 from pyratok_jax.checkpoints.weights import read_config
 from pyratok_jax.errors import UserError, run_cli
 from pyratok_jax.io.atomic import new_folder
-from pyratok_jax.io.documents import WRONG_VALUE, read_json
+from pyratok_jax.io.documents import WRONG_VALUE, check_sizes, read_json
 from pyratok_jax.models.pyratok.config import PyraTokConfig
 from pyratok_jax.models.vae_families import config_to_dict
 from pyratok_jax.models.wan_vae.config import WAN21, WanVAEConfig
@@ -72,9 +72,10 @@ def _vae_config(file: Path, stages: int) -> WanVAEConfig:
             raise UserError(f"{file}: {name} is {value}, the weights have {expected[found]}")
     unit = {"latents_mean": (0.0,) * BITS, "latents_std": (1.0,) * BITS}
     try:
-        return WanVAEConfig.from_dict((sizes or WAN21.to_dict()) | unit)
+        config = WanVAEConfig.from_dict((sizes or WAN21.to_dict()) | unit)
     except WRONG_VALUE as error:
         raise UserError(f"{file}: no usable VAE configuration ({error})") from error
+    return check_sizes(config, str(file))
 
 
 def _check_quantizer(source: TensorSource) -> int:

@@ -17,7 +17,7 @@ from pyratok_jax.checkpoints.foreign.sources import TensorSource, open_tensors
 from pyratok_jax.checkpoints.modules import module_shapes
 from pyratok_jax.checkpoints.weights import load_checkpoint, read_config
 from pyratok_jax.errors import UserError, run_cli
-from pyratok_jax.io.documents import WRONG_VALUE, read_json
+from pyratok_jax.io.documents import WRONG_VALUE, check_sizes, read_json
 from pyratok_jax.models.vae_families import config_to_dict
 from pyratok_jax.models.wan_vae.config import WAN21, WAN22, WanVAEConfig
 from pyratok_jax.models.wan_vae.model import WanVAE
@@ -72,7 +72,7 @@ def source_config(source: TensorSource, path: str | Path | None = None) -> WanVA
             return published  # The original repositories hold the video model's config.json there.
         raise UserError(f"{file}: describes {name}, expected the sizes of an AutoencoderKLWan")
     try:
-        return WanVAEConfig.from_dict(values)
+        return check_sizes(WanVAEConfig.from_dict(values), str(file))
     except WRONG_VALUE as error:
         raise UserError(f"{file}: no usable VAE configuration ({error})") from error
 

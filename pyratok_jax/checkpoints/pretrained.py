@@ -20,7 +20,7 @@ from pyratok_jax.checkpoints.verification import weights_hash
 from pyratok_jax.checkpoints.weights import load_checkpoint, read_config
 from pyratok_jax.errors import UserError
 from pyratok_jax.io.atomic import write_bytes
-from pyratok_jax.io.documents import refusing
+from pyratok_jax.io.documents import check_sizes, refusing
 from pyratok_jax.models.dino.config import DinoConfig
 from pyratok_jax.models.dino.model import Dino
 from pyratok_jax.models.language.kernels import GROUPS
@@ -75,6 +75,7 @@ def load_backbone(spec: str, *, sharding: "Placement" = None) -> Backbone:
     record = read_config(spec, *families)
     with refusing(f"{spec}/config.json"):
         config = config_from_dict({"family": families[record["kind"]], **record["config"]})
+    config = check_sizes(config, f"{spec}/config.json")
     shapes = {name: tuple(shape) for name, shape in record["shapes"].items()}
     return Backbone(config, load_checkpoint(spec, shapes, sharding=sharding), record["sha256"])
 
@@ -105,6 +106,7 @@ def load_dino(path: str | Path, *, dtype: DTypeLike = jnp.float32) -> Dino:
     """
     with refusing(f"{path}/config.json"):
         config = DinoConfig(**read_config(path, "dino")["config"])
+    config = check_sizes(config, f"{path}/config.json")
     arrays = load_checkpoint(path, module_shapes(lambda: Dino(config, rngs=nnx.Rngs(0))))
     return build_module(lambda: Dino(config, rngs=nnx.Rngs(0), dtype=dtype), arrays)
 

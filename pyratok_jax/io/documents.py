@@ -5,9 +5,11 @@ is expected. Schemas are dataclasses or any other type that pydantic checks.
 """
 
 import contextlib
+import dataclasses
 import glob
 import io
 import json
+import math
 import os
 import stat
 import struct
@@ -27,6 +29,8 @@ from pyratok_jax.errors import UserError, quoted, short
 MAX_DOCUMENT_BYTES = 256 << 20
 MAX_ARRAYS_BYTES = 1 << 30
 MAX_DEPTH = 100
+# Of a network, by `check_sizes`.
+_MOST_WIDTH, _MOST_LAYERS, _COUNTS = 1 << 20, 128, ("layers", "blocks", "depth")
 # What reading a value of the wrong type or size raises in code that takes it for granted.
 WRONG_VALUE = (
     ValueError, TypeError, KeyError, AttributeError, IndexError, ZeroDivisionError, OverflowError,
@@ -147,6 +151,31 @@ def checked(value: Any, schema: Any, where: str, advice: str = "") -> Any:
         found = "" if first["type"] == "missing" else f" (found {quoted(first['input'])})"
         message = f"{where}: {field}: {short(first['msg'])}{found}"
         raise UserError(f"{message}; {advice}" if advice else message) from error
+
+
+def check_sizes(config: Any, where: str, advice: str = "") -> Any:
+    """A dataclass of a network's sizes with every value of its field's type and a possible size.
+
+    Args:
+        config: built from values of a file.
+        where: the file, for messages.
+        advice: what to do about a refusal.
+
+    Raises:
+        UserError: naming the field.
+    """
+    values = dataclasses.asdict(config)
+    sizes = checked(values, type(config), where, advice)
+    for name, value in dataclasses.asdict(sizes).items():
+        items = value if isinstance(value, tuple | list) else (value,)
+        most = _MOST_LAYERS if any(word in name for word in _COUNTS) else _MOST_WIDTH
+        wrong = [x for x in items if isinstance(x, int) and not -1 <= x <= most]
+        wrong += [x for x in items if isinstance(x, float) and not math.isfinite(x)]
+        if wrong or len(items) > _MOST_WIDTH:
+            found = quoted(wrong[0]) if wrong else f"{len(items)} values"
+            message = f"{where}: {name}: found {found}, expected at most {most}"
+            raise UserError(f"{message}; {advice}" if advice else message)
+    return sizes
 
 
 def read_json(

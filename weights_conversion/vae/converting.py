@@ -16,7 +16,7 @@ from pyratok_jax.checkpoints.modules import build_module, module_shapes
 from pyratok_jax.checkpoints.weights import FORMAT, load_checkpoint, read_config
 from pyratok_jax.errors import UserError
 from pyratok_jax.io.atomic import new_folder
-from pyratok_jax.io.documents import WRONG_VALUE, read_json
+from pyratok_jax.io.documents import WRONG_VALUE, check_sizes, read_json, refusing
 from pyratok_jax.models.vae_families import build_vae, config_from_dict, vae_family
 from pyratok_jax.models.video_vae import VideoVAE, VideoVAEConfig
 from weights_conversion.vae.cogvideox import CONVERTER as COGVIDEOX
@@ -96,9 +96,9 @@ def source_config(
     name = values.get("_class_name") if isinstance(values, dict) else None
     try:
         if name in converter.class_names:
-            return converter.from_diffusers(values)
+            return check_sizes(converter.from_diffusers(values), str(file))
         if isinstance(values, dict) and values.get("family") == converter.family:
-            return config_from_dict(values)
+            return check_sizes(config_from_dict(values), str(file))
     except WRONG_VALUE as error:
         raise UserError(f"{file}: no usable VAE configuration ({error})") from error
     if not path:
@@ -123,7 +123,10 @@ def load_vae(path: str | Path, **options: Unpack[LoadOptions]) -> VideoVAE:
     path, families = Path(path), kinds()
     if is_converted(path):
         record = read_config(path, *families)
-        config = config_from_dict({"family": families[record["kind"]], **record["config"]})
+        where = f"{path}/config.json"
+        with refusing(where):
+            config = config_from_dict({"family": families[record["kind"]], **record["config"]})
+        config = check_sizes(config, where)
         dtype, sharding = options.get("param_dtype"), options.get("sharding")
         arrays = load_checkpoint(path, vae_shapes(config), dtype=dtype, sharding=sharding)
         return _built(config, arrays, options)

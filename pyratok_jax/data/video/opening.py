@@ -12,7 +12,7 @@ from av.stream import Disposition
 from etils import epath
 
 from pyratok_jax.data.video.display import UnshowableError, unshowable
-from pyratok_jax.errors import UserError
+from pyratok_jax.errors import UserError, short
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v", ".mpg", ".mpeg", ".ogv", ".gif")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
@@ -40,6 +40,7 @@ class BrokenVideoError(UserError):
     """
 
     def __init__(self, path: str, reason: str, transient: bool = False) -> None:
+        reason = short(reason)
         super().__init__(
             f"cannot read {path}: {reason}; expected a playable video or image: "
             "check the file or leave it out"
