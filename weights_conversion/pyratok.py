@@ -19,7 +19,7 @@ import numpy as np
 from pyratok_jax.checkpoints.conversion import ConversionPlan, match, write_checkpoint
 from pyratok_jax.checkpoints.foreign.sources import TensorSource, open_tensors
 from pyratok_jax.checkpoints.weights import read_config
-from pyratok_jax.errors import UserError, run_cli
+from pyratok_jax.errors import UserError, run_cli, short
 from pyratok_jax.io.atomic import new_folder
 from pyratok_jax.io.documents import WRONG_VALUE, check_sizes, read_json
 from pyratok_jax.models.pyratok.config import PyraTokConfig
@@ -74,7 +74,8 @@ def _vae_config(file: Path, stages: int) -> WanVAEConfig:
     try:
         config = WanVAEConfig.from_dict((sizes or WAN21.to_dict()) | unit)
     except WRONG_VALUE as error:
-        raise UserError(f"{file}: no usable VAE configuration ({error})") from error
+        reason = short(str(error))
+        raise UserError(f"{file}: no usable VAE configuration ({reason})") from error
     return check_sizes(config, str(file))
 
 

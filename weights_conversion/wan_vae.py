@@ -16,7 +16,7 @@ from pyratok_jax.checkpoints.conversion import ConversionPlan, match
 from pyratok_jax.checkpoints.foreign.sources import TensorSource, open_tensors
 from pyratok_jax.checkpoints.modules import module_shapes
 from pyratok_jax.checkpoints.weights import load_checkpoint, read_config
-from pyratok_jax.errors import UserError, run_cli
+from pyratok_jax.errors import UserError, run_cli, short
 from pyratok_jax.io.documents import WRONG_VALUE, check_sizes, read_json
 from pyratok_jax.models.vae_families import config_to_dict
 from pyratok_jax.models.wan_vae.config import WAN21, WAN22, WanVAEConfig
@@ -70,11 +70,13 @@ def source_config(source: TensorSource, path: str | Path | None = None) -> WanVA
     if name != "AutoencoderKLWan" or not values.keys() & {"base_dim", "z_dim", "is_residual"}:
         if not path:
             return published  # The original repositories hold the video model's config.json there.
-        raise UserError(f"{file}: describes {name}, expected the sizes of an AutoencoderKLWan")
+        found = short(str(name), 60)
+        raise UserError(f"{file}: describes {found}, expected the sizes of an AutoencoderKLWan")
     try:
         return check_sizes(WanVAEConfig.from_dict(values), str(file))
     except WRONG_VALUE as error:
-        raise UserError(f"{file}: no usable VAE configuration ({error})") from error
+        reason = short(str(error))
+        raise UserError(f"{file}: no usable VAE configuration ({reason})") from error
 
 
 def recognises(source: TensorSource) -> bool:

@@ -14,7 +14,7 @@ from pyratok_jax.checkpoints.conversion import ConversionPlan, load_arrays, matc
 from pyratok_jax.checkpoints.foreign.sources import TensorSource, open_tensors
 from pyratok_jax.checkpoints.modules import build_module, module_shapes
 from pyratok_jax.checkpoints.weights import FORMAT, load_checkpoint, read_config
-from pyratok_jax.errors import UserError
+from pyratok_jax.errors import UserError, short
 from pyratok_jax.io.atomic import new_folder
 from pyratok_jax.io.documents import WRONG_VALUE, check_sizes, read_json, refusing
 from pyratok_jax.models.vae_families import build_vae, config_from_dict, vae_family
@@ -100,12 +100,12 @@ def source_config(
         if isinstance(values, dict) and values.get("family") == converter.family:
             return check_sizes(config_from_dict(values), str(file))
     except WRONG_VALUE as error:
-        raise UserError(f"{file}: no usable VAE configuration ({error})") from error
+        reason = short(str(error))
+        raise UserError(f"{file}: no usable VAE configuration ({reason})") from error
     if not path:
         return converter.published  # Beside original files lies the video model's config.json.
-    raise UserError(
-        f"{file}: describes {name or 'something else'}, expected {converter.class_names[0]}"
-    )
+    found = short(str(name or "something else"), 60)
+    raise UserError(f"{file}: describes {found}, expected {converter.class_names[0]}")
 
 
 def load_vae(path: str | Path, **options: Unpack[LoadOptions]) -> VideoVAE:

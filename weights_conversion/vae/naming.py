@@ -14,10 +14,12 @@ from jax.typing import DTypeLike
 
 from pyratok_jax.checkpoints.conversion import Entry, conv2d, conv3d, flat
 from pyratok_jax.checkpoints.foreign.sources import TensorSource
+from pyratok_jax.errors import quoted
 from pyratok_jax.models.vae_parts import HalvingVAEConfig
 from pyratok_jax.models.video_vae import VideoVAEConfig
 
 _LEAVES = {"kernel": "weight", "scale": "weight"}
+_MOST_CHANNELS = 4096  # Of the latent.
 
 
 class LoadOptions(TypedDict, total=False):
@@ -116,6 +118,8 @@ def diffusers_sizes(values: dict[str, Any], published: HalvingVAEConfig) -> dict
         published: sizes to take where the file is silent.
     """
     z = values.get("latent_channels", published.z_dim)
+    if not isinstance(z, int) or not 1 <= z <= _MOST_CHANNELS:
+        raise ValueError(f"latent_channels is {quoted(z)}, expected 1 to {_MOST_CHANNELS}")
     factor = values.get("scaling_factor", 1 / published.latents_std[0])
     return {
         "widths": tuple(values.get("block_out_channels", published.widths)),
