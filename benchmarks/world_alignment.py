@@ -35,7 +35,7 @@ from pyratok_jax.checkpoints.partition import Partition
 from pyratok_jax.data.world.vocabulary import seen_names, unseen_names
 from pyratok_jax.evaluation.world_set import classes
 from pyratok_jax.io.atomic import write_json
-from pyratok_jax.losses.text import best_tokens, code_features, unit
+from pyratok_jax.losses.text import code_features, peak_cosines, unit
 from pyratok_jax.models.alignment import Alignment
 from pyratok_jax.models.pyratok.model import PyraTok, PyraTokConfig
 from pyratok_jax.models.text_statistics import pool_words
@@ -68,8 +68,10 @@ class Settings:
     negatives: int
     tokens: int
     width: int
-    grids: str
+    grids: tuple[tuple[int, int], ...]
+    stages: tuple[int, ...]
     inputs: str
+    surrogate: str
 
 
 class Batch(NamedTuple):
@@ -102,7 +104,7 @@ def caption_nats(
     Captions that are equal to a video's own are all right.
     """
     count = len(features)
-    scores = best_tokens(features, captions) / temperature
+    scores = peak_cosines(features, captions) / temperature
     same = captions[:count] @ captions.T > 1.0 - 1e-5
     right = jax.nn.logsumexp(jnp.where(same, scores, -jnp.inf), axis=1)
     return jnp.mean(jax.nn.logsumexp(scores, axis=1) - right)
@@ -137,8 +139,10 @@ def build(settings: Settings, networks: Networks, videos: Videos, seed: int) -> 
     """Fresh levels with their data-dependent start, and statistics of the captions."""
     backbone, width = networks.backbone, videos.words.shape[-1]
     config = PyraTokConfig(
-        vae=backbone.config, grids=settings.grids, width=settings.width, heads=4,  # type: ignore
-        synthesis_width=32, lora_rank=0, text_width=width, inputs=settings.inputs,
+        vae=backbone.config, grids=settings.grids, stages=settings.stages,
+        width=settings.width, heads=4,
+        synthesis_width=32, lora_rank=0, text_width=width,
+        inputs=settings.inputs, surrogate=settings.surrogate,
     )  # fmt: skip
     tokenizer = PyraTok(config, rngs=nnx.Rngs(seed), vae=networks.vae())
     stages, latent = videos.features(np.arange(FITTED))
@@ -206,6 +210,15 @@ class Trainer:
         return self.partition.merge(trainable, frozen)
 
 
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in text.split(","))
+
+
+def _pairs(text: str) -> tuple[tuple[int, int], ...]:
+    pairs = (pair.split("x") for pair in text.split(","))
+    return tuple((int(time), int(space)) for time, space in pairs)
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = argparse.ArgumentParser(
@@ -215,19 +228,21 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--seeds", default="0")
     p.add_argument("--cache", type=Path, default=Path("runs/world_features"), help="folder")
     p.add_argument("--output", type=Path, help="JSON file of all measurements")
-    p.add_argument("--films", type=int, default=1530, help="training videos")
+    p.add_argument("--films", type=int, default=5100, help="training videos")
     p.add_argument("--test", type=int, default=144, help="held-out videos of 12 classes")
     p.add_argument("--steps", type=int, default=400)
-    p.add_argument("--batch", type=int, default=16)
-    p.add_argument("--learning-rate", type=float, default=1e-3, help="of the levels")
-    p.add_argument("--text-rate", type=float, default=3e-3, help="of text modules and alignment")
-    p.add_argument("--weight", type=float, default=0.3, help="of the text term, for each level")
+    p.add_argument("--batch", type=int, default=32)
+    p.add_argument("--learning-rate", type=float, default=5e-3, help="of the levels")
+    p.add_argument("--text-rate", type=float, default=5e-3, help="of text modules and alignment")
+    p.add_argument("--weight", type=float, default=1.0, help="of the text term, for each level")
     p.add_argument("--hidden", type=float, default=0.75, help="share of captions hidden")
     p.add_argument("--negatives", type=int, default=112, help="captions beside the batch's own")
     p.add_argument("--tokens", type=int, default=96, help="of a level in the text term")
     p.add_argument("--width", type=int, default=64)
-    p.add_argument("--grids", default="pyramid")
+    p.add_argument("--grids", type=_pairs, default="4x32,4x16,4x16,4x8", help="strides by level")
+    p.add_argument("--stages", type=_numbers, default="5,5,5,5", help="5 is the latent")
     p.add_argument("--inputs", default="residual-fine", help="of the levels, see PyraTokConfig")
+    p.add_argument("--surrogate", default="tanh", help="whose gradient the signs have")
     return p
 
 

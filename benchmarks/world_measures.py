@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from benchmarks.world_features import Networks, Videos
-from pyratok_jax.losses.text import best_tokens, code_features, unit
+from pyratok_jax.losses.text import code_features, peak_cosines, unit
 from pyratok_jax.models.alignment import Alignment
 from pyratok_jax.models.pyratok.model import PyraTok
 from pyratok_jax.nn.text_attention import TextCondition
@@ -33,7 +33,7 @@ def encode(
     """Codes, likeness to unit text vectors by level, and the latents that the codes synthesise."""
     levels, rebuilt = tokenizer.quantize(stages, latent, text)
     embed = alignment.text_embed
-    scores = [best_tokens(code_features(x.q, i, embed), vectors) for i, x in enumerate(levels)]
+    scores = [peak_cosines(code_features(x.q, i, embed), vectors) for i, x in enumerate(levels)]
     return tuple(x.q for x in levels), jnp.stack(scores), rebuilt
 
 

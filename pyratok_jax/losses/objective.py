@@ -81,7 +81,7 @@ class LossSettings:
         dino_frames: frames per clip that DINO looks at; 0 for all.
         hierarchy_stop_gradient: whether the previous level is held fixed (paper: no).
         text_form: of the text-codebook term: "contrastive", or "kl" as the paper writes it.
-        text_pooling: of the contrastive form: "mean", "words" or "both" (`text.similarity`).
+        text_pooling: of the contrastive form: see `text.similarity`.
         text_temperature: of the kl form.
         dino_reference: what DINO looks at in its drift: "masked" (paper) or "clean" frames.
         text_codebook_tokens: tokens per clip and level in the text-codebook term; 0 for all.

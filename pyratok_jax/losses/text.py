@@ -13,8 +13,9 @@ from jaxtyping import Array, Bool, Float
 from pyratok_jax.models.text_statistics import Captions
 
 FORMS = ("contrastive", "kl")
-POOLINGS = ("mean", "words", "tokens", "both")
+POOLINGS = ("mean", "words", "tokens", "peaks", "both")
 _SHARPNESS = 0.07  # of the smooth maximum over tokens
+_PEAKS = 2.0  # the same of features, which are of order one
 # Codes of a level (counted from 0) to the text space.
 CodeEmbedding = Callable[[Float[Array, "*n bits"], int], Float[Array, "*n d"]]
 
@@ -56,7 +57,8 @@ def similarity(
 
     "mean": the cosine of mean code feature and caption. "words": late interaction, each word's
     cosine with its best token, averaged over the caption's words. "both": their mean. "tokens": a
-    smooth maximum over tokens of the cosine with the caption (`best_tokens`).
+    smooth maximum over tokens of the cosine with the caption (`best_tokens`). "peaks": the cosine
+    with the smooth maximum over tokens of each feature (`peak_cosines`).
 
     Raises:
         ValueError: another pooling.
@@ -65,6 +67,8 @@ def similarity(
         raise ValueError(f"text_pooling {pooling!r}: expected one of {', '.join(POOLINGS)}")
     if pooling == "tokens":
         return best_tokens(features, unit(captions.pooled))
+    if pooling == "peaks":
+        return peak_cosines(features, unit(captions.pooled))
     found = []
     if pooling != "words":
         found.append(unit(jnp.mean(features, axis=1)) @ unit(captions.pooled).T)
@@ -87,6 +91,18 @@ def best_tokens(
     cosines = jnp.einsum("bnd,cd->bcn", unit(features), vectors)
     peak = jax.nn.logsumexp(cosines / _SHARPNESS, axis=-1) - jnp.log(features.shape[1])
     return _SHARPNESS * peak
+
+
+def peak_cosines(
+    features: Float[Array, "b n d"], vectors: Float[Array, "c d"]
+) -> Float[Array, "b c"]:
+    """Cosine of each unit vector with the smooth maximum over tokens of every feature.
+
+    log mean_n exp(s f_n) / s. Unlike in `best_tokens`, words of a caption may be found in different
+    tokens, and features that a small thing has are not averaged away.
+    """
+    peaks = jax.nn.logsumexp(_PEAKS * features, axis=1) - jnp.log(features.shape[1])
+    return unit(peaks) @ vectors.T
 
 
 def contrastive(

@@ -34,7 +34,9 @@ def test_contrastive_is_the_cross_entropy_both_ways(pooling):
     best = np.einsum("bnd,cld->bcln", unit(features), unit(text.words)).max(-1).mean(-1)
     cosines = np.einsum("bnd,cd->bnc", unit(features), unit(text.pooled))
     peak = 0.07 * np.log(np.exp(cosines / 0.07).mean(axis=1))
+    peaks = np.log(np.exp(2.0 * np.asarray(features, np.float64)).mean(axis=1)) / 2.0
     poolings = {"mean": mean, "words": best, "both": (mean + best) / 2, "tokens": peak}
+    poolings["peaks"] = unit(peaks) @ unit(text.pooled).T
     scores = poolings[pooling] / 0.2
     rows = scores - np.log(np.exp(scores).sum(1, keepdims=True))
     columns = scores - np.log(np.exp(scores).sum(0, keepdims=True))
@@ -56,6 +58,21 @@ def test_a_small_thing_before_a_large_background_is_found_by_its_tokens():
     right = jnp.arange(3)
     assert (jnp.argmax(T.similarity(clips, text, "tokens"), axis=1) == right).all()
     assert not (jnp.argmax(T.similarity(clips, text, "mean"), axis=1) == right).any()
+
+
+def test_words_of_a_caption_are_found_in_different_tokens_by_the_peaks_of_features():
+    # Three parts, each a group of features; a caption names two of them.
+    parts = np.eye(3).repeat(8, axis=1)
+    pairs = jnp.asarray([parts[0] + parts[1], parts[0] + parts[2], parts[1] + parts[2]])
+    text = plain_captions(TextCondition(pairs[:, None], jnp.ones((3, 1), bool)))
+    clip = 0.1 * np.random.default_rng(0).normal(size=(1, 40, 24))
+    clip[0, 7], clip[0, 23] = 3.0 * parts[0], 3.0 * parts[1]
+    peaks, tokens = (
+        T.similarity(jnp.asarray(clip, jnp.float32), text, name)[0] for name in ("peaks", "tokens")
+    )
+    assert jnp.argmax(peaks) == 0
+    # One token has one part: for it, captions that share that part are nearly as good.
+    assert peaks[0] - peaks[1:].max() > 3 * (tokens[0] - tokens[1:].max())
 
 
 def test_equal_captions_are_positives_and_clips_without_one_do_not_count():
@@ -130,6 +147,6 @@ def test_words_beyond_the_caption_do_not_matter():
     value = T.contrastive(features, text, 0.1, pooling="words")
     changed = text._replace(words=text.words.at[1, 2].set(9.0))
     assert float(T.contrastive(features, changed, 0.1, pooling="words")) == float(value)
-    with pytest.raises(ValueError, match="mean, words, tokens, both"):
+    with pytest.raises(ValueError, match="mean, words, tokens, peaks, both"):
         T.similarity(features, text, "max")
     assert TEXT_WIDTH

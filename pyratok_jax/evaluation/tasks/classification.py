@@ -28,9 +28,9 @@ from pyratok_jax.evaluation.models.features import (
 )
 from pyratok_jax.evaluation.task import Item, Metrics, Partial, Picture, clip_facts
 from pyratok_jax.evaluation.tasks.base import FeatureTask
-from pyratok_jax.losses.text import best_tokens
+from pyratok_jax.losses.text import best_tokens, peak_cosines
 
-POOLINGS = ("mean", "tokens")
+POOLINGS = ("mean", "tokens", "peaks")
 _TEMPLATES = "a video of {}.|a video of a person doing {}.|{}."
 
 
@@ -127,7 +127,8 @@ class Classification(FeatureTask[Labelled]):
             if chosen is None or number in chosen
         ]
         queries = jnp.asarray(self._queries)
-        found = [best_tokens(jnp.asarray(values), queries)[0] for values in levels]
+        likeness = best_tokens if self.pooling == "tokens" else peak_cosines
+        found = [likeness(jnp.asarray(values), queries)[0] for values in levels]
         return np.asarray(sum(found) / len(found), np.float32)
 
     def aggregate(self, partials: Mapping[str, Partial]) -> Metrics:

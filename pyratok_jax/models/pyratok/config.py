@@ -7,6 +7,7 @@ from typing import Any
 
 from pyratok_jax.errors import check_fields
 from pyratok_jax.models.pyratok.inputs import UNNAMED_INPUTS, InputsByLevel, level_inputs
+from pyratok_jax.models.pyratok.lfq import SURROGATES
 from pyratok_jax.models.pyratok.quantizers.registry import quantizer_kind
 from pyratok_jax.models.vae_families import UNNAMED, config_from_dict, config_to_dict
 from pyratok_jax.models.video_vae import VideoVAEConfig
@@ -23,11 +24,14 @@ class PyraTokConfig:
         vae: the backbone.
         grids: strides (time, space) in pixels of each level, or a name in `grids.PRESETS`; empty
             takes `vae.default_grids`.
-        stages: which encoder stage, from 1, feeds each level; None takes the last ones.
+        stages: which encoder stage, from 1, feeds each level; None takes the last ones. The number
+            after the last one is the normalised latent itself.
         inputs: what each level sees, or a name of `inputs.INPUT_PRESETS`; descriptions that do not
             name it have the residual in every level's logits. Only LaPQ has a choice.
         bits: bits per token.
         vocabulary: number of valid codes; None means 2^bits.
+        surrogate: whose gradient the signs of LaPQ have in training: "identity" or "tanh"
+            (`lfq.quantize`); tokens do not depend on it.
         width: channels inside a LaPQ block.
         heads: attention heads of a LaPQ block.
         text_width: width of the text embeddings.
@@ -48,6 +52,7 @@ class PyraTokConfig:
     inputs: str | InputsByLevel = UNNAMED_INPUTS
     bits: int = 16
     vocabulary: int | None = None
+    surrogate: str = "identity"
     width: int = 512
     heads: int = 8
     text_width: int = 2048
@@ -69,6 +74,9 @@ class PyraTokConfig:
             raise ValueError(f"lora_alpha {self.lora_alpha} is not finite")
         if self.vocabulary is not None and self.vocabulary < 1:
             raise ValueError(f"vocabulary {self.vocabulary} is below 1")
+        if self.surrogate not in SURROGATES:
+            known = ", ".join(SURROGATES)
+            raise ValueError(f"surrogate {self.surrogate!r} is not one of {known}")
         grids = PRESETS[self.grids] if isinstance(self.grids, str) else self.grids
         grids = grids or self.vae.default_grids
         object.__setattr__(self, "grids", tuple((int(dt), int(ds)) for dt, ds in grids))
@@ -81,8 +89,8 @@ class PyraTokConfig:
         object.__setattr__(self, "stages", tuple(stages))
         if len(stages) != len(self.grids):
             raise ValueError(f"{len(self.grids)} grids need as many stages, not {stages}")
-        if not all(1 <= stage <= last for stage in stages):
-            raise ValueError(f"stages {stages} must be within 1..{last}")
+        if not all(1 <= stage <= last + 1 for stage in stages):
+            raise ValueError(f"stages {stages} must be within 1..{last}, or {last + 1}: the latent")
         object.__setattr__(self, "inputs", level_inputs(self.inputs, len(self.grids)))
         kind.config(self)  # It refuses sizes that the quantiser cannot have.
 
@@ -132,9 +140,11 @@ class PyraTokConfig:
         """What the hash of a checkpoint covers: `to_dict` as JSON.
 
         The VAE's family and the inputs are left out where they are those of files that name none,
-        so that tokens made by such a checkpoint still belong to it.
+        so that tokens made by such a checkpoint still belong to it; the surrogate is left out
+        since tokens do not depend on it.
         """
         values = self.to_dict()
+        del values["surrogate"]
         if self.inputs == level_inputs(UNNAMED_INPUTS, len(self.grids)):
             del values["inputs"]
         if self.vae.family == UNNAMED:

@@ -6,10 +6,12 @@ and the signs of its logits are the code. `LevelInputs` says which of these a le
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Unpack
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
@@ -37,6 +39,7 @@ class LateralConnection(nnx.Module):
         stage_stride: Stride,
         stride: Stride,
         width: int,
+        normalize: bool = True,
         **settings: Unpack[LayerSettings],
     ):
         dt, ds = stride
@@ -44,7 +47,7 @@ class LateralConnection(nnx.Module):
             raise ValueError(f"grid strides {stride} are finer than the stage's {stage_stride}")
         self.group = dt // stage_stride[0]
         self.patch = ds // stage_stride[1]
-        self.norm = nnx.RMSNorm(channels, **settings)
+        self.norm = nnx.RMSNorm(channels, **settings) if normalize else None
         self.embed = nnx.Linear(self.group * self.patch**2 * channels, width, **settings)
         self.mix = CausalConv3d(width, width, (3, 3, 3), **settings)
 
@@ -52,10 +55,34 @@ class LateralConnection(nnx.Module):
         self, feature: Float[Array, "b T H W c"], cache: StreamCache | None = None
     ) -> Float[Array, "b t h w d"]:
         """The stage feature on the level's grid; with a cache, of one chunk of a clip."""
-        patches = space_to_depth(self.norm(feature), self.patch)
+        x = feature if self.norm is None else self.norm(feature)
+        patches = space_to_depth(x.astype(self.embed.dtype or x.dtype), self.patch)
         x = group_time(patches, self.group, first=cache is None or cache.first)
         x = self.embed(x)
         return x + convolve(self.mix, jax.nn.silu(x), cache)
+
+    def whiten(self, features: Sequence[Float[Array | np.ndarray, "b T H W c"]]) -> None:
+        """Have the patch convolution see whitened features, by the statistics of `features`.
+
+        Stage features have a large mean and one or two directions with nearly all of their
+        variance; a random map of them sees little else. Directions below a thousandth of the mean
+        variance are not raised further.
+        """
+        seen = [
+            jnp.asarray(x) if self.norm is None else self.norm(jnp.asarray(x)) for x in features
+        ]
+        rows = np.concatenate([np.asarray(x).reshape(-1, x.shape[-1]) for x in seen])
+        rows = rows.astype(np.float64)
+        mean = rows.mean(axis=0)
+        variance, directions = np.linalg.eigh(np.cov(rows, rowvar=False))
+        floor = 1e-3 * variance.mean() + 1e-12
+        whitening = directions * np.maximum(variance, floor) ** -0.5 @ directions.T
+        kernel = np.asarray(self.embed.kernel[...], np.float64)
+        kernel = whitening @ kernel.reshape(-1, len(mean), kernel.shape[-1])
+        assert self.embed.bias is not None
+        bias = np.asarray(self.embed.bias[...], np.float64) - np.sum(mean @ kernel, axis=0)
+        self.embed.kernel[...] = jnp.asarray(kernel.reshape(self.embed.kernel.shape), jnp.float32)
+        self.embed.bias[...] = jnp.asarray(bias, jnp.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,9 +99,12 @@ class LevelSizes:
         latent_channels: of the latent.
         bits: per token.
         vocabulary: number of valid codes; None means 2^bits.
+        surrogate: whose gradient the sign has, see `lfq.quantize`.
         width: channels inside the block.
         heads: attention heads.
         text_width: of the text embeddings.
+        normalize: whether features are scaled to a mean square of 1 at every position; the latent
+            is not, whose size tells a coloured thing from a pale background.
     """
 
     stage_channels: int
@@ -86,9 +116,11 @@ class LevelSizes:
     latent_channels: int
     bits: int
     vocabulary: int | None
+    surrogate: str
     width: int
     heads: int
     text_width: int
+    normalize: bool
 
 
 class LaPQBlock(nnx.Module):
@@ -96,9 +128,9 @@ class LaPQBlock(nnx.Module):
 
     def __init__(self, sizes: LevelSizes, **settings: Unpack[LayerSettings]):
         rngs, inputs, width, bits = settings["rngs"], sizes.inputs, sizes.width, sizes.bits
-        self.vocabulary = sizes.vocabulary
+        self.vocabulary, self.surrogate = sizes.vocabulary, sizes.surrogate
         self.inputs = inputs
-        stage = (sizes.stage_channels, sizes.stage_stride, sizes.stride, width)
+        stage = (sizes.stage_channels, sizes.stage_stride, sizes.stride, width, sizes.normalize)
         self.lateral = LateralConnection(*stage, **settings) if inputs.feature else None
         # Arrays of the residual are named by what it was called first: `analysis`, `missing`.
         seen = inputs.residual != "none"
@@ -155,7 +187,7 @@ class LaPQBlock(nnx.Module):
         if direct is not None:
             z = direct + z
         text_logits = jnp.zeros_like(z) if text_logits is None else text_logits
-        return Level(z, quantize(z, self.vocabulary), text_logits)
+        return Level(z, quantize(z, self.vocabulary, self.surrogate), text_logits)
 
     def visual(
         self,

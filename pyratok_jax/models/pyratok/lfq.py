@@ -11,6 +11,8 @@ import numpy as np
 from jaxtyping import Array, Float, UInt32
 
 MAX_BITS = 32
+# What stands for the sign in the backward pass; the codes themselves are the same.
+SURROGATES = ("identity", "tanh")
 
 
 def hard_sign(z: Float[Array, "*n bits"]) -> Float[Array, "*n bits"]:
@@ -29,17 +31,21 @@ def straight_through(
     return jax.lax.stop_gradient(q) + (z - jax.lax.stop_gradient(z))
 
 
-def quantize(z: Float[Array, "*n bits"], vocabulary: int | None = None) -> Float[Array, "*n bits"]:
+def quantize(
+    z: Float[Array, "*n bits"], vocabulary: int | None = None, surrogate: str = "identity"
+) -> Float[Array, "*n bits"]:
     """The nearest valid code of each logit vector, +-1 with a straight-through gradient.
 
     Args:
         z: logits, any real values.
         vocabulary: number of valid ids K <= 2^bits; None means all of them.
+        surrogate: whose gradient the sign has: "identity", or "tanh", under which bits that are
+            settled (|z| well above 1) are left alone and the undecided ones move.
     """
     bits = z.shape[-1]
-    if vocabulary is None or vocabulary == 2**bits:
-        return straight_through(hard_sign(z), z)
-    return straight_through(nearest_valid(z, vocabulary), z)
+    whole = vocabulary is None or vocabulary == 2**bits
+    code = hard_sign(z) if whole or vocabulary is None else nearest_valid(z, vocabulary)
+    return straight_through(code, jnp.tanh(z) if surrogate == "tanh" else z)
 
 
 def nearest_valid(z: Float[Array, "*n bits"], vocabulary: int) -> Float[Array, "*n bits"]:

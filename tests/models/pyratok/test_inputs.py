@@ -11,8 +11,11 @@ from flax import nnx
 
 from pyratok_jax.models.pyratok.config import PyraTokConfig
 from pyratok_jax.models.pyratok.inputs import INPUT_PRESETS, LevelInputs, level_inputs
-from pyratok_jax.models.pyratok.lapq import LaPQBlock, LevelSizes
+from pyratok_jax.models.pyratok.lapq import LaPQBlock, LateralConnection, LevelSizes
+from pyratok_jax.models.pyratok.quantizers.lapq import LaPQ, LaPQConfig
 from pyratok_jax.models.pyratok.quantizers.registry import build_quantizer
+from pyratok_jax.nn.grids import group_time, space_to_depth
+from pyratok_jax.nn.stream_cache import StreamCache
 from pyratok_jax.nn.text_attention import TextCondition
 from tests.tiny_tokenizer import tiny_config
 
@@ -32,8 +35,8 @@ def block(inputs: LevelInputs) -> LaPQBlock:
     """Of stride (2, 16) on a stage of (1, 8) and a latent of (4, 8); its text path is open."""
     sizes = LevelSizes(
         stage_channels=3, stage_stride=(1, 8), stride=(2, 16), latent_stride=(4, 8),
-        latent_channels=4, bits=6, vocabulary=None, width=8, heads=2, text_width=12,
-        inputs=inputs, has_previous=True,
+        latent_channels=4, bits=6, vocabulary=None, surrogate="identity", width=8,
+        heads=2, text_width=12, inputs=inputs, normalize=True, has_previous=True,
     )  # fmt: skip
     made = LaPQBlock(sizes, rngs=nnx.Rngs(0))
     if made.attention is not None:
@@ -105,7 +108,7 @@ def test_the_configuration_keeps_its_inputs_and_older_files_have_the_former_ones
     assert '"inputs"' in config.fingerprint()
     former = tiny_config(inputs="residual-everywhere")
     values = former.to_dict()
-    del values["inputs"]
+    del values["inputs"], values["surrogate"]
     older = PyraTokConfig.from_dict(values)
     assert older == former
     # The hash of an older checkpoint, to which its tokens belong, does not change.
@@ -164,3 +167,44 @@ def test_the_residual_is_dropped_from_whole_clips_in_training_alone():
         same = np.all(np.asarray(z == plain), axis=(1, 2, 3, 4))
         assert same.tolist() == kept[-len(latent) :]
     assert 0.2 < np.mean(kept) < 0.8
+
+
+def test_levels_that_read_the_latent_see_no_stage_and_stream():
+    sizes = tiny_config(grids=((4, 16), (4, 8)), stages=(5, 5), inputs="residual-fine")
+    levels = LaPQ(LaPQConfig.of(sizes), rngs=nnx.Rngs(0))
+    latents = noise(0, 6, 5, 4, 4, 4)
+    stages = (jnp.full((), jnp.nan),) * 4
+    levels.fit([latents], stages=[stages], steps=5)
+    run = nnx.jit(lambda model, z, cache: model(stages, z, None, cache))
+    whole, _ = run(levels, latents[:1], None)
+    other, _ = run(levels, latents[1:2], None)
+    for level, changed in zip(whole, other, strict=True):
+        assert float(jnp.mean(level.q != changed.q)) > 0.2
+    parts, caches = [], None
+    for start, stop in ((0, 1), (1, 3), (3, 5)):
+        cache = StreamCache(levels, caches)
+        parts.append(levels(stages, latents[:1, start:stop], None, cache)[0])
+        caches = cache.caches
+    for level, *pieces in zip(whole, *parts, strict=True):
+        joined = jnp.concatenate([piece.z for piece in pieces], axis=1)
+        np.testing.assert_allclose(joined, level.z, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="or 5: the latent"):
+        tiny_config(stages=(6, 6, 6, 6))
+
+
+def test_a_level_starts_with_whitened_features():
+    lateral = LateralConnection(12, (1, 8), (2, 16), 256, rngs=nnx.Rngs(0))
+    # One direction has nearly all of the variance, and all have a large mean.
+    feature = 0.05 * noise(0, 8, 9, 8, 8, 12) + noise(1, 8, 9, 8, 8, 1) * noise(2, 12) + 2.0
+
+    def seen(lateral):
+        patches = space_to_depth(lateral.norm(feature), 2)
+        rows = lateral.embed(group_time(patches, 2)).reshape(-1, 256)
+        values = np.linalg.eigvalsh(np.cov(np.asarray(rows, np.float64), rowvar=False))
+        return np.abs(rows.mean(axis=0)).mean(), values.sum() ** 2 / (values**2).sum()
+
+    mean, rank = seen(lateral)
+    lateral.whiten([feature])
+    whitened_mean, whitened_rank = seen(lateral)
+    assert mean > 0.3 and whitened_mean < 0.05
+    assert whitened_rank > 4 * rank

@@ -38,6 +38,15 @@ def test_codes_are_exact_and_gradient_passes_straight_through(vocabulary):
     np.testing.assert_array_equal(pullback(cotangent)[0], cotangent)
 
 
+@pytest.mark.parametrize("vocabulary", [None, 48000])
+def test_under_tanh_the_codes_are_the_same_and_settled_bits_have_no_gradient(vocabulary):
+    z = jax.random.normal(jax.random.key(0), (50, 16)) * 3.0
+    q, pullback = jax.vjp(lambda z: lfq.quantize(z, vocabulary, "tanh"), z)
+    np.testing.assert_array_equal(q, lfq.quantize(z, vocabulary))
+    gradient = pullback(jnp.ones_like(z))[0]
+    np.testing.assert_allclose(gradient, 1.0 / jnp.cosh(z) ** 2, rtol=1e-4, atol=1e-6)
+
+
 @settings(max_examples=15, deadline=None)
 @given(bits=st.integers(1, 9), data=st.data(), seed=st.integers(0, 2**31 - 1))
 def test_nearest_valid_code_is_the_best_of_all(bits, data, seed):

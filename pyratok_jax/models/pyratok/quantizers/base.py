@@ -135,6 +135,8 @@ class TokenizerSizes(Protocol):
     @property
     def vocabulary(self) -> int | None: ...  # noqa: D102
     @property
+    def surrogate(self) -> str: ...  # noqa: D102
+    @property
     def code_width(self) -> int: ...  # noqa: D102
     @property
     def width(self) -> int: ...  # noqa: D102

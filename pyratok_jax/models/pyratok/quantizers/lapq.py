@@ -21,7 +21,8 @@ class LaPQConfig:
 
     Attributes:
         levels: each level's, coarse to fine.
-        stages: which encoder stage (1, 2, ...) feeds each level.
+        stages: which encoder stage (1, 2, ...) feeds each level; the number after the last one is
+            the latent.
         synthesis_width: hidden channels of each level's smoothing convolution.
     """
 
@@ -33,11 +34,13 @@ class LaPQConfig:
     def of(cls, sizes: base.TokenizerSizes) -> "LaPQConfig":
         """Those of a tokenizer."""
         levels = zip(sizes.level_stages, sizes.grids, sizes.inputs_by_level, strict=True)
+        channels = (*sizes.vae.stage_channels, sizes.vae.z_dim)
+        strides = (*sizes.vae.stage_strides, sizes.latent_stride)
         return cls(
             tuple(
                 LevelSizes(
-                    stage_channels=sizes.vae.stage_channels[stage - 1],
-                    stage_stride=sizes.vae.stage_strides[stage - 1],
+                    stage_channels=channels[stage - 1],
+                    stage_stride=strides[stage - 1],
                     stride=stride,
                     inputs=inputs,
                     has_previous=number > 0,
@@ -45,9 +48,11 @@ class LaPQConfig:
                     latent_channels=sizes.vae.z_dim,
                     bits=sizes.bits,
                     vocabulary=sizes.vocabulary,
+                    surrogate=sizes.surrogate,
                     width=sizes.width,
                     heads=sizes.heads,
                     text_width=sizes.text_width,
+                    normalize=stage < len(channels),
                 )
                 for number, (stage, stride, inputs) in enumerate(levels)
             ),
@@ -93,7 +98,8 @@ class LaPQ(base.Quantizer):
             residual = target - jax.lax.stop_gradient(latent)
             previous = levels[-1].q if levels else None
             keep = self._keep(number, target.shape[0], key)
-            level = block(stages[stage - 1], residual, previous, text, cache, keep)
+            feature = (*stages, target)[stage - 1]
+            level = block(feature, residual, previous, text, cache, keep)
             latent = latent + synthesis(level.q, cache).astype(latent.dtype)
             levels.append(level)
         return tuple(levels), latent
@@ -114,7 +120,10 @@ class LaPQ(base.Quantizer):
         """Fit every level's linear maps in turn (`lapq_fitting`)."""
         if data.stages is None and any(block.inputs.residual != "bypass" for block in self.blocks):
             raise ValueError("fitting these inputs needs the outputs of the encoder's stages")
-        maps = [self._maps(level, data.stages, data.seed) for level in range(len(self.blocks))]
+        stages = data.stages and [
+            (*x, latent) for x, latent in zip(data.stages, data.latents, strict=True)
+        ]
+        maps = [self._maps(level, stages, data.seed) for level in range(len(self.blocks))]
         return fit_levels(maps, data.latents, root=data.root, seed=data.seed, steps=data.steps)
 
     def _maps(self, level: int, stages: base.StoredStages | None, seed: int) -> LevelMaps:
@@ -125,6 +134,8 @@ class LaPQ(base.Quantizer):
             return LevelMaps(block.analysis, synthesis)
         assert stages is not None
         inputs, sizes = [x[stage] for x in stages], self.config.levels[level]
+        if block.lateral is not None:
+            block.lateral.whiten(inputs)
         analysis = block.analysis or Analysis(
             sizes.stride,
             sizes.latent_stride,
@@ -154,7 +165,7 @@ class LaPQ(base.Quantizer):
         for number, (stage, block, synthesis, level) in enumerate(parts, start=1):
             if block.attention is None:
                 raise ValueError(f"level {number} does not attend to text")
-            x, _ = block.visual(stages[stage - 1], target - latent, previous)
+            x, _ = block.visual((*stages, target)[stage - 1], target - latent, previous)
             maps.append(block.attention.weights(x, text))
             latent = latent + synthesis(level.q).astype(latent.dtype)
             previous = level.q
