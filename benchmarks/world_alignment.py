@@ -235,7 +235,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--learning-rate", type=float, default=5e-3, help="of the levels")
     p.add_argument("--text-rate", type=float, default=5e-3, help="of text modules and alignment")
     p.add_argument("--weight", type=float, default=1.0, help="of the text term, for each level")
-    p.add_argument("--hidden", type=float, default=0.75, help="share of captions hidden")
+    p.add_argument("--hidden", type=float, default=1.0, help="share of captions hidden")
     p.add_argument("--negatives", type=int, default=112, help="captions beside the batch's own")
     p.add_argument("--tokens", type=int, default=96, help="of a level in the text term")
     p.add_argument("--width", type=int, default=64)
