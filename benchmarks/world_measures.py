@@ -85,6 +85,8 @@ def effects(
     """Bits, latent error and names when an input of the levels is replaced."""
     rows = np.arange(len(videos))
     stages, latent = videos.features(rows)
+    # A level that reads the latent as its feature finds it after the last stage.
+    stages = (*stages, latent)
     # Films come class by class in turn, so that neighbours differ.
     other = tuple(jnp.roll(stage, 1, axis=0) for stage in stages)
     own, wrong = videos.text(rows), videos.text(np.roll(rows, 1))

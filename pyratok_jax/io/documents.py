@@ -169,7 +169,7 @@ def check_sizes(config: Any, where: str, advice: str = "") -> Any:
     for name, value in dataclasses.asdict(sizes).items():
         items = value if isinstance(value, tuple | list) else (value,)
         most = _MOST_LAYERS if any(word in name for word in _COUNTS) else _MOST_WIDTH
-        wrong = [x for x in items if isinstance(x, int) and not -1 <= x <= most]
+        wrong: list[float] = [x for x in items if isinstance(x, int) and not -1 <= x <= most]
         wrong += [x for x in items if isinstance(x, float) and not math.isfinite(x)]
         if wrong or len(items) > _MOST_WIDTH:
             found = quoted(wrong[0]) if wrong else f"{len(items)} values"

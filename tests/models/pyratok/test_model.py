@@ -109,7 +109,7 @@ def test_the_size_of_the_logits_does_not_reach_the_latent(monkeypatch):
     """Logits on another scale have the same signs, and so the same latent."""
     plain = encode(smoothing_model(), clip())
     quantize = lfq.quantize
-    monkeypatch.setattr(lapq, "quantize", lambda z, vocabulary: quantize(3.7 * z, vocabulary))
+    monkeypatch.setattr(lapq, "quantize", lambda z, *given: quantize(3.7 * z, *given))
     scaled = nnx.jit(lambda model, video: model.encode(video))(smoothing_model(), clip())
     np.testing.assert_array_equal(scaled.latent, plain.latent)
 
