@@ -5,7 +5,7 @@
 
 Encoder and language model are run once, on all videos and captions (`world_features`); a step then
 costs the levels alone. Every variant of every seed runs in one process, so the step is compiled
-once. Measured on held-out videos, encoded with the null caption unless said otherwise.
+once; with `--output`, the same command resumes after the last finished training. Measured on held-out videos, encoded with the null caption unless said otherwise.
 
 | variant | trained with |
 |---|---|
@@ -246,6 +246,20 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
+def finished(output: Path | None, settings: Settings) -> list[dict[str, Any]]:
+    """Measurements that an earlier run of these settings has written.
+
+    Raises:
+        SystemExit: the file is of other settings.
+    """
+    if output is None or not output.exists():
+        return []
+    stored = json.loads(output.read_text())
+    if stored["settings"] != json.loads(json.dumps(dataclasses.asdict(settings))):
+        raise SystemExit(f"{output} has results of other settings; choose another --output")
+    return stored["runs"]
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run all variants of all seeds and print, and write, their numbers."""
     args = parser().parse_args(argv)
@@ -261,11 +275,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     print(f"features of {len(videos)} videos after {time.time() - begin:.0f} s", flush=True)
     trainer: Trainer | None = None
-    rows: list[dict[str, Any]] = []
+    rows = finished(args.output, settings)
+    done = {(row["variant"], row["seed"]) for row in rows}
     for seed in map(int, args.seeds.split(",")):
         start = build(settings, networks, videos, seed)
         trainer = trainer or Trainer(settings, start, videos)
         for variant in args.variants.split(","):
+            if (variant, seed) in done:
+                continue
             print(f"{variant}, seed {seed}", flush=True)
             began = time.time()
             system = trainer.train(start, variant, seed)
