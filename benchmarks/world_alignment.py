@@ -5,7 +5,8 @@
 
 Encoder and language model are run once, on all videos and captions (`world_features`); a step then
 costs the levels alone. Every variant of every seed runs in one process, so the step is compiled
-once; with `--output`, the same command resumes after the last finished training. Measured on held-out videos, encoded with the null caption unless said otherwise.
+once; with `--output`, the same command resumes after the last finished training. Measured on
+held-out videos, encoded with the null caption unless said otherwise.
 
 | variant | trained with |
 |---|---|
