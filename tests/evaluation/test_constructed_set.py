@@ -3,10 +3,13 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 
 from pyratok_jax.errors import UserError
 from pyratok_jax.evaluate import main
+from pyratok_jax.evaluation.data.mvbench import Question
+from pyratok_jax.evaluation.models.answering import RandomAnswers
 from pyratok_jax.evaluation.task import TASKS
 
 REBUILT = ("side=32", "frames=5", "lpips=none")
@@ -47,6 +50,22 @@ def run(task, data, output, checkpoint, settings):
     arguments += ["--output", str(output), *(f"--set={setting}" for setting in settings)]
     main(arguments)
     return json.loads((output / "results.json").read_text())
+
+
+def test_random_answers_do_not_depend_on_where_the_videos_lie():
+    options = ("one", "two", "three", "four")
+    answers = [
+        [
+            RandomAnswers().answer(
+                np.zeros((1, 8, 8, 3), np.uint8),
+                Question("moving_count", n, f"{folder}/{n}.mp4", "How many?", options, 0),
+            )
+            for n in range(40)
+        ]
+        for folder in ("/here", "/there")
+    ]
+    assert answers[0] == answers[1]
+    assert {answer.option for answer in answers[0]} == {0, 1, 2, 3}
 
 
 def test_every_task_is_here():
