@@ -28,6 +28,7 @@ EFFORTS: dict[str, dict[str, str]] = {
 _PROGRAM = "*.after_codegen.txt"
 _EARLY_PROGRAM = "*.after_optimizations.txt"
 _ASSIGNMENT = "*.after_optimizations-buffer-assignment.txt"
+_LOOK_EVERY = 1.0  # seconds
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _SIZE = r"([\d.]+)([KMGT]?)i?B?"
 _USED = re.compile(rf"Used {_SIZE} of {_SIZE} hbm\.\s*Exceeded hbm capacity by {_SIZE}")
@@ -120,7 +121,10 @@ def _failure(error: Exception, folder: Path) -> Compiled:
 
 
 def _without_code(lowered: jax.stages.Lowered, options: dict[str, Any], folder: Path) -> Compiled:
-    """Return once buffers are assigned; the compiler is left running in its thread."""
+    """Return once buffers are assigned; the compiler is left running in its thread.
+
+    The optimised program and the assignment are written one after the other: both must be complete.
+    """
     failures: list[Exception] = []
 
     def run() -> None:
@@ -131,15 +135,17 @@ def _without_code(lowered: jax.stages.Lowered, options: dict[str, Any], folder: 
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    size = -1
+    sizes = [0, 0]
     while thread.is_alive():
-        time.sleep(1.0)
-        files = list(folder.glob(_ASSIGNMENT))
-        now = sum(file.stat().st_size for file in files)
-        # The same size twice: the file is complete.
-        if files and now and now == size:
+        time.sleep(_LOOK_EVERY)
+        now = [
+            sum(file.stat().st_size for file in folder.glob(pattern))
+            for pattern in (_ASSIGNMENT, _EARLY_PROGRAM)
+        ]
+        # The same sizes twice: the files are complete.
+        if all(now) and now == sizes:
             return Compiled(memory_of_files(folder), _newest(folder, _EARLY_PROGRAM))
-        size = now
+        sizes = now
     if failures:
         return _failure(failures[0], folder)
     # Compiled before the first look: report the same facts as for larger programs.

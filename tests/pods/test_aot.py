@@ -1,8 +1,11 @@
+import threading
+import time
 from pathlib import Path
 
 import jax
 import pytest
 
+from pyratok_jax.pods import aot
 from pyratok_jax.pods.aot import HbmUsage, compile_into, parse_assignment, parse_exhausted
 from pyratok_jax.pods.topology import GIBIBYTE
 
@@ -65,6 +68,28 @@ def test_memory_assigned_before_another_refusal_is_told(tmp_path, effort):
     (tmp_path / "other").mkdir()
     answer = compile_into(Refused(""), effort, tmp_path / "other")
     assert (answer.memory, answer.error) == (None, "INTERNAL: RET_CHECK failure")
+
+
+class Slow:
+    """A lowered program that writes its program long after its assignment, and then compiles on."""
+
+    def __init__(self):
+        self.ended = threading.Event()
+
+    def compile(self, compiler_options):
+        folder = Path(compiler_options["xla_dump_to"])
+        (folder / "a.after_optimizations-buffer-assignment.txt").write_text(ASSIGNMENT)
+        time.sleep(0.1)
+        (folder / "a.after_optimizations.txt").write_text("HloModule a")
+        self.ended.wait(60)
+
+
+def test_without_code_both_files_are_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(aot, "_LOOK_EVERY", 0.01)
+    slow = Slow()
+    answer = compile_into(slow, "memory", tmp_path)
+    slow.ended.set()
+    assert (answer.memory.used, answer.text) == (6340, "HloModule a")
 
 
 def test_assigned_buffers_are_summed_by_kind():
