@@ -43,8 +43,10 @@ def quantize(
             settled (|z| well above 1) are left alone and the undecided ones move.
     """
     bits = z.shape[-1]
-    whole = vocabulary is None or vocabulary == 2**bits
-    code = hard_sign(z) if whole or vocabulary is None else nearest_valid(z, vocabulary)
+    if vocabulary is None or vocabulary == 2**bits:
+        code = hard_sign(z)
+    else:
+        code = nearest_valid(z, vocabulary)
     return straight_through(code, jnp.tanh(z) if surrogate == "tanh" else z)
 
 
