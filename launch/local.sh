@@ -63,8 +63,8 @@ for ((round = 0; ; round++)); do
   start "$@"
   if [ -n "$dry_run" ]; then exit 0; fi
   finish
-  # 0: finished; 2: a mistake of the user; 130: stopped on request.
-  case $status in 0 | 2 | 130) break ;; esac
+  # 0: finished; 2: a mistake of the user; 4: some inputs were rejected; 130: stopped on request.
+  case $status in 0 | 2 | 4 | 130) break ;; esac
   if [ -n "$stopped" ] || [ "$round" -ge "$RESTARTS" ]; then break; fi
   echo "exit code $status; resuming from the last checkpoint ($((round + 1)) of $RESTARTS)" >&2
   PORT=$((PORT + 1))

@@ -94,7 +94,7 @@ for ((round = 0; round < ROUNDS; round++)); do
     code=0
     train "$@" || code=$?
     case $code in
-      0 | 2 | 130)
+      0 | 2 | 4 | 130)
         echo "done with code $code; the slice stays: ${delete[*]}"
         exit "$code"
         ;;

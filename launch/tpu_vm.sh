@@ -44,8 +44,8 @@ fi
 for ((round = 0; ; round++)); do
   code=0
   "${command[@]}" || code=$?
-  # 0: finished; 2: a mistake of the user; 130: stopped on request.
-  case $code in 0 | 2 | 130) exit "$code" ;; esac
+  # 0: finished; 2: a mistake of the user; 4: some inputs were rejected; 130: stopped on request.
+  case $code in 0 | 2 | 4 | 130) exit "$code" ;; esac
   if [ "$round" -ge "$RESTARTS" ]; then exit "$code"; fi
   echo "exit code $code; resuming from the last checkpoint in 30 s ($((round + 1)) of $RESTARTS)" >&2
   sleep 30

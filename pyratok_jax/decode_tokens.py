@@ -6,14 +6,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from pyratok_jax.errors import UserError, run_cli
+from pyratok_jax.errors import EXIT_PARTIAL, UserError, run_cli
 from pyratok_jax.io.cli import add_no_verify, command_parser
 from pyratok_jax.io.progress import PlainConsole, progress_bar
 from pyratok_jax.tokenizer import load_tokenizer, local_devices
 from pyratok_jax.tokens.dataset import TokenDataset, read_all
 from pyratok_jax.tokens.decoding import Outcome, Selection, decode_all, parse_frames
-
-EXIT_DAMAGED = 1
 
 
 def parser() -> argparse.ArgumentParser:
@@ -21,7 +19,7 @@ def parser() -> argparse.ArgumentParser:
     p = command_parser(
         "pyratok_jax.decode_tokens",
         "Decode a dataset of tokens, or one of its shards, to videos. What is damaged "
-        f"is named and left black; the exit code is {EXIT_DAMAGED} then.",
+        f"is named and left black; the exit code is {EXIT_PARTIAL} then.",
     )
     p.add_argument("--checkpoint", required=True, help="working folder of the tokenizer")
     p.add_argument("--input", required=True, help="folder of a dataset, or a shard")
@@ -64,7 +62,7 @@ def report(outcome: Outcome, selection: Selection, output: Path, console: Consol
     unknown = sorted(selection.ids - outcome.seen)
     if unknown:
         raise UserError(f"the input holds no {', '.join(unknown)} (--ids)")
-    return EXIT_DAMAGED if outcome.bad else 0
+    return EXIT_PARTIAL if outcome.bad else 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:

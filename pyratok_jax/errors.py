@@ -12,6 +12,8 @@ from typing import NoReturn
 EXIT_USER_ERROR = 2
 # Another process of a run on many hosts was lost or failed.
 EXIT_HOST_LOST = 3
+# Done, but some inputs were damaged: they are named and left out.
+EXIT_PARTIAL = 4
 EXIT_INTERRUPTED = 130
 
 

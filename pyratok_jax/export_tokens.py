@@ -9,7 +9,7 @@ from rich.progress import TextColumn
 
 from pyratok_jax.data.sources.records import ClipRecord
 from pyratok_jax.data.sources.registry import load_source
-from pyratok_jax.errors import UserError, run_cli
+from pyratok_jax.errors import EXIT_PARTIAL, UserError, run_cli
 from pyratok_jax.io.cli import add_no_verify, command_parser
 from pyratok_jax.io.locks import folder_lock
 from pyratok_jax.io.progress import PlainConsole, progress_bar
@@ -49,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
         "pyratok_jax.export_tokens",
         "Encode videos to a TFDS dataset of tokens. A run that was interrupted "
         "resumes when the same command is given again. Several processes may share the work.",
+        epilog=f"Exit code: 0 all done; {EXIT_PARTIAL} some videos were rejected (rejected.jsonl).",
     )
     d, m = ExportOptions(), Machine()
     p.add_argument("--checkpoint", required=True, help="working folder of a trained tokenizer")
@@ -107,7 +108,7 @@ def run(
         return export(plan, records, tokenizer, machine, advance)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the command."""
     arguments, console = parser().parse_args(argv), PlainConsole()
     options = ExportOptions(
@@ -148,6 +149,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if card is not None:
         console.print(f"card: {output / CARD_TEXT}", soft_wrap=True)
         console.print(f"rejected, with reasons: {output / REJECTED}", soft_wrap=True)
+    return EXIT_PARTIAL if progress.rejected or (card and card["rejected"]) else 0
 
 
 if __name__ == "__main__":

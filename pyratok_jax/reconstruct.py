@@ -11,12 +11,11 @@ from rich.table import Table
 
 from pyratok_jax import __version__
 from pyratok_jax.data.video.files import BrokenVideoError, probe
-from pyratok_jax.errors import UserError, run_cli
+from pyratok_jax.errors import EXIT_PARTIAL, UserError, run_cli
 from pyratok_jax.io.atomic import write_json
 from pyratok_jax.io.cli import add_no_verify, command_parser
 from pyratok_jax.io.progress import PlainConsole, progress_bar
 
-EXIT_SOME_SKIPPED = 3
 _LPIPS = {"vgg": ("vgg",), "alex": ("alex",), "both": ("vgg", "alex"), "none": ()}
 
 
@@ -27,8 +26,8 @@ def parser() -> argparse.ArgumentParser:
         "Tokenise videos and decode the tokens again. Writes NAME_reconstruction.mp4, "
         "NAME_side_by_side.mp4 (input, reconstruction, error; .png for pictures) and metrics.json "
         "with PSNR, SSIM, LPIPS, bits per pixel and code usage.",
-        epilog="Exit code: 0 all done; 2 nothing could be done; 3 some inputs of a folder could "
-        "not be read and were skipped (they are listed in metrics.json).",
+        epilog=f"Exit code: 0 all done; 2 nothing could be done; {EXIT_PARTIAL} some inputs of a "
+        "folder could not be read and were skipped (they are listed in metrics.json).",
     )
     unsaid: Any = {"required": True, "default": argparse.SUPPRESS}
     p.add_argument("--checkpoint", **unsaid, help="the --workdir of a training")
@@ -94,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not videos:
         raise skipped[0] if len(jobs) == 1 else _none_readable(arguments.input, skipped)
     _finish(videos, skipped, output, console)
-    return EXIT_SOME_SKIPPED if skipped else 0
+    return EXIT_PARTIAL if skipped else 0
 
 
 def _check_output(output: Path) -> None:

@@ -18,19 +18,21 @@ def main() -> int:
     from pyratok_jax import demo
     from pyratok_jax.training.checkpoints import locked
     from pyratok_jax.training.config import parse_command
+    from pyratok_jax.training.config_check import check_config
     from pyratok_jax.training.distributed.coordinator import join_hosts
     from pyratok_jax.training.distributed.heartbeat import heartbeats
     from pyratok_jax.training.loop.monitoring import dump_programs, profiled_steps
     from pyratok_jax.training.registry import TASKS, Run, lookup
 
-    config, workdir, dump_to = parse_command(sys.argv, default_config="configs/demo.py")
+    config, workdir, dump_to = parse_command(sys.argv, default_config="demo")
     if workdir.is_file():
         raise UserError(f"--workdir {workdir} is a file; name a folder")
     profiled_steps(config.profile_steps)
+    run: Run = lookup(TASKS | demo.TASKS, config.task, "task")
+    check_config(config)
     dumped = dump_programs(dump_to)
     join_hosts(config.multi_host, config.host_timeout)
     with heartbeats(config.host_timeout, config.step_timeout), locked(workdir):
-        run: Run = lookup(TASKS | demo.TASKS, config.task, "task")
         outputs = run(config, workdir)
     if outputs is None:
         return EXIT_INTERRUPTED

@@ -11,7 +11,7 @@ from pyratok_jax import reconstruct
 from pyratok_jax.data.padding import ClipSizes
 from pyratok_jax.data.video.files import iter_frames, probe
 from pyratok_jax.data.video.writer import VideoWriter
-from pyratok_jax.errors import UserError
+from pyratok_jax.errors import EXIT_PARTIAL, UserError
 from pyratok_jax.metrics import image as metrics
 from pyratok_jax.metrics.rate import token_count
 from tests.data.synthetic import numbered_frames, read_media, write_video
@@ -133,7 +133,7 @@ def test_a_folder_with_broken_files_and_equal_names(tmp_path, capsys):
     (folder / "text.mp4").write_text("not a video")
     good = write_video(tmp_path / "long.mp4", numbered_frames(30, 16, 32)).read_bytes()
     (folder / "cut.mkv").write_bytes(good[: len(good) * 2 // 3])
-    assert run(folder, output) == reconstruct.EXIT_SOME_SKIPPED
+    assert run(folder, output) == EXIT_PARTIAL
     said = capsys.readouterr().out
     assert "2 of 5 inputs were skipped" in said and "text.mp4" in said and "cut.mkv" in said
     result = json.loads((output / "metrics.json").read_text())
@@ -152,7 +152,7 @@ def test_a_folder_with_broken_files_and_equal_names(tmp_path, capsys):
         for kind in ("reconstruction", "side_by_side")
     }
     # A second run does not take its own results for inputs.
-    assert run(folder, output) == reconstruct.EXIT_SOME_SKIPPED
+    assert run(folder, output) == EXIT_PARTIAL
     assert len(json.loads((output / "metrics.json").read_text())["videos"]) == 3
 
 

@@ -71,13 +71,49 @@ def load_backbone(spec: str, *, sharding: "Placement" = None) -> Backbone:
     if spec.startswith("builtin:"):
         sizes, arrays = _shipped(spec, DEMO_BACKBONE)
         return Backbone(config_from_dict(sizes), arrays, weights_hash(arrays))
-    families = kinds()
-    record = read_config(spec, *families)
-    with refusing(f"{spec}/config.json"):
-        config = config_from_dict({"family": families[record["kind"]], **record["config"]})
-    config = check_sizes(config, f"{spec}/config.json")
+    record = read_config(spec, *kinds())
+    config = _vae_config(spec, record)
     shapes = {name: tuple(shape) for name, shape in record["shapes"].items()}
     return Backbone(config, load_checkpoint(spec, shapes, sharding=sharding), record["sha256"])
+
+
+def backbone_config(spec: str) -> VideoVAEConfig:
+    """The sizes that `load_backbone` gives, without reading any weights.
+
+    Raises:
+        UserError: no such weights, or not a VAE's.
+    """
+    if spec.startswith("builtin:"):
+        return config_from_dict(read_weights_config(_shipped_file(spec, DEMO_BACKBONE)))
+    return _vae_config(spec, read_config(spec, *kinds()))
+
+
+def _vae_config(spec: str, record: Mapping[str, Any]) -> VideoVAEConfig:
+    with refusing(f"{spec}/config.json"):
+        config = config_from_dict({"family": kinds()[record["kind"]], **record["config"]})
+    return check_sizes(config, f"{spec}/config.json")
+
+
+def check_vision(spec: str) -> None:
+    """Refuse what `load_vision` would, without reading any weights.
+
+    Raises:
+        UserError: no such weights, or not a DINO network's.
+    """
+    if spec.startswith("builtin:"):
+        _shipped_file(spec, DEMO_VISION)
+    else:
+        read_config(spec, "dino")
+
+
+def check_language(spec: str) -> None:
+    """Refuse what `load_language` would, without reading any weights.
+
+    Raises:
+        UserError: no such weights, or not a language model's.
+    """
+    if not spec.startswith("builtin:"):
+        read_config(spec, "language_model")
 
 
 def load_vision(spec: str, *, dtype: DTypeLike = jnp.float32) -> Dino:
@@ -113,21 +149,30 @@ def load_dino(path: str | Path, *, dtype: DTypeLike = jnp.float32) -> Dino:
 
 def _shipped(spec: str, known: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Sizes and arrays, float32, of weights inside this package."""
+    return read_weights(_shipped_file(spec, known))
+
+
+def _shipped_file(spec: str, known: str) -> Path:
     if spec != known:
         raise UserError(f"no shipped weights {spec}; there is {known}")
     name = spec.removeprefix("builtin:").replace("-", "_")
-    return read_weights(
-        Path(str(resources.files("pyratok_jax") / "assets" / f"{name}.safetensors"))
-    )
+    return Path(str(resources.files("pyratok_jax") / "assets" / f"{name}.safetensors"))
+
+
+def read_weights_config(path: Path) -> dict[str, Any]:
+    """The sizes in the header of a file that `write_weights` wrote."""
+    import safetensors
+
+    with safetensors.safe_open(path, "np") as file:
+        sizes: dict[str, Any] = json.loads(file.metadata()["config"])
+    return sizes
 
 
 def read_weights(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Sizes and float32 arrays of a file that `write_weights` wrote."""
-    import safetensors
     import safetensors.numpy
 
-    with safetensors.safe_open(path, "np") as file:
-        sizes = json.loads(file.metadata()["config"])
+    sizes = read_weights_config(path)
     stored = safetensors.numpy.load_file(path)
     arrays = {k: x.astype(np.float32) for k, x in stored.items() if not k.endswith(_STEP)}
     return sizes, {

@@ -17,7 +17,7 @@ from pyratok_jax.data.sources.records import ClipRecord
 from pyratok_jax.data.sources.registry import load_source
 from pyratok_jax.data.video.decoding import Decoder
 from pyratok_jax.data.video.files import BrokenVideoError, read_image, resize_image
-from pyratok_jax.errors import run_cli
+from pyratok_jax.errors import EXIT_PARTIAL, run_cli
 from pyratok_jax.io import html
 from pyratok_jax.io.atomic import write_json, write_png, write_text
 from pyratok_jax.io.cli import command_parser
@@ -187,7 +187,7 @@ def _rows(values: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> list[tuple
     return [tuple(entry.values()) for entry in values]
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the command."""
     arguments, console = parser().parse_args(argv), PlainConsole()
     buckets = parse_buckets(arguments.buckets)
@@ -209,6 +209,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_png(output / "contact_sheet.png", sheet)
     for name in ("contact_sheet.png", "report.html", "summary.json"):
         console.print(f"written: {output / name}", soft_wrap=True)
+    return EXIT_PARTIAL if summary["broken"] else 0
 
 
 if __name__ == "__main__":

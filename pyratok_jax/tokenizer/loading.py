@@ -71,7 +71,7 @@ def load_tokenizer(checkpoint: str | Path) -> Tokenizer:
         UserError: no such folder, no tokenizer's, or frozen weights that are not those it was
             trained with.
     """
-    workdir, step = _locate(Path(checkpoint))
+    workdir, step = locate(Path(checkpoint))
     description = read_description(workdir)
     where = str(workdir / DESCRIPTION)
     with refusing(where, _ADVICE):
@@ -119,7 +119,7 @@ def load_tokenizer(checkpoint: str | Path) -> Tokenizer:
     )
 
 
-def _locate(path: Path) -> tuple[Path, int]:
+def locate(path: Path) -> tuple[Path, int]:
     """(working folder, step) of what the user named."""
     if not path.exists():
         raise UserError(f"--checkpoint {path}: no such folder; name the --workdir of a training")

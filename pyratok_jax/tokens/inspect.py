@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 from rich.table import Table
 
-from pyratok_jax.errors import UserError, run_cli
+from pyratok_jax.errors import EXIT_PARTIAL, UserError, run_cli
 from pyratok_jax.io import html
 from pyratok_jax.io.atomic import write_json, write_png, write_text
 from pyratok_jax.io.cli import add_no_verify, command_parser
@@ -24,7 +24,6 @@ from pyratok_jax.tokens.schema import DamagedRecordError, TokenRecord
 if TYPE_CHECKING:
     from pyratok_jax.tokenizer import TokenizerLike
 
-EXIT_DAMAGED = 1
 _SIDE, _TEXT = 128, 28
 _MOST_PAIRS = 2_000_000  # Tokens of a level that n-grams are counted over.
 Summary = dict[str, Any]
@@ -271,7 +270,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     write_png(output / "contact_sheet.png", sheet)
     for name in ("contact_sheet.png", "report.html", "summary.json"):
         console.print(f"written: {output / name}", soft_wrap=True)
-    return EXIT_DAMAGED if summary["damaged"] else 0
+    return EXIT_PARTIAL if summary["damaged"] else 0
 
 
 def _records(path: str) -> int:

@@ -5,7 +5,10 @@ A config file defines `get_config(argument="")` and returns an `ml_collections.C
 that do not exist are refused.
 """
 
+import ast
+import contextlib
 import dataclasses
+import difflib
 import os
 import sys
 from pathlib import Path
@@ -22,6 +25,8 @@ from pyratok_jax.models.masking import MaskingConfig
 from pyratok_jax.models.prior.config import PriorConfig
 from pyratok_jax.models.prior.sampling import Sampling
 from pyratok_jax.models.pyratok.config import PyraTokConfig
+from pyratok_jax.training.config_files import resolve_config
+from pyratok_jax.training.config_help import help_text
 
 
 def training_config(**changes: Any) -> ConfigDict:
@@ -242,20 +247,19 @@ def parse_command(arguments: list[str], *, default_config: str) -> Command:
         UserError: an unreadable config file, an unknown key or flag, a value of the wrong type.
     """
     named = _config_file(arguments, default_config)
-    if not Path(named.partition(":")[0]).is_file():
-        raise UserError(
-            f"--config {named}: no such file; name a config file such as configs/demo.py"
-        )
+    file = resolve_config(named)
     values = flags.FlagValues()
     try:
-        _define(values, arguments, default_config)
-        rest = values(arguments)
+        _define(values, _resolved(arguments, file), file)
+        rest = values(_resolved(arguments, file))
         if values["help"].value:
-            print(f"config: {named}\n{values.get_help()}")
+            print(help_text(named, values["config"].value, _meanings(values)))
             sys.exit(0)
         config = values["config"].value
         if values["no-verify"].value:
             os.environ["PYRATOK_VERIFY"] = "0"
+    except flags.UnrecognizedFlagError as error:
+        raise UserError(f"command line of {named}: {_unknown_flag(error.flagname)}") from error
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, FileNotFoundError) as e:
         raise UserError(f"command line of {named}: {_reason(e)}") from e
     except (ImportError, SyntaxError) as error:
@@ -278,7 +282,7 @@ def _define(values: flags.FlagValues, arguments: list[str], default_config: str)
     config_flags.DEFINE_config_file(
         "config",
         default_config,
-        "FILE[:ARGUMENT] of the config; --config.KEY=VALUE changes a value.",
+        "NAME or FILE[:ARGUMENT] of the config; --config.KEY=VALUE changes a value.",
         flag_values=values,
         sys_argv=arguments,
     )
@@ -319,7 +323,40 @@ def _config_file(arguments: list[str], default: str) -> str:
     return default
 
 
+def _resolved(arguments: list[str], file: str) -> list[str]:
+    """The command line with the config's file in place of its name."""
+    found = list(arguments)
+    for number, argument in enumerate(found):
+        name, equals, _ = argument.partition("=")
+        if name in ("--config", "-config"):
+            if equals:
+                found[number] = f"--config={file}"
+            elif number + 1 < len(found):
+                found[number + 1] = file
+            break
+    return found
+
+
+_FLAGS = ("config", "workdir", "profile_steps", "xla_dump_to", "no-verify", "help")
+
+
+def _meanings(values: flags.FlagValues) -> dict[str, str]:
+    return {name: str(values[name].help) for name in _FLAGS if name != "config"}
+
+
+def _unknown_flag(name: str) -> str:
+    start, dot, rest = name.partition(".")
+    near = difflib.get_close_matches(start, _FLAGS, n=1)
+    meant = f"; did you mean --{near[0]}{dot}{rest}?" if near else ""
+    return f"unknown flag --{name}{meant} (--help lists all)"
+
+
 def _reason(error: BaseException) -> str:
     """The last line of the message: flag parsers put the reason behind their own words."""
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    text = str(error)
+    if text[:1] in "'\"" and text[-1:] == text[:1]:
+        # A KeyError's text is written as Python writes it.
+        with contextlib.suppress(SyntaxError, ValueError):
+            return " ".join(str(ast.literal_eval(text)).split())
+    lines = [line for line in text.strip().splitlines() if line.strip()]
     return lines[-1].strip() if lines else type(error).__name__

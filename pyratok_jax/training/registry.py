@@ -2,7 +2,7 @@
 
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,19 +52,34 @@ def make_evaluators(config: ConfigDict, task: Task[Any]) -> list[Evaluator]:
     Raises:
         UserError: an unknown kind or option, a name that comes twice, a period below 1.
     """
-    made: list[Evaluator] = []
-    for entry in config.evaluators:
+    return [make(config, task, **options) for make, options in _entries(config.evaluators)]
+
+
+def check_evaluators(entries: Iterable[Mapping[str, Any]]) -> None:
+    """Refuse entries of `config.evaluators` that `make_evaluators` would; see there."""
+    for _ in _entries(entries):
+        pass
+
+
+def _entries(
+    entries: Iterable[Mapping[str, Any]],
+) -> Iterator[tuple[Callable[..., Evaluator], dict[str, Any]]]:
+    """The class and the options of each entry."""
+    names: set[str] = set()
+    for entry in entries:
+        if not isinstance(entry, Mapping | ConfigDict):
+            raise UserError(f"config.evaluators: {entry!r} is no entry with name and every")
         options = dict(entry)
         name = str(options.get("name", ""))
         make = lookup(EVALUATORS, str(options.pop("kind", name)), "evaluators")
-        if name in (other.name for other in made):
+        if name in names:
             raise UserError(f"config.evaluators has {name} twice; give each another name")
+        names.add(name)
         try:
-            inspect.signature(make).bind(config, task, **options)
+            inspect.signature(make).bind(None, None, **options)
         except TypeError as error:
             raise UserError(f"config.evaluators: {name}: {error}") from error
         every = options["every"]
-        if not isinstance(every, int) or every < 1:
+        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
             raise UserError(f"config.evaluators: {name}: every is {every!r}, expected steps >= 1")
-        made.append(make(config, task, **options))
-    return made
+        yield make, options

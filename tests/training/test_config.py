@@ -85,3 +85,36 @@ def test_a_mistake_on_the_command_line_is_one_line_and_code_2(tmp_path):
     lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and "is a file; name a folder" in lines[0]
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("named", ["demo:smoke", "configs/demo.py:smoke", "demo.py:smoke"])
+def test_configs_are_found_by_name_in_any_folder(named, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config, workdir = parse("--config", named, "--config.steps=3")
+    assert config.steps == 3 and config.calibration.steps == 5 and str(workdir) == "runs/demo"
+    assert parse(f"--config={named}")[0].data.buckets == ("5x64x64",)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config=dmeo"], "did you mean demo?"),
+        (["--config=configs/dmeo.py"], "did you mean demo?"),
+        (["--confg.steps=3"], "did you mean --config.steps?"),
+        (["--config.stepss=3"], 'Did you mean "steps" instead of "stepss"?'),
+    ],
+)
+def test_a_slip_of_the_pen_is_named_with_what_was_meant(arguments, message):
+    with pytest.raises(UserError) as refused:
+        parse(*arguments)
+    assert message in str(refused.value) and "\\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("config", ["demo", "tpu_v5:stage3", "generator", "vqa_projector"])
+def test_the_help_has_examples_and_every_key_within_80_columns(config, capsys):
+    with pytest.raises(SystemExit) as end:
+        parse("--config", config, "--help")
+    text = capsys.readouterr().out
+    assert end.value.code == 0 and "examples:" in text and "Exit codes" in text
+    assert "--config.optimizer.learning_rate=" in text and "peak learning rate" in text
+    assert max(map(len, text.splitlines())) <= 80

@@ -69,15 +69,17 @@ def train(
     profiled_steps(config.profile_steps)
     make_optimizer(config.optimizer, config.steps)
     evaluators = make_evaluators(config, task)
-    # Processes may have taken unequal time to read weights; the checkpoint manager begins with a
-    # collective operation.
-    barrier()
-    checkpoints = Checkpoints(workdir, config)
     mesh = make_mesh(config.mesh)
     partition = Partition(task.system, task.is_trainable)
+    # Before the record of the run is written: data that cannot be read leaves the folder as it is.
     loader = task.make_loader(functools.partial(data_shard, mesh))
     # A signal while the last checkpoint is written must not end the process: closed inside of it.
-    with StopSignal() as stop, contextlib.closing(loader), contextlib.closing(checkpoints):
+    with StopSignal() as stop, contextlib.ExitStack() as opened:
+        opened.enter_context(contextlib.closing(loader))
+        # Processes may have taken unequal time to read weights and data; the checkpoint manager
+        # begins with a collective operation.
+        barrier()
+        checkpoints = opened.enter_context(contextlib.closing(Checkpoints(workdir, config)))
         if on_start is not None and checkpoints.newest() is None:
             on_start(partition)
         loop = Loop(config, workdir, task, partition, mesh, loader, checkpoints, stop, evaluators)
