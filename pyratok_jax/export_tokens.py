@@ -30,7 +30,7 @@ from pyratok_jax.tokens.plan import ExportOptions, ExportPlan, provenance_of, so
 _SIZES = {
     "shards": "number of files",
     "window": "frames per block, a multiple of the VAE's frame step and one: longer videos are "
-    "cut, and a shorter end padded; a block is encoded alone",
+    "cut, and a shorter end padded; a block is encoded alone; 0: 17, or the next that is valid",
     "tile": "side of square tiles for frames too large for memory; 0: whole frames",
     "overlap": "pixels shared by tiles",
     "short-side": "shrink the shorter side to; 0: keep the size",

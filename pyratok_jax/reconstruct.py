@@ -42,9 +42,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--window",
         type=int,
-        default=17,
+        default=0,
         help="frames encoded together, a multiple of the VAE's frame step and one: longer ones "
-        "need fewer bits and more memory",
+        "need fewer bits and more memory; 0: 17, or the next number that the VAE takes",
     )
     p.add_argument(
         "--stream-beyond",

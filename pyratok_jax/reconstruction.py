@@ -117,7 +117,7 @@ class Reconstructor:
 
     Args:
         tokenizer: what to run.
-        window: frames encoded at a time, valid for the VAE.
+        window: frames encoded at a time, valid for the VAE; 0: 17, or the next valid number.
         lpips: networks by name, see `evaluation.metrics.Quality`.
         crf: compression of the written videos, 0 (lossless but for colour) to 51.
         stream_beyond: videos of more frames are streamed as one clip, in segments; None: never.
@@ -130,19 +130,24 @@ class Reconstructor:
         self,
         tokenizer: Tokenizer,
         *,
-        window: int = 17,
+        window: int = 0,
         lpips: Mapping[str, Perceptual] | None = None,
         crf: int = 12,
         stream_beyond: int | None = None,
     ) -> None:
         factor = tokenizer.temporal_factor
+        window = window or tokenizer.config.vae.window()
         if window < 1 or (window - 1) % factor:
             near = 1 + factor * max(round((window - 1) / factor), 0)
             raise UserError(f"--window {window} must be {factor}k+1 frames; {near} would do")
         if stream_beyond is not None and not tokenizer.model.streams:
+            config = tokenizer.config
+            reason = f"the VAE {config.vae.family}"
+            if config.vae.streams:
+                reason = f"quantizer {config.quantizer!r}"
             raise UserError(
-                f"--stream-beyond: a tokenizer with quantizer {tokenizer.config.quantizer!r} does "
-                "not walk videos in segments; leave the option out"
+                f"--stream-beyond: a tokenizer with {reason} cannot stream clips exactly in "
+                "segments; leave the option out to take windows"
             )
         self.tokenizer, self.window, self.stream_beyond = tokenizer, window, stream_beyond
         self._lpips, self._crf = lpips, crf

@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from pyratok_jax.errors import check_fields
-from pyratok_jax.nn.grids import Stride
+from pyratok_jax.nn.grids import PRESETS, Stride
 from pyratok_jax.nn.partitioning import height_parts, per_device
 from pyratok_jax.nn.stream_cache import Caches, StreamCache
 
@@ -122,6 +122,34 @@ class VideoVAEConfig(abc.ABC):
             (time, self.spatial_factor * ratio)
             for (time, _), ratio in zip(strides, coarser[-len(strides) :], strict=True)
         )
+
+    def preset_grids(self, name: str) -> tuple[Stride, ...]:
+        """The strides of `grids.PRESETS` for this VAE.
+
+        A level whose time stride is the latent's keeps to it, another one takes the stride of its
+        encoder stage. In space a level is never finer than the latent.
+
+        Raises:
+            ValueError: there is no such preset, or the encoder has fewer stages than it has levels.
+        """
+        if name not in PRESETS:
+            raise ValueError(f"grids {name!r} is not one of {', '.join(PRESETS)}")
+        preset, factor = PRESETS[name], self.spatial_factor
+        if len(self.stage_strides) < len(preset):
+            raise ValueError(
+                f"grids {name!r} has {len(preset)} levels, the VAE's encoder has "
+                f"{len(self.stage_strides)} stages; name the strides"
+            )
+        times = [time for time, _ in self.stage_strides[-len(preset) :]]
+        latent = max(time for time, _ in preset)
+        return tuple(
+            (self.temporal_factor if dt == latent else time, factor * -(-ds // factor))
+            for (dt, ds), time in zip(preset, times, strict=True)
+        )
+
+    def window(self, least: int = 17) -> int:
+        """The smallest valid number of frames that is at least so many."""
+        return 1 + self.frame_step * -(-(least - 1) // self.frame_step)
 
     def check_clip(self, t: int, h: int, w: int) -> None:
         """Refuse a clip of t frames of h x w pixels that the VAE cannot encode.

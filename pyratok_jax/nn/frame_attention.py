@@ -62,10 +62,11 @@ def blockwise(
     queries = _blocks(q * jnp.asarray(c**-0.5, q.dtype), block)
     count = queries.shape[0]
     # Per query: the weighted sum of values, the largest score, the sum of weights.
+    wide = jnp.promote_types(q.dtype, jnp.float32)
     state = (
-        jnp.zeros((count, n, block, c), jnp.float32),
-        jnp.full((count, n, block, 1), _NONE, jnp.float32),
-        jnp.zeros((count, n, block, 1), jnp.float32),
+        jnp.zeros((count, n, block, c), wide),
+        jnp.full((count, n, block, 1), _NONE, wide),
+        jnp.zeros((count, n, block, 1), wide),
     )
     valid = _blocks(jnp.ones((1, s, 1), bool), block)[:, 0, :, 0]
     order = None
@@ -112,14 +113,14 @@ def _over_keys(
     def step(state, block_of_keys):
         key, value, visible, frame = block_of_keys
         total, largest, weight = state
-        scores = jnp.einsum("nqc,nkc->nqk", q, key, preferred_element_type=jnp.float32)
+        scores = jnp.einsum("nqc,nkc->nqk", q, key, preferred_element_type=largest.dtype)
         if own is not None:
             visible = visible & (frame <= own[:, None])
         scores = jnp.where(visible, scores, _NONE)
         top = jnp.maximum(largest, jnp.max(scores, axis=-1, keepdims=True))
         old, new = jnp.exp(largest - top), jnp.exp(scores - top)
         weighted = jnp.einsum(
-            "nqk,nkc->nqc", new.astype(value.dtype), value, preferred_element_type=jnp.float32
+            "nqk,nkc->nqc", new.astype(value.dtype), value, preferred_element_type=total.dtype
         )
         weight = weight * old + jnp.sum(new, axis=-1, keepdims=True)
         return (total * old + weighted, top, weight), None

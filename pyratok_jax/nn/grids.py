@@ -10,7 +10,8 @@ from jaxtyping import Array, Float
 
 Stride = tuple[int, int]
 
-# Published token budgets; for 17x256x256 they give 9,792, 20,480 and 2,448 tokens.
+# Published token budgets; for 17x256x256 they give 9,792, 20,480 and 2,448 tokens. They are those
+# of a VAE of 4x8x8; `VideoVAEConfig.preset_grids` has them for any other.
 PRESETS: dict[str, tuple[Stride, ...]] = {
     "pyramid": ((1, 32), (2, 16), (4, 16), (4, 8)),
     "uniform": ((4, 8), (4, 8), (4, 8), (4, 8)),

@@ -16,8 +16,9 @@ from pyratok_jax.nn.halo import height_axis
 class GroupNorm(nnx.Module):
     """Zero mean and unit variance within groups of consecutive channels, then scale and bias.
 
-    Statistics are in float32, over all positions of the frames that are passed in, or over each
-    frame's; also where frames are cut into strips or their height is sharded over devices.
+    Statistics are in float32 (float64 for float64), over all positions of the frames that are
+    passed in, or over each frame's; also where frames are cut into strips or their height is
+    sharded over devices.
     """
 
     def __init__(
@@ -45,11 +46,12 @@ class GroupNorm(nnx.Module):
     ) -> Float[Array, "b t h w c"]:
         """Normalised `x`, same dtype; SiLU of that where `activate`."""
         mean_of = self._mean(x.shape)
-        y = x.astype(jnp.float32)
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        y = x.astype(wide)
         # Two passes: E[x^2] - E[x]^2 cancels where the mean is large beside the spread.
         y = y - mean_of(y)
         y = y * lax.rsqrt(mean_of(y * y) + self.epsilon)
-        y = y * self.scale[...].astype(jnp.float32) + self.bias[...].astype(jnp.float32)
+        y = y * self.scale[...].astype(wide) + self.bias[...].astype(wide)
         y = y.astype(x.dtype)
         return jax.nn.silu(y) if activate else y
 

@@ -36,7 +36,8 @@ class ExportOptions:
     Attributes:
         format: "array_record" or "tfrecord".
         shards: number of files.
-        window: frames per block, valid for the VAE.
+        window: frames per block, valid for the VAE (0: 17 or the next valid number, which
+            `resolved` fills in).
         tile: side of a spatial tile in pixels (0: whole frames).
         overlap: pixels that neighbouring tiles share.
         fps: frames per second to keep (0: all frames).
@@ -52,7 +53,7 @@ class ExportOptions:
 
     format: str = "array_record"
     shards: int = 16
-    window: int = 17
+    window: int = 0
     tile: int = 0
     overlap: int = 0
     fps: float = 0.0
@@ -65,8 +66,12 @@ class ExportOptions:
     spatial: int = 1
 
     def resolved(self, temporal_factor: int) -> "ExportOptions":
-        """These options with the VAE's frame step where `round_frames` leaves it open."""
-        return dataclasses.replace(self, round_frames=self.round_frames or temporal_factor)
+        """These options with what the VAE's frame step decides where they leave it open."""
+        return dataclasses.replace(
+            self,
+            window=self.window or 1 + temporal_factor * -(-16 // temporal_factor),
+            round_frames=self.round_frames or temporal_factor,
+        )
 
     def check(self, temporal_factor: int, spatial_multiple: int) -> None:
         """Refuse what the tokenizer cannot do.

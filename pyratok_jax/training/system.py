@@ -26,7 +26,7 @@ from pyratok_jax.models.pyratok.inputs import level_inputs
 from pyratok_jax.models.pyratok.model import PyraTok
 from pyratok_jax.models.video_vae import VideoVAE, VideoVAEConfig
 from pyratok_jax.nn import partitioning
-from pyratok_jax.nn.grids import PRESETS, Stride
+from pyratok_jax.nn.grids import PRESETS
 from pyratok_jax.nn.lora import LoRAParam, without_adapters
 from pyratok_jax.nn.text_attention import TextCondition, hide_captions
 from pyratok_jax.training.loop.contracts import DeviceBatch, LossAndTerms, Progress
@@ -79,7 +79,11 @@ def tokenizer_config(config: ConfigDict, vae: VideoVAEConfig, text_width: int) -
     """Sizes of the tokenizer that a training config asks for, around a VAE and a text width."""
     values = config.model.tokenizer.to_dict()
     if isinstance(values["grids"], str):
-        values["grids"] = _preset(values["grids"])
+        _preset_levels(values["grids"])
+        try:
+            values["grids"] = vae.preset_grids(values["grids"])
+        except ValueError as error:
+            raise UserError(f"config.model.tokenizer.grids: {error}") from error
     if not values["grids"]:
         raise UserError("config.model.tokenizer.grids is empty: at least one level is needed")
     try:
@@ -89,12 +93,17 @@ def tokenizer_config(config: ConfigDict, vae: VideoVAEConfig, text_width: int) -
     return PyraTokConfig(vae=vae, text_width=text_width, **values)
 
 
-def _preset(name: str) -> tuple[Stride, ...]:
+def _preset_levels(name: str) -> int:
+    """Levels of a preset, for which the VAE need not be known.
+
+    Raises:
+        UserError: there is none of that name.
+    """
     if name not in PRESETS:
         raise UserError(
             f"config.model.tokenizer.grids is {name!r}, expected one of {', '.join(PRESETS)}"
         )
-    return PRESETS[name]
+    return len(PRESETS[name])
 
 
 def build_system(
@@ -142,7 +151,7 @@ def alignment_arguments(config: ConfigDict, language_width: int) -> dict[str, An
     grids = config.model.tokenizer.grids
     return {
         "bits": config.model.tokenizer.bits,
-        "levels": len(_preset(grids) if isinstance(grids, str) else grids),
+        "levels": _preset_levels(grids) if isinstance(grids, str) else len(grids),
         "language_width": language_width,
         "head": config.model.head,
         "text_hidden": config.model.text_hidden,

@@ -130,6 +130,11 @@ def test_default_grids():
     assert hunyuan_video.HUNYUAN_VIDEO.default_grids == ((1, 32), (2, 16), (4, 16), (4, 8))
     assert mochi.MOCHI.default_grids == ((1, 32), (2, 16), (6, 16), (6, 8))
     assert svd.SVD.default_grids == ((1, 32), (1, 16), (1, 16), (1, 8))
+    assert svd.SVD.preset_grids("pyramid") == svd.SVD.default_grids
+    assert mochi.MOCHI.preset_grids("pyramid") == mochi.MOCHI.default_grids
+    assert svd.SVD.preset_grids("compact") == ((1, 64), (1, 32), (1, 32), (1, 16))
+    assert mochi.MOCHI.preset_grids("uniform") == ((6, 8),) * 4
+    assert (mochi.MOCHI.window(), svd.SVD.window(), svd.SVD.window(9)) == (19, 17, 9)
     assert dataclasses.replace(mochi.MOCHI, keeps_first_frames=True).frames_rule == "6k+1"
 
 

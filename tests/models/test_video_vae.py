@@ -20,6 +20,7 @@ from pyratok_jax.models.vae_families import Family, build_vae, config_from_dict,
 from pyratok_jax.models.video_vae import Encoded, VideoVAE, VideoVAEConfig
 from pyratok_jax.models.wan_vae.config import WAN21, WAN22, WanVAEConfig, tiny
 from pyratok_jax.nn.causal_conv import Conv2d
+from pyratok_jax.nn.grids import PRESETS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +113,13 @@ def test_default_grids_follow_the_stages(pool):
     assert WAN21.default_grids == ((1, 32), (2, 16), (4, 16), (4, 8))
     assert WAN22.default_grids == ((1, 32), (2, 16), (4, 16), (4, 16))
     assert pool.default_grids == ((1, 16), (1, 16), (1, 8))
+    for name, grids in PRESETS.items():
+        assert WAN21.preset_grids(name) == grids
+    # With 16 pixels in a latent position no level is finer.
+    assert WAN22.preset_grids("pyramid") == WAN22.default_grids
+    assert WAN22.preset_grids("compact") == PRESETS["compact"]
+    with pytest.raises(ValueError, match="'pyramid' has 4 levels, the VAE's encoder has 3 stages"):
+        pool.preset_grids("pyramid")
     assert PyraTokConfig(vae=pool).level_stages == (1, 2, 3)
 
 

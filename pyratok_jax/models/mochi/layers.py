@@ -30,8 +30,8 @@ def fourier_features(video: Float[Array, "b t h w c"]) -> Float[Array, "b t h w 
     Channels are the pixels, then the sines (both frequencies of a colour adjacent), then the
     cosines. A narrower dtype would lose the phase, which reaches 2^7 turns.
     """
-    x = video.astype(jnp.float32)
-    turns = 2 * jnp.pi * jnp.array([2.0**k for k in FREQUENCIES], jnp.float32)
+    x = video.astype(jnp.promote_types(video.dtype, jnp.float32))
+    turns = 2 * jnp.pi * jnp.array([2.0**k for k in FREQUENCIES], x.dtype)
     phases = (x[..., None] * turns).reshape(*x.shape[:-1], -1)
     return jnp.concatenate([x, jnp.sin(phases), jnp.cos(phases)], axis=-1)
 
@@ -90,7 +90,7 @@ class TimeAttention(nnx.Module):
 
 
 def _unit(x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
-    y = x.astype(jnp.float32)
+    y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     squares = jnp.sum(y * y, axis=-1, keepdims=True)
     return (y * lax.rsqrt(jnp.maximum(squares, _TINY**2))).astype(x.dtype)
 

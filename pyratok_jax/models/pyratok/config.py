@@ -11,7 +11,7 @@ from pyratok_jax.models.pyratok.lfq import SURROGATES
 from pyratok_jax.models.pyratok.quantizers.registry import quantizer_kind
 from pyratok_jax.models.vae_families import UNNAMED, config_from_dict, config_to_dict
 from pyratok_jax.models.video_vae import VideoVAEConfig
-from pyratok_jax.nn.grids import PRESETS, Stride, check_grids
+from pyratok_jax.nn.grids import Stride, check_grids
 
 _MAX_SIZE = 1 << 16
 
@@ -77,7 +77,7 @@ class PyraTokConfig:
         if self.surrogate not in SURROGATES:
             known = ", ".join(SURROGATES)
             raise ValueError(f"surrogate {self.surrogate!r} is not one of {known}")
-        grids = PRESETS[self.grids] if isinstance(self.grids, str) else self.grids
+        grids = self.vae.preset_grids(self.grids) if isinstance(self.grids, str) else self.grids
         grids = grids or self.vae.default_grids
         object.__setattr__(self, "grids", tuple((int(dt), int(ds)) for dt, ds in grids))
         check_grids(self.grids, self.vae.temporal_factor, self.vae.spatial_factor)

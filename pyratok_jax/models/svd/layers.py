@@ -71,7 +71,8 @@ class TimeMixer(nnx.Module):
         self, space: Float[Array, "b t h w c"], time: Float[Array, "b t h w c"]
     ) -> Float[Array, "b t h w c"]:
         """(1 - s) space + s time, s = sigmoid(mix_factor)."""
-        s = jax.nn.sigmoid(self.mix_factor[...].astype(jnp.float32)).astype(space.dtype)
+        wide = jnp.promote_types(space.dtype, jnp.float32)
+        s = jax.nn.sigmoid(self.mix_factor[...].astype(wide)).astype(space.dtype)
         return (1 - s) * space + s * time
 
 

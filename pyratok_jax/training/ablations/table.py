@@ -251,7 +251,6 @@ ABLATIONS: dict[str, Ablation] = {
         {
             "model.backbone": "weights/mochi_vae",
             "model.vae": "mochi",
-            "model.tokenizer.grids": ((1, 32), (2, 16), (6, 16), (6, 8)),
             "data.buckets": ("19x256x256",),  # Its clips have 6k+1 frames.
         },
         (34.95, None),
@@ -263,7 +262,7 @@ ABLATIONS: dict[str, Ablation] = {
         {
             "model.backbone": "weights/svd_vae",
             "model.vae": "svd",
-            "model.tokenizer.grids": ((1, 64), (1, 32), (1, 32), (1, 16)),
+            "model.tokenizer.grids": "compact",
             "data.buckets": ("17x256x256",),  # Sides are multiples of 64.
         },
         (34.18, None),
@@ -275,7 +274,6 @@ ABLATIONS: dict[str, Ablation] = {
         {
             "model.backbone": "weights/wan22_vae",
             "model.vae": "wan2.2-ti2v",
-            "model.tokenizer.grids": ((1, 32), (2, 16), (4, 16), (4, 16)),
         },
         scales=("full",),
     ),
