@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Command-line flags."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    parser = command_parser(
+        "pyratok_jax.ablate",
+        __doc__.splitlines()[0],
+        examples=["--names full,no_text,rvq --seeds 3 --workdir runs/ablations", "--list"],
     )
     parser.add_argument("--names", default=",".join(DEFAULT_NAMES), help="ablations, or `all`")
     parser.add_argument("--seeds", type=int, default=3, help="trainings per ablation: seeds 0, 1..")

@@ -26,6 +26,7 @@ def parser() -> argparse.ArgumentParser:
         "sentence is true (--find), which answer is right (--question with --choices), what each "
         "level looks at (--attention with --caption). Several can be asked at once. The clip is "
         "encoded without a caption, except for --attention.",
+        examples=["--checkpoint runs/demo --input clip.mp4 --output out --segment 'a dog'"],
         epilog="Writes result.json, and: segment.mp4 with a coloured mask per phrase, heat.mp4 "
         "with each phrase's similarity and masks.npz; find_N.png with the curve of a sentence's "
         "score and its intervals; attention_LEVEL.mp4 with a heat map for each piece of a word.",

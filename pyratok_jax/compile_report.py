@@ -33,8 +33,9 @@ def parser() -> argparse.ArgumentParser:
         "Compile the train, tokenise and decode steps of a config for a TPU slice on a "
         "machine without a TPU, and report memory, work, traffic and estimated time. Values of the "
         "config are changed with --config.KEY=VALUE.",
+        examples=["--config tpu_v5:stage1 --topology v5p:4x4x4 --bucket 17x512x512"],
     )
-    p.add_argument("--config", default="configs/tpu_v5.py:stage1", help="FILE[:ARGUMENT]")
+    p.add_argument("--config", default="tpu_v5:stage1", help="NAME or FILE[:ARGUMENT]")
     p.add_argument("--topology", default="v5p:4x4x4", help="one slice: v5e:AxB, v5p:AxBxC, v6e:AxB")
     p.add_argument("--slices", type=int, default=0, help="of them; 0: as config.mesh.slices says")
     p.add_argument("--chips", type=int, default=0, help="use the first N chips only; 0: all")
@@ -60,7 +61,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--output", default="compile_report.json", help="JSON file, or with --sweep JSONL"
     )
-    p.add_argument("--keep_program", help="folder for the optimised programs' texts")
+    p.add_argument(
+        "--keep-program", "--keep_program", help="folder for the optimised programs' texts"
+    )
     return p
 
 

@@ -20,6 +20,7 @@ def parser() -> argparse.ArgumentParser:
         "pyratok_jax.decode_tokens",
         "Decode a dataset of tokens, or one of its shards, to videos. What is damaged "
         f"is named and left black; the exit code is {EXIT_PARTIAL} then.",
+        examples=["--checkpoint runs/demo --input tokens --output videos"],
     )
     p.add_argument("--checkpoint", required=True, help="working folder of the tokenizer")
     p.add_argument("--input", required=True, help="folder of a dataset, or a shard")

@@ -1,6 +1,5 @@
 """Compute the text embeddings of all captions of a source once and store them beside the data."""
 
-import argparse
 from pathlib import Path
 
 import jax
@@ -12,14 +11,17 @@ from pyratok_jax.data.caption_embeddings import write_embeddings
 from pyratok_jax.data.captions import CaptionTokenizer
 from pyratok_jax.data.sources.registry import load_source
 from pyratok_jax.errors import UserError, run_cli
+from pyratok_jax.io.cli import command_parser
 from pyratok_jax.io.progress import PlainConsole, track
 from pyratok_jax.models.language.text import TextEncoder
 
 
 def main() -> int:
     """Embed and store."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    parser = command_parser(
+        "pyratok_jax.embed_captions",
+        "Compute the text embeddings of all captions of a source once and store them.",
+        examples=["--source videos.csv --output captions --language weights/qwen"],
     )
     parser.add_argument("--source", required=True, help="data source, as in a training config")
     parser.add_argument("--output", required=True, help="folder to write")

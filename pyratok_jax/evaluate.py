@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from pyratok_jax.errors import UserError, run_cli
+from pyratok_jax.errors import UserError, missing_package, run_cli
 from pyratok_jax.evaluation.engine import (
     PartialStore,
     Shard,
@@ -31,6 +31,7 @@ def parser() -> argparse.ArgumentParser:
         "Evaluate a tokenizer. Results: results.json, row.md (a table row for a "
         "paper) and report.html. An interrupted run resumes when the same command is given "
         "again.",
+        examples=["--checkpoint runs/demo --task reconstruction --output results", "--task list"],
     )
     p.add_argument("--task", required=True, help=f"one of {', '.join(TASKS)}; list explains them")
     p.add_argument(
@@ -71,7 +72,7 @@ def explain(console: Console) -> None:
         try:
             task = load_task(name)
         except ImportError as error:
-            console.print(f"{name}: not available ({error})\n")
+            console.print(f"{name}: not available: {missing_package(error) or error}\n")
             continue
         console.print(f"{name}: {task.description}", style="bold")
         console.print(f"  --data: {task.data_help}")

@@ -9,7 +9,7 @@ from rich.progress import TextColumn
 
 from pyratok_jax.data.sources.records import ClipRecord
 from pyratok_jax.data.sources.registry import load_source
-from pyratok_jax.errors import EXIT_PARTIAL, UserError, run_cli
+from pyratok_jax.errors import EXIT_PARTIAL, UserError, require, run_cli
 from pyratok_jax.io.cli import add_no_verify, command_parser
 from pyratok_jax.io.locks import folder_lock
 from pyratok_jax.io.progress import PlainConsole, progress_bar
@@ -49,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
         "pyratok_jax.export_tokens",
         "Encode videos to a TFDS dataset of tokens. A run that was interrupted "
         "resumes when the same command is given again. Several processes may share the work.",
+        examples=["--checkpoint runs/demo --input my_videos --output tokens"],
         epilog=f"Exit code: 0 all done; {EXIT_PARTIAL} some videos were rejected (rejected.jsonl).",
     )
     d, m = ExportOptions(), Machine()
@@ -57,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
         "--input", required=True, help="folder, manifest, shards, tfds:NAME:SPLIT or builtin:demo"
     )
     p.add_argument("--output", required=True, help="folder of the dataset (local or gs://)")
-    p.add_argument("--format", choices=FORMATS, default=d.format)
+    p.add_argument("--format", choices=FORMATS, default=d.format, help="of the shards")
     p.add_argument("--compress", action="store_true", help="entropy-code the tokens")
     p.add_argument("--fps", type=float, default=d.fps, help="frames per second to keep; 0: all")
     for name, text in _SIZES.items():
@@ -115,6 +116,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         **{key: getattr(arguments, key) for key in ExportOptions.__dataclass_fields__}
     )
     machine = _machine(arguments)
+    if options.compress:
+        require("constriction")
     output = check_output(arguments.output)
     records = load_source(arguments.input)
     tokenizer = load_tokenizer(arguments.checkpoint)

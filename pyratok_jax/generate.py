@@ -31,6 +31,7 @@ def parser() -> argparse.ArgumentParser:
     p = command_parser(
         "pyratok_jax.generate",
         "Generate videos from prompts, with a prior that was trained on a tokenizer's tokens.",
+        examples=["--checkpoint runs/generator --prompt 'a red square moves left' --output out"],
         epilog="Writes one mp4 per sample, samples.jsonl with all that reproduces each, and "
         "index.html to look at them. Sample n of a seed is the same in a batch of any size. Exit "
         "codes: 0 done, 2 a mistake in the arguments or files, 1 a defect.",

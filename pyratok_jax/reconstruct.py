@@ -26,6 +26,7 @@ def parser() -> argparse.ArgumentParser:
         "Tokenise videos and decode the tokens again. Writes NAME_reconstruction.mp4, "
         "NAME_side_by_side.mp4 (input, reconstruction, error; .png for pictures) and metrics.json "
         "with PSNR, SSIM, LPIPS, bits per pixel and code usage.",
+        examples=["--checkpoint runs/demo --input clip.mp4 --output out --short-side 128"],
         epilog=f"Exit code: 0 all done; 2 nothing could be done; {EXIT_PARTIAL} some inputs of a "
         "folder could not be read and were skipped (they are listed in metrics.json).",
     )

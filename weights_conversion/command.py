@@ -1,18 +1,27 @@
 """The command line that all converters share: flags, progress and the closing lines."""
 
 import argparse
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pyratok_jax.checkpoints.conversion import ConversionPlan, write_checkpoint
 from pyratok_jax.checkpoints.weights import DTYPES, read_config
+from pyratok_jax.io.cli import command_parser
 
 
 def make_parser(description: str) -> argparse.ArgumentParser:
     """A parser with the flags of every converter; add more to it as needed."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    running = sys.modules["__main__"].__spec__
+    module = running.name.removesuffix(".__main__") if running else "weights_conversion"
+    parser = command_parser(
+        module,
+        description,
+        examples=[
+            "--input DOWNLOADED --output weights/NAME",
+            "--input DOWNLOADED --output x --dry-run",
+        ],
     )
     parser.add_argument("--input", required=True, help="weights file, shard index or folder")
     parser.add_argument("--output", required=True, help="folder to write")

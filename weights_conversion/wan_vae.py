@@ -16,7 +16,7 @@ from pyratok_jax.checkpoints.conversion import ConversionPlan, match
 from pyratok_jax.checkpoints.foreign.sources import TensorSource, open_tensors
 from pyratok_jax.checkpoints.modules import module_shapes
 from pyratok_jax.checkpoints.weights import load_checkpoint, read_config
-from pyratok_jax.errors import UserError, run_cli, short
+from pyratok_jax.errors import UserError, require, run_cli, short
 from pyratok_jax.io.documents import WRONG_VALUE, check_sizes, read_json
 from pyratok_jax.models.vae_families import config_to_dict
 from pyratok_jax.models.wan_vae.config import WAN21, WAN22, WanVAEConfig
@@ -125,6 +125,8 @@ def main(arguments: list[str] | None = None) -> int:
         file = write_diffusers(options.output, arrays, config, overwrite=options.overwrite)
         print(f"written: {file.parent}")
         return 0
+    if options.verify:
+        require("torch", "diffusers")
     source = open_tensors(options.input)
     config = source_config(source, options.config)
     layout = detect(source)

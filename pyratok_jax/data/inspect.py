@@ -34,6 +34,7 @@ def parser() -> argparse.ArgumentParser:
         "pyratok_jax.data.inspect",
         "Counts, resolutions, durations, caption lengths, buckets and broken files of "
         "a source, and a contact sheet as PNG and HTML.",
+        examples=["my_videos --output inspection", "videos.csv --buckets 17x256x256"],
     )
     p.add_argument("source", help="folder, manifest, shards, tfds:NAME:SPLIT or builtin:demo")
     p.add_argument("--output", default="inspection", help="folder for the sheet and the report")

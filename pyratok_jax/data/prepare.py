@@ -39,6 +39,7 @@ def parser() -> argparse.ArgumentParser:
         "pyratok_jax.data.prepare",
         "Decode, cut, filter and bucket raw videos, and write them as TFDS shards. "
         "A run that was interrupted resumes where it stopped. Further --options go to Beam.",
+        examples=["--input videos.csv --output prepared --height 720"],
     )
     d = PrepareOptions()
     p.add_argument("--input", required=True, help="folder, manifest or other source of clips")

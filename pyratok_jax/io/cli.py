@@ -2,24 +2,52 @@
 
 import argparse
 import os
+import textwrap
+from collections.abc import Sequence
 from typing import Any
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Defaults where there are any that say something, and texts of several lines as they are."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.required or action.default in (None, "", [], ()) or action.nargs == 0:
+            return action.help
+        return super()._get_help_string(action)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        if "\n" not in text:
+            return super()._fill_text(text, width, indent)
+        return "\n".join(self._wrapped(line, width) for line in text.splitlines())
+
+    @staticmethod
+    def _wrapped(line: str, width: int) -> str:
+        command = line.startswith("  ")
+        parts = textwrap.wrap(
+            line, width - 2, subsequent_indent="      " if command else "",
+            break_long_words=False, break_on_hyphens=False,
+        )  # fmt: skip
+        return (" \\\n" if command else "\n").join(parts)
+
+
 def command_parser(
-    module: str, description: str, *, epilog: str | None = None
+    module: str, description: str, *, examples: Sequence[str] = (), epilog: str | None = None
 ) -> argparse.ArgumentParser:
     """A parser for `python -m MODULE` whose --help names the defaults.
 
     Args:
         module: dotted name of the module.
         description: what the command does.
+        examples: arguments to show as examples, a line each, below the flags.
         epilog: shown below the arguments: exit codes, for example.
     """
+    lines = [f"  python -m {module} {words}" for words in examples]
+    text = "\n".join(["examples:", *lines, *(["", epilog] if epilog else [])]) if lines else epilog
     return argparse.ArgumentParser(
         prog=f"python -m {module}",
         description=description,
-        epilog=epilog,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        epilog=text,
+        formatter_class=HelpFormatter,
     )
 
 

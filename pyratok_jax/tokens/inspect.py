@@ -35,6 +35,7 @@ def parser() -> argparse.ArgumentParser:
         "pyratok_jax.tokens.inspect",
         "Totals, use of the codes, n-gram entropy and sample pictures of a dataset of "
         "tokens, as HTML, PNG and JSON.",
+        examples=["tokens --checkpoint runs/demo --output inspection"],
     )
     p.add_argument("input", help="folder of a dataset, or a shard")
     p.add_argument("--output", default="token_inspection", help="folder for the report")

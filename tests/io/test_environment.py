@@ -71,3 +71,14 @@ def test_a_lock_of_a_killed_process_is_taken_over(tmp_path):
     assert "process" in (tmp_path / ".lock.0-of-1").read_text()
     with folder_lock(tmp_path, 0, 1, "training in", "name another"):
         pass
+
+
+def test_a_missing_optional_package_is_one_line(capsys):
+    def main() -> None:
+        raise ModuleNotFoundError("No module named 'constriction'", name="constriction")
+
+    with pytest.raises(SystemExit) as ended:
+        run_cli(main)
+    said = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert said.count("\n") == 1 and "pip install constriction" in said

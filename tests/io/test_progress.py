@@ -48,3 +48,28 @@ def test_a_terminal_of_80_columns_shows_all_of_it(more):
         assert text in last
     assert ("1.23 videos/s" in last) == bool(more)
     assert "…" not in last
+
+
+def test_time_left_is_shown_however_long_the_parts_take():
+    """A window of a video may take minutes; what comes before the first one compiles."""
+    console, now = recording(False), [0.0]
+    with ProgressBar(console=console, clock=lambda: now[0]) as bar:
+        task = bar.add_task("frames", total=100)
+        for done, second in ((10, 200.0), (20, 260.0), (30, 320.0)):
+            now[0] = second
+            bar.update(task, completed=done)
+    lines = console.file.getvalue().splitlines()
+    # One part in 200 s, which includes the compilation; then one in 60 s.
+    assert ["0:30:00 left" in lines[0], "0:08:00 left" in lines[1]] == [True, True], lines
+    assert "0:07:00 left" in lines[2]
+
+
+def test_a_note_below_the_bar_leaves_it_whole():
+    console = recording(True)
+    with progress_bar(console) as bar:
+        task = bar.add_task("training", total=300_000)
+        bar.note = "  ".join(f"term_{number} 0.1234" for number in range(12))
+        bar.update(task, completed=123_456)
+    lines = console.file.getvalue().splitlines()
+    assert any("123456/300000" in line and "left" in line for line in lines)
+    assert any("term_0 0.1234" in line and "…" in line for line in lines)

@@ -154,6 +154,8 @@ class Loop(Generic[S]):
             UserError: the data cannot be read, or losses stay not finite.
         """
         self._report_start()
+        if self.start < self._config.steps:
+            self._bar.compiling()
         number, steps = self.start, self._config.steps
         barrier()
         if number >= steps:

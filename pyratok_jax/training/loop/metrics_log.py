@@ -1,13 +1,11 @@
 """Where a training's numbers go: TensorBoard through clu, JSON-lines files, the progress bar."""
 
 import json
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 import numpy as np
-from rich.progress import TextColumn
 
 from pyratok_jax.errors import UserError
 from pyratok_jax.io.atomic import write_text
@@ -21,7 +19,8 @@ _ADVICE = "remove that line, or the file: training does not need it"
 if TYPE_CHECKING:
     from clu.metric_writers import MetricWriter
 
-SHOWN = ("loss", "l1", "lpips", "codebook", "autoregressive", "drift", "psnr")
+SHOWN = ("loss", "psnr", "l1", "lpips", "codebook", "autoregressive", "drift")
+COMPILING = "compiling the training step"
 
 
 class _Outputs(NamedTuple):
@@ -125,18 +124,16 @@ def curves(path: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 class StepBar:
-    """Progress over the steps with ETA and loss terms; plain lines where there is no terminal."""
+    """Progress over the steps with time left and loss terms.
+
+    Where there is no terminal: a line for every logged step, and one at least every half minute.
+    """
 
     def __init__(self, start: int, steps: int, *, enabled: bool = True):
         self._console = PlainConsole()
-        self._enabled, self._steps, self._start = enabled, steps, start
-        self._begin = time.monotonic()
-        self._bar = progress_bar(
-            self._console, TextColumn("{task.fields[terms]}", markup=False), only_on_terminal=True
-        )
-        self._task = self._bar.add_task(
-            "training", total=steps, completed=start, terms="", visible=enabled
-        )
+        self._enabled, self._steps = enabled, steps
+        self._bar = progress_bar(self._console, silent=not enabled)
+        self._task = self._bar.add_task("training", total=steps, completed=start, visible=enabled)
 
     def __enter__(self) -> "StepBar":
         self._bar.start()
@@ -147,17 +144,21 @@ class StepBar:
 
     def advance(self, step: int) -> None:
         """Note that a step is done."""
+        if step == 1 or self._bar.note == COMPILING:
+            self._bar.note = ""
         self._bar.update(self._task, completed=step)
+
+    def compiling(self) -> None:
+        """Say that the first step is compiled, which may take minutes."""
+        self._bar.note = COMPILING
+        if not self._console.is_terminal:
+            self.say(COMPILING)
 
     def show(self, step: int, values: Mapping[str, float]) -> None:
         """Show new numbers."""
-        text = "  ".join(f"{name} {values[name]:.4g}" for name in SHOWN if name in values)
-        self._bar.update(self._task, terms=text)
-        if self._enabled and not self._console.is_terminal:
-            rate = (time.monotonic() - self._begin) / max(step - self._start, 1)
-            left = round(rate * (self._steps - step))
-            eta = f"{left // 60}:{left % 60:02d}"
-            self._console.print(f"step {step}/{self._steps}  ETA {eta}  {text}", soft_wrap=True)
+        self._bar.note = "  ".join(f"{name} {values[name]:.4g}" for name in SHOWN if name in values)
+        if not self._console.is_terminal:
+            self.say(f"step {step}/{self._steps}  {self._bar.note}")
 
     def say_metrics(self, name: str, step: int, metrics: Mapping[str, float]) -> None:
         """Print what the evaluator `name` has measured."""

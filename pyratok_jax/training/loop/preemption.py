@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM (preemption): all processes of a run stop after the same step."""
 
+import os
 import signal
 import threading
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from jaxtyping import Array
 
 from pyratok_jax.training.distributed.transfer import ProcessAllGather
 
+STOPPING = "stopping after the next step; press Ctrl-C again to quit now, without a checkpoint"
 Handler = Callable[[int, FrameType | None], object] | int | None
 
 
@@ -31,6 +33,8 @@ class StopSignal:
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = signal.Signals(number).name
+        # Written, not printed: a print that the signal interrupted must not be entered again.
+        os.write(2, f"\n{self.received}: {STOPPING}\n".encode())
 
     def __exit__(self, *error: object) -> None:
         for number, handler in self._old.items():

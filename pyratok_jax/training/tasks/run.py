@@ -54,7 +54,10 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Path] | None:
         left = first_weights(task, partition)
         if left:
             shares = ", ".join(f"{share:.2f}" for share in left)
-            console.print(f"levels calibrated: variance of the latent left after each: {shares}")
+            console.print(
+                f"levels calibrated; share of the latent's variance left after each: {shares}",
+                soft_wrap=True,
+            )
             before[CALIBRATED] = _rebuilt(task, partition, clips)
         _write_before(workdir, before)
 
