@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pyratok_jax.errors import EXIT_INTERRUPTED, UserError, run_cli
+from pyratok_jax.io.cli import command_parser
 from pyratok_jax.io.progress import PlainConsole
 from pyratok_jax.training.ablations.table import ABLATIONS, DEFAULT_NAMES, find
 
