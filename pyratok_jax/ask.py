@@ -9,7 +9,7 @@ import numpy as np
 
 from pyratok_jax.errors import UserError, run_cli
 from pyratok_jax.io.atomic import write_json
-from pyratok_jax.io.cli import command_parser
+from pyratok_jax.io.cli import add_frozen, command_parser, frozen_options
 
 if TYPE_CHECKING:
     from pyratok_jax.evaluation.user_clip import ClipQuestions
@@ -26,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
         "sentence is true (--find), which answer is right (--question with --choices), what each "
         "level looks at (--attention with --caption). Several can be asked at once. The clip is "
         "encoded without a caption, except for --attention.",
-        examples=["--checkpoint runs/demo --input clip.mp4 --output out --segment 'a dog'"],
+        examples=["clip.mp4 --checkpoint runs/demo --output out --segment 'a dog'"],
         epilog="Writes result.json, and: segment.mp4 with a coloured mask per phrase, heat.mp4 "
         "with each phrase's similarity and masks.npz; find_N.png with the curve of a sentence's "
         "score and its intervals; attention_LEVEL.mp4 with a heat map for each piece of a word.",
@@ -35,6 +35,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("clip", help="a video or picture")
     p.add_argument("--checkpoint", required=True, **none, help="the --workdir of a training")
     p.add_argument("--output", required=True, **none, help="folder for the results")
+    add_frozen(p)
     p.add_argument("--segment", action="append", metavar="PHRASE", help='"red ball"; repeatable')
     p.add_argument(
         "--find", action="append", metavar="SENTENCE", help='"the ball moves left"; repeatable'
@@ -103,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     if clip.more:
         print(f"note: the first {len(clip.frames)} frames are looked at; --frames takes more")
-    tokenizer = load_tokenizer(arguments.checkpoint)
+    tokenizer = load_tokenizer(arguments.checkpoint, **frozen_options(arguments))
     asked = ClipQuestions(tokenizer, clip, arguments.window)
     output = Path(arguments.output)
     output.mkdir(parents=True, exist_ok=True)

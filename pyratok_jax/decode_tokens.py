@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from pyratok_jax.errors import EXIT_PARTIAL, UserError, run_cli
-from pyratok_jax.io.cli import add_no_verify, command_parser
+from pyratok_jax.io.cli import add_frozen, add_no_verify, command_parser, frozen_options
 from pyratok_jax.io.progress import PlainConsole, progress_bar
 from pyratok_jax.tokenizer import load_tokenizer, local_devices
 from pyratok_jax.tokens.dataset import TokenDataset, read_all
@@ -35,6 +35,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--force", action="store_true", help="decode tokens of another checkpoint or schema"
     )
+    add_frozen(p)
     add_no_verify(p)
     return p
 
@@ -76,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"--crf {arguments.crf} is not within 0 .. 51")
     selection = Selection(frozenset(arguments.ids), *parse_frames(arguments.frames))
     items = read_all(arguments.input, any_schema=arguments.force)
-    tokenizer = load_tokenizer(arguments.checkpoint)
+    tokenizer = load_tokenizer(arguments.checkpoint, **frozen_options(arguments))
     if arguments.spatial != 1:
         tokenizer = tokenizer.split_rows(local_devices(arguments.spatial))
     with progress_bar(console) as bar:

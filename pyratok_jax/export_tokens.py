@@ -10,7 +10,7 @@ from rich.progress import TextColumn
 from pyratok_jax.data.sources.records import ClipRecord
 from pyratok_jax.data.sources.registry import load_source
 from pyratok_jax.errors import EXIT_PARTIAL, UserError, require, run_cli
-from pyratok_jax.io.cli import add_no_verify, command_parser
+from pyratok_jax.io.cli import add_frozen, add_no_verify, command_parser, frozen_options
 from pyratok_jax.io.locks import folder_lock
 from pyratok_jax.io.progress import PlainConsole, progress_bar
 from pyratok_jax.io.sharded_job import REJECTED, check_output
@@ -70,6 +70,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--buffer-mb", type=int, default=m.buffer_bytes >> 20, help="decoded frames held at once"
     )
+    add_frozen(p)
     add_no_verify(p)
     return p
 
@@ -120,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         require("constriction")
     output = check_output(arguments.output)
     records = load_source(arguments.input)
-    tokenizer = load_tokenizer(arguments.checkpoint)
+    tokenizer = load_tokenizer(arguments.checkpoint, **frozen_options(arguments))
     factor = tokenizer.config.vae.temporal_factor
     options = options.resolved(factor)
     options.check(factor, options.side_multiple(tokenizer))

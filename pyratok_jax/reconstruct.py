@@ -13,7 +13,7 @@ from pyratok_jax import __version__
 from pyratok_jax.data.video.files import BrokenVideoError, probe
 from pyratok_jax.errors import EXIT_PARTIAL, UserError, run_cli
 from pyratok_jax.io.atomic import write_json
-from pyratok_jax.io.cli import add_no_verify, command_parser
+from pyratok_jax.io.cli import add_frozen, add_no_verify, command_parser, frozen_options
 from pyratok_jax.io.progress import PlainConsole, progress_bar
 
 _LPIPS = {"vgg": ("vgg",), "alex": ("alex",), "both": ("vgg", "alex"), "none": ()}
@@ -58,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
         "--lpips", choices=sorted(_LPIPS), default="vgg", help="networks; the slowest measure"
     )
     p.add_argument("--crf", type=int, default=12, help="H.264 quality of the files, 0 (best) to 51")
+    add_frozen(p)
     add_no_verify(p)
     return p
 
@@ -78,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not any(lengths):
         raise skipped[0] if len(jobs) == 1 else _none_readable(arguments.input, skipped)
     with console.status("loading the tokenizer"):
-        tokenizer = load_tokenizer(arguments.checkpoint)
+        tokenizer = load_tokenizer(arguments.checkpoint, **frozen_options(arguments))
         lpips = _load_lpips(arguments.lpips, console)
     if arguments.caption and tokenizer.text is None:
         _say(console, "note: this tokenizer has no language model, the caption is not used")

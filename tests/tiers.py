@@ -24,6 +24,7 @@ MARKS: dict[str, tuple[str, ...]] = {
         "training/test_calibration.py",
         "data/test_video_matrix.py",
         "test_api.py",
+        "tokenizer/test_publish.py",
         "test_damaged_files.py",
         "test_full_disk.py",
         "weights_conversion/test_dino.py",

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pyratok_jax.checkpoints.conversion import ConversionPlan, write_checkpoint
+from pyratok_jax.checkpoints.hub import local_folder
 from pyratok_jax.checkpoints.weights import DTYPES, read_config
 from pyratok_jax.io.cli import command_parser
 
@@ -23,7 +24,12 @@ def make_parser(description: str) -> argparse.ArgumentParser:
             "--input DOWNLOADED --output x --dry-run",
         ],
     )
-    parser.add_argument("--input", required=True, help="weights file, shard index or folder")
+    parser.add_argument(
+        "--input",
+        required=True,
+        type=lambda spec: str(local_folder(spec)),
+        help="weights file, shard index, folder, or hf://ORG/NAME[@REVISION][/SUBFOLDER]",
+    )
     parser.add_argument("--output", required=True, help="folder to write")
     parser.add_argument("--dtype", default="float32", choices=list(DTYPES), help="dtype to store")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing folder")

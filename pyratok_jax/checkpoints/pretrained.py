@@ -1,6 +1,7 @@
 """The frozen parts of a tokenizer, by specification: shipped, inside a package, or converted.
 
-A specification is `builtin:NAME` or a folder written by one of the `weights_conversion` commands.
+A specification is `builtin:NAME`, a folder written by one of the `weights_conversion` commands, or
+such a folder on the Hub, `hf://ORG/NAME[@REVISION][/SUBFOLDER]` (`hub`).
 """
 
 import json
@@ -15,6 +16,7 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
+from pyratok_jax.checkpoints.hub import DESCRIPTIONS, local_folder
 from pyratok_jax.checkpoints.modules import build_module, module_shapes
 from pyratok_jax.checkpoints.verification import weights_hash
 from pyratok_jax.checkpoints.weights import load_checkpoint, read_config
@@ -71,6 +73,7 @@ def load_backbone(spec: str, *, sharding: "Placement" = None) -> Backbone:
     if spec.startswith("builtin:"):
         sizes, arrays = _shipped(spec, DEMO_BACKBONE)
         return Backbone(config_from_dict(sizes), arrays, weights_hash(arrays))
+    spec = str(local_folder(spec))
     record = read_config(spec, *kinds())
     config = _vae_config(spec, record)
     shapes = {name: tuple(shape) for name, shape in record["shapes"].items()}
@@ -85,6 +88,7 @@ def backbone_config(spec: str) -> VideoVAEConfig:
     """
     if spec.startswith("builtin:"):
         return config_from_dict(read_weights_config(_shipped_file(spec, DEMO_BACKBONE)))
+    spec = str(local_folder(spec, only=DESCRIPTIONS))
     return _vae_config(spec, read_config(spec, *kinds()))
 
 
@@ -103,7 +107,7 @@ def check_vision(spec: str) -> None:
     if spec.startswith("builtin:"):
         _shipped_file(spec, DEMO_VISION)
     else:
-        read_config(spec, "dino")
+        read_config(local_folder(spec, only=DESCRIPTIONS), "dino")
 
 
 def check_language(spec: str) -> None:
@@ -112,8 +116,8 @@ def check_language(spec: str) -> None:
     Raises:
         UserError: no such weights, or not a language model's.
     """
-    if not spec.startswith("builtin:"):
-        read_config(spec, "language_model")
+    if not spec.startswith("builtin:") and not Path(spec).is_file():
+        read_config(local_folder(spec, only=DESCRIPTIONS), "language_model")
 
 
 def load_vision(spec: str, *, dtype: DTypeLike = jnp.float32) -> Dino:
@@ -140,6 +144,7 @@ def load_dino(path: str | Path, *, dtype: DTypeLike = jnp.float32) -> Dino:
     Raises:
         UserError: no such folder, or one of another kind.
     """
+    path = local_folder(path)
     with refusing(f"{path}/config.json"):
         config = DinoConfig(**read_config(path, "dino")["config"])
     config = check_sizes(config, f"{path}/config.json")
@@ -226,6 +231,7 @@ def load_language(
     from pyratok_jax.checkpoints.foreign.archives import PREFIX, packaged
     from pyratok_jax.checkpoints.foreign.language_model import load_language_model
 
+    spec = spec if spec.startswith(PREFIX) else str(local_folder(spec))
     model, tokenizer = load_language_model(spec, dtype=dtype, remat=remat)
     if bits:
         quantize_model(model, bits)

@@ -1,8 +1,9 @@
 """Reading converted weights: a folder's record, its arrays, and their hash.
 
 Such a folder holds `config.json` (kind, model configuration, dtype, source, hash), `weights/`
-(Orbax; arrays named by their path in the NNX model joined with dots) and files copied along. It is
-written by `conversion.write_checkpoint`.
+(Orbax; arrays named by their path in the NNX model joined with dots) or, where it was bundled for
+others, `model.safetensors`, and files copied along. It is written by
+`conversion.write_checkpoint`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import ml_dtypes
 import numpy as np
 from pydantic import Field
 
-from pyratok_jax.checkpoints.verification import verify_folder
+from pyratok_jax.checkpoints.verification import enabled, verify_folder, weights_hash
 from pyratok_jax.errors import UserError
 from pyratok_jax.io.documents import checked, read_json
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     Placement: TypeAlias = Sharding | Callable[[str, tuple[int, ...]], Sharding] | None
 
 FORMAT = "pyratok-jax-weights-1"
+SAFETENSORS = "model.safetensors"
 _CONVERTER = "weights_conversion"
 _ADVICE = "convert the weights again, or put the original folder back"
 _PART_BYTES = 1 << 30  # of arrays that are in memory at once while they are hashed
@@ -127,10 +129,36 @@ def load_checkpoint(
         for name, shape in wanted.items()
     }
     weights = (Path(folder) / "weights").absolute()
+    file = Path(folder) / SAFETENSORS
+    if file.is_file() and not weights.exists():
+        return _from_safetensors(file, record, tree)
     with _restoring(weights) as checkpointer:
         _check_files(weights, checkpointer, stored)
         verify_folder(weights, record.sha256, lambda: _stored(checkpointer, weights, record))
         return _restore(checkpointer, weights, tree)
+
+
+def _from_safetensors(
+    file: Path, record: FolderRecord, tree: Mapping[str, jax.ShapeDtypeStruct]
+) -> dict[str, jax.Array]:
+    """The arrays of a folder that was bundled: one file in place of Orbax's.
+
+    Raises:
+        UserError: other names, shapes or values than config.json says.
+    """
+    import jax
+    import safetensors.flax
+
+    with damage_refused(lambda error: f"{file} is damaged ({error}); {_ADVICE}"):
+        arrays = safetensors.flax.load_file(file)
+    if {name: x.shape for name, x in arrays.items()} != {n: s.shape for n, s in tree.items()}:
+        raise UserError(f"{file}: its arrays are not those that config.json names; {_ADVICE}")
+    if enabled() and weights_hash({k: np.asarray(x) for k, x in arrays.items()}) != record.sha256:
+        raise UserError(f"{file} holds other values than config.json says; {_ADVICE}")
+    return {
+        name: jax.device_put(arrays[name].astype(like.dtype), like.sharding)
+        for name, like in tree.items()
+    }
 
 
 @contextlib.contextmanager

@@ -51,6 +51,21 @@ def command_parser(
     )
 
 
+def add_frozen(parser: argparse.ArgumentParser) -> None:
+    """Add `--backbone` and `--language`: where a tokenizer's frozen weights are on this machine."""
+    for name, what in (("backbone", "frozen VAE"), ("language", "language model")):
+        parser.add_argument(
+            f"--{name}", metavar="DIR",
+            help=f"folder of the tokenizer's {what}, where it is not the one of its training",
+        )  # fmt: skip
+
+
+def frozen_options(arguments: argparse.Namespace) -> dict[str, str]:
+    """What `add_frozen` was given, as options of `load_tokenizer`."""
+    given = {name: getattr(arguments, name) for name in ("backbone", "language")}
+    return {name: value for name, value in given.items() if value}
+
+
 class _NoVerify(argparse.Action):
     def __call__(self, *arguments: Any, **options: Any) -> None:
         # In the environment, so that it holds for worker processes too.

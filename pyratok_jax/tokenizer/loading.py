@@ -1,11 +1,13 @@
 """Writing and reading a trained tokenizer's folder.
 
 A working folder holds `tokenizer.json` (sizes, frozen parts by specification and hash) and
-`checkpoints/` (what training changed).
+`checkpoints/` (what training changed); a published one `model.safetensors` in their place.
 """
 
 import dataclasses
 import hashlib
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,15 +16,17 @@ import numpy as np
 from flax import nnx
 from pydantic import Field
 
-from pyratok_jax.checkpoints.partition import restore_module
+from pyratok_jax.checkpoints.hub import PREFIX, local_folder
+from pyratok_jax.checkpoints.partition import Arrays, restore_module
 from pyratok_jax.checkpoints.pretrained import load_backbone, load_language
 from pyratok_jax.checkpoints.verification import weights_hash
+from pyratok_jax.checkpoints.weights import damage_refused
 from pyratok_jax.checkpoints.working_folder import is_step, newest_step, read_parameters
 from pyratok_jax.data.captions import CaptionTokenizer
 from pyratok_jax.errors import UserError
 from pyratok_jax.io import documents
 from pyratok_jax.io.atomic import write_json
-from pyratok_jax.io.documents import checked, refusing
+from pyratok_jax.io.documents import checked, read_json, refusing
 from pyratok_jax.models.alignment import Alignment
 from pyratok_jax.models.language.text import TextEncoder
 from pyratok_jax.models.pyratok.config import PyraTokConfig
@@ -31,6 +35,8 @@ from pyratok_jax.tokenizer.tokenizer import Tokenizer
 
 FORMAT = "pyratok-jax-tokenizer-1"
 DESCRIPTION = "tokenizer.json"
+PARAMETERS = "model.safetensors"  # of a published folder: what training changed
+FROZEN = "frozen"  # of a published folder: bundled weights
 _ADVICE = "restore the file as the training wrote it, or resume the training, which writes it"
 
 
@@ -64,22 +70,31 @@ def write_description(
     write_json(workdir / DESCRIPTION, values)
 
 
-def load_tokenizer(checkpoint: str | Path) -> Tokenizer:
+def load_tokenizer(
+    checkpoint: str | Path, *, backbone: str | None = None, language: str | None = None
+) -> Tokenizer:
     """The tokenizer in a working folder (its newest checkpoint) or in its `checkpoints/STEP`.
+
+    Args:
+        checkpoint: such a folder, one written by `python -m pyratok_jax.publish`, or either on the
+            Hub: `hf://ORG/NAME[@REVISION][/SUBFOLDER]`.
+        backbone: where its frozen VAE is, in place of what its description says (`frozen_part`).
+        language: likewise its language model.
 
     Raises:
         UserError: no such folder, no tokenizer's, or frozen weights that are not those it was
             trained with.
     """
-    workdir, step = locate(Path(checkpoint))
+    workdir, step = locate(local_folder(checkpoint))
     description = read_description(workdir)
     where = str(workdir / DESCRIPTION)
     with refusing(where, _ADVICE):
         config = PyraTokConfig.from_dict(description["tokenizer"])
-    backbone = load_backbone(description["backbone"]["spec"])
-    _same(workdir, "backbone", description["backbone"], backbone.sha256)
-    arrays = read_parameters(workdir, step)
-    names = {f"tokenizer.vae.{name}": jnp.asarray(v) for name, v in backbone.arrays.items()}
+    said = description["backbone"]
+    vae = load_backbone(backbone or frozen_part(workdir, said, "backbone"))
+    _same(workdir, "backbone", said, vae.sha256)
+    arrays = _parameters(workdir, step)
+    names = {f"tokenizer.vae.{name}": jnp.asarray(v) for name, v in vae.arrays.items()}
     misfit = f"{workdir}: its checkpoint does not fit its {DESCRIPTION}"
     dtype = jnp.dtype(description.get("dtype", "float32"))
     with refusing(where, _ADVICE):
@@ -92,13 +107,14 @@ def load_tokenizer(checkpoint: str | Path) -> Tokenizer:
     text, captions, language_hash = None, None, ""
     if description["language_model"]:
         said = description["language_model"]
-        language = load_language(said["spec"], bits=said.get("bits", 0))
-        _same(workdir, "language model", said, language.sha256)
+        spec = language or frozen_part(workdir, said, "language")
+        model_of_text = load_language(spec, bits=said.get("bits", 0))
+        _same(workdir, "language model", said, model_of_text.sha256)
         text, captions = (
-            TextEncoder(language.model),
-            CaptionTokenizer(language.tokenizer, said["length"]),
+            TextEncoder(model_of_text.model),
+            CaptionTokenizer(model_of_text.tokenizer, said["length"]),
         )
-        language_hash = language.sha256
+        language_hash = model_of_text.sha256
     alignment = None
     if description["alignment"]:
         values = description["alignment"]
@@ -107,7 +123,7 @@ def load_tokenizer(checkpoint: str | Path) -> Tokenizer:
                 lambda: Alignment(**values, rngs=nnx.Rngs(0)), "alignment", arrays, misfit
             )
     own = {k: np.asarray(v) for k, v in arrays.items()}
-    parts = [weights_hash(own), backbone.sha256, language_hash, config.fingerprint()]
+    parts = [weights_hash(own), vae.sha256, language_hash, config.fingerprint()]
     digest = hashlib.sha256("|".join(parts).encode()).hexdigest()
     return Tokenizer(
         model,
@@ -119,16 +135,60 @@ def load_tokenizer(checkpoint: str | Path) -> Tokenizer:
     )
 
 
-def locate(path: Path) -> tuple[Path, int]:
-    """(working folder, step) of what the user named."""
+def locate(path: Path) -> tuple[Path, int | None]:
+    """(working folder, step) of what the user named; no step for a published folder."""
     if not path.exists():
         raise UserError(f"--checkpoint {path}: no such folder; name the --workdir of a training")
     if path.parent.name == "checkpoints" and is_step(path.name):
         return path.parent.parent, int(path.name)
     step = newest_step(path) if path.is_dir() else None
-    if step is None:
+    if step is None and not (path / PARAMETERS).is_file():
         raise UserError(f"--checkpoint {path} holds no checkpoint; name a training's --workdir")
     return path, step
+
+
+def _parameters(workdir: Path, step: int | None) -> Arrays:
+    """The trained arrays by name: of a checkpoint, or of a published folder's safetensors."""
+    if step is not None:
+        return read_parameters(workdir, step)
+    import safetensors.flax
+
+    advice = "download or publish the folder again"
+    with damage_refused(lambda error: f"{workdir / PARAMETERS} is damaged ({error}); {advice}"):
+        return safetensors.flax.load_file(workdir / PARAMETERS)
+
+
+def frozen_part(workdir: Path, said: Mapping[str, Any], name: str) -> str:
+    """Where the frozen weights of a description are: a specification for `pretrained`.
+
+    They are known by their hash. Looked for, in this order: where the training had them, in the
+    folder `frozen/NAME` of the tokenizer (where `publish --bundle` puts them), and in the folders
+    below those that the environment variable PYRATOK_WEIGHTS lists.
+
+    Args:
+        workdir: of the tokenizer.
+        said: `backbone` or `language_model` of the description.
+        name: "backbone" or "language", of the option that names another folder.
+
+    Raises:
+        UserError: they are nowhere.
+    """
+    spec = str(said["spec"])
+    if spec.startswith(("builtin:", PREFIX)) or Path(spec).exists():
+        return spec
+    places = [workdir / FROZEN / name]
+    for root in filter(None, os.environ.get("PYRATOK_WEIGHTS", "").split(os.pathsep)):
+        places += sorted(path.parent for path in Path(root).glob("*/config.json"))
+    for place in places:
+        if (place / "config.json").is_file():
+            found = read_json(place / "config.json")
+            if isinstance(found, dict) and found.get("sha256") == said["sha256"]:
+                return str(place)
+    raise UserError(
+        f"the {name} weights of {workdir} were trained with at {spec}, which does not exist here; "
+        f"give their folder with --{name} DIR (load_tokenizer(..., {name}=DIR)), or list the "
+        "folder above it in PYRATOK_WEIGHTS"
+    )
 
 
 @dataclasses.dataclass(frozen=True)

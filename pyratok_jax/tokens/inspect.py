@@ -13,7 +13,7 @@ from rich.table import Table
 from pyratok_jax.errors import EXIT_PARTIAL, UserError, run_cli
 from pyratok_jax.io import html
 from pyratok_jax.io.atomic import write_json, write_png, write_text
-from pyratok_jax.io.cli import add_no_verify, command_parser
+from pyratok_jax.io.cli import add_frozen, add_no_verify, command_parser, frozen_options
 from pyratok_jax.io.progress import PlainConsole
 from pyratok_jax.io.sharded_job import check_output
 from pyratok_jax.metrics.code_usage import count_codes, counted_bits, usage
@@ -41,6 +41,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--output", default="token_inspection", help="folder for the report")
     p.add_argument("--checkpoint", default="", help="working folder of the tokenizer: also decode")
     p.add_argument("--pictures", type=int, default=12, help="records on the contact sheet")
+    add_frozen(p)
     add_no_verify(p)
     return p
 
@@ -259,7 +260,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.checkpoint:
         from pyratok_jax.tokenizer import load_tokenizer
 
-        tokenizer = load_tokenizer(arguments.checkpoint)
+        tokenizer = load_tokenizer(arguments.checkpoint, **frozen_options(arguments))
     inspection = Inspection()
     with console.status("reading records"):
         inspection.add_all(read_all(arguments.input), arguments.pictures, _records(arguments.input))

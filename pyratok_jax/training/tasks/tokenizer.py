@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float, UInt8
 from ml_collections import ConfigDict
 
+from pyratok_jax.checkpoints.hub import pinned
 from pyratok_jax.checkpoints.modules import build_module
 from pyratok_jax.checkpoints.partition import Partition
 from pyratok_jax.checkpoints.pretrained import Language, load_backbone, load_language, load_vision
@@ -208,9 +209,9 @@ class TokenizerTask:
         write_description(
             workdir,
             tokenizer_config(self.config, self.backbone.config, width),
-            backbone={"spec": self.config.model.backbone, "sha256": self.backbone.sha256},
+            backbone={"spec": pinned(self.config.model.backbone), "sha256": self.backbone.sha256},
             language_model={
-                "spec": self.config.language.spec,
+                "spec": pinned(self.config.language.spec),
                 "sha256": self.language.sha256,
                 "length": self.config.language.length,
                 "bits": self.config.language.bits,

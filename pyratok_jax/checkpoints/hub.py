@@ -1,0 +1,93 @@
+"""Checkpoint folders on the Hugging Face Hub: `hf://ORG/NAME[@REVISION][/SUBFOLDER]`.
+
+Only safetensors and the text files beside them are downloaded, into the Hub's own cache. Archives
+that could hold code (pickles) are never fetched.
+"""
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from pyratok_jax.errors import UserError
+
+PREFIX = "hf://"
+_PATTERN = re.compile(
+    r"hf://(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w.-]+))?(?:/(?P<folder>[\w./-]+?))?/?"
+)
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.md")
+DESCRIPTIONS = ("*.json",)
+
+
+class HubFolder(NamedTuple):
+    """A folder of a repository: `revision` is a branch, a tag or a commit."""
+
+    repo: str
+    revision: str = "main"
+    folder: str = ""
+
+    def __str__(self) -> str:
+        return f"{PREFIX}{self.repo}@{self.revision}" + (f"/{self.folder}" if self.folder else "")
+
+
+def parse_hub(spec: str) -> HubFolder:
+    """The folder that `hf://...` names.
+
+    A revision ends at the first slash.
+
+    Raises:
+        UserError: not of that form.
+    """
+    match = _PATTERN.fullmatch(spec)
+    if match is None or ".." in (match["folder"] or "").split("/"):
+        raise UserError(f"{spec}: expected hf://ORG/NAME[@REVISION][/SUBFOLDER]")
+    return HubFolder(match["repo"], match["revision"] or "main", match["folder"] or "")
+
+
+def local_folder(spec: str | Path, *, only: tuple[str, ...] = FILES) -> Path:
+    """The local folder of a specification; what is on the Hub is downloaded into its cache.
+
+    Args:
+        spec: a folder, or `hf://...`.
+        only: patterns of the files that are needed.
+
+    Raises:
+        UserError: no such repository, revision or folder, or the Hub cannot be reached and the
+            files are not in the cache.
+    """
+    if not str(spec).startswith(PREFIX):
+        return Path(spec)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    wanted = parse_hub(str(spec))
+    start = f"{wanted.folder}/" if wanted.folder else ""
+    disable_progress_bars()
+    try:
+        root = snapshot_download(
+            wanted.repo, revision=wanted.revision, allow_patterns=[start + name for name in only]
+        )
+    except Exception as error:
+        # Its errors, those of its HTTP library, and of the file system have no common class.
+        include = f" --include '{start}*'" if start else ""
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise UserError(
+            f"{spec} cannot be downloaded ({type(error).__name__}: {reason}); where there is a "
+            f"network run: hf download {wanted.repo} --revision {wanted.revision}{include}, and "
+            "copy its cache (HF_HOME) here, or name the local folder"
+        ) from error
+    folder = Path(root) / wanted.folder
+    if not folder.is_dir():
+        raise UserError(f"{spec}: the repository has no folder {wanted.folder} with safetensors")
+    return folder
+
+
+def pinned(spec: str) -> str:
+    """The specification with the commit that its revision means now; others as they are."""
+    if not spec.startswith(PREFIX):
+        return spec
+    wanted = parse_hub(spec)
+    # A snapshot's folder is named after its commit.
+    path = local_folder(spec, only=DESCRIPTIONS)
+    commit = next((part for part in reversed(path.parts) if _COMMIT.fullmatch(part)), None)
+    return str(wanted._replace(revision=commit)) if commit else spec

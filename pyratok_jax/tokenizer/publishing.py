@@ -1,0 +1,149 @@
+"""A trained tokenizer as a folder for others: safetensors, description, model card.
+
+`load_tokenizer` reads it back, from disk or from the Hub, with the hash of the run's checkpoint, so
+that tokens of either belong to both.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pyratok_jax.checkpoints.verification import weights_hash
+from pyratok_jax.checkpoints.weights import SAFETENSORS, load_checkpoint, read_config
+from pyratok_jax.checkpoints.working_folder import read_parameters
+from pyratok_jax.errors import UserError
+from pyratok_jax.io.atomic import new_folder
+from pyratok_jax.io.documents import read_json
+from pyratok_jax.tokenizer.loading import (
+    DESCRIPTION,
+    FROZEN,
+    PARAMETERS,
+    frozen_part,
+    locate,
+    read_description,
+)
+
+CARD, TRAINING = "README.md", "training_config.json"
+_MEASURES = ("psnr", "psnr_video", "ssim", "lpips", "bpp")
+_BUNDLED = {"backbone": "backbone", "language": "language_model"}
+
+
+def publish(run: Path, output: Path, *, bundle: tuple[str, ...] = (), license: str = "") -> Path:
+    """Write the folder; it appears when it is complete.
+
+    Args:
+        run: working folder of a training, or its `checkpoints/STEP`.
+        output: a folder that does not exist.
+        bundle: of "backbone" and "language", the frozen weights that are copied into it.
+        license: of the model card, an identifier of the Hub; empty: none is named.
+
+    Raises:
+        UserError: no trained tokenizer, frozen weights that cannot be found, or an output that
+            exists.
+    """
+    import safetensors.numpy
+
+    if output.exists():
+        raise UserError(f"--output {output} exists; name a new folder")
+    workdir, step = locate(run)
+    if step is None:
+        raise UserError(f"{run} is a published folder already")
+    description = read_description(workdir)
+    arrays = {name: np.asarray(value) for name, value in read_parameters(workdir, step).items()}
+    with new_folder(output) as folder:
+        for name in bundle:
+            said = description[_BUNDLED[name]]
+            if said is None or str(said["spec"]).startswith("builtin:"):
+                continue  # There is none, or every installation has it.
+            _bundle(Path(frozen_part(workdir, said, name)), folder / FROZEN / name)
+            said["spec"] = f"{FROZEN}/{name}"
+        safetensors.numpy.save_file(
+            {name: np.array(value, order="C") for name, value in arrays.items()},
+            folder / PARAMETERS,
+            {"format": "flax", "step": str(step), "sha256": weights_hash(arrays)},
+        )
+        _write(folder / DESCRIPTION, description)
+        if (workdir / "config.json").exists():
+            shutil.copyfile(workdir / "config.json", folder / TRAINING)
+        metrics = read_json(workdir / "metrics.json") if _has_metrics(workdir) else {}
+        (folder / CARD).write_text(model_card(description, metrics, step, license))
+    return output
+
+
+def _bundle(source: Path, target: Path) -> None:
+    """Converted weights with one safetensors file in place of Orbax's folder."""
+    import safetensors.flax
+
+    record = read_json(source / "config.json")
+    read_config(source, record["kind"])  # It refuses what is damaged.
+    shapes = {name: tuple(shape) for name, shape in record["shapes"].items()}
+    arrays = load_checkpoint(source, shapes)
+    target.mkdir(parents=True)
+    for file in source.iterdir():
+        if file.is_file() and file.name != SAFETENSORS:
+            shutil.copyfile(file, target / file.name)
+    safetensors.flax.save_file(arrays, target / SAFETENSORS)
+
+
+def _has_metrics(workdir: Path) -> bool:
+    return (workdir / "metrics.json").is_file()
+
+
+def _write(path: Path, values: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=1) + "\n")
+
+
+def model_card(
+    description: Mapping[str, Any], metrics: Mapping[str, Any], step: int, license: str
+) -> str:
+    """The model card, with the numbers that the run's report measured.
+
+    Args:
+        description: the content of `tokenizer.json`.
+        metrics: of the run's `metrics.json`; empty: nothing was measured.
+        step: of the checkpoint.
+        license: see `publish`.
+    """
+    sizes = description["tokenizer"]
+    head = ["---", "library_name: pyratok-jax", "tags: [video, tokenizer, jax]"]
+    head += [f"license: {license}"] if license else []
+    levels = [
+        f"| {number} | 1 token frame per {dt} frame{'s' if dt > 1 else ''} | {ds} x {ds} |"
+        for number, (dt, ds) in enumerate(sizes["grids"], start=1)
+    ]
+    language = description["language_model"]
+    frozen = {"VAE": description["backbone"], "language model": language}
+    lines = [
+        *head, "---", "", "# Video tokenizer (PyraTok in JAX)", "",
+        f"Weights after {step} training steps. {sizes['bits']} bits per token; quantiser "
+        f"{sizes['quantizer']}; activations in {description['dtype']}.", "",
+        "| level | time | pixels of a token |", "|---|---|---|", *levels, "",
+        "## Use", "", "```python", "import pyratok_jax as pt", "",
+        'tok = pt.load_tokenizer("THIS_FOLDER")  # or hf://ORG/NAME',
+        "encoded = tok.encode(video)  # uint8 (t, h, w, 3)", "video = tok.decode(encoded)", "```",
+        "", "## Frozen weights", "", "| part | where | SHA-256 |", "|---|---|---|",
+        *(f"| {name} | `{said['spec']}` | `{said['sha256'][:16]}` |"
+          for name, said in frozen.items() if said),
+        "", "A folder elsewhere: `load_tokenizer(..., backbone=DIR, language=DIR)`.", "",
+        "## Measured", "", *_measured(metrics), "",
+        "The training's settings are in `training_config.json`.", "",
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _measured(metrics: Mapping[str, Any]) -> list[str]:
+    rows = metrics.get("heldout") or []
+    if not rows:
+        return ["Nothing was measured."]
+    names = [name for name in _MEASURES if any(row.get(name) is not None for row in rows)]
+    lines = [f"| held-out clips | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    for row in rows:
+        values = (row.get(name) for name in names)
+        shown = (f"{value:.4g}" if isinstance(value, int | float) else "-" for value in values)
+        lines.append(f"| {row['name']} | {' | '.join(shown)} |")
+    lines += ["", "PSNR in dB and SSIM: higher is better; LPIPS (VGG): lower; bpp: bits per pixel."]
+    return lines
