@@ -9,7 +9,7 @@ import numpy as np
 
 from pyratok_jax.errors import UserError, run_cli
 from pyratok_jax.io.atomic import write_json
-from pyratok_jax.io.cli import add_frozen, command_parser, frozen_options
+from pyratok_jax.io.cli import add_frozen, command_parser, frozen_options, local_path
 
 if TYPE_CHECKING:
     from pyratok_jax.evaluation.user_clip import ClipQuestions
@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
     none: Any = {"default": argparse.SUPPRESS}
     p.add_argument("clip", help="a video or picture")
     p.add_argument("--checkpoint", required=True, **none, help="the --workdir of a training")
-    p.add_argument("--output", required=True, **none, help="folder for the results")
+    p.add_argument("--output", required=True, **none, type=local_path, help="folder to write")
     add_frozen(p)
     p.add_argument("--segment", action="append", metavar="PHRASE", help='"red ball"; repeatable')
     p.add_argument(

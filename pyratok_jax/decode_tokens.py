@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from pyratok_jax.errors import EXIT_PARTIAL, UserError, run_cli
-from pyratok_jax.io.cli import add_frozen, add_no_verify, command_parser, frozen_options
+from pyratok_jax.io.cli import add_frozen, add_no_verify, command_parser, frozen_options, local_path
 from pyratok_jax.io.progress import PlainConsole, progress_bar
 from pyratok_jax.tokenizer import load_tokenizer, local_devices
 from pyratok_jax.tokens.dataset import TokenDataset, read_all
@@ -24,7 +24,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--checkpoint", required=True, help="working folder of the tokenizer")
     p.add_argument("--input", required=True, help="folder of a dataset, or a shard")
-    p.add_argument("--output", required=True, help="folder for the videos")
+    p.add_argument("--output", required=True, type=local_path, help="folder for the videos")
     p.add_argument("--ids", nargs="+", default=[], help="only these videos")
     p.add_argument("--frames", default=":", help="only frames FIRST:END of every video")
     p.add_argument("--png", action="store_true", help="numbered PNG files instead of mp4")

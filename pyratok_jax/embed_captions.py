@@ -11,7 +11,7 @@ from pyratok_jax.data.caption_embeddings import write_embeddings
 from pyratok_jax.data.captions import CaptionTokenizer
 from pyratok_jax.data.sources.registry import load_source
 from pyratok_jax.errors import UserError, run_cli
-from pyratok_jax.io.cli import command_parser
+from pyratok_jax.io.cli import command_parser, local_path
 from pyratok_jax.io.progress import PlainConsole, track
 from pyratok_jax.models.language.text import TextEncoder
 
@@ -24,7 +24,7 @@ def main() -> int:
         examples=["--source videos.csv --output captions --language weights/qwen"],
     )
     parser.add_argument("--source", required=True, help="data source, as in a training config")
-    parser.add_argument("--output", required=True, help="folder to write")
+    parser.add_argument("--output", required=True, type=local_path, help="folder to write")
     parser.add_argument("--language", default="builtin:smollm2", help="converted folder or builtin")
     parser.add_argument("--length", type=int, default=128, help="tokens per caption at most")
     parser.add_argument("--batch", type=int, default=16, help="captions per pass")

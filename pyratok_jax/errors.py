@@ -5,6 +5,7 @@ import errno
 import importlib.util
 import io
 import os
+import re
 import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
@@ -80,6 +81,9 @@ def run_cli(main: Callable[[], int | None]) -> NoReturn:
 
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_TF_ERRORS = "tensorflow.python.framework.errors"
+# As fsspec says it: "Please install gcsfs to access Google Storage".
+_NO_CLIENT = re.compile(r"[Ii]nstall \w+ to access")
 _REFUSED = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR,
     errno.EEXIST, errno.ENOTEMPTY, errno.ENOENT, errno.EIO, errno.ESTALE, errno.EBUSY,
@@ -98,7 +102,7 @@ def is_full_disk(error: BaseException) -> bool:
 
 
 def environment_reason(error: BaseException) -> str | None:
-    """What the machine refused, in one line: a full disk, too many open files, no such path.
+    """What the machine or a storage service refused, in one line: a full disk, no such path.
 
     None for an error that is not of that kind.
     """
@@ -112,6 +116,8 @@ def environment_reason(error: BaseException) -> str | None:
     for one in _chain(error):
         if isinstance(one, OSError) and one.errno in (errno.EMFILE, errno.ENFILE):
             return f"too many open files{place}; raise the limit with `ulimit -n`"
+        if (reason := storage_reason(one)) is not None:
+            return f"the storage service failed: {reason}; run the same command again"
     if named is not None and named.errno in _REFUSED:
         return f"{os.fsdecode(named.filename)}: {named.strerror}; make it readable and writable"
     return None
@@ -151,6 +157,22 @@ def require(*packages: str) -> None:
     for name in packages:
         if importlib.util.find_spec(name) is None:
             raise UserError(missing_package(ModuleNotFoundError(name=name)) or f"no package {name}")
+
+
+def storage_reason(error: BaseException) -> str | None:
+    """What a storage service's client says of a failure, in one line; None for other errors.
+
+    TensorFlow's errors are no OSErrors, and a client that is not installed is an ImportError.
+    """
+    text = short(str(error))
+    kinds = {
+        kind.__name__ for kind in type(error).__mro__ if kind.__module__.startswith(_TF_ERRORS)
+    }
+    if "OpError" in kinds:
+        return "no such file" if "NotFoundError" in kinds else text
+    if isinstance(error, ImportError) and _NO_CLIENT.search(text):
+        return text
+    return None
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

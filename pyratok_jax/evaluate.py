@@ -18,7 +18,7 @@ from pyratok_jax.evaluation.engine import (
     unique_items,
 )
 from pyratok_jax.evaluation.task import TASKS, Model, Task, load_task, parse_settings
-from pyratok_jax.io.cli import add_no_verify, command_parser
+from pyratok_jax.io.cli import add_no_verify, command_parser, local_path
 from pyratok_jax.io.progress import PlainConsole
 
 BASELINES = ("oracle", "random")
@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
         "which test the evaluation itself; the task compression takes several",
     )
     p.add_argument("--data", help="the task's data: see --task list")
-    p.add_argument("--output", help="folder for the results")
+    p.add_argument("--output", type=local_path, help="folder for the results")
     p.add_argument("--limit", type=int, default=0, help="evaluate the first items only; 0: all")
     p.add_argument(
         "--set",

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from pyratok_jax.errors import UserError, run_cli
 from pyratok_jax.io.atomic import write_text
-from pyratok_jax.io.cli import add_no_verify, command_parser
+from pyratok_jax.io.cli import add_no_verify, command_parser, local_path
 from pyratok_jax.io.documents import read_lines
 from pyratok_jax.io.progress import PlainConsole, progress_bar
 
@@ -38,7 +38,9 @@ def parser() -> argparse.ArgumentParser:
     )
     none: Any = {"default": argparse.SUPPRESS}
     p.add_argument("--checkpoint", required=True, **none, help="the --workdir of a training")
-    p.add_argument("--output", required=True, **none, help="folder for the results")
+    p.add_argument(
+        "--output", required=True, **none, type=local_path, help="folder for the results"
+    )
     p.add_argument("--tokenizer", default="", help="its folder, where it has moved")
     what = p.add_argument_group("what")
     what.add_argument("--prompt", help="text, or the name of a class; empty: no prompt")

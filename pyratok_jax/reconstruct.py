@@ -13,7 +13,7 @@ from pyratok_jax import __version__
 from pyratok_jax.data.video.files import BrokenVideoError, probe
 from pyratok_jax.errors import EXIT_PARTIAL, UserError, run_cli
 from pyratok_jax.io.atomic import write_json
-from pyratok_jax.io.cli import add_frozen, add_no_verify, command_parser, frozen_options
+from pyratok_jax.io.cli import add_frozen, add_no_verify, command_parser, frozen_options, local_path
 from pyratok_jax.io.progress import PlainConsole, progress_bar
 
 _LPIPS = {"vgg": ("vgg",), "alex": ("alex",), "both": ("vgg", "alex"), "none": ()}
@@ -38,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
         help="a video or picture, a folder of them (with captions from NAME.txt or NAME.json), "
         "or builtin:demo-heldout",
     )
-    p.add_argument("--output", **unsaid, help="folder for the results")
+    p.add_argument("--output", **unsaid, type=local_path, help="folder for the results")
     p.add_argument("--caption", help="text to encode with, for all inputs; None: their own")
     p.add_argument(
         "--window",

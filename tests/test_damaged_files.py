@@ -17,11 +17,9 @@ from pyratok_jax.checkpoints.working_folder import read_parameters
 from pyratok_jax.data.caption_embeddings import StoredCaptions, write_embeddings
 from pyratok_jax.data.clip_shards import PrepareOptions, plan_shards
 from pyratok_jax.data.sources.registry import load_source
-from pyratok_jax.io.documents import refusing
 from pyratok_jax.io.sharded_job import ShardedJob
 from pyratok_jax.io.shards import ShardWriter
-from pyratok_jax.models.pyratok.config import PyraTokConfig
-from pyratok_jax.tokenizer.loading import read_description, write_description
+from pyratok_jax.tokenizer.loading import read_description, stored_config, write_description
 from pyratok_jax.tokens import TokenDataset, inspect, read_all
 from pyratok_jax.tokens.decoding import Selection, decode_all
 from pyratok_jax.tokens.plan import ExportOptions, ExportPlan, provenance_of, source_fingerprint
@@ -247,8 +245,7 @@ def settings(tmp_path, tokenizer):
 
     def described():
         values = read_description(tmp_path)
-        with refusing(str(tmp_path / "tokenizer.json")):
-            PyraTokConfig.from_dict(values["tokenizer"])
+        stored_config(values, str(tmp_path / "tokenizer.json"))
 
     converted = {"format": FORMAT, "kind": "wan-vae", "config": config.vae.to_dict(),
                  "shapes": {"a": [2, 3]}, "dtype": "float32", "sha256": "0" * 64,

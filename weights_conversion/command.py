@@ -9,7 +9,7 @@ from typing import Any
 from pyratok_jax.checkpoints.conversion import ConversionPlan, write_checkpoint
 from pyratok_jax.checkpoints.hub import local_folder
 from pyratok_jax.checkpoints.weights import DTYPES, read_config
-from pyratok_jax.io.cli import command_parser
+from pyratok_jax.io.cli import command_parser, local_path
 
 
 def make_parser(description: str) -> argparse.ArgumentParser:
@@ -30,7 +30,7 @@ def make_parser(description: str) -> argparse.ArgumentParser:
         type=lambda spec: str(local_folder(spec)),
         help="weights file, shard index, folder, or hf://ORG/NAME[@REVISION][/SUBFOLDER]",
     )
-    parser.add_argument("--output", required=True, help="folder to write")
+    parser.add_argument("--output", required=True, type=local_path, help="folder to write")
     parser.add_argument("--dtype", default="float32", choices=list(DTYPES), help="dtype to store")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing folder")
     parser.add_argument("--dry-run", action="store_true", help="check everything, write nothing")

@@ -24,7 +24,7 @@ from PIL import Image
 
 from pyratok_jax.data.video.writer import VideoWriter
 from pyratok_jax.errors import run_cli
-from pyratok_jax.io.cli import command_parser
+from pyratok_jax.io.cli import command_parser, local_path
 
 COLOURS = {
     "red": (220, 40, 40),
@@ -294,7 +294,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "pyratok_jax.evaluation.synthetic",
         "Write a constructed data set with exact ground truth for every task.",
     )
-    p.add_argument("--output", required=True, help="folder to write")
+    p.add_argument("--output", required=True, type=local_path, help="folder to write")
     p.add_argument("--seed", type=int, default=0, help="of all random choices")
     p.add_argument("--count", type=int, default=4, help="videos of each part")
     p.add_argument("--size", type=int, default=64, help="side of the videos in pixels")

@@ -22,15 +22,11 @@ from etils import epath
 from PIL import Image
 
 from pyratok_jax.errors import UserError
+from pyratok_jax.io.remote import is_remote
 
 PathLike = str | os.PathLike
 # Below the 255 bytes of file systems, with room for endings and for scratch names.
 _LONGEST_NAME = 200
-
-
-def is_remote(path: PathLike) -> bool:
-    """Whether a path names an object of a storage service (`gs://...`) and not a local file."""
-    return "://" in os.fspath(path)
 
 
 def short_name(name: str, origin: str | None = None) -> str:

@@ -6,6 +6,9 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
+from pyratok_jax.errors import UserError
+from pyratok_jax.io.remote import is_remote
+
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Defaults where there are any that say something, and texts of several lines as they are."""
@@ -64,6 +67,17 @@ def frozen_options(arguments: argparse.Namespace) -> dict[str, str]:
     """What `add_frozen` was given, as options of `load_tokenizer`."""
     given = {name: getattr(arguments, name) for name in ("backbone", "language")}
     return {name: value for name, value in given.items() if value}
+
+
+def local_path(text: str) -> str:
+    """The type of arguments that name a local file or folder to write.
+
+    Raises:
+        UserError: an address: as a path it would be a folder of an odd name.
+    """
+    if is_remote(text):
+        raise UserError(f"{text} is an address; this command writes to local folders, name one")
+    return text
 
 
 class _NoVerify(argparse.Action):

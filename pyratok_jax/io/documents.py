@@ -18,13 +18,13 @@ import zlib
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
-from etils import epath
-from pydantic import TypeAdapter, ValidationError
+from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
 from pyratok_jax.errors import UserError, quoted, short
+from pyratok_jax.io.remote import is_remote, open_path
 
 MAX_DOCUMENT_BYTES = 256 << 20
 MAX_ARRAYS_BYTES = 1 << 30
@@ -47,9 +47,9 @@ def read_limited(path: str | os.PathLike, max_bytes: int = MAX_DOCUMENT_BYTES) -
     Raises:
         UserError: it cannot be read, is a pipe, device or folder, or has more than `max_bytes`.
     """
-    file = epath.Path(path)
+    file = open_path(path)
     try:
-        if "://" not in os.fspath(path) and not stat.S_ISREG(os.stat(file).st_mode):
+        if not is_remote(path) and not stat.S_ISREG(os.stat(file).st_mode):
             raise UserError(f"{path} is no regular file; name one")
         size = file.stat().length
         if size > max_bytes:
@@ -146,11 +146,45 @@ def checked(value: Any, schema: Any, where: str, advice: str = "") -> Any:
     try:
         return _adapter(schema).validate_python(value)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = short(".".join(map(str, first["loc"])), 100) or "its content"
-        found = "" if first["type"] == "missing" else f" (found {quoted(first['input'])})"
-        message = f"{where}: {field}: {short(first['msg'])}{found}"
-        raise UserError(f"{message}; {advice}" if advice else message) from error
+        raise _refusal(error, where, advice) from error
+
+
+def _refusal(error: ValidationError, where: str, advice: str) -> UserError:
+    """What pydantic found first, in one line."""
+    first = error.errors(include_url=False)[0]
+    field = short(".".join(map(str, first["loc"])), 100) or "its content"
+    found = "" if first["type"] == "missing" else f" (found {quoted(first['input'])})"
+    message = f"{where}: {field}: {short(first['msg'])}{found}"
+    return UserError(f"{message}; {advice}" if advice else message)
+
+
+def check_types(values: Any, config: type, where: str, advice: str = "") -> None:
+    """Refuse stored settings whose values are not of the types of a dataclass's fields.
+
+    Nothing is converted, so that "no" is not taken for true. Keys that are no fields are ignored,
+    as are fields of a type that pydantic does not know.
+
+    Args:
+        values: of JSON.
+        config: the dataclass.
+        where: the file and the place in it, for messages.
+        advice: what to do about a refusal.
+
+    Raises:
+        UserError: naming the field.
+    """
+    values = checked(values, dict[str, Any], where, advice)
+    for name, kind in get_type_hints(config).items():
+        if name not in values:
+            continue
+        try:
+            adapter = _adapter(kind)
+        except PydanticSchemaGenerationError:
+            continue
+        try:
+            adapter.validate_json(json.dumps(values[name]), strict=True)
+        except ValidationError as error:
+            raise _refusal(error, f"{where}: {name}", advice) from error
 
 
 def check_sizes(config: Any, where: str, advice: str = "") -> Any:

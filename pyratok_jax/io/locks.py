@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pyratok_jax.errors import UserError
+from pyratok_jax.io.remote import is_remote
 
 
 @contextlib.contextmanager
@@ -34,7 +35,7 @@ def folder_lock(
     Raises:
         UserError: another process is at work there; it is named.
     """
-    if "://" in os.fspath(folder):
+    if is_remote(folder):
         yield
         return
     place = Path(folder)

@@ -22,6 +22,7 @@ from etils import epath
 from pyratok_jax.errors import UserError
 from pyratok_jax.io.atomic import publish, write_json, write_text
 from pyratok_jax.io.documents import read_json
+from pyratok_jax.io.remote import open_path
 from pyratok_jax.io.shards import shard_name, write_tfds_metadata
 
 REPORTS, REJECTED, HASHES = "reports", "rejected.jsonl", "sha256"
@@ -173,9 +174,9 @@ def check_output(output: str) -> epath.Path:
     """The folder that a command is to write to, which need not exist yet.
 
     Raises:
-        UserError: it is a file.
+        UserError: it is a file, or on storage that cannot be reached.
     """
-    path = epath.Path(output)
+    path = open_path(output)
     if path.exists() and not path.is_dir():
         raise UserError(f"--output {output} is a file; give a folder")
     return path

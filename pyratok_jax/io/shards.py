@@ -15,6 +15,7 @@ import numpy as np
 from etils import epath
 
 from pyratok_jax.errors import UserError
+from pyratok_jax.io.remote import is_remote
 from pyratok_jax.io.tfrecords import TFRecordFile
 
 T = TypeVar("T")
@@ -60,7 +61,7 @@ def check_shard(file: str) -> None:
         UserError: it is one.
     """
     try:
-        if "://" not in file and not stat.S_ISREG(os.stat(file).st_mode):
+        if not is_remote(file) and not stat.S_ISREG(os.stat(file).st_mode):
             raise UserError(f"{file} is no regular file; remove it, or name another folder")
     except OSError as error:
         raise UserError(f"cannot read the shard {file}: {error.strerror or error}") from error

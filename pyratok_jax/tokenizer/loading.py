@@ -26,11 +26,12 @@ from pyratok_jax.data.captions import CaptionTokenizer
 from pyratok_jax.errors import UserError
 from pyratok_jax.io import documents
 from pyratok_jax.io.atomic import write_json
-from pyratok_jax.io.documents import checked, read_json, refusing
+from pyratok_jax.io.documents import check_sizes, check_types, checked, read_json, refusing
 from pyratok_jax.models.alignment import Alignment
 from pyratok_jax.models.language.text import TextEncoder
 from pyratok_jax.models.pyratok.config import PyraTokConfig
 from pyratok_jax.models.pyratok.model import PyraTok
+from pyratok_jax.models.vae_families import UNNAMED, config_from_dict, vae_family
 from pyratok_jax.tokenizer.tokenizer import Tokenizer
 
 FORMAT = "pyratok-jax-tokenizer-1"
@@ -88,8 +89,7 @@ def load_tokenizer(
     workdir, step = locate(local_folder(checkpoint))
     description = read_description(workdir)
     where = str(workdir / DESCRIPTION)
-    with refusing(where, _ADVICE):
-        config = PyraTokConfig.from_dict(description["tokenizer"])
+    config = stored_config(description, where)
     said = description["backbone"]
     vae = load_backbone(backbone or frozen_part(workdir, said, "backbone"))
     _same(workdir, "backbone", said, vae.sha256)
@@ -228,6 +228,31 @@ def read_description(workdir: Path) -> dict[str, Any]:
     values = documents.read_description(workdir, DESCRIPTION, FORMAT, "tokenizer")
     checked(values, Description, str(workdir / DESCRIPTION), _ADVICE)
     return values
+
+
+def stored_config(description: dict[str, Any], where: str) -> PyraTokConfig:
+    """The sizes in the content of a `tokenizer.json`.
+
+    Args:
+        description: as `read_description` gives it.
+        where: the file, for messages.
+
+    Raises:
+        UserError: a value of a wrong type or size.
+    """
+    values, place = description["tokenizer"], f"{where}: tokenizer"
+    vae = checked(values.get("vae"), dict[str, Any], f"{place}.vae", _ADVICE)
+    # Types and sizes first: absurd ones would make what is computed from them take for ever.
+    check_types(values, PyraTokConfig, place, _ADVICE)
+    with refusing(f"{place}.vae", _ADVICE):
+        family = vae_family(vae.get("family", UNNAMED)).config
+        check_types(vae, family, f"{place}.vae", _ADVICE)
+        check_sizes(config_from_dict(vae), f"{place}.vae", _ADVICE)
+    with refusing(where, _ADVICE):
+        config = PyraTokConfig.from_dict(values)
+        if config.vocabulary_size > 2**config.bits:
+            raise ValueError(f"vocabulary {config.vocabulary} is more than {config.bits} bits have")
+    return config
 
 
 def _same(workdir: Path, what: str, said: dict[str, str], found: str) -> None:

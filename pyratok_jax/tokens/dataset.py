@@ -12,6 +12,7 @@ from etils import epath
 
 from pyratok_jax.errors import UserError
 from pyratok_jax.io.documents import read_json
+from pyratok_jax.io.remote import open_path
 from pyratok_jax.io.shards import (
     ShardedRecords,
     check_shard,
@@ -37,7 +38,7 @@ def token_shards(path: str) -> list[str]:
     Raises:
         UserError: there is none.
     """
-    location = epath.Path(path)
+    location = open_path(path)
     if location.is_dir():
         files = shard_files(path)
         if not files:

@@ -15,12 +15,14 @@ and `{key: [old, new]}`. Together they are the config in force, which a resume i
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
 from etils import epath
 from ml_collections import ConfigDict
 
+from pyratok_jax.checkpoints.working_folder import newest_step
 from pyratok_jax.errors import UserError
 from pyratok_jax.io.atomic import write_json, write_text
 from pyratok_jax.io.documents import checked, parse_json, read_json, read_lines, read_text
@@ -92,6 +94,30 @@ class RunRecord:
             line = json.dumps({"step": step, "changes": self.changes})
             # Atomically: what is there already must outlive a crash and a full disk.
             write_text(path, (read_text(path) if path.exists() else "") + line + "\n")
+
+
+def refuse_another_owner(description: Path, key: str, owner: str) -> None:
+    """Refuse to resume a training for another tokenizer than it began with.
+
+    A tokenizer that was trained further under the same name is another one.
+
+    Args:
+        description: the JSON file in the working folder that names the tokenizer's hash.
+        key: where in it.
+        owner: hash of the tokenizer at hand.
+
+    Raises:
+        UserError: it differs, or the file is damaged.
+    """
+    if newest_step(description.parent) is None or not description.exists():
+        return
+    advice = "restore it from a copy, or name another --workdir"
+    found = read_json(description, dict[str, Any], advice=advice).get(key)
+    if found != owner:
+        raise UserError(
+            f"{description.parent} was trained for the tokenizer {str(found)[:12]}, not for "
+            f"{owner[:12]}; give it that tokenizer, or name another --workdir"
+        )
 
 
 def _in_force(workdir: epath.Path) -> Flat:

@@ -20,6 +20,7 @@ from pyratok_jax.checkpoints.weights import load_checkpoint
 from pyratok_jax.checkpoints.working_folder import newest_step, read_parameters
 from pyratok_jax.errors import UserError
 from pyratok_jax.models.language.config import tiny as tiny_language
+from pyratok_jax.tokenizer.loading import stored_config
 from pyratok_jax.training.checkpoints import Checkpoints
 from pyratok_jax.training.config import training_config
 from pyratok_jax.training.step import initial_state
@@ -123,6 +124,36 @@ def test_a_changed_file_of_the_cache_is_extracted_again(tmp_path):
 def test_impossible_sizes_of_a_tokenizer_are_refused(changes):
     with pytest.raises(ValueError, match=next(iter(changes))):
         tiny_config(**changes)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("inputs", 0, "feature"), "no"),
+        (("inputs", 0, "text"), 1),
+        (("inputs", 1, "previous"), None),
+        (("inputs", 0, "residual_dropout"), "0.5"),
+        (("inputs", 0, "residual_dropout"), True),
+        (("inputs",), 3),
+        (("inputs", 0), ["feature"]),
+        (("text_guidance",), "no"),
+        (("bits",), True),
+        (("vocabulary",), 10**20),
+        (("vae", "is_residual"), "no"),
+        (("vae", "temporal_downsample", 0), 10**20),  # It would be an exponent.
+        (("vae",), None),
+    ],
+    ids=repr,
+)
+def test_stored_settings_of_wrong_types_are_one_line(place, value):
+    values = json.loads(json.dumps({"tokenizer": tiny_config().to_dict()}))
+    assert stored_config(values, "t.json") == tiny_config()
+    inside = values["tokenizer"]
+    for key in place[:-1]:
+        inside = inside[key]
+    inside[place[-1]] = value
+    with pytest.raises(UserError, match=r"^t.json: [^\n]*$"):
+        stored_config(values, "t.json")
 
 
 @pytest.mark.parametrize("std", [0.0, float("nan"), -1.0, float("inf")])

@@ -163,7 +163,8 @@ def test_remote_paths_are_read_through_epath(long_video, monkeypatch):
     def fake(path):
         return real(str(path).replace("gs://bucket", str(long_video.parent)))
 
-    monkeypatch.setattr("pyratok_jax.data.video.opening.epath.Path", fake)
+    monkeypatch.setattr("pyratok_jax.io.remote.epath.Path", fake)
+    monkeypatch.setattr("pyratok_jax.io.remote._unreachable", lambda scheme: "")
     assert numbers_of(read_clip("gs://bucket/long.mp4", start=0.6, frames=2)) == [15, 16]
     with pytest.raises(BrokenVideoError) as error:
         probe("gs://bucket/missing.mp4")

@@ -218,6 +218,17 @@ def test_training_learns_captions_and_is_read_back(tokenizer, config, tmp_path, 
     assert not np.array_equal(loaded.ends[...], fresh.ends[...])
     answers = VideoQuestions(data="d", projector=str(tmp_path)).wrap(tokenizer)
     assert answers.checkpoint_hash != tokenizer.checkpoint_hash
+    # A resume that is refused changes nothing: neither with another config nor another tokenizer.
+    described = (tmp_path / "projector.json").read_bytes()
+    config.projector.hidden = 16
+    with pytest.raises(UserError, match="projector.hidden"):
+        training.run(config, tmp_path)
+    config.projector.hidden = 8
+    with monkeypatch.context() as patch:
+        patch.setattr(tokenizer, "checkpoint_hash", "3" * 64)
+        with pytest.raises(UserError, match="was trained for the tokenizer"):
+            training.run(config, tmp_path)
+    assert (tmp_path / "projector.json").read_bytes() == described
     other = types.SimpleNamespace(checkpoint_hash="2" * 64)
     with pytest.raises(UserError, match="was trained for the tokenizer"):
         load_projector(tmp_path, other)

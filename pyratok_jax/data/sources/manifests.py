@@ -27,8 +27,9 @@ from pydantic import Field
 from pyratok_jax.data.sources.records import ClipRecord
 from pyratok_jax.data.video.decoding import with_back_off
 from pyratok_jax.data.video.files import MAX_TEXT_BYTES, BrokenVideoError, check_regular
-from pyratok_jax.errors import UserError, quoted, short
+from pyratok_jax.errors import UserError, quoted, short, storage_reason
 from pyratok_jax.io.documents import checked, parse_json
+from pyratok_jax.io.remote import is_remote, open_path
 
 MAX_MANIFEST_BYTES = 4 << 30
 MANIFEST_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
@@ -51,7 +52,7 @@ _RATES = (1e-3, 480.0)  # Frames per second.
 _MOST_PIXELS = 1 << 20  # Of a side.
 
 
-def read_bytes(path: str, retries: int = 4, delay: float = 1.0) -> bytes:
+def read_bytes(path: str, retries: int = 2, delay: float = 1.0) -> bytes:
     """A whole local or remote file; remote failures are tried again with back-off.
 
     Raises:
@@ -60,10 +61,14 @@ def read_bytes(path: str, retries: int = 4, delay: float = 1.0) -> bytes:
 
     def read() -> bytes:
         try:
-            return epath.Path(path).read_bytes()
+            return open_path(path).read_bytes()
         except OSError as error:
             reason = error.strerror or str(error)
-            raise BrokenVideoError(path, reason, "://" in path) from error
+            raise BrokenVideoError(path, reason, is_remote(path)) from error
+        except Exception as error:
+            if (why := storage_reason(error)) is None:
+                raise
+            raise BrokenVideoError(path, why, transient=True) from error
 
     try:
         return with_back_off(read, retries, delay)
@@ -125,7 +130,7 @@ class _Coco:
 
 def _check_size(path: str) -> None:
     try:
-        if "://" in path:
+        if is_remote(path):
             return
         check_regular(path)
         size = os.stat(path).st_size

@@ -32,6 +32,7 @@ from pyratok_jax.data.video.files import (
 )
 from pyratok_jax.data.video.timeline import gather, land, resampled, tolerance
 from pyratok_jax.data.video.writer import VideoWriter
+from pyratok_jax.errors import storage_reason
 
 # Mean differences of 255 between thumbnails of a clip's frames and of what was stored of them.
 MAX_COPY_ERROR = 1.0
@@ -206,6 +207,10 @@ def _file_bytes(media: VideoSource) -> bytes:
         return file.read_bytes()
     except OSError as error:
         raise BrokenVideoError(name_of(media), error.strerror or str(error)) from error
+    except Exception as error:
+        if (failure := storage_reason(error)) is None:
+            raise
+        raise BrokenVideoError(name_of(media), failure, transient=True) from error
 
 
 def _shrunk(size: tuple[int, int], height: int) -> tuple[int, int]:

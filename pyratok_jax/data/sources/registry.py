@@ -27,6 +27,7 @@ from pyratok_jax.data.video.files import (
 from pyratok_jax.data.world.films import parse_world
 from pyratok_jax.errors import UserError
 from pyratok_jax.io.documents import parse_json
+from pyratok_jax.io.remote import is_remote, open_path
 from pyratok_jax.io.shards import shard_files
 
 MEDIA_SUFFIXES = VIDEO_SUFFIXES + IMAGE_SUFFIXES
@@ -43,7 +44,7 @@ def load_source(spec: str) -> Sequence[ClipRecord]:
         return _builtin(spec)
     if spec.startswith("tfds:"):
         return _tfds(spec)
-    path = epath.Path(spec)
+    path = open_path(spec)
     if path.is_dir():
         files = shard_files(spec)
         return ShardRecords(files) if files else load_folder(spec)
@@ -119,7 +120,7 @@ def _walk(folder: epath.Path) -> list[epath.Path]:
 
 def _walk_once(folder: epath.Path, seen: set[str]) -> list[epath.Path]:
     """`_walk`, where links lead into each real folder once."""
-    real = str(folder) if "://" in str(folder) else os.path.realpath(folder)
+    real = str(folder) if is_remote(folder) else os.path.realpath(folder)
     if real in seen:
         return []
     seen.add(real)

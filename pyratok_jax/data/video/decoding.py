@@ -3,8 +3,8 @@
 The guarded decoder is a process of its own that runs this very module: it may hang or crash without
 taking the training along. Protocol on its standard input and output: one JSON line, then as many
 raw bytes as the line states. Requests: {"op": "clip" | "probe" | "count", "source": path or null,
-"bytes": n, ...}. Answers: {"error": [path, reason, transient]}, {"shape": [...], "bytes": n},
-{"info": [...]} or {"count": n}.
+"bytes": n, ...}. Answers: {"error": [path, reason, transient]}, {"refused": message},
+{"shape": [...], "bytes": n}, {"info": [...]} or {"count": n}.
 """
 
 import dataclasses
@@ -30,6 +30,7 @@ from pyratok_jax.data.video.files import (
     probe,
     read_clip,
 )
+from pyratok_jax.errors import UserError
 
 T = TypeVar("T")
 _CHUNK = 1 << 20
@@ -167,6 +168,8 @@ class _Child:
         except (BrokenPipeError, EOFError) as error:
             self.close()
             raise BrokenVideoError(name_of(source), "the decoder crashed on it") from error
+        if "refused" in answer:
+            raise UserError(answer["refused"])
         if "error" in answer:
             raise BrokenVideoError(*answer["error"])
         return answer, data
@@ -226,6 +229,8 @@ def answer(request: dict, payload: bytes) -> tuple[dict, memoryview | bytes]:
         return {"shape": clip.shape, "bytes": clip.nbytes}, clip.data.cast("B")
     except BrokenVideoError as error:
         return {"error": [error.path, error.reason, error.transient]}, b""
+    except UserError as error:  # Not of this file: storage that does not answer.
+        return {"refused": str(error)}, b""
     except Exception as error:  # A decoder's defect must reach the caller as a broken file.
         reason = f"{type(error).__name__}: {error}"
         return {"error": [str(request["source"]), reason, False]}, b""

@@ -9,17 +9,16 @@ from typing import Any
 
 import av
 from av.stream import Disposition
-from etils import epath
 
 from pyratok_jax.data.video.display import UnshowableError, unshowable
-from pyratok_jax.errors import UserError, short
+from pyratok_jax.errors import UserError, short, storage_reason
+from pyratok_jax.io import remote
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v", ".mpg", ".mpeg", ".ogv", ".gif")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 IMAGE_SIGNATURES = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"BM")
 NAME_OF_BYTES = "<bytes>"
 
-_REMOTE = ("gs", "s3", "az", "abfs", "hf")
 # FFmpeg may open these containers alone: others (concat, hls, dash, sdp, rtsp) name further files
 # or addresses to open.
 DEMUXERS = (
@@ -28,6 +27,9 @@ DEMUXERS = (
 _OPTIONS = {"format_whitelist": ",".join(DEMUXERS), "protocol_whitelist": "none"}
 MAX_TEXT_BYTES = 1 << 20  # Of a caption.
 MAX_PIXELS = 1 << 27  # Of a picture or a frame.
+
+# What PyAV raises for damaged files: metadata, absent decoders, absurd sizes.
+_DAMAGED = (ValueError, TypeError, AttributeError, OverflowError, ImportError)
 
 VideoSource = str | os.PathLike | bytes
 
@@ -60,7 +62,7 @@ def name_of(source: VideoSource) -> str:
 
 def is_remote(source: VideoSource) -> bool:
     """Whether a path is on remote storage."""
-    return not isinstance(source, bytes) and "://" in name_of(source)
+    return not isinstance(source, bytes) and remote.is_remote(source)
 
 
 def is_image(source: VideoSource) -> bool:
@@ -79,13 +81,14 @@ def _readable(source: VideoSource) -> Iterator[Any]:
 
     Raises:
         BrokenVideoError: not a regular file, or an address that is no remote storage.
+        UnreachableError: remote storage that does not answer.
     """
     if isinstance(source, bytes):
         yield io.BytesIO(source)
         return
     check_regular(source)
     if is_remote(source):
-        with epath.Path(source).open("rb") as file:
+        with remote.open_path(source).open("rb") as file:
             yield file
     else:
         with open(os.path.abspath(source), "rb") as local:
@@ -100,9 +103,9 @@ def check_regular(source: str | os.PathLike) -> None:
         FileNotFoundError: no such file.
     """
     name = os.fspath(source)
-    if "://" in name:
-        if name.partition("://")[0] not in _REMOTE:
-            raise BrokenVideoError(name, f"only files and {', '.join(_REMOTE)} are opened")
+    if remote.is_remote(name):
+        if name.partition("://")[0] not in remote.SCHEMES:
+            raise BrokenVideoError(name, f"only files and {', '.join(remote.SCHEMES)} are opened")
         return
     if "\0" in name:
         raise BrokenVideoError(name, "no file's name holds a zero byte")
@@ -118,6 +121,7 @@ def opened(source: VideoSource, threads: int = 1) -> Iterator[tuple[Any, Any]]:
 
     Raises:
         BrokenVideoError: unreadable, or no video stream.
+        UnreachableError: remote storage that does not answer.
     """
     name = name_of(source)
     try:
@@ -134,8 +138,12 @@ def opened(source: VideoSource, threads: int = 1) -> Iterator[tuple[Any, Any]]:
         raise BrokenVideoError(name, error.strerror or str(error), is_remote(source)) from error
     except UnshowableError as error:
         raise BrokenVideoError(name, str(error)) from error
-    except (ValueError, TypeError, AttributeError, OverflowError, ImportError) as error:
-        # PyAV raises these for damaged files: metadata, absent decoders, absurd sizes.
+    except Exception as error:
+        reason = storage_reason(error) if is_remote(source) else None
+        if reason is not None:
+            raise BrokenVideoError(name, reason, transient=True) from error
+        if not isinstance(error, _DAMAGED):
+            raise
         raise BrokenVideoError(name, f"{type(error).__name__}: {error}") from error
 
 

@@ -7,7 +7,6 @@ import zlib
 from collections.abc import Iterator
 
 import numpy as np
-from etils import epath
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pyratok_jax.data.video import opening
@@ -19,6 +18,8 @@ from pyratok_jax.data.video.opening import (
     is_remote,
     name_of,
 )
+from pyratok_jax.errors import storage_reason
+from pyratok_jax.io.remote import open_path
 
 # Pillow knows others that start further programs (EPS) or name further files.
 _FORMATS = ("PNG", "JPEG", "BMP", "DIB", "WEBP", "GIF", "TIFF", "PPM")
@@ -29,7 +30,7 @@ def _bytes_of(path: VideoSource) -> bytes:
     if isinstance(path, bytes):
         return path
     check_regular(path)
-    file = epath.Path(path)
+    file = open_path(path)
     size = file.stat().length
     if size > MAX_PICTURE_BYTES:
         reason = f"its {size} bytes are more than {MAX_PICTURE_BYTES}, it is no picture"
@@ -81,3 +82,8 @@ def open_picture(path: VideoSource) -> Iterator[Image.Image]:
     ) as error:  # fmt: skip
         # All of these are raised by Pillow for damaged files.
         raise BrokenVideoError(name, f"not an image ({error})") from error
+    except Exception as error:
+        reason = storage_reason(error) if is_remote(path) else None
+        if reason is None:
+            raise
+        raise BrokenVideoError(name, reason, transient=True) from error

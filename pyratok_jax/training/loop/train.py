@@ -51,6 +51,7 @@ def train(
     task: Task[S],
     *,
     on_start: Callable[[Partition[S]], object] | None = None,
+    on_accepted: Callable[[], object] | None = None,
 ) -> Trained[S]:
     """Train to `config.steps`, resuming from the newest checkpoint in `workdir`.
 
@@ -61,6 +62,8 @@ def train(
         on_start: called once before a training that begins at step 0; may change the partition's
             trainable arrays (data-dependent initialisation). It runs in every process and must do
             the same in each.
+        on_accepted: called on process 0 once the working folder's run is begun or restored, before
+            the first step: what writes into the folder must not do so before a refusal.
 
     Raises:
         UserError: an impossible setting, unreadable data, a loss that stays not finite.
@@ -83,6 +86,8 @@ def train(
         if on_start is not None and checkpoints.newest() is None:
             on_start(partition)
         loop = Loop(config, workdir, task, partition, mesh, loader, checkpoints, stop, evaluators)
+        if on_accepted is not None and jax.process_index() == 0:
+            on_accepted()
         with jax.set_mesh(mesh), loop:
             loop.run()
     step = int(loop.state.step)

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -18,7 +17,12 @@ from ml_collections import ConfigDict
 from pyratok_jax.checkpoints.pretrained import load_language
 from pyratok_jax.data.captions import CaptionTokenizer
 from pyratok_jax.errors import UserError
-from pyratok_jax.generator.description import FrozenText, GeneratorDescription, write_description
+from pyratok_jax.generator.description import (
+    DESCRIPTION,
+    FrozenText,
+    GeneratorDescription,
+    write_description,
+)
 from pyratok_jax.losses.prior import PriorObjective, prior_loss
 from pyratok_jax.models.language.text import TextEncoder
 from pyratok_jax.models.prior.conditioning import Condition
@@ -41,6 +45,7 @@ from pyratok_jax.training.loop.contracts import (
     ShareOf,
 )
 from pyratok_jax.training.loop.train import train
+from pyratok_jax.training.run_record import refuse_another_owner
 from pyratok_jax.training.tasks.clip_batches import StreamLoader
 
 
@@ -283,9 +288,9 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Path] | None:
         UserError: a mistake in the config, the data or the working folder.
     """
     task = GeneratorTask(config)
-    if jax.process_index() == 0:
-        task.describe(workdir)
-    trained = train(config, workdir, task)
+    owner = task.tokenizer.checkpoint_hash
+    refuse_another_owner(workdir / DESCRIPTION, "tokenizer_hash", owner)
+    trained = train(config, workdir, task, on_accepted=lambda: task.describe(workdir))
     if not trained.finished:
         return None
     return {"generator": workdir, "checkpoint": workdir / "checkpoints"}

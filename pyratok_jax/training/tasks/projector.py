@@ -27,6 +27,7 @@ from pyratok_jax.models.pyratok.model import PyraTok
 from pyratok_jax.tokenizer import Tokenizer, load_tokenizer, to_model_range
 from pyratok_jax.training.loop.contracts import DeviceBatch, LossAndTerms, Progress, ShareOf
 from pyratok_jax.training.loop.train import train
+from pyratok_jax.training.run_record import refuse_another_owner
 from pyratok_jax.training.tasks.clip_batches import ClipBatches, pipeline_batches
 
 
@@ -127,13 +128,12 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Path] | None:
         UserError: a mistake in the config, the data or the working folder.
     """
     task = ProjectorTask(config)
-    record = {
-        "format": FORMAT,
-        "projector": task.arguments(),
-        "tokenizer": task.tokenizer.checkpoint_hash,
-    }
-    write_json(workdir / DESCRIPTION, record)
-    trained = train(config, workdir, task)
+    owner = task.tokenizer.checkpoint_hash
+    record = {"format": FORMAT, "projector": task.arguments(), "tokenizer": owner}
+    refuse_another_owner(workdir / DESCRIPTION, "tokenizer", owner)
+    trained = train(
+        config, workdir, task, on_accepted=lambda: write_json(workdir / DESCRIPTION, record)
+    )
     if not trained.finished:
         return None
     return {"projector": workdir, "checkpoint": workdir / "checkpoints"}
