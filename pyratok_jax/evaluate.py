@@ -2,9 +2,12 @@
 
 import argparse
 import dataclasses
+import math
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -40,6 +43,22 @@ def parser() -> argparse.ArgumentParser:
         help="folder of a trained tokenizer, or oracle (which knows the ground truth) or random, "
         "which test the evaluation itself; the task compression takes several",
     )
+    p.add_argument(
+        "--reconstructions",
+        metavar="DIR",
+        help="instead of --checkpoint: what another tokenizer made of the same clips, a file for "
+        "each by the clip's name (.npy uint8 (t, h, w, 3), videos, pictures); see --name, --rate",
+    )
+    p.add_argument("--rate", type=float, metavar="BPP", help="bits per pixel of these; none: none")
+    p.add_argument("--name", help="of the method in tables")
+    p.add_argument(
+        "--beside",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="--output of another run of the same protocol, to stand in the same table",
+    )
+    p.add_argument("--protocol", help="settings of a published protocol: tokenbench")
     p.add_argument("--data", help="the task's data: see --task list")
     p.add_argument("--output", type=local_path, help="folder for the results")
     p.add_argument("--limit", type=int, default=0, help="evaluate the first items only; 0: all")
@@ -89,6 +108,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         explain(console)
         return 0
     kind = load_task(arguments.task)
+    if arguments.reconstructions is not None:
+        _check_external(arguments)
+        arguments.checkpoint = [arguments.name]
+    elif arguments.rate is not None:
+        raise UserError("--rate belongs to --reconstructions; a tokenizer's own rate is measured")
     for name in ("checkpoint", "data", "output"):
         if getattr(arguments, name) is None:
             raise UserError(f"--{name} is missing; it is needed to run the task {kind.name}")
@@ -97,12 +121,41 @@ def main(argv: Sequence[str] | None = None) -> int:
     output = Path(arguments.output)
     if output.exists() and not output.is_dir():
         raise UserError(f"--output {output} is a file; give a folder")
-    task = kind(data=arguments.data, **parse_settings(kind, arguments.set))
+    settings = _protocol(kind, arguments.protocol) | parse_settings(kind, arguments.set)
+    task = kind(data=arguments.data, **settings)
     task.check()
     shard = _shard(arguments)
-    model = load_models(task, arguments.checkpoint)
+    if arguments.reconstructions is None:
+        model = load_models(task, arguments.checkpoint)
+    else:
+        clips = [item.id for item in unique_items(task, arguments.limit)]
+        model = task.external(arguments.reconstructions, arguments.rate, arguments.name, clips)
     run(task, model, output, arguments, shard, console)
     return 0
+
+
+def _check_external(arguments: argparse.Namespace) -> None:
+    if arguments.checkpoint:
+        raise UserError(
+            "--checkpoint and --reconstructions are two methods: evaluate one after the other, and "
+            "name the first one's --output as --beside of the second"
+        )
+    if not arguments.name:
+        raise UserError("--reconstructions needs --name, what the method is called in tables")
+    if arguments.rate is not None and not 0 < arguments.rate < math.inf:
+        raise UserError(f"--rate {arguments.rate}: expected bits per pixel above 0")
+    data, folder = arguments.data, arguments.reconstructions
+    if data and os.path.isdir(data) and os.path.realpath(data) == os.path.realpath(folder):
+        raise UserError(f"--reconstructions {folder} is the folder of the clips themselves")
+
+
+def _protocol(kind: type[Task], name: str | None) -> dict[str, Any]:
+    if name is None:
+        return {}
+    if name not in kind.protocols:
+        known = ", ".join(kind.protocols) or "none"
+        raise UserError(f"--protocol {name}: the task {kind.name} knows {known}")
+    return dict(kind.protocols[name])
 
 
 def _shard(arguments: argparse.Namespace) -> Shard:
@@ -198,7 +251,13 @@ def finish(
     Raises:
         UserError: no item could be evaluated.
     """
-    from pyratok_jax.evaluation.report import markdown_row, peer_table, summarise, write_results
+    from pyratok_jax.evaluation.peers import other_results
+    from pyratok_jax.evaluation.report import (
+        comparison_table,
+        markdown_row,
+        summarise,
+        write_results,
+    )
 
     items = unique_items(task, arguments.limit)
     gathered = gather(items, PartialStore(output / "partial"))
@@ -208,6 +267,12 @@ def finish(
             "the last one writes the results"
         )
         return
+    if gathered.broken and arguments.reconstructions is not None:
+        first = next(iter(gathered.broken.items()))
+        raise UserError(
+            f"{len(gathered.broken)} of {len(items)} reconstructions do not match their clips; the "
+            f"first, {first[0]}: {first[1]}"
+        )
     if not gathered.partials:
         first = next(iter(gathered.broken.items()))
         raise UserError(
@@ -220,10 +285,12 @@ def finish(
         checkpoint=", ".join(arguments.checkpoint),
         checkpoint_hash=model.checkpoint_hash,
         limit=arguments.limit,
+        method=arguments.name or "",
     )
-    written = write_results(output, task, gathered, results)
+    others = other_results(arguments.beside, results)
+    written = write_results(output, task, gathered, results, others)
     console.print(markdown_row(task, results), markup=False, soft_wrap=True)
-    console.print(peer_table(task.name), markup=False, soft_wrap=True)
+    console.print(comparison_table(task, results, others), markup=False, soft_wrap=True)
     if gathered.broken:
         console.print(f"{len(gathered.broken)} items are broken and left out: see results.json")
     for path in written:

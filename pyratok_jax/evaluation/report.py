@@ -1,17 +1,12 @@
-"""Files that a finished run leaves: results.json, row.md and report.html, with published numbers.
+"""Files that a finished run leaves: results.json, row.md and report.html, with others' numbers."""
 
-The numbers of other methods and of the paper stand beside a result for comparison. None of them
-was measured by this project, and every print-out says so. Where a paper's table names no rate, none
-is given.
-"""
-
-import dataclasses
+import hashlib
 import importlib.metadata
 import math
 import platform
 import subprocess
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,99 +15,20 @@ from markupsafe import Markup
 
 import pyratok_jax
 from pyratok_jax.evaluation.engine import Gathered
+from pyratok_jax.evaluation.peers import MARK, PEERS, Cells, comparison, number
 from pyratok_jax.evaluation.task import Metrics, Partial, Picture, Task
 from pyratok_jax.io import html
 from pyratok_jax.io.atomic import write_json, write_text
+from pyratok_jax.io.records import text_bytes
 from pyratok_jax.reports.curves import rate_chart, rate_distortion_png
 from pyratok_jax.reports.tables import html_table, markdown_cell, markdown_table
 
-MARK = "published, not measured here"
 _PACKAGES = ("jax", "flax", "numpy", "scipy", "av", "trackeval", "pycocotools", "dm-pix")
 # Entries of results.json that the page shows folded.
 _RECORD = (
     "data", "split", "limit", "resolution", "frames", "bpp", "items", "checkpoint", "versions",
 )  # fmt: skip
 _LISTED = 200  # Broken items on the page.
-
-# Head and rows of a table, as text.
-Cells = tuple[list[str], list[list[str]]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Peer:
-    """One published row: values by the metric's title, and what to know to compare it."""
-
-    method: str
-    benchmark: str
-    values: dict[str, float]
-    note: str = ""
-
-
-def _reconstruction(rows: dict[str, tuple[float, ...]]) -> tuple[Peer, ...]:
-    titles = ("PSNR", "SSIM", "LPIPS")
-    peers = []
-    for method, numbers in rows.items():
-        for benchmark, values in (("WebVid-10M val", numbers[:3]), ("COCO val", numbers[3:])):
-            peers.append(Peer(method, benchmark, dict(zip(titles, values, strict=True))))
-    return tuple(peers)
-
-
-_PYRATOK = "PyraTok (paper)"
-
-RECONSTRUCTION = (
-    *_reconstruction(
-        {
-            "CogVideoX": (29.92, 0.811, 0.141, 30.11, 0.833, 0.111),
-            "3D-MBQ-VAE": (33.00, 0.848, 0.092, 32.11, 0.858, 0.108),
-            "Wan 2.2": (32.94, 0.841, 0.101, 33.43, 0.861, 0.103),
-            "OmniTokenizer": (32.03, 0.812, 0.152, 32.09, 0.845, 0.141),
-            "LARP": (33.03, 0.851, 0.091, 34.26, 0.853, 0.089),
-            "VideoVAE+": (29.17, 0.812, 0.201, 31.45, 0.832, 0.162),
-            "TokLIP": (31.28, 0.837, 0.152, 33.42, 0.849, 0.105),
-            "SweetTok": (32.32, 0.842, 0.137, 32.78, 0.847, 0.123),
-            _PYRATOK: (35.72, 0.879, 0.066, 36.05, 0.885, 0.071),
-        }
-    ),
-    Peer("Cosmos-DV 4x8x8", "TokenBench", {"PSNR": 35.14, "SSIM": 0.887, "bpp": 0.062}),
-    Peer("Cosmos-DV 8x8x8", "TokenBench", {"PSNR": 34.75, "SSIM": 0.872, "bpp": 0.031}),
-    Peer(
-        "VidTok FSQ-262144 4x8x8",
-        "MCL-JCV",
-        {"PSNR": 29.82, "SSIM": 0.867, "LPIPS": 0.106},
-        "17 frames of 256x256",
-    ),
-)
-COMPRESSION = (
-    Peer(_PYRATOK, "MCL-JCV", {"PSNR": 29.82, "SSIM": 0.942, "LPIPS": 0.068, "bpp": 0.034}),
-)
-SEGMENTATION = (
-    Peer(_PYRATOK, "YouTube-VIS 2021", {"mAP": 24.54, "J": 66.56}, "zero-shot"),
-    Peer(_PYRATOK, "OVIS", {"mAP": 8.9, "J": 49.44}, "zero-shot"),
-)
-LOCALIZATION = (
-    Peer(_PYRATOK, "THUMOS14", {"avg mAP": 33.17}, "zero-shot, IoU .3:.1:.7"),
-    Peer(_PYRATOK, "ActivityNet v1.3", {"avg mAP": 29.11}, "zero-shot, IoU .5:.05:.95"),
-)
-CLASSIFICATION = (
-    Peer(_PYRATOK, "Kinetics-400", {"top-1": 78.43}, "zero-shot"),
-    Peer(_PYRATOK, "Kinetics-600", {"top-1": 77.11}, "zero-shot"),
-    Peer(_PYRATOK, "Kinetics-700", {"top-1": 74.08}, "zero-shot"),
-)
-VQA = (Peer(_PYRATOK, "MVBench", {"accuracy": 86.03}),)
-CODEBOOK = (
-    Peer(_PYRATOK, "240p", {"utilisation %": 55.0}),
-    Peer(_PYRATOK, "4320p", {"utilisation %": 97.0}),
-)
-
-PEERS: dict[str, tuple[Peer, ...]] = {
-    "reconstruction": RECONSTRUCTION,
-    "compression": COMPRESSION,
-    "segmentation": SEGMENTATION,
-    "localization": LOCALIZATION,
-    "classification": CLASSIFICATION,
-    "vqa": VQA,
-    "codebook": CODEBOOK,
-}
 
 
 def versions() -> dict[str, str]:
@@ -158,14 +74,21 @@ def clip_summary(partials: Mapping[str, Partial]) -> dict[str, Any]:
 
 
 def summarise(
-    task: Task, gathered: Gathered, *, checkpoint: str, checkpoint_hash: str, limit: int
+    task: Task,
+    gathered: Gathered,
+    *,
+    checkpoint: str,
+    checkpoint_hash: str,
+    limit: int,
+    method: str = "",
 ) -> dict[str, Any]:
-    """Everything that results.json holds."""
+    """Everything that results.json holds; `method` names the row, by default after the hash."""
     total = len(gathered.partials) + len(gathered.broken)
     metrics = task.aggregate(gathered.partials) if gathered.partials else {}
     protocol = task.protocol()
     return {
         "task": task.name,
+        "method": method or f"PyraTok-JAX {checkpoint_hash[:12]}".strip(),
         "metrics": plain(metrics),
         "protocol": plain(protocol),
         "split": protocol.get("split"),
@@ -173,11 +96,17 @@ def summarise(
         "limit": limit or None,
         **clip_summary(gathered.partials),
         "items": {"total": total, "evaluated": len(gathered.partials)},
+        "items_hash": _hash(gathered.partials),
         "broken": [{"id": name, "reason": why} for name, why in gathered.broken.items()],
         "checkpoint": {"name": checkpoint, "hash": checkpoint_hash},
         "versions": versions(),
         "peers": [vars(peer) for peer in PEERS.get(task.name, ())],
     }
+
+
+def _hash(ids: Iterable[str]) -> str:
+    """Of the evaluated items, in whatever order."""
+    return hashlib.sha256(text_bytes("\n".join(sorted(ids)))).hexdigest()[:16]
 
 
 def plain(value: Any) -> Any:
@@ -197,8 +126,8 @@ def plain(value: Any) -> Any:
 
 def paper_row(task: Task, results: Mapping[str, Any]) -> Cells:
     """A table of one row, ready for a paper, with what belongs beside its numbers."""
-    titles = [title for _, title, _ in task.columns]
-    cells = [_number(results["metrics"].get(key), digits) for key, _, digits in task.columns]
+    titles = [title for _, title, _ in task.row_columns()]
+    cells = [number(results["metrics"].get(key), digits) for key, _, digits in task.row_columns()]
     sizes = results["resolution"] or {}
     size = next(iter(sizes), "-") + (f" (+{len(sizes) - 1})" if len(sizes) > 1 else "")
     frames = results["frames"]
@@ -208,29 +137,14 @@ def paper_row(task: Task, results: Mapping[str, Any]) -> Cells:
         span = f"{low}" if low == high else f"{low}-{high}"
     items = results["items"]
     row = [
-        f"PyraTok-JAX {results['checkpoint']['hash'][:12]}".strip(),
+        results["method"],
         *cells,
-        _number(results["bpp"], 4),
+        number(results["bpp"], 4),
         size,
         span,
         f"{items['evaluated']} of {items['total']}",
     ]
     return ["method", *titles, "bpp", "size", "frames", "videos"], [row]
-
-
-def _number(value: object, digits: int) -> str:
-    return f"{value:.{digits}f}" if isinstance(value, (int, float)) else "-"
-
-
-def peer_rows(task: str) -> Cells:
-    """The published numbers of a task; no rows where there are none."""
-    peers = PEERS.get(task, ())
-    titles = list(dict.fromkeys(title for peer in peers for title in peer.values))
-    rows = []
-    for peer in peers:
-        values = [f"{peer.values[title]:g}" if title in peer.values else "" for title in titles]
-        rows.append([peer.method, peer.benchmark, *values, peer.note])
-    return ["method", "benchmark", *titles, "note"], rows
 
 
 def _markdown(cells: Cells) -> str:
@@ -244,14 +158,22 @@ def markdown_row(task: Task, results: Mapping[str, Any]) -> str:
     return _markdown(paper_row(task, results))
 
 
-def peer_table(task: str) -> str:
-    """`peer_rows` in Markdown, marked as published; empty where there are none."""
-    cells = peer_rows(task)
-    return f"Peers ({MARK}):\n\n{_markdown(cells)}" if cells[1] else ""
+def comparison_table(
+    task: Task, results: Mapping[str, Any], others: Sequence[Mapping[str, Any]] = ()
+) -> str:
+    """`peers.comparison` in Markdown; empty where there is nothing to compare with."""
+    cells = comparison(task, results, others)
+    if not cells[1]:
+        return ""
+    return f"Beside others ({MARK}, where the source says so):\n\n{_markdown(cells)}"
 
 
 def write_results(
-    output: Path, task: Task, gathered: Gathered, results: Mapping[str, Any]
+    output: Path,
+    task: Task,
+    gathered: Gathered,
+    results: Mapping[str, Any],
+    others: Sequence[Mapping[str, Any]] = (),
 ) -> list[Path]:
     """Write results.json, row.md with the task's tables, report.html, and the chart if it has one.
 
@@ -260,12 +182,12 @@ def write_results(
     """
     tables = task.tables(results["metrics"])
     texts = [f"{name}:\n\n{markdown_table(rows)}" for name, rows in tables.items() if rows]
-    texts = [markdown_row(task, results), *texts, peer_table(task.name)]
+    texts = [markdown_row(task, results), *texts, comparison_table(task, results, others)]
     written = [output / name for name in ("results.json", "row.md", "report.html")]
     write_json(written[0], results)
     write_text(written[1], "\n".join(texts))
     pictures = _pictures(output, task, gathered)
-    write_text(written[2], report_page(task, results, pictures, output))
+    write_text(written[2], report_page(task, results, pictures, output, others))
     series = task.rate_distortion(results["metrics"])
     if series:
         written.append(rate_distortion_png(series, output / "rate_distortion.png"))
@@ -284,7 +206,11 @@ def _pictures(output: Path, task: Task, gathered: Gathered) -> list[Picture]:
 
 
 def report_page(
-    task: Task, results: Mapping[str, Any], pictures: Sequence[Picture], folder: Path
+    task: Task,
+    results: Mapping[str, Any],
+    pictures: Sequence[Picture],
+    folder: Path,
+    others: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """The page: the row, tables, chart, all metrics, pictures, broken items, protocol, peers.
 
@@ -293,10 +219,11 @@ def report_page(
         results: as `summarise` makes them.
         pictures: files below `folder`; they become part of the page.
         folder: the run's output.
+        others: results of other runs of the same protocol.
     """
     broken = results["broken"]
     tables, series = task.tables(results["metrics"]), task.rate_distortion(results["metrics"])
-    head, rows = peer_rows(task.name)
+    head, rows = comparison(task, results, others)
     reasons = html.pairs({entry["id"]: entry["reason"] for entry in broken[:_LISTED]})
     record = {key: results[key] for key in _RECORD}
     sections = [
@@ -316,7 +243,7 @@ def report_page(
 
 
 def _peers(head: list[str], rows: list[list[str]]) -> list[Markup]:
-    note = html.paragraph(f"Peers ({MARK}):", faint=True)
+    note = html.paragraph(f"Figures that are {MARK}, are marked so.", faint=True)
     return [note, html.table(rows, head)] if rows else []
 
 

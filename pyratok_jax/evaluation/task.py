@@ -95,6 +95,8 @@ class Task(abc.ABC, Generic[ModelT, ContentT]):
     columns: ClassVar[tuple[tuple[str, str, int], ...]]
     # Settings that only `aggregate` reads: a change of them evaluates no item again.
     late_settings: ClassVar[frozenset[str]] = frozenset()
+    # Settings by the name of a published protocol, which `evaluate --protocol` takes.
+    protocols: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     # Whether a run may compare several checkpoints: `join` then makes one model of them.
     several: ClassVar[bool] = False
 
@@ -111,6 +113,24 @@ class Task(abc.ABC, Generic[ModelT, ContentT]):
             UserError: the task has none.
         """
         raise UserError(f"the task {self.name} takes a trained tokenizer, not {kind}")
+
+    def external(self, folder: str, rate: float | None, name: str, clips: Sequence[str]) -> ModelT:
+        """What another method has made of the items `clips`, from files.
+
+        Args:
+            folder: of the files.
+            rate: bits per pixel; None where there is none.
+            name: of the method.
+            clips: ids.
+
+        Raises:
+            UserError: the task reads no such files, or some are missing.
+        """
+        raise UserError(f"the task {self.name} takes no --reconstructions, reconstruction does")
+
+    def row_columns(self) -> Sequence[tuple[str, str, int]]:
+        """The columns of the row for a paper with these settings."""
+        return self.columns
 
     def join(self, models: Mapping[str, ModelT]) -> ModelT:
         """One model of those that `wrap` or `baseline` made, by checkpoint; here the only one."""

@@ -36,6 +36,7 @@ PROTOCOL = {
     "lpips": "VGG16, mean over frames",
     "lpips_alex": "AlexNet, mean over frames",
     "bpp": "bits of all tokens / (true frames x height x width)",
+    "psnr_tokenbench": "as token_bench computes it, see `tokenbench_psnr`",
     "utilisation": "distinct codes used / vocabulary, per level",
     "perplexity": "exp of the entropy of the codes used, per level",
     "pixels": "8-bit RGB, padding cropped, before video compression",
@@ -54,6 +55,21 @@ def frame_errors(original: np.ndarray, reconstruction: np.ndarray) -> np.ndarray
     difference = original.astype(np.int32) - reconstruction
     squares = np.square(difference).reshape(len(difference), -1)
     return np.asarray(squares.mean(axis=1, dtype=np.float64) / 255.0**2)
+
+
+def tokenbench_psnr(original: np.ndarray, reconstruction: np.ndarray) -> float:
+    """PSNR in dB of a video as NVIDIA's token_bench computes it, for its leaderboard alone.
+
+    There both the difference and its square stay 8-bit numbers and wrap around at 256, so that the
+    figure is not a PSNR where errors are 16 or more: it is too high.
+
+    Raises:
+        ValueError: not two uint8 videos (t, h, w, 3) of one shape.
+    """
+    _check(original, reconstruction)
+    difference = original - reconstruction
+    error = float(np.mean(np.square(difference), dtype=np.float64))
+    return float(20 * np.log10(255.0 / (np.sqrt(error) + np.finfo(np.float32).eps)))
 
 
 def psnr_of(error: np.ndarray | float) -> np.ndarray:

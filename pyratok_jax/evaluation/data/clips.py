@@ -4,6 +4,8 @@ Zero-shot tasks sample frames evenly over time (`sample_frames`); reconstruction
 frames from the middle and crops squares (`central_clip`).
 """
 
+import itertools
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -25,6 +27,8 @@ from pyratok_jax.data.video.files import (
 from pyratok_jax.data.video.timeline import shown_at
 from pyratok_jax.errors import UserError
 from pyratok_jax.evaluation.task import BrokenItemError, Item
+
+TOKENBENCH_SIDE, TOKENBENCH_FRAMES = 1080, 300
 
 
 def resized(frame: np.ndarray, side: int) -> np.ndarray:
@@ -111,6 +115,24 @@ def central_clip(record: ClipRecord, frames: int, side: int) -> np.ndarray:
     first = start + max((end - start) - count / info.fps, 0.0) / 2
     size = covering_size((info.height, info.width), side) if side else None
     return square(read_clip(record.media, start=first, frames=count, size=size), side)
+
+
+def tokenbench_clip(record: ClipRecord) -> np.ndarray:
+    """A video as TokenBench's preprocessing leaves it, uint8 (t, h, w, 3).
+
+    From its first frame on, as many frames as 10 s have but 300 at least; a short side above 1080
+    pixels is brought down to that. Files that were prepared so are read as they are.
+    """
+    if record.stored is not None:
+        return np.stack([read_image(image) for image in record.stored])
+    info = probe(record.media)
+    short, size = min(info.height, info.width), None
+    if short > TOKENBENCH_SIDE:
+        scale = TOKENBENCH_SIDE / short
+        size = (int(info.height * scale + 0.5), int(info.width * scale + 0.5))
+    count = max(math.ceil(10 * info.fps), TOKENBENCH_FRAMES)
+    frames = iter_span(record.media, record.start, record.end, size)
+    return np.stack([frame for _, frame in itertools.islice(frames, count)])
 
 
 def covering_size(size: tuple[int, int], side: int) -> tuple[int, int]:
