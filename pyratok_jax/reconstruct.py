@@ -43,9 +43,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--window",
         type=int,
-        default=0,
         help="frames encoded together, a multiple of the VAE's frame step and one: longer ones "
-        "need fewer bits and more memory; 0: 17, or the next number that the VAE takes",
+        "need fewer bits and more memory; None: 17, or the next number that the VAE takes",
     )
     p.add_argument(
         "--stream-beyond",
@@ -55,12 +54,27 @@ def parser() -> argparse.ArgumentParser:
         "frames; None: every window is a clip of its own, as in exported tokens",
     )
     p.add_argument(
+        "--resize",
+        type=_size,
+        metavar="HxW",
+        help="resize frames as the released PyraTok does (256x512): bilinear without antialiasing, "
+        "aspect not kept, turned where a frame is not wider than high; quality is then measured "
+        "against the resized frames",
+    )
+    p.add_argument(
         "--lpips", choices=sorted(_LPIPS), default="vgg", help="networks; the slowest measure"
     )
     p.add_argument("--crf", type=int, default=12, help="H.264 quality of the files, 0 (best) to 51")
     add_frozen(p)
     add_no_verify(p)
     return p
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, _, width = text.partition("x")
+    if not (height.isdigit() and width.isdigit() and int(height) * int(width)):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected HEIGHTxWIDTH, as in 256x512")
+    return int(height), int(width)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -89,6 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         lpips=lpips,
         crf=arguments.crf,
         stream_beyond=arguments.stream_beyond,
+        resize=arguments.resize,
     )
     todo = [(job, frames) for job, frames in zip(jobs, lengths, strict=True) if frames]
     videos = _run_all(reconstructor, todo, output, arguments, skipped, console)
@@ -209,6 +224,7 @@ def summarise(
         "skipped": [{"input": error.path, "reason": error.reason} for error in skipped],
         "bits_per_token": tokenizer.config.bits_per_token,
         "window": reconstructor.window,
+        "resize": list(reconstructor.resize) if reconstructor.resize else None,
         "checkpoint": str(tokenizer.folder) if tokenizer.folder else None,
         "checkpoint_hash": tokenizer.checkpoint_hash,
         "version": __version__,

@@ -9,6 +9,7 @@ first frames, in the same memory.
 
 import contextlib
 import dataclasses
+import functools
 import os
 import time
 from collections import Counter
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
 
 from pyratok_jax.data.padding import cut_windows
 from pyratok_jax.data.sources.records import ClipRecord
@@ -117,10 +119,11 @@ class Reconstructor:
 
     Args:
         tokenizer: what to run.
-        window: frames encoded at a time, valid for the VAE; 0: 17, or the next valid number.
+        window: frames encoded at a time, valid for the VAE; None: 17, or the next valid number.
         lpips: networks by name, see `evaluation.metrics.Quality`.
         crf: compression of the written videos, 0 (lossless but for colour) to 51.
         stream_beyond: videos of more frames are streamed as one clip, in segments; None: never.
+        resize: (height, width) of wide frames, see `resized_frames`; None: frames keep their size.
 
     Raises:
         UserError: a window that the backbone does not take, or a quantiser that does not stream.
@@ -130,13 +133,14 @@ class Reconstructor:
         self,
         tokenizer: Tokenizer,
         *,
-        window: int = 0,
+        window: int | None = None,
         lpips: Mapping[str, Perceptual] | None = None,
         crf: int = 12,
         stream_beyond: int | None = None,
+        resize: tuple[int, int] | None = None,
     ) -> None:
         factor = tokenizer.temporal_factor
-        window = window or tokenizer.config.vae.window()
+        window = tokenizer.config.vae.window() if window is None else window
         if window < 1 or (window - 1) % factor:
             near = 1 + factor * max(round((window - 1) / factor), 0)
             raise UserError(f"--window {window} must be {factor}k+1 frames; {near} would do")
@@ -150,7 +154,7 @@ class Reconstructor:
                 "segments; leave the option out to take windows"
             )
         self.tokenizer, self.window, self.stream_beyond = tokenizer, window, stream_beyond
-        self._lpips, self._crf = lpips, crf
+        self._lpips, self._crf, self.resize = lpips, crf, resize
         self._usage = self._new_usage()
 
     def run(
@@ -229,16 +233,20 @@ class Reconstructor:
         config = self.tokenizer.config
         return CodeUsage(len(config.grids), config.vocabulary_size)
 
+    def _frames(self, job: Job) -> Iterator[np.ndarray]:
+        frames = _frames(job)
+        return frames if self.resize is None else resized_frames(frames, self.resize)
+
     def _in_windows(self, job: Job, text: TextCondition | None) -> Iterator[_Part]:
         """(frames, reconstruction, ids) of each window, a clip of its own."""
-        for clip in cut_windows(_frames(job), self.window):
+        for clip in cut_windows(self._frames(job), self.window):
             encoded = self.tokenizer.encode(clip, text)
             yield clip, self.tokenizer.decode(encoded), encoded.batch
 
     def _as_one_clip(self, job: Job, text: TextCondition | None) -> Iterator[_Part]:
         """The same of each segment: the first as long as a window, later ones less its frame 0."""
         later = max(self.window - 1, self.tokenizer.temporal_factor)
-        segments = cut_windows(_frames(job), self.window, later)
+        segments = cut_windows(self._frames(job), self.window, later)
         yield from self.tokenizer.reconstruct_segments(segments, text)
 
 
@@ -253,6 +261,36 @@ def _frames(job: Job) -> Iterator[np.ndarray]:
     record = job.record
     timed = iter_span(record.media, record.start, record.end, threads=0)
     return _of_one_size((frame for _, frame in timed), record.path)
+
+
+def resized_frames(
+    frames: Iterable[np.ndarray], size: tuple[int, int]
+) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+    """Frames as the released PyraTok code resizes them, but rounded to 8 bits.
+
+    Bilinear without antialiasing, half-pixel centres, aspect not kept: to `size` (height, width)
+    where a frame is wider than high, else to `size` turned.
+    """
+    for frame in frames:
+        height, width = size if frame.shape[1] > frame.shape[0] else size[::-1]
+        rows, columns = (
+            _linear_map(now, wanted)
+            for now, wanted in zip(frame.shape[:2], (height, width), strict=True)
+        )
+        pixels = np.einsum("ih,hwc->iwc", rows, frame.astype(np.float32), optimize=True)
+        pixels = np.einsum("jw,iwc->ijc", columns, pixels, optimize=True)
+        yield np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
+
+
+@functools.cache
+def _linear_map(now: int, wanted: int) -> np.ndarray:
+    """Weights (wanted, now) of linear interpolation along one axis."""
+    at = np.clip((np.arange(wanted) + 0.5) * now / wanted - 0.5, 0, now - 1)
+    low = np.floor(at).astype(int)
+    weights = np.zeros((wanted, now), np.float32)
+    np.add.at(weights, (np.arange(wanted), low), 1 - (at - low))
+    np.add.at(weights, (np.arange(wanted), np.minimum(low + 1, now - 1)), at - low)
+    return weights
 
 
 def _of_one_size(frames: Iterable[np.ndarray], name: str) -> Iterator[np.ndarray]:

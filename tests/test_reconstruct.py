@@ -14,6 +14,7 @@ from pyratok_jax.data.video.writer import VideoWriter
 from pyratok_jax.errors import EXIT_PARTIAL, UserError
 from pyratok_jax.metrics import image as metrics
 from pyratok_jax.metrics.rate import token_count
+from pyratok_jax.reconstruction import resized_frames
 from tests.data.synthetic import numbered_frames, read_media, write_video
 from tests.tiny_tokenizer import GRIDS, tiny_tokenizer
 
@@ -232,3 +233,26 @@ def test_outputs_of_a_folder_have_different_names_that_fit(tmp_path):
             scratch.touch()
     assert (tmp_path / "out" / "a [1]_reconstruction.png").exists()
     assert (tmp_path / "out" / "sub" / "a.mkv_side_by_side.mp4").exists()
+
+
+@pytest.mark.parametrize("shape", [(30, 47), (47, 30), (9, 9)])
+def test_frames_are_resized_as_by_the_released_code(shape):
+    import torch
+    import torch.nn.functional as F
+
+    frame = np.random.default_rng(0).integers(0, 256, (*shape, 3)).astype(np.uint8)
+    size = (32, 64) if shape[1] > shape[0] else (64, 32)
+    planes = torch.from_numpy(frame).float().permute(2, 0, 1)[None]
+    expected = F.interpolate(planes, size=size, mode="bilinear", align_corners=False)
+    (found,) = resized_frames([frame], (32, 64))
+    assert found.dtype == np.uint8 and found.shape == (*size, 3)
+    assert np.abs(found - expected[0].permute(1, 2, 0).numpy()).max() <= 0.501
+
+
+def test_resized_videos_are_compared_with_resized_frames(tmp_path):
+    write_video(tmp_path / "clip.mp4", numbered_frames(5, 24, 40))
+    assert run(tmp_path / "clip.mp4", tmp_path / "out", "--resize", "16x32") == 0
+    report = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert report["size"] == [16, 32] and report["resize"] == [16, 32]
+    with pytest.raises(SystemExit):
+        run(tmp_path / "clip.mp4", tmp_path / "no", "--resize", "16")
