@@ -5,6 +5,7 @@ is expected. Schemas are dataclasses or any other type that pydantic checks.
 """
 
 import contextlib
+import csv
 import dataclasses
 import glob
 import io
@@ -78,6 +79,31 @@ def read_lines(path: str | os.PathLike) -> list[str]:
         UserError: as `read_text`.
     """
     return [line.strip() for line in read_text(path).split("\n") if line.strip()]
+
+
+def csv_rows(text: str) -> Iterator[dict[str, str]]:
+    """The rows of a table of comma-separated values under the names in its first line.
+
+    Missing cells at a row's end are left out, as are empty lines.
+
+    Raises:
+        ValueError: two columns of one name, more cells than columns, or a quotation mark that is
+            never closed, which would make the rest of the file one cell.
+    """
+    csv.field_size_limit(1 << 24)
+    try:
+        rows = csv.reader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True)
+        header = [name.strip() for name in next(rows, [])]
+        if repeated := [name for name in header if header.count(name) > 1]:
+            raise ValueError(f"it has two columns {quoted(repeated[0])}")
+        for cells in rows:
+            if len(cells) > len(header):
+                found = f"{len(cells)} cells for {len(header)} columns"
+                raise ValueError(f"line {rows.line_num} has {found}; quote cells with commas")
+            if cells:
+                yield dict(zip(header, cells, strict=False))
+    except csv.Error as error:
+        raise ValueError(str(error)) from error
 
 
 def with_suffix_of(folder: Path, stem: str, suffixes: Sequence[str]) -> Path | None:

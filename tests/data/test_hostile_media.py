@@ -255,3 +255,73 @@ def test_brackets_links_and_sidecars(tmp_path):
     os.mkfifo(tmp_path / "a [1].txt")
     with pytest.raises(UserError, match="not a regular file"):
         load_source(str(tmp_path))
+
+
+CSV = "path,caption,start\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("m.csv", CSV + "a.mp4,a cat, and a dog,0\n", "line 2 has 4 cells for 3 columns"),
+        ("m.csv", CSV + 'a.mp4,"a cat\nb.mp4,a dog\n', "unexpected end of data"),
+        ("m.csv", "path,caption,caption\na.mp4,x,y\n", "two columns 'caption'"),
+        ("m.csv", CSV + "a.mp4,x,PT1.2.3S\n", "row 1 .*expected a number"),
+        ("m.csv", CSV + "a.mp4,x,PT\n", "row 1 .*expected a number"),
+        ("m.csv", CSV + f"a.mp4,x,{'9' * 400}:00:00\n", "expected a finite number"),
+        ("m.json", '[{"path": "a.mp4", "start_frame": 3, "end_frame": 9}]', "but no fps"),
+        ("a.txt", "a cat".encode("utf-16-be"), "zero bytes"),
+    ],
+)
+def test_tables_and_sidecars_that_would_give_other_captions_are_refused(
+    tmp_path, name, text, message
+):
+    Image.fromarray(corner(1)[0]).save(tmp_path / "a.png")
+    (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UserError, match=message):
+        load_source(str(tmp_path if name == "a.txt" else tmp_path / name))
+
+
+def test_captions_are_found_however_they_are_written(tmp_path):
+    for number, (name, text) in enumerate(
+        (
+            ("0.TXT", b"a cat"),
+            ("1.txt", "a cat".encode("utf-16")),
+            ("2.Json", b'{"caption": "a cat"}'),
+            ("3.json", b'{"caption": [null, "a cat"]}'),
+            ("4.json", b'"a cat"'),
+        )
+    ):
+        Image.fromarray(corner(1)[0]).save(tmp_path / f"{number}.png")
+        (tmp_path / name).write_bytes(text)
+    (tmp_path / "5.png").write_bytes((tmp_path / "0.png").read_bytes())
+    (tmp_path / "5.json").write_bytes(b'"half \\ud83d"')
+    captions = [r.caption for r in load_source(str(tmp_path))]
+    assert captions[:5] == ["a cat"] * 5 and captions[5].encode().startswith(b"half ")
+    assert load_source(str(tmp_path / "0.png"))[0].caption == "a cat"
+    (tmp_path / "m.csv").write_text('path, caption\n0.png, "a cat, asleep"\n')
+    assert load_source(str(tmp_path / "m.csv"))[0].caption == "a cat, asleep"
+    coco = {"images": [{"id": 7, "file_name": "0.png"}], "annotations": []}
+    coco["annotations"].append({"image_id": "7", "caption": "a cat"})
+    (tmp_path / "c.json").write_text(json.dumps(coco))
+    assert load_source(str(tmp_path / "c.json"))[0].caption == "a cat"
+    rows = [{"path": "0.png", "end_frame": 12, "fps": 24}]
+    (tmp_path / "f.json").write_text(json.dumps(rows))
+    assert load_source(str(tmp_path / "f.json"))[0].end == 0.5
+
+
+def test_a_table_that_repeats_one_row_without_end_is_refused_at_once(tmp_path, monkeypatch):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    table = pa.table({"path": pa.array(["a.mp4"]).take(pa.array([0] * 1_000_000))})
+    pq.write_table(table, tmp_path / "m.parquet")
+    with pytest.raises(UserError, match="rows 1 and 2 .*are the same clip"):
+        load_source(str(tmp_path / "m.parquet"))
+    monkeypatch.setattr("pyratok_jax.data.sources.manifests.MAX_ROWS", 999_999)
+    with pytest.raises(UserError, match="1000000 rows, expected at most 999999"):
+        load_source(str(tmp_path / "m.parquet"))
+
+
+def test_folders_are_nested_to_a_bound(tmp_path):
+    (tmp_path / "/".join("d" * 101)).mkdir(parents=True)
+    with pytest.raises(UserError, match="deeper than 100"):
+        load_source(str(tmp_path))

@@ -12,7 +12,6 @@ Ours: `path`, `caption`, optionally `start`, `end` (seconds), `id`, and `width`,
 - UltraVideo: `clip_id` and `Summarized Description` beside longer captions.
 """
 
-import csv
 import dataclasses
 import io
 import math
@@ -28,10 +27,12 @@ from pyratok_jax.data.sources.records import ClipRecord
 from pyratok_jax.data.video.decoding import with_back_off
 from pyratok_jax.data.video.files import MAX_TEXT_BYTES, BrokenVideoError, check_regular
 from pyratok_jax.errors import UserError, quoted, short, storage_reason
-from pyratok_jax.io.documents import checked, parse_json
+from pyratok_jax.io.documents import checked, csv_rows, parse_json
 from pyratok_jax.io.remote import is_remote, open_path
 
 MAX_MANIFEST_BYTES = 4 << 30
+MAX_ROWS = 1 << 25  # Of a parquet file.
+_BATCH = 1024  # Rows of a parquet file that are read at once.
 MANIFEST_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 
 # Names that a column has in our layout and in the published ones, in order of preference.
@@ -88,15 +89,24 @@ def load_manifest(path: str) -> list[ClipRecord]:
     try:
         if suffix == ".json" and b'"annotations"' in data and b'"images"' in data:
             return _coco_records(_parsed(data, "it"), path)
-        rows = list(_READERS[suffix](data))
-    except (ValueError, csv.Error) as error:
+        records = list(_table_records(_READERS[suffix](data), path))
+    except ValueError as error:
         raise UserError(f"{path} is not a valid {suffix} manifest: {short(str(error))}") from error
-    if not rows:
+    if not records:
         raise UserError(f"{path} lists no clip; expected rows with the keys path and caption")
-    folder = epath.Path(path).parent
-    records = [_record(row, number, path, folder) for number, row in enumerate(rows, start=1)]
-    _refuse_repeats(records, path)
     return records
+
+
+def _table_records(rows: Iterator[Any], path: str) -> Iterator[ClipRecord]:
+    """The clips of a table, checked row by row: nothing of a refused table is held."""
+    folder, repeats, size = epath.Path(path).parent, _Repeats(path), 0
+    for number, row in enumerate(rows, start=1):
+        record = _record(row, number, path, folder)
+        repeats.refuse(record)
+        size += len(record.caption or "") + len(record.path)
+        if size > MAX_MANIFEST_BYTES:
+            raise ValueError(f"its texts have more than {MAX_MANIFEST_BYTES} characters; split it")
+        yield record
 
 
 _Side = Annotated[int, Field(ge=1, lt=1 << 31)] | None
@@ -157,22 +167,23 @@ def _coco_records(table: Any, manifest: str) -> list[ClipRecord]:
     Images lie beside the file, or in `../NAME` or `NAME` where the file is captions_NAME.json.
     """
     table = checked(table, _Coco, manifest, "expected COCO's caption annotations")
-    captions: dict[int | str, str | None] = {}
+    captions: dict[str, str | None] = {}
     for entry in table.annotations:
-        captions.setdefault(entry.image_id, entry.caption)
+        captions.setdefault(str(entry.image_id), entry.caption)
     folder = epath.Path(manifest).parent
     name = epath.Path(manifest).stem.rpartition("_")[2]
     places = [folder, folder / name, folder.parent / name, folder.parent / "images" / name]
-    records = []
+    records, repeats = [], _Repeats(manifest)
     for image in table.images:
         file = image.file_name
         place = next((p for p in places if (p / file).exists()), folder)
-        caption = _plain(captions.get(image.id))
+        caption = _plain(captions.get(str(image.id)))
         path = str(place / file)
-        records.append(ClipRecord(file, path, caption, width=image.width, height=image.height))
+        record = ClipRecord(file, path, caption, width=image.width, height=image.height)
+        repeats.refuse(record)
+        records.append(record)
     if not records:
         raise UserError(f"{manifest} lists no image; expected COCO's caption annotations")
-    _refuse_repeats(records, manifest)
     return records
 
 
@@ -200,8 +211,7 @@ def _jsonl_rows(data: bytes) -> Iterator[Any]:
 
 
 def _csv_rows(data: bytes) -> Iterator[Any]:
-    csv.field_size_limit(1 << 24)
-    yield from csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""))
+    yield from csv_rows(data.decode("utf-8-sig"))
 
 
 def _parquet_rows(data: bytes) -> Iterator[Any]:
@@ -210,7 +220,16 @@ def _parquet_rows(data: bytes) -> Iterator[Any]:
     import pyarrow.parquet as pq
 
     try:
-        yield from pq.read_table(io.BytesIO(data)).to_pylist()
+        with pq.ParquetFile(io.BytesIO(data)) as table:
+            # Equal values take no space: a few bytes may stand for any number of rows.
+            if table.metadata.num_rows > MAX_ROWS:
+                rows = table.metadata.num_rows
+                raise ValueError(f"it has {rows} rows, expected at most {MAX_ROWS}")
+            names = table.schema_arrow.names
+            if repeated := [name for name in names if names.count(name) > 1]:
+                raise ValueError(f"it has two columns {quoted(repeated[0])}")
+            for batch in table.iter_batches(batch_size=_BATCH):
+                yield from batch.to_pylist()
     except (pa.ArrowException, OSError) as error:
         raise ValueError(str(error)) from error
 
@@ -264,10 +283,13 @@ def _record(row: Any, number: int, manifest: str, folder: epath.Path) -> ClipRec
     # What a table cannot know is measured: rates of a clock, and 0 or -1 for a missing number.
     fps = _known(_number(row, _FPS, where), _RATES)
     start, end = _number(row, _START, where), _number(row, _END, where)
-    if start is None and fps and not _absent(row.get("start_frame")):
-        start = (_number(row, ("start_frame",), where) or 0.0) / fps
-        last = _number(row, ("end_frame",), where)
-        end = end if last is None else last / fps
+    first, last = (_number(row, (name,), where) for name in ("start_frame", "end_frame"))
+    if start is None and end is None and (first, last) != (None, None):
+        # The whole video in place of a span would be shown under the span's caption.
+        if not fps:
+            raise UserError(f"{where} has start_frame or end_frame, but no fps; add it")
+        start = None if first is None else first / fps
+        end = None if last is None else last / fps
     if (start or 0.0) < 0 or (end is not None and end <= (start or 0.0)):
         raise UserError(f"{where}: start {start} and end {end} are no span of time; fix the row")
     width, height = _side(row, _WIDTH, where), _side(row, _HEIGHT, where)
@@ -316,7 +338,7 @@ def _default_id(file: str, start: float | None, end: float | None) -> str:
     return file if start is None and end is None else f"{file}@{start or 0:g}-{end or 'end'}"
 
 
-_ISO = re.compile(r"PT(?:(\d+)H)?(?:(\d+)M)?(?:([\d.]+)S)?")
+_ISO = re.compile(r"PT(?=\d)(?:(\d+)H)?(?:(\d+)M)?(?:(\d+(?:\.\d*)?)S)?")
 _CLOCK = re.compile(r"(?:(\d+):)?(\d+):(\d+(?:\.\d+)?)")
 
 
@@ -327,11 +349,12 @@ def _number(row: Mapping[str, Any], names: tuple[str, ...], where: str) -> float
         return None
     text = str(value).strip()
     match = _ISO.fullmatch(text) or _CLOCK.fullmatch(text)
-    if match:
-        hours, minutes, seconds = (float(part or 0) for part in match.groups())
-        return 3600 * hours + 60 * minutes + seconds
     try:
-        number = float(text)
+        if match:
+            hours, minutes, seconds = (float(part or 0) for part in match.groups())
+            number = 3600 * hours + 60 * minutes + seconds
+        else:
+            number = float(text)
     except ValueError as error:
         raise UserError(f"{where}: {names[0]} is {quoted(value)}, expected a number") from error
     if math.isnan(number):
@@ -341,13 +364,19 @@ def _number(row: Mapping[str, Any], names: tuple[str, ...], where: str) -> float
     return number
 
 
-def _refuse_repeats(records: list[ClipRecord], manifest: str) -> None:
-    seen: dict[tuple, int] = {}
-    for number, record in enumerate(records, start=1):
+class _Repeats:
+    """Which clips a manifest has named so far."""
+
+    def __init__(self, manifest: str) -> None:
+        self._manifest, self._seen, self._rows = manifest, dict[tuple, int](), 0
+
+    def refuse(self, record: ClipRecord) -> None:
+        """Take the next row. Raises: UserError, where it repeats an id or a clip."""
+        self._rows += 1
         for key in (("id", record.id), ("clip", record.path, record.start, record.end)):
-            if key in seen:
+            if key in self._seen:
                 raise UserError(
-                    f"rows {seen[key]} and {number} of {manifest} are the same clip "
-                    f"({short(record.path)}); remove one, or give them different start and end"
+                    f"rows {self._seen[key]} and {self._rows} of {self._manifest} are the same "
+                    f"clip ({short(record.path)}); remove one, or give them different start and end"
                 )
-            seen[key] = number
+            self._seen[key] = self._rows

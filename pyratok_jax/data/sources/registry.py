@@ -6,9 +6,10 @@ pattern) of ArrayRecord or TFRecord shards; `tfds:NAME:SPLIT` for a TFDS dataset
 files may be local or remote.
 """
 
+import codecs
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import tensorflow_datasets as tfds
 from etils import epath
@@ -32,6 +33,8 @@ from pyratok_jax.io.shards import shard_files
 
 MEDIA_SUFFIXES = VIDEO_SUFFIXES + IMAGE_SUFFIXES
 
+_MOST_NESTED = 100
+
 
 def load_source(spec: str) -> Sequence[ClipRecord]:
     """All clips of a source, in an order that depends on its content only.
@@ -44,6 +47,8 @@ def load_source(spec: str) -> Sequence[ClipRecord]:
         return _builtin(spec)
     if spec.startswith("tfds:"):
         return _tfds(spec)
+    if not spec:
+        raise UserError("the name of a source is empty; name a folder, a manifest or a video")
     path = open_path(spec)
     if path.is_dir():
         files = shard_files(spec)
@@ -56,7 +61,8 @@ def load_source(spec: str) -> Sequence[ClipRecord]:
     if suffix in MEDIA_SUFFIXES:
         if not path.exists():
             raise BrokenVideoError(spec, "no such file")
-        return [ClipRecord(path.name, spec, _sidecar(path))]
+        beside = [path.with_suffix(end) for end in (".txt", ".TXT", ".json", ".JSON")]
+        return [ClipRecord(path.name, spec, _caption(path, next(_existing(beside), None)))]
     if not path.exists():
         raise UserError(
             f"no such source: {spec}; expected a folder, a manifest "
@@ -104,8 +110,10 @@ def load_folder(folder: str) -> list[ClipRecord]:
         UserError: it holds none.
     """
     root = epath.Path(folder)
-    files = sorted(_walk(root), key=str)
-    records = [ClipRecord(str(file.relative_to(root)), str(file), _sidecar(file)) for file in files]
+    records = [
+        ClipRecord(str(file.relative_to(root)), str(file), _caption(file, sidecar))
+        for file, sidecar in sorted(_walk(root), key=lambda found: str(found[0]))
+    ]
     if not records:
         raise UserError(
             f"{folder} holds no video or image; expected files ending in "
@@ -114,47 +122,79 @@ def load_folder(folder: str) -> list[ClipRecord]:
     return records
 
 
-def _walk(folder: epath.Path) -> list[epath.Path]:
-    return _walk_once(folder, set())
-
-
-def _walk_once(folder: epath.Path, seen: set[str]) -> list[epath.Path]:
-    """`_walk`, where links lead into each real folder once."""
-    real = str(folder) if is_remote(folder) else os.path.realpath(folder)
-    if real in seen:
-        return []
-    seen.add(real)
-    found = []
-    for entry in sorted(folder.iterdir(), key=str):
-        if entry.name.startswith("."):
+def _walk(root: epath.Path) -> Iterator[tuple[epath.Path, epath.Path | None]]:
+    """Media below a folder with the sidecars beside them; links lead into each real folder once."""
+    seen: set[str | tuple[int, int]] = set()
+    waiting = [(root, 0)]
+    while waiting:
+        folder, depth = waiting.pop()
+        if depth > _MOST_NESTED:
+            raise UserError(f"{root} nests folders deeper than {_MOST_NESTED}; name one inside")
+        real = str(folder) if is_remote(folder) else _identity(os.stat(folder))
+        if real in seen:
             continue
-        if entry.is_dir():
-            found += _walk_once(entry, seen)
-        elif entry.suffix.lower() in MEDIA_SUFFIXES:
-            found.append(entry)
+        seen.add(real)
+        entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
+        folders = {entry for entry in entries if entry.is_dir()}
+        # In this order: a folder that is linked is found under its first name.
+        waiting += [(inner, depth + 1) for inner in sorted(folders, key=str, reverse=True)]
+        sidecars = _sidecars(entry for entry in entries if entry not in folders)
+        for entry in entries:
+            if entry not in folders and entry.suffix.lower() in MEDIA_SUFFIXES:
+                yield entry, sidecars.get(entry.stem)
+
+
+def _identity(found: os.stat_result) -> tuple[int, int]:
+    """Of a folder, however it is named: resolving its name takes long where it is nested deep."""
+    return found.st_dev, found.st_ino
+
+
+def _sidecars(entries: Iterable[epath.Path]) -> dict[str, epath.Path]:
+    """Files of captions by stem: .txt before .json, in any case, lower case first."""
+    found: dict[str, epath.Path] = {}
+    named = [entry for entry in entries if entry.suffix.lower() in (".txt", ".json")]
+    for entry in sorted(named, key=lambda e: (e.suffix.lower() != ".txt", e.suffix.isupper(), e)):
+        found.setdefault(entry.stem, entry)
     return found
 
 
-def _sidecar(file: epath.Path) -> str | None:
+def _existing(paths: Iterable[epath.Path]) -> Iterator[epath.Path]:
+    return (path for path in paths if path.exists())
+
+
+def _caption(file: epath.Path, sidecar: epath.Path | None) -> str | None:
     """The caption beside a file: the whole of NAME.txt, or `caption` (or `text`) of NAME.json."""
-    text, table = file.with_suffix(".txt"), file.with_suffix(".json")
-    if text.exists():
-        return _small(text).decode("utf-8-sig", "replace").strip() or None
-    if not table.exists():
+    if sidecar is None:
         return None
-    content = parse_json(_small(table), f"{table} beside {file.name}")
-    if isinstance(content, str):
-        return content
+    if sidecar.suffix.lower() == ".txt":
+        return _decoded(_small(sidecar), sidecar).strip() or None
+    where = f"{sidecar} beside {file.name}"
+    content = parse_json(_small(sidecar), where)
     caption = None
     if isinstance(content, dict):
         caption = content.get("caption") or content.get("text")
+    elif isinstance(content, str):
+        caption = content
     if caption is None:
-        raise UserError(f"{table} beside {file.name} has no key caption; add it or remove the file")
+        raise UserError(f"{where} has no key caption; add it or remove the file")
     if isinstance(caption, list) and caption:
-        caption = caption[0]
+        caption = next((one for one in caption if one is not None), None)
     if not isinstance(caption, str):
-        raise UserError(f"{table}: caption is {str(caption)[:60]!r}, expected text")
+        raise UserError(f"{sidecar}: caption is {str(caption)[:60]!r}, expected text")
     return caption.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
+
+
+def _decoded(data: bytes, file: epath.Path) -> str:
+    """UTF-8, or UTF-16 where a byte order mark says so; what is neither becomes U+FFFD.
+
+    Raises:
+        UserError: zero bytes, which no text holds.
+    """
+    marked = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    text = data.decode("utf-16" if marked else "utf-8-sig", "replace")
+    if "\0" in text:
+        raise UserError(f"{file} holds zero bytes: it is no text; write it as UTF-8 or remove it")
+    return text
 
 
 def _small(file: epath.Path) -> bytes:

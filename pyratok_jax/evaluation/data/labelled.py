@@ -1,7 +1,6 @@
 """Labelled videos: a folder per class, lists as UCF-101's, tables as Kinetics'."""
 
-import csv
-import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +11,7 @@ from pyratok_jax.data.video.files import VIDEO_SUFFIXES
 from pyratok_jax.errors import UserError
 from pyratok_jax.evaluation.data.clips import sample_frames
 from pyratok_jax.evaluation.task import BrokenItemError
-from pyratok_jax.io.documents import read_lines, read_text, with_suffix_of
+from pyratok_jax.io.documents import csv_rows, read_lines, read_text, with_suffix_of
 
 
 class Labelled(NamedTuple):
@@ -71,9 +70,11 @@ def _list(folder: Path, table: Path) -> list[Labelled]:
 
 def _kinetics(folder: Path, table: Path) -> list[Labelled]:
     rows = []
-    for number, row in enumerate(
-        csv.DictReader(io.StringIO(read_text(table), newline="")), start=2
-    ):
+    try:
+        table_rows = list(csv_rows(read_text(table)))
+    except ValueError as error:
+        raise UserError(f"{table}: {error}") from error
+    for number, row in enumerate(table_rows, start=2):
         try:
             label = row["label"]
             if "path" in row:
@@ -81,6 +82,8 @@ def _kinetics(folder: Path, table: Path) -> list[Labelled]:
                 continue
             name = row["youtube_id"]
             start, end = float(row["time_start"]), float(row["time_end"])
+            if not 0 <= start < end < math.inf:
+                raise ValueError(f"{start} to {end} s is no span of time")
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"{table}, line {number}: expected the columns label and path, or label, "
