@@ -16,6 +16,9 @@ from pyratok_jax.io.atomic import write_json
 from pyratok_jax.io.cli import add_frozen, add_no_verify, command_parser, frozen_options, local_path
 from pyratok_jax.io.progress import PlainConsole, progress_bar
 
+# Of the demo's VAE: 24 frames of 1280x720 in windows of 17 took 12 GB.
+_GB_PER_PIXEL = 12 / (17 * 1280 * 720)
+_LARGE = 6_000_000
 _LPIPS = {"vgg": ("vgg",), "alex": ("alex",), "both": ("vgg", "alex"), "none": ()}
 
 
@@ -64,6 +67,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--lpips", choices=sorted(_LPIPS), default="vgg", help="networks; the slowest measure"
     )
+    p.add_argument(
+        "--lpips-every", type=int, default=4, metavar="N",
+        help="measure LPIPS on frame 0 and every Nth after it; 1: on all",
+    )  # fmt: skip
+    p.add_argument("--short-side", type=int, default=0, help="shrink the shorter side to; 0: keep")
+    p.add_argument("--fps", type=float, default=0.0, help="frames per second to keep; 0: all")
     p.add_argument("--crf", type=int, default=12, help="H.264 quality of the files, 0 (best) to 51")
     add_frozen(p)
     add_no_verify(p)
@@ -84,12 +93,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     _check_output(output)
     if not 0 <= arguments.crf <= 51:
         raise UserError(f"--crf {arguments.crf} must lie within 0 (best) and 51")
+    if arguments.lpips_every < 1 or arguments.short_side < 0 or not 0 <= arguments.fps < 1e6:
+        raise UserError("--lpips-every must be at least 1, --short-side and --fps at least 0")
     # Heavy imports wait until the command line is known to be sound.
     from pyratok_jax.reconstruction import Reconstructor, find_jobs
     from pyratok_jax.tokenizer import load_tokenizer
 
     jobs = find_jobs(arguments.input, output)
-    lengths, skipped = _probe_all(jobs)
+    lengths, sizes, skipped = _probe_all(jobs, arguments.fps)
     if not any(lengths):
         raise skipped[0] if len(jobs) == 1 else _none_readable(arguments.input, skipped)
     with console.status("loading the tokenizer"):
@@ -104,7 +115,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         crf=arguments.crf,
         stream_beyond=arguments.stream_beyond,
         resize=arguments.resize,
+        lpips_every=arguments.lpips_every,
+        fps=arguments.fps,
+        short_side=arguments.short_side,
     )
+    largest = max(sizes, default=(0, 0))
+    _warn_of_memory(reconstructor.window, largest, arguments.short_side, console)
     todo = [(job, frames) for job, frames in zip(jobs, lengths, strict=True) if frames]
     videos = _run_all(reconstructor, todo, output, arguments, skipped, console)
     if not videos:
@@ -123,9 +139,27 @@ def _check_output(output: Path) -> None:
             return
 
 
-def _probe_all(jobs: Sequence[Any]) -> tuple[list[int], list[BrokenVideoError]]:
-    """Frames of each input (0 for unreadable ones), and what is wrong with those."""
-    lengths, broken = [], []
+def _warn_of_memory(window: int, size: tuple[int, int], short_side: int, console: Console) -> None:
+    """Say so where a window is so large that a workstation's memory may not hold it."""
+    height, width = size
+    if short_side and min(size) > short_side:
+        scale = short_side / min(size)
+        height, width = round(height * scale), round(width * scale)
+    pixels = window * height * width
+    if pixels > _LARGE:
+        _say(
+            console,
+            f"note: windows of {window} frames of {width}x{height} need about "
+            f"{pixels * _GB_PER_PIXEL:.0f} GB of memory, more with a larger VAE; --short-side 256 "
+            "or a smaller --window need less",
+        )
+
+
+def _probe_all(
+    jobs: Sequence[Any], fps: float
+) -> tuple[list[int], list[tuple[int, int]], list[BrokenVideoError]]:
+    """Frames of each input (0 for unreadable ones), sizes, and what is wrong with those."""
+    lengths, sizes, broken = [], [], []
     for job in jobs:
         try:
             info = probe(job.record.media)
@@ -134,8 +168,10 @@ def _probe_all(jobs: Sequence[Any]) -> tuple[list[int], list[BrokenVideoError]]:
             lengths.append(0)
             continue
         seconds = job.record.span if job.record.end is not None else None
-        lengths.append(max(info.frames if seconds is None else round(seconds * info.fps), 1))
-    return lengths, broken
+        frames = info.frames if seconds is None else round(seconds * info.fps)
+        lengths.append(max(round(frames * min(1.0, fps / info.fps if fps else 1.0)), 1))
+        sizes.append((info.height, info.width))
+    return lengths, sizes, broken
 
 
 def _none_readable(spec: str, skipped: Sequence[BrokenVideoError]) -> UserError:
@@ -182,9 +218,10 @@ def _run_all(
                 videos.append(reconstructor.run(job, output, caption, advance))
             except BrokenVideoError as error:
                 skipped.append(error)
-            else:
-                report = summarise(reconstructor, videos, skipped)
-                write_json(output / "metrics.json", report)
+                left = (progress.tasks[0].total or frames) - frames
+                progress.update(total, total=left, completed=before)
+                continue
+            write_json(output / "metrics.json", summarise(reconstructor, videos, skipped))
             progress.update(total, completed=before + frames)
     if not videos and not existed and output.exists():
         _remove_empty(output)
@@ -225,6 +262,7 @@ def summarise(
         "bits_per_token": tokenizer.config.bits_per_token,
         "window": reconstructor.window,
         "resize": list(reconstructor.resize) if reconstructor.resize else None,
+        "lpips_every": reconstructor.lpips_every,
         "checkpoint": str(tokenizer.folder) if tokenizer.folder else None,
         "checkpoint_hash": tokenizer.checkpoint_hash,
         "version": __version__,

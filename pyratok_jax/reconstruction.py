@@ -39,6 +39,7 @@ from pyratok_jax.metrics.rate import bits_per_pixel
 from pyratok_jax.nn.text_attention import TextCondition
 from pyratok_jax.reports.pictures import error_map, side_by_side
 from pyratok_jax.tokenizer import Tokenizer
+from pyratok_jax.tokens.blocks import open_clip
 
 _Part = tuple[np.ndarray, np.ndarray, tuple[np.ndarray, ...]]
 RECONSTRUCTION, SIDE_BY_SIDE = "_reconstruction", "_side_by_side"
@@ -124,6 +125,8 @@ class Reconstructor:
         crf: compression of the written videos, 0 (lossless but for colour) to 51.
         stream_beyond: videos of more frames are streamed as one clip, in segments; None: never.
         resize: (height, width) of wide frames, see `resized_frames`; None: frames keep their size.
+        lpips_every: LPIPS is measured on every so many frames.
+        fps, short_side: frames per second to keep and what the shorter side is shrunk to; 0: all.
 
     Raises:
         UserError: a window that the backbone does not take, or a quantiser that does not stream.
@@ -138,6 +141,9 @@ class Reconstructor:
         crf: int = 12,
         stream_beyond: int | None = None,
         resize: tuple[int, int] | None = None,
+        lpips_every: int = 1,
+        fps: float = 0.0,
+        short_side: int = 0,
     ) -> None:
         factor = tokenizer.temporal_factor
         window = tokenizer.config.vae.window() if window is None else window
@@ -155,6 +161,8 @@ class Reconstructor:
             )
         self.tokenizer, self.window, self.stream_beyond = tokenizer, window, stream_beyond
         self._lpips, self._crf, self.resize = lpips, crf, resize
+        self.lpips_every = lpips_every
+        self._fps, self._short_side = fps, short_side
         self._usage = self._new_usage()
 
     def run(
@@ -181,11 +189,14 @@ class Reconstructor:
         begin = time.monotonic()
         info = probe(job.record.media)
         text = self.tokenizer.embed([caption])
-        quality, usage = Quality(self._lpips), self._new_usage()
+        quality = Quality(self._lpips, lpips_every=self.lpips_every)
+        usage = self._new_usage()
+        rate = min(self._fps or info.fps, info.fps)
         frames = windows = 0
         paths = output_paths(job, folder)
-        with _Outputs(job, paths, info.fps, self._crf) as outputs:
-            streamed = self.stream_beyond is not None and job.frames(info) > self.stream_beyond
+        with _Outputs(job, paths, rate, self._crf) as outputs:
+            length = round(job.frames(info) * rate / info.fps)
+            streamed = self.stream_beyond is not None and length > self.stream_beyond
             parts = self._as_one_clip if streamed else self._in_windows
             for clip, reconstruction, ids in parts(job, text):
                 outputs.write(clip, reconstruction)
@@ -199,10 +210,10 @@ class Reconstructor:
             "input": job.record.path,
             "caption": caption,
             **facts,
-            "fps": info.fps,
+            "fps": rate,
             "windows": windows,
             "streamed": streamed,
-            "video_seconds": frames / info.fps,
+            "video_seconds": frames / rate,
             "seconds": round(time.monotonic() - begin, 3),
             "outputs": [str(path) for path in paths],
         }
@@ -235,6 +246,8 @@ class Reconstructor:
 
     def _frames(self, job: Job) -> Iterator[np.ndarray]:
         frames = _frames(job)
+        if self._fps or self._short_side:
+            frames = open_clip(job.record, self._fps, self._short_side).frames
         return frames if self.resize is None else resized_frames(frames, self.resize)
 
     def _in_windows(self, job: Job, text: TextCondition | None) -> Iterator[_Part]:

@@ -256,3 +256,38 @@ def test_resized_videos_are_compared_with_resized_frames(tmp_path):
     assert report["size"] == [16, 32] and report["resize"] == [16, 32]
     with pytest.raises(SystemExit):
         run(tmp_path / "clip.mp4", tmp_path / "no", "--resize", "16")
+
+
+def test_fewer_frames_and_a_shorter_side(tmp_path, capfd):
+    source = write_video(tmp_path / "in" / "clip.mp4", numbered_frames(20, 48, 64), fps=20)
+    assert run(source, tmp_path / "out", "--fps", "10", "--short-side", "24") == 0
+    result = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert (result["frames"], result["size"]) == (10, [24, 32])
+    assert result["video_seconds"] == pytest.approx(1.0)
+    info = probe(result["videos"][0]["outputs"][0])
+    assert (info.frames, info.height, info.width, info.fps) == (10, 24, 32, 10)
+    # The line for a file: nothing was left over.
+    assert "10/10" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("option", [["--lpips-every", "0"], ["--fps", "-1"], ["--fps", "nan"]])
+def test_impossible_options_are_refused(tmp_path, option):
+    with pytest.raises(UserError, match="must be at least"):
+        run(tmp_path, tmp_path / "out", *option)
+
+
+def test_sampled_lpips_looks_at_every_nth_frame_of_all_windows():
+    seen = []
+
+    class Network:
+        def __call__(self, a, b):
+            seen.extend(np.asarray(a)[:, 0, 0, 0].round(3).tolist())
+            return np.zeros(len(a))
+
+    shades = np.arange(10, dtype=np.uint8).reshape(10, 1, 1, 1)
+    frames = np.broadcast_to(shades, (10, 40, 40, 3))
+    measured = metrics.Quality({"vgg": Network()}, lpips_every=4)
+    for part in (frames[:5], frames[5:7], frames[7:]):
+        measured.add(part, part)
+    assert measured.result()["lpips"] == 0.0
+    assert len(set(seen)) == 3  # Frames 0, 4 and 8.

@@ -185,15 +185,19 @@ class Quality:
 
     Args:
         lpips: networks by name ("vgg", "alex"); the results are `lpips` and `lpips_alex`.
+        lpips_every: LPIPS, the slowest, is measured on frame 0 and every so many after it.
     """
 
-    def __init__(self, lpips: Mapping[str, Perceptual] | None = None) -> None:
-        self._lpips = dict(lpips or {})
+    def __init__(
+        self, lpips: Mapping[str, Perceptual] | None = None, *, lpips_every: int = 1
+    ) -> None:
+        self._lpips, self._every = dict(lpips or {}), lpips_every
         self._errors: list[float] = []
         self._frames: dict[str, list[float]] = {}
 
     def add(self, original: np.ndarray, reconstruction: np.ndarray) -> None:
         """Measure the next frames, uint8 (t, h, w, 3) each."""
+        looked = slice(-len(self._errors) % self._every, None, self._every)
         self._errors += frame_errors(original, reconstruction).tolist()
         values = {
             "ssim": ssim_frames(original, reconstruction),
@@ -201,7 +205,8 @@ class Quality:
         }
         for name, network in self._lpips.items():
             key = "lpips" if name == "vgg" else f"lpips_{name}"
-            values[key] = lpips_frames(original, reconstruction, network)
+            if len(original[looked]):
+                values[key] = lpips_frames(original[looked], reconstruction[looked], network)
         for key, frames in values.items():
             self._frames.setdefault(key, []).extend(frames.tolist())
 

@@ -135,13 +135,36 @@ def _clip(clip: ReportClip) -> Markup:
     )
 
 
+# Shown first, in this order, with the names that they should have.
+_FIRST = {"loss": "loss", "psnr": "psnr", "l1": "l1", "ssim": "1 - SSIM", "lpips": "lpips"}
+_CHANCE = "autoregressive/chance"
+
+
+def named_curves(curves: Mapping[str, Points]) -> dict[str, Points]:
+    """The curves in the order of the page, under names that say what they are.
+
+    The loss term `ssim` is 1 - SSIM, unlike the SSIM of the tables; the autoregressive loss stands
+    beside what a uniform guess costs; `total` is left out where it is the loss.
+    """
+    left = dict(curves)
+    if left.get("total") == left.get("loss"):
+        left.pop("total", None)
+    named = {new: left.pop(old) for old, new in _FIRST.items() if old in left}
+    chance = left.get(_CHANCE)
+    for name, points in left.items():
+        if name == "autoregressive" and chance:
+            name = f"autoregressive (chance: {chance[-1][1]:.4g})"
+        named[name] = points
+    return named
+
+
 def _curves(curves: Mapping[str, Points]) -> Markup:
     figure = Markup(
         "<figure class='card curve'><figcaption><span>{}</span><span>{}</span></figcaption>{}"
         "</figure>"
     )
     figures = []
-    for name, points in curves.items():
+    for name, points in named_curves(curves).items():
         finite = [value for _, value in points if np.isfinite(value)]
         last = f"{finite[-1]:.4g}" if finite else "no value"
         figures.append(figure.format(name, last, curve_svg(points)))

@@ -15,6 +15,7 @@ from pyratok_jax.data.video.files import (
     read_clip,
     read_image,
 )
+from pyratok_jax.data.video.writer import VideoWriter
 
 # Luma weights of red and blue.
 WEIGHTS = {"601": (0.299, 0.114), "709": (0.2126, 0.0722), "2020": (0.2627, 0.0593)}
@@ -156,3 +157,17 @@ def test_a_cover_picture_is_no_video(tmp_path):
         assert len(container.streams.video) == 1
     with pytest.raises(BrokenVideoError, match="no video stream"):
         probe(path)
+
+
+@pytest.mark.parametrize(("height", "width", "matrix"), [(720, 1280, 1), (64, 64, 6), (63, 65, 6)])
+def test_written_files_say_their_colour_matrix_and_hold_it(tmp_path, height, width, matrix):
+    """Players take BT.709 for HD; what they would guess otherwise differs between them."""
+    frames = np.full((2, height, width, 3), (200, 40, 40), np.uint8)
+    with VideoWriter(tmp_path / "flat.mp4", fps=2, crf=4, preset="ultrafast") as writer:
+        for frame in frames:
+            writer.write(frame)
+    with av.open(str(tmp_path / "flat.mp4")) as opened:
+        decoded = next(opened.decode(video=0))
+    assert (int(decoded.colorspace), int(decoded.color_range)) == (matrix, 1)
+    read = next(iter_frames(tmp_path / "flat.mp4"))
+    assert np.abs(read.astype(int) - frames[0]).max() <= 3

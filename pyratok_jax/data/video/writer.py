@@ -8,9 +8,18 @@ from types import TracebackType
 
 import av
 import numpy as np
+from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from jaxtyping import UInt8
 
 from pyratok_jax.io.atomic import atomic_path
+
+# Matrices of swscale to the codes of ITU-T H.273: BT.709, and BT.601 with 525 lines.
+_MATRIX = {Colorspace.ITU709: 1, Colorspace.ITU601: 6}
+
+
+def _swscale_matrix(height: int, width: int) -> Colorspace:
+    """BT.709 for HD, BT.601 below: what players take for files without tags, as `display` does."""
+    return Colorspace.ITU709 if width >= 1280 or height > 576 else Colorspace.ITU601
 
 
 class _Empty(Exception):
@@ -21,7 +30,8 @@ class VideoWriter:
     """Writes frames to an H.264 file that appears under its name only when it is complete.
 
     Use as a context manager; `write` takes uint8 (h, w, 3). An exception inside, or no frame at
-    all, leaves no file behind. Odd sizes are stored as 4:4:4, since 4:2:0 needs even sides.
+    all, leaves no file behind. Files are tagged with their colour matrix (BT.709 for HD, BT.601
+    below). Odd sizes are stored as 4:4:4, since 4:2:0 needs even sides.
     """
 
     def __init__(
@@ -36,6 +46,7 @@ class VideoWriter:
         self.path = Path(path)
         self._fps, self._crf, self._preset, self._threads = fps, crf, preset, threads
         self._opened = contextlib.ExitStack()
+        self._scaler = VideoReformatter()
         self._container: av.container.OutputContainer | None = None
         self._stream: av.VideoStream | None = None
 
@@ -50,8 +61,11 @@ class VideoWriter:
         assert self._container is not None
         if self._stream is None:
             self._stream = self._add_stream(self._container, *frame.shape[:2])
-        packets = self._stream.encode(av.VideoFrame.from_ndarray(frame, "rgb24"))
-        self._container.mux(packets)
+        made = self._scaler.reformat(
+            av.VideoFrame.from_ndarray(frame, "rgb24"), format=self._stream.pix_fmt,
+            dst_colorspace=_swscale_matrix(*frame.shape[:2]), dst_color_range=ColorRange.MPEG,
+        )  # fmt: skip
+        self._container.mux(self._stream.encode(made))
 
     def _add_stream(
         self, container: av.container.OutputContainer, height: int, width: int
@@ -61,6 +75,10 @@ class VideoWriter:
         stream.width, stream.height = width, height
         stream.pix_fmt = "yuv444p" if height % 2 or width % 2 else "yuv420p"
         stream.codec_context.thread_count = self._threads
+        # What is not tagged a player guesses from the size, not all of them alike.
+        context, matrix = stream.codec_context, _MATRIX[_swscale_matrix(height, width)]
+        context.color_range, context.colorspace = ColorRange.MPEG, matrix
+        context.color_primaries = context.color_trc = matrix
         stream.options = {"crf": str(self._crf), "preset": self._preset}
         return stream
 
