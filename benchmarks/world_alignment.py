@@ -1,12 +1,13 @@
 """How much language gets into the tokens: the levels trained on stored features of the world.
 
     python -m benchmarks.world_alignment --output results.json
-    python -m benchmarks.world_alignment --variants aligned --seeds 0 --steps 100
+    python -m benchmarks.world_alignment --variants aligned --seeds 0 --save runs/world
 
 Encoder and language model are run once, on all videos and captions (`world_features`); a step then
 costs the levels alone. Every variant of every seed runs in one process, so the step is compiled
 once; with `--output`, the same command resumes after the last finished training. Measured on
-held-out videos, encoded with the null caption unless said otherwise.
+held-out videos, encoded with the null caption unless said otherwise. `--save` writes each trained
+tokenizer as a folder that every command reads.
 
 | variant | trained with |
 |---|---|
@@ -27,10 +28,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from benchmarks.world_features import Networks, Videos, load_videos
+from benchmarks.world_features import BACKBONE, LANGUAGE, LENGTH, Networks, Videos, load_videos
 from benchmarks.world_measures import measure
 from pyratok_jax.checkpoints.partition import Partition
 from pyratok_jax.data.world.vocabulary import seen_names, unseen_names
@@ -38,13 +40,16 @@ from pyratok_jax.evaluation.world_set import classes
 from pyratok_jax.io.atomic import write_json
 from pyratok_jax.losses.text import code_features, peak_cosines, unit
 from pyratok_jax.models.alignment import Alignment
-from pyratok_jax.models.pyratok.model import PyraTok, PyraTokConfig
+from pyratok_jax.models.pyratok.config import PyraTokConfig
+from pyratok_jax.models.pyratok.model import PyraTok
 from pyratok_jax.models.text_statistics import pool_words
 from pyratok_jax.nn.text_attention import TextCondition
+from pyratok_jax.tokenizer import write_description
 from pyratok_jax.training.optimizer import make_optimizer
 from pyratok_jax.training.system import is_trainable
 
 VARIANTS = ("aligned", "shuffled", "off")
+TEXT_HIDDEN = 256  # width of the code embedding's hidden layer
 FITTED = 64  # videos that the levels' start is fitted to
 TEXT_MODULES = r"alignment\.|attention\.|text_prior|null_text"
 
@@ -65,6 +70,8 @@ class Settings:
     learning_rate: float
     text_rate: float
     weight: float
+    final_weight: float
+    levels: tuple[float, ...]
     hidden: float
     negatives: int
     tokens: int
@@ -111,6 +118,16 @@ def caption_nats(
     return jnp.mean(jax.nn.logsumexp(scores, axis=1) - right)
 
 
+def text_weight(settings: Settings, step: int) -> float:
+    """Weight of the text term: constant for half of the steps, then linear to the final one.
+
+    What a level has learned to see stays in its codes at a small weight, while the reconstruction
+    recovers what the term has cost.
+    """
+    fallen = min(max(step / settings.steps - 0.5, 0.0) / 0.4, 1.0)
+    return settings.weight + fallen * (settings.final_weight - settings.weight)
+
+
 def make_loss(
     settings: Settings, partition: Partition[Levels]
 ) -> Callable[..., tuple[Array, dict[str, Array]]]:
@@ -129,7 +146,7 @@ def make_loss(
         for number, level in enumerate(levels):
             features = code_features(level.q, number, embed, settings.tokens)
             value = caption_nats(features, captions, system.alignment.temperature)
-            total += batch.weight * value
+            total += settings.levels[number] * batch.weight * value
             parts[f"nats/{number + 1}"] = value
         return total, parts
 
@@ -149,7 +166,9 @@ def build(settings: Settings, networks: Networks, videos: Videos, seed: int) -> 
     stages, latent = videos.features(np.arange(FITTED))
     tokenizer.quantizer.fit([latent], stages=[stages], seed=seed, steps=60)
     levels = len(config.grids)
-    alignment = Alignment(config.bits, levels, width, rngs=nnx.Rngs(seed + 1), text_hidden=256)
+    alignment = Alignment(
+        config.bits, levels, width, rngs=nnx.Rngs(seed + 1), text_hidden=TEXT_HIDDEN
+    )
     statistics = tokenizer.text_statistics
     assert statistics is not None
     text = videos.text(np.arange(len(videos)))
@@ -195,7 +214,6 @@ class Trainer:
         # Every video keeps one wrong caption, so that it could be learned by heart, no more.
         owner = rng.permutation(count) if variant == "shuffled" else np.arange(count)
         vectors = unit(start.tokenizer.captions(self.text).pooled)
-        weight = jnp.float32(0.0 if variant == "off" else settings.weight)
         for number in range(settings.steps):
             rows = rng.choice(count, settings.batch, replace=False)
             own = owner[rows]
@@ -203,7 +221,8 @@ class Trainer:
             hidden = jnp.asarray(rng.random(settings.batch) < settings.hidden)
             others = rng.choice(count, settings.negatives, replace=False)
             features = self.videos.features(rows)
-            batch = Batch(*features, text, hidden, vectors[others], weight)
+            weight = 0.0 if variant == "off" else text_weight(settings, number)
+            batch = Batch(*features, text, hidden, vectors[others], jnp.float32(weight))
             trainable, state, parts = self.step(trainable, state, frozen, batch)
             if number % 50 == 0 or number == settings.steps - 1:
                 shown = {k: round(float(v), 3) for k, v in parts.items()}
@@ -211,8 +230,35 @@ class Trainer:
         return self.partition.merge(trainable, frozen)
 
 
+def save(folder: Path, system: Levels, networks: Networks, step: int) -> None:
+    """Write a trained tokenizer as the working folder of a training, without optimizer state."""
+    arrays = Partition(system, lambda name, _: not name.startswith("tokenizer.vae."))
+    backbone, language = networks.backbone, networks.language
+    config = system.tokenizer.config
+    folder.mkdir(parents=True, exist_ok=True)
+    write_description(
+        folder,
+        config,
+        backbone={"spec": BACKBONE, "sha256": backbone.sha256},
+        language_model={
+            "spec": LANGUAGE, "sha256": language.sha256, "length": LENGTH, "bits": 0
+        },
+        alignment={
+            "bits": config.bits, "levels": len(config.grids), "language_width": config.text_width,
+            "head": "lookup_free", "text_hidden": TEXT_HIDDEN,
+        },
+    )  # fmt: skip
+    with ocp.StandardCheckpointer() as checkpointer:
+        place = folder.resolve() / "checkpoints" / str(step) / "state"
+        checkpointer.save(place, {"params": arrays.trainable}, force=True)
+
+
 def _numbers(text: str) -> tuple[int, ...]:
     return tuple(int(number) for number in text.split(","))
+
+
+def _factors(text: str) -> tuple[float, ...]:
+    return tuple(float(number) for number in text.split(","))
 
 
 def _pairs(text: str) -> tuple[tuple[int, int], ...]:
@@ -229,6 +275,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--seeds", default="0")
     p.add_argument("--cache", type=Path, default=Path("runs/world_features"), help="folder")
     p.add_argument("--output", type=Path, help="JSON file of all measurements")
+    p.add_argument("--save", type=Path, help="folder of the trained tokenizers")
     p.add_argument("--films", type=int, default=5100, help="training videos")
     p.add_argument("--test", type=int, default=144, help="held-out videos of 12 classes")
     p.add_argument("--steps", type=int, default=400)
@@ -236,6 +283,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--learning-rate", type=float, default=5e-3, help="of the levels")
     p.add_argument("--text-rate", type=float, default=5e-3, help="of text modules and alignment")
     p.add_argument("--weight", type=float, default=1.0, help="of the text term, for each level")
+    p.add_argument("--final-weight", type=float, default=0.1, help="of the term in the end")
+    p.add_argument(
+        "--levels", type=_factors, default="1,1,1,1", help="factors of the term's weight by level"
+    )
     p.add_argument("--hidden", type=float, default=1.0, help="share of captions hidden")
     p.add_argument("--negatives", type=int, default=112, help="captions beside the batch's own")
     p.add_argument("--tokens", type=int, default=96, help="of a level in the text term")
@@ -288,6 +339,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             began = time.time()
             system = trainer.train(start, variant, seed)
             seconds = round(time.time() - began)
+            if args.save:
+                save(args.save / f"{variant}-{seed}", system, networks, settings.steps)
             found = measure(system.tokenizer, system.alignment, networks, tests, args.cache)
             row = {"variant": variant, "seed": seed, "seconds": seconds} | found
             rows.append(row)
