@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import os
 from collections.abc import Mapping
+from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -38,6 +39,7 @@ FORMAT = "pyratok-jax-tokenizer-1"
 DESCRIPTION = "tokenizer.json"
 PARAMETERS = "model.safetensors"  # of a published folder: what training changed
 FROZEN = "frozen"  # of a published folder: bundled weights
+WORLD = "builtin:world"  # the tokenizer that is shipped with this package, a published folder
 _ADVICE = "restore the file as the training wrote it, or resume the training, which writes it"
 
 
@@ -77,8 +79,9 @@ def load_tokenizer(
     """The tokenizer in a working folder (its newest checkpoint) or in its `checkpoints/STEP`.
 
     Args:
-        checkpoint: such a folder, one written by `python -m pyratok_jax.publish`, or either on the
-            Hub: `hf://ORG/NAME[@REVISION][/SUBFOLDER]`.
+        checkpoint: such a folder, one written by `python -m pyratok_jax.publish`, either on the
+            Hub, `hf://ORG/NAME[@REVISION][/SUBFOLDER]`, or "builtin:world", a small tokenizer of
+            `builtin:world` videos that is shipped with this package.
         backbone: where its frozen VAE is, in place of what its description says (`frozen_part`).
         language: likewise its language model.
 
@@ -86,7 +89,7 @@ def load_tokenizer(
         UserError: no such folder, no tokenizer's, or frozen weights that are not those it was
             trained with.
     """
-    workdir, step = locate(local_folder(checkpoint))
+    workdir, step = locate(_folder(checkpoint))
     description = read_description(workdir)
     where = str(workdir / DESCRIPTION)
     config = stored_config(description, where)
@@ -133,6 +136,14 @@ def load_tokenizer(
         checkpoint_hash=digest,
         folder=workdir,
     )
+
+
+def _folder(checkpoint: str | Path) -> Path:
+    if not str(checkpoint).startswith("builtin:"):
+        return local_folder(checkpoint)
+    if str(checkpoint) != WORLD:
+        raise UserError(f"no shipped tokenizer {checkpoint}; there is {WORLD}")
+    return Path(str(resources.files("pyratok_jax") / "assets" / "world"))
 
 
 def locate(path: Path) -> tuple[Path, int | None]:

@@ -79,6 +79,7 @@ def demo_config(**changes):
     config = runpy.run_path("configs/demo.py")["get_config"]()
     config.update(changes)
     config.data.buckets = ("5x32x32",)
+    config.model.tokenizer.grids = "pyramid"
     config.calibration.batches = 0
     return config
 
