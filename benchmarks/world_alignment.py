@@ -278,7 +278,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--save", type=Path, help="folder of the trained tokenizers")
     p.add_argument("--films", type=int, default=5100, help="training videos")
     p.add_argument("--test", type=int, default=144, help="held-out videos of 12 classes")
-    p.add_argument("--steps", type=int, default=400)
+    p.add_argument("--steps", type=int, default=1000)
     p.add_argument("--batch", type=int, default=32)
     p.add_argument("--learning-rate", type=float, default=5e-3, help="of the levels")
     p.add_argument("--text-rate", type=float, default=5e-3, help="of text modules and alignment")
