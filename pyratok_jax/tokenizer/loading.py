@@ -89,7 +89,7 @@ def load_tokenizer(
         UserError: no such folder, no tokenizer's, or frozen weights that are not those it was
             trained with.
     """
-    workdir, step = locate(_folder(checkpoint))
+    workdir, step = locate(tokenizer_folder(checkpoint))
     description = read_description(workdir)
     where = str(workdir / DESCRIPTION)
     config = stored_config(description, where)
@@ -134,11 +134,17 @@ def load_tokenizer(
         captions=captions,
         alignment=alignment,
         checkpoint_hash=digest,
-        folder=workdir,
+        # What is named by a specification stays so: its folder is another on every machine.
+        folder=workdir if Path(checkpoint).exists() else None,
     )
 
 
-def _folder(checkpoint: str | Path) -> Path:
+def tokenizer_folder(checkpoint: str | Path) -> Path:
+    """The local folder of a tokenizer: shipped, on the Hub, or on this machine.
+
+    Raises:
+        UserError: no such shipped tokenizer, or the Hub cannot be reached.
+    """
     if not str(checkpoint).startswith("builtin:"):
         return local_folder(checkpoint)
     if str(checkpoint) != WORLD:

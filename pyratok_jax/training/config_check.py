@@ -21,7 +21,7 @@ from pyratok_jax.models.prior.sampling import Sampling
 from pyratok_jax.models.pyratok.config import PyraTokConfig
 from pyratok_jax.models.vae_families import vae_family
 from pyratok_jax.tokenizer.clips import tokenizer_sizes
-from pyratok_jax.tokenizer.loading import locate, read_description
+from pyratok_jax.tokenizer.loading import locate, read_description, tokenizer_folder
 from pyratok_jax.training.config_keys import flattened, keys_of, known_values
 from pyratok_jax.training.optimizer import make_optimizer
 from pyratok_jax.training.registry import check_evaluators
@@ -157,7 +157,7 @@ def _described(key: str, folder: str) -> PyraTokConfig:
     """Sizes of the trained tokenizer that a key names."""
 
     def read() -> PyraTokConfig:
-        workdir, _ = locate(Path(folder))
+        workdir, _ = locate(tokenizer_folder(folder))
         return PyraTokConfig.from_dict(read_description(workdir)["tokenizer"])
 
     if not folder:

@@ -10,6 +10,7 @@ from pyratok_jax.data.world.vocabulary import unseen_names
 from pyratok_jax.errors import UserError
 from pyratok_jax.evaluation.world_set import classes, single
 from pyratok_jax.losses.text import peak_cosines
+from pyratok_jax.tokenizer.loading import tokenizer_folder
 
 VIDEOS = 48
 
@@ -56,3 +57,9 @@ def test_a_decoded_video_is_nearest_to_its_own(tokenizer, videos):
 def test_other_names_are_refused():
     with pytest.raises(UserError, match="builtin:world"):
         pt.load_tokenizer("builtin:moon")
+
+
+def test_it_is_named_and_not_placed(tokenizer):
+    # A prior that is trained on its tokens finds it on another machine.
+    assert tokenizer.folder is None
+    assert tokenizer_folder("builtin:world").joinpath("README.md").is_file()
