@@ -98,7 +98,7 @@ def main(arguments: list[str] | None = None) -> int:
     model, calls, sizes = load(options.weights, options.device)
     window = options.window or (17 if options.protocol else 0)
     if window:
-        window = 1 + sizes.temporal_factor * -(-(window - 1) // sizes.temporal_factor)
+        window = ClipSizes(sizes.temporal_factor, 1).padding(window, 1, 1).padded_frames
     items = clip_items(options.data)
     for item in items[: options.limit or None]:
         file = options.output / f"{item.id.lstrip('/')}.npy"

@@ -5,8 +5,8 @@
     python -m pyratok_jax.ablate --names full,no_text,rvq --seeds 3 --workdir runs/ablations
 
 NAME is a key of `pyratok_jax.training.ablations.table.ABLATIONS` (`python -m pyratok_jax.ablate
---list` explains each); after a comma the scale, `demo` (`configs/demo.py`) or `full`
-(`configs/tpu_v5.py:stage3`).
+--list` explains each); after a comma the scale, `demo` (`configs/demo.py:pyramid`)
+or `full` (`configs/tpu_v5.py:stage3`).
 """
 
 import runpy
@@ -16,7 +16,8 @@ from ml_collections import ConfigDict
 
 from pyratok_jax.training.ablations.table import apply
 
-BASES = {"demo": ("demo.py", ""), "full": ("tpu_v5.py", "stage3")}
+# The published rate, which the ablations of equal rate are made for.
+BASES = {"demo": ("demo.py", "pyramid"), "full": ("tpu_v5.py", "stage3")}
 
 
 def get_config(argument: str = "full") -> ConfigDict:

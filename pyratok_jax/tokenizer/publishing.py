@@ -61,16 +61,19 @@ def publish(run: Path, output: Path, *, bundle: tuple[str, ...] = (), license: s
                 continue  # There is none, or every installation has it.
             _bundle(Path(frozen_part(workdir, said, name)), folder / FROZEN / name)
             said["spec"] = f"{FROZEN}/{name}"
-        safetensors.numpy.save_file(
+        # Not `save_file`, whose file is its owner's alone: a folder for others is readable by them.
+        content = safetensors.numpy.save(
             {name: np.array(value, order="C") for name, value in arrays.items()},
-            folder / PARAMETERS,
             {"format": "flax", "step": str(step), "sha256": weights_hash(arrays)},
         )
+        (folder / PARAMETERS).write_bytes(content)
         _write(folder / DESCRIPTION, description)
+        metrics = read_json(workdir / "metrics.json") if _has_metrics(workdir) else {}
+        card = model_card(description, metrics, step, license)
         if (workdir / "config.json").exists():
             shutil.copyfile(workdir / "config.json", folder / TRAINING)
-        metrics = read_json(workdir / "metrics.json") if _has_metrics(workdir) else {}
-        (folder / CARD).write_text(model_card(description, metrics, step, license))
+            card += f"\nThe training's settings are in `{TRAINING}`.\n"
+        (folder / CARD).write_text(card)
     return output
 
 
@@ -86,7 +89,7 @@ def _bundle(source: Path, target: Path) -> None:
     for file in source.iterdir():
         if file.is_file() and file.name != SAFETENSORS:
             shutil.copyfile(file, target / file.name)
-    safetensors.flax.save_file(arrays, target / SAFETENSORS)
+    (target / SAFETENSORS).write_bytes(safetensors.flax.save(arrays))
 
 
 def _has_metrics(workdir: Path) -> bool:
@@ -130,7 +133,6 @@ def model_card(
           for name, said in frozen.items() if said),
         "", "A folder elsewhere: `load_tokenizer(..., backbone=DIR, language=DIR)`.", "",
         "## Measured", "", *_measured(metrics), "",
-        "The training's settings are in `training_config.json`.", "",
     ]  # fmt: skip
     return "\n".join(lines)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from etils import epath
 
+from pyratok_jax.data.padding import ClipSizes
 from pyratok_jax.data.sources.records import ClipRecord
 from pyratok_jax.data.sources.shards import ShardRecords
 from pyratok_jax.errors import UserError, short
@@ -69,7 +70,7 @@ class ExportOptions:
         """These options with what the VAE's frame step decides where they leave it open."""
         return dataclasses.replace(
             self,
-            window=self.window or 1 + temporal_factor * -(-16 // temporal_factor),
+            window=self.window or ClipSizes(temporal_factor, 1).padding(17, 1, 1).padded_frames,
             round_frames=self.round_frames or temporal_factor,
         )
 

@@ -65,7 +65,9 @@ def test_a_published_folder_gives_the_tokens_of_the_run(run, published, world, m
     assert {"frozen/backbone/model.safetensors", "frozen/language/tokenizer.json"} <= names
     assert not [name for name in names if "ocdbt" in name or name.endswith((".bin", ".pkl"))]
     card = (published / "README.md").read_text()
-    assert "23.46" in card and "load_tokenizer" in card
+    assert "23.46" in card and "load_tokenizer" in card and "training_config.json" in card
+    modes = {(published / name).stat().st_mode & 0o777 for name in names}
+    assert len(modes) == 1  # Weights are as readable as the card.
     monkeypatch.chdir(published.parent)
     assert str(world) not in (published / "tokenizer.json").read_text()
     assert same(tokenizer, pt.load_tokenizer(published))

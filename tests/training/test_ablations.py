@@ -27,7 +27,7 @@ from pyratok_jax.training.config import parse_flags, tokenizer_training_config
 from pyratok_jax.training.system import TokenizerLoss, build_system, tokenizer_config
 from tests.training.tiny import DINO, LANGUAGE
 
-RATES = {"single_lfq", "no_pyramid", "residual", "rvq", "blocks_2", "blocks_3"}
+RATES = {"full", "single_lfq", "no_pyramid", "residual", "rvq", "blocks_2", "blocks_3"}
 
 
 def _config(name):
@@ -58,7 +58,7 @@ def test_every_demo_ablation_is_a_config(name):
     config, _ = parse_flags(
         ["x", f"--config=configs/ablations.py:{name}"], default_config="configs/ablations.py"
     )
-    base, _ = parse_flags(["x", "--config=configs/demo.py"], default_config="configs/demo.py")
+    base, _ = parse_flags(["x", "--config=configs/demo.py:pyramid"], default_config="")
     changed = {k for k in config.to_dict() if config[k] != base[k]}
     assert bool(changed) == (name != "full")
     sizes = tokenizer_config(config, tiny(), 16)

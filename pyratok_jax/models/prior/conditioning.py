@@ -1,5 +1,7 @@
 """The prefix of a prior: what is generated, as a few tokens that all others see."""
 
+import dataclasses
+import functools
 from typing import NamedTuple
 
 import jax
@@ -19,8 +21,12 @@ class Prefix(NamedTuple):
     valid: Bool[Array, "b l"]
 
 
-class Condition(NamedTuple):
-    """What a batch is conditioned on.
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=("text", "classes"), meta_fields=("rows",)
+)
+@dataclasses.dataclass(frozen=True)
+class Condition:
+    """What a batch is conditioned on; a pytree whose number of rows is static under jit.
 
     Attributes:
         rows: of the batch.

@@ -1,5 +1,7 @@
 """The three orders: who sees what, cached and uncached states, samples of any batch size."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 from flax import nnx
 
 from pyratok_jax.models.prior import blocks, masked, raster
+from pyratok_jax.models.prior.conditioning import Condition
 from pyratok_jax.models.prior.latents import known_latents
 from pyratok_jax.models.prior.layout import Layout, Visibility
 from pyratok_jax.models.prior.model import Prior
@@ -54,7 +57,8 @@ def move_frame(x, j):
 def many(condition, rows):
     """The first row's condition for every row."""
     text = condition.text
-    return condition._replace(
+    return dataclasses.replace(
+        condition,
         rows=rows, text=text._replace(embeddings=text.embeddings[np.zeros(rows, int)],
                                       mask=text.mask[np.zeros(rows, int)])
     )  # fmt: skip
@@ -201,9 +205,26 @@ DRAW = {"raster": draw_raster, "blocks": draw_blocks, "masked": draw_masked}
 
 def rows_of(condition, rows):
     text = condition.text
-    return condition._replace(
-        rows=len(rows), text=text._replace(embeddings=text.embeddings[rows], mask=text.mask[rows])
+    return dataclasses.replace(
+        condition,
+        rows=len(rows),
+        text=text._replace(embeddings=text.embeddings[rows], mask=text.mask[rows]),
     )
+
+
+@pytest.mark.parametrize("kind", ["none", "classes"])
+def test_a_prior_without_text_draws_under_jit(kind):
+    """The number of rows is static: it is the only shape that such a condition has."""
+    model = prior("raster", condition=kind, classes=3)
+    classes = jnp.array([1, -1]) if kind == "classes" else None
+    condition = Condition(2, classes=classes)
+    both = stacked(condition, Condition(2, classes=None if classes is None else -(classes**0)))
+    state = raster.raster_start(model, both, rows=2, layout=LAYOUT)
+    assert state.memory.valid.shape[0] == 4
+    first = state.memory.keys[:, :, 0]
+    # Rows without a class have the null, which a class differs from.
+    assert np.array_equal(first[:, 1], first[:, 2])
+    assert np.array_equal(first[:, 0], first[:, 1]) == (kind == "none")
 
 
 @pytest.mark.parametrize(
