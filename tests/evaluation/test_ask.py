@@ -1,6 +1,9 @@
 """`python -m pyratok_jax.ask` on a clip, with a tiny tokenizer of random weights."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from pyratok_jax.evaluation.user_clip import ClipQuestions, UserClip, read_user_
 from pyratok_jax.evaluation.vision.masks import FieldSettings
 from pyratok_jax.evaluation.vision.temporal_detection import ProposalSettings
 
+ROOT = Path(__file__).parents[2]
 RED, GREY = (230, 20, 20), (90, 90, 90)
 
 
@@ -135,3 +139,11 @@ def test_frames_are_taken_at_a_rate_and_up_to_a_number(clip):
     assert len(read_user_clip(clip, frames=50, side=0, fps=2).frames) == 5
     short = read_user_clip(clip, frames=3, side=16)
     assert short.frames.shape == (3, 16, 24, 3) and short.more
+
+
+def test_a_clip_can_be_asked_without_the_packages_of_benchmarks():
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(['pycocotools', 'trackeval']));"
+        "import pyratok_jax.evaluation.user_clip"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

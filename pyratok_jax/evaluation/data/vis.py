@@ -280,3 +280,16 @@ def decode_mask(segmentation: Segmentation, height: int, width: int) -> np.ndarr
         ValueError: as `pack`.
     """
     return coco.decode(pack(segmentation, height, width)).astype(bool)
+
+
+def make_track(
+    mask: np.ndarray, score: float, video: int, category: int, void: Sequence[np.ndarray | None]
+) -> Track:
+    """A predicted track of masks (t, h, w); pixels that do not count are taken out."""
+    frames = [m if v is None else m & ~v for m, v in zip(mask, void, strict=True)]
+    return {
+        "video_id": video,
+        "category_id": category,
+        "score": score,
+        "segmentations": [encode_mask(m) if m.any() else None for m in frames],
+    }

@@ -22,6 +22,7 @@ from pyratok_jax.evaluation.data.vis import (
     decode_mask,
     load_davis,
     load_vis,
+    make_track,
     read_frames,
     track_masks,
 )
@@ -30,7 +31,6 @@ from pyratok_jax.evaluation.task import Item, Metrics, Partial, Picture, clip_fa
 from pyratok_jax.evaluation.tasks.base import FeatureTask
 from pyratok_jax.evaluation.vision.masks import (
     FieldSettings,
-    make_track,
     probabilities,
     resize_masks,
     similarity_maps,

@@ -1,14 +1,12 @@
 """From the similarity of tokens with text to masks of pixels, and to tracks."""
 
 import dataclasses
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy import ndimage
 
-from pyratok_jax.evaluation.data.vis import Track, encode_mask
 from pyratok_jax.evaluation.models.features import LevelFeatures, normalized
 from pyratok_jax.evaluation.vision.crf import KernelSettings, mean_field_binary, video_kernels
 
@@ -113,16 +111,3 @@ def resize_masks(masks: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     rows = np.minimum(((np.arange(size[0]) + 0.5) * h / size[0]).astype(int), h - 1)
     columns = np.minimum(((np.arange(size[1]) + 0.5) * w / size[1]).astype(int), w - 1)
     return masks[:, rows][:, :, columns]
-
-
-def make_track(
-    mask: np.ndarray, score: float, video: int, category: int, void: Sequence[np.ndarray | None]
-) -> Track:
-    """A predicted track of masks (t, h, w); pixels that do not count are taken out."""
-    frames = [m if v is None else m & ~v for m, v in zip(mask, void, strict=True)]
-    return {
-        "video_id": video,
-        "category_id": category,
-        "score": score,
-        "segmentations": [encode_mask(m) if m.any() else None for m in frames],
-    }
