@@ -25,8 +25,11 @@ from flax import nnx  # noqa: E402
 from jax.sharding import Mesh, NamedSharding  # noqa: E402
 from jax.sharding import PartitionSpec as P  # noqa: E402
 
-from pyratok_jax.models.wan_vae.layers import ResidualBlock  # noqa: E402
-from pyratok_jax.models.wan_vae.resample import Downsample, Upsample  # noqa: E402
+from pyratok_jax.models.wan_vae.layers import (  # noqa: E402
+    Downsample,
+    ResidualBlock,
+    Upsample,
+)
 from pyratok_jax.nn.causal_conv import CausalConv3d  # noqa: E402
 from pyratok_jax.nn.halo import in_strips  # noqa: E402
 from pyratok_jax.nn.lora import LoRAParam, add_lora  # noqa: E402

@@ -9,7 +9,7 @@ from the demo's training scenes; nothing of the held-out clips is seen.
 
 from ml_collections import ConfigDict
 
-from pyratok_jax.models.dino.config import DinoConfig
+from pyratok_jax.models.dino import DinoConfig
 from pyratok_jax.training.config import training_config
 
 

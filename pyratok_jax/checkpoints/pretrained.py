@@ -23,8 +23,7 @@ from pyratok_jax.checkpoints.weights import load_checkpoint, read_config
 from pyratok_jax.errors import UserError
 from pyratok_jax.io.atomic import write_bytes
 from pyratok_jax.io.documents import check_sizes, refusing
-from pyratok_jax.models.dino.config import DinoConfig
-from pyratok_jax.models.dino.model import Dino
+from pyratok_jax.models.dino import Dino, DinoConfig
 from pyratok_jax.models.language.kernels import GROUPS
 from pyratok_jax.models.language.model import LanguageModel
 from pyratok_jax.models.language.quantization import quantize_model

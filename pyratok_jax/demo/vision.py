@@ -18,8 +18,7 @@ from pyratok_jax.checkpoints.modules import module_arrays
 from pyratok_jax.checkpoints.pretrained import write_weights
 from pyratok_jax.demo.clips import PhasedTask
 from pyratok_jax.losses.features import cosine
-from pyratok_jax.models.dino.config import DinoConfig
-from pyratok_jax.models.dino.model import Dino
+from pyratok_jax.models.dino import Dino, DinoConfig
 from pyratok_jax.models.perceptual.lpips import LPIPS
 from pyratok_jax.tokenizer import to_model_range
 from pyratok_jax.training.loop.contracts import DeviceBatch, LossAndTerms, Progress

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from pyratok_jax.losses.pixel import choose_frames, take_frames
-from pyratok_jax.models.dino.model import DinoFeatures
+from pyratok_jax.models.dino import DinoFeatures
 
 # Images in [-1, 1] to features. It fits the sides to its patches itself.
 FeatureNetwork = Callable[[Float[Array, "n h w 3"]], DinoFeatures]

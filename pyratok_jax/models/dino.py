@@ -1,5 +1,11 @@
-"""DINO vision transformer: class and register tokens, patches, pre-norm blocks with LayerScale."""
+"""DINOv2 and DINOv3 vision transformers, the frozen reference networks of two losses.
 
+Class and register tokens, patches, pre-norm blocks with LayerScale. Positions of patches are rotary
+angles (DINOv3) or a learned grid, resized bicubically (DINOv2).
+"""
+
+import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -9,8 +15,114 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from pyratok_jax.models.dino.config import DinoConfig
-from pyratok_jax.models.dino.positions import resize_positions, rotary_angles, rotate
+_MAX_SIZE = 1 << 16
+
+
+@dataclasses.dataclass(frozen=True)
+class DinoConfig:
+    """One class for both generations; the defaults are DINOv3 ViT-B/16.
+
+    Attributes:
+        width, layers, heads, hidden: of the transformer; `hidden` is inside the MLP.
+        patch: side of a patch in pixels.
+        registers: register tokens after the class token.
+        gated: MLP of the form down(silu(gate) * up) in place of down(gelu(up)).
+        key_bias: whether the key projection has a bias (DINOv2).
+        epsilon: of the layer norms.
+        rope_theta: base of the rotary positions of patches; None for learned positions.
+        positions: side of the grid of learned positions, resized bicubically to other grids.
+        antialias: how that resizing is done (DINOv2 with registers: True).
+    """
+
+    width: int = 768
+    layers: int = 12
+    heads: int = 12
+    hidden: int = 3072
+    patch: int = 16
+    registers: int = 4
+    gated: bool = False
+    key_bias: bool = False
+    epsilon: float = 1e-5
+    rope_theta: float | None = 100.0
+    positions: int = 0
+    antialias: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("width", "layers", "heads", "hidden"):
+            if not 1 <= getattr(self, name) <= _MAX_SIZE:
+                raise ValueError(f"{name} {getattr(self, name)} must be from 1 to {_MAX_SIZE}")
+        if self.width % self.heads or self.width // self.heads % 4:
+            raise ValueError(
+                f"width {self.width} must give each of {self.heads} heads a multiple of 4"
+            )
+        if self.rope_theta is None and not self.positions:
+            raise ValueError("without rotary positions the grid of learned ones needs a side")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; `DinoConfig(**values)` reads them back."""
+        return dataclasses.asdict(self)
+
+
+def rotary_angles(rows: int, columns: int, head_width: int, theta: float) -> np.ndarray:
+    """(rows * columns, head_width) float32: angles of the patches' centres in [-1, 1].
+
+    A quarter of the width each for y and x, the two together repeated once for the rotated half.
+    """
+    frequency = theta ** -np.arange(0, 1, 4 / head_width, dtype=np.float32)
+    centres = [2 * (np.arange(n, dtype=np.float32) + 0.5) / n - 1 for n in (rows, columns)]
+    y, x = np.meshgrid(*centres, indexing="ij")
+    angles = 2 * np.pi * np.stack([y.ravel(), x.ravel()], axis=1)[..., None] * frequency
+    return np.tile(angles.reshape(rows * columns, -1), 2).astype(np.float32)
+
+
+def rotate(
+    x: Float[Array, "n l heads d"], angles: Float[np.ndarray, "patches d"]
+) -> Float[Array, "n l heads d"]:
+    """Rotate the last `patches` tokens; class and register tokens before them stay."""
+    prefix, patches = jnp.split(x, [x.shape[1] - len(angles)], axis=1)
+    first, second = jnp.split(patches, 2, axis=-1)
+    cos, sin = (f(angles)[:, None].astype(np.float32) for f in (np.cos, np.sin))
+    turned = patches * cos + jnp.concatenate([-second, first], axis=-1) * sin
+    return jnp.concatenate([prefix, turned.astype(x.dtype)], axis=1)
+
+
+def _cubic(x: np.ndarray, a: float) -> np.ndarray:
+    x = np.abs(x)
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = ((x - 5) * x + 8) * x * a - 4 * a
+    return np.where(x < 1, near, np.where(x < 2, far, 0.0))
+
+
+@functools.cache
+def bicubic_matrix(source: int, target: int, antialias: bool) -> np.ndarray:
+    """(target, source) float32 weights of a bicubic resize of one axis, corners not aligned.
+
+    The published models were resized in two ways: a sharp kernel (-0.75) whose taps beyond the edge
+    repeat the border, and an antialiased one (-0.5) whose taps beyond the edge are left out.
+    """
+    scale = source / target
+    centres = (np.arange(target) + 0.5) * scale - 0.5
+    if antialias:
+        distance = np.arange(source)[None] - centres[:, None]
+        weights = _cubic(distance / max(scale, 1.0), -0.5)
+        return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+    weights = np.zeros((target, source))
+    for row, centre in enumerate(centres):
+        for tap in range(int(np.floor(centre)) - 1, int(np.floor(centre)) + 3):
+            weights[row, np.clip(tap, 0, source - 1)] += _cubic(np.asarray(tap - centre), -0.75)
+    return weights.astype(np.float32)
+
+
+def resize_positions(
+    grid: Float[Array, "side side d"], rows: int, columns: int, antialias: bool
+) -> Float[Array, "rows columns d"]:
+    """Learned positions for another grid of patches."""
+    side = grid.shape[0]
+    if (rows, columns) == (side, side):
+        return grid
+    up, across = (bicubic_matrix(side, n, antialias) for n in (rows, columns))
+    return jnp.einsum("rh,cw,hwd->rcd", up, across, grid, precision="highest")
+
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -161,3 +273,26 @@ def fit_sides(
     if sides == (h, w):
         return images
     return jax.image.resize(images, (n, *sides, c), "bilinear")
+
+
+class LatentProjection(nnx.Module):
+    """Normalised latents to DINO's width, position by position: linear, GELU, linear.
+
+    It is small, so that the latent itself has to hold the features.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        width: int,
+        *,
+        rngs: nnx.Rngs,
+        hidden: int = 256,
+        dtype: DTypeLike = jnp.float32,
+    ):
+        self.hidden = nnx.Linear(channels, hidden, rngs=rngs, dtype=dtype)
+        self.out = nnx.Linear(hidden, width, rngs=rngs, dtype=dtype)
+
+    def __call__(self, latent: Float[Array, "b t h w z"]) -> Float[Array, "b t h w d"]:
+        """Features of every latent position."""
+        return self.out(jax.nn.gelu(self.hidden(latent)))

@@ -1,10 +1,13 @@
-"""Layers of the Mochi VAE.
+"""The Mochi VAE (genmo, mochi-1-preview): 6x8x8, 12 latent channels.
 
-The past of every convolution is copies of its first input frame; frames are padded with copies of
-their edges. Norms take their statistics over each frame.
+A causal encoder with attention over time, and a causal decoder. The past of every convolution is
+copies of its first input frame; frames are padded with copies of their edges. Norms take their
+statistics over each frame.
 """
 
-from typing import Any
+import dataclasses
+import math
+from typing import Any, ClassVar, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +16,104 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from pyratok_jax.nn.causal_conv import KEPT, Conv2d
+from pyratok_jax.models.vae_parts import ClipEncoder, WholeClipVAE
+from pyratok_jax.models.video_vae import VideoVAEConfig, check_statistics
+from pyratok_jax.nn.causal_conv import KEPT, Conv2d, LayerSettings
 from pyratok_jax.nn.first_frame_conv import FirstFrameConv3d
+from pyratok_jax.nn.grids import Stride
 from pyratok_jax.nn.group_norm import GroupNorm
+from pyratok_jax.nn.halo import cut, in_strips, join, strips_of
+from pyratok_jax.nn.remat import rematerialised
 from pyratok_jax.nn.stream_cache import StreamCache
+
+# Per-channel statistics of the latents, as published with the checkpoint.
+_MEAN = (
+    -0.06730895953510081, -0.038011381506090416, -0.07477820912866141, -0.05565264470995561,
+    0.012767231469026969, -0.04703542746246419, 0.043896967884726704, -0.09346305707025976,
+    -0.09918314763016893, -0.008729793427399178, -0.011931556316503654, -0.0321993391887285,
+)  # fmt: skip
+_STD = (
+    0.9263795028493863, 0.9248894543193766, 0.9393059390890617, 0.959253732819592,
+    0.8244560132752793, 0.917259975397747, 0.9294154431013696, 1.3720942357788521,
+    0.881393668867029, 0.9168315692124348, 0.9185249279345552, 0.9274757570805041,
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class MochiConfig(VideoVAEConfig):
+    """Sizes of one VAE; defaults are the published ones.
+
+    Widths must be multiples of 32: of the groups of its norms, and of a head of its attention.
+
+    Attributes:
+        encoder_widths: channels before the first downsampling and after each.
+        decoder_widths: channels after the last upsampling and before each, in reverse.
+        layers: residual blocks at each resolution, the latent's last, counted twice there.
+        time_strides: frames that each downsampling joins; sides are halved by each.
+        z_dim: latent channels.
+        keeps_first_frames: the decoder keeps all frames made of latent 0 up to its end, as
+            diffusers does, instead of dropping them after each upsampling, as the original does.
+            The same frames remain, with other values.
+        latents_mean, latents_std: statistics by which latents are normalised.
+    """
+
+    family: ClassVar[str] = "mochi"
+
+    encoder_widths: tuple[int, ...] = (64, 128, 256, 384)
+    decoder_widths: tuple[int, ...] = (128, 256, 512, 768)
+    layers: tuple[int, ...] = (3, 3, 4, 6, 3)
+    time_strides: tuple[int, ...] = (1, 2, 3)
+    z_dim: int = 12
+    keeps_first_frames: bool = False
+    latents_mean: tuple[float, ...] = _MEAN
+    latents_std: tuple[float, ...] = _STD
+
+    def __post_init__(self) -> None:
+        check_statistics(self)
+        stages = len(self.time_strides)
+        if not len(self.encoder_widths) == len(self.decoder_widths) == stages + 1:
+            raise ValueError(f"{stages} time_strides need {stages + 1} widths on each side")
+        if len(self.layers) != stages + 2:
+            raise ValueError(f"{stages} time_strides need {stages + 2} numbers of layers")
+
+    @property
+    def temporal_factor(self) -> int:
+        """Frames per latent frame after the first."""
+        return math.prod(self.time_strides)
+
+    @property
+    def spatial_factor(self) -> int:
+        """Pixels per latent position along a side."""
+        return 2 ** len(self.time_strides)
+
+    @property
+    def stage_channels(self) -> tuple[int, ...]:
+        """Channels after each downsampling's blocks, and of the last blocks of all."""
+        return (*self.encoder_widths[1:], self.encoder_widths[-1])
+
+    @property
+    def stage_strides(self) -> tuple[Stride, ...]:
+        """(time, space) stride in pixels of each of these features."""
+        strides = [
+            (math.prod(self.time_strides[: i + 1]), 2 ** (i + 1))
+            for i in range(len(self.time_strides))
+        ]
+        return (*strides, strides[-1])
+
+
+MOCHI = MochiConfig()
+
+
+def tiny(width: int = 32, **changes) -> MochiConfig:
+    """A small 6x8x8 instance with one residual block per stage and unit statistics."""
+    z = changes.get("z_dim", 4)
+    values = {
+        "encoder_widths": (width, width, width, 2 * width), "z_dim": z,
+        "decoder_widths": (width, width, width, 2 * width), "layers": (1, 1, 1, 1, 1),
+        "latents_mean": (0.0,) * z, "latents_std": (1.0,) * z,
+    }  # fmt: skip
+    return MochiConfig(**(values | changes))
+
 
 FREQUENCIES = (6, 7)  # of the Fourier features: sin and cos of 2 pi 2^k x
 HEAD = 32  # channels of a head
@@ -161,3 +258,92 @@ class UpBlock(Blocks):
         y = y.reshape(b, t * self.time, 2 * h, 2 * w, c // (self.time * 4))
         drops = not self.keeps_first and (cache is None or cache.first)
         return y[:, self.time - 1 :] if drops else y
+
+
+class Encoder(ClipEncoder):
+    """Fourier features, blocks without attention, three downsamplings, last blocks, output head."""
+
+    def __init__(self, config: MochiConfig, *, remat: str, **settings):
+        wide, layers = config.encoder_widths, config.layers
+        pixels = 3 * (1 + 2 * len(FREQUENCIES))
+        self.proj_in = Conv2d(pixels, wide[0], (1, 1), **settings)
+        self.block_in = Blocks(wide[0], layers[0], attends=False, **settings)
+        self.down_blocks = nnx.List(
+            [
+                DownBlock(wide[i], wide[i + 1], layers[i + 1], time, **settings)
+                for i, time in enumerate(config.time_strides)
+            ]
+        )
+        self.block_out = Blocks(wide[-1], layers[-1], attends=True, **settings)
+        self.norm_out = frame_norm(wide[-1], **settings)
+        self.proj_out = Conv2d(wide[-1], 2 * config.z_dim, (1, 1), use_bias=False, **settings)
+        self.stride, self.remat = config.spatial_factor, remat
+
+    def __call__(self, video: Float[Array, "b t h w 3"]) -> tuple[Array, tuple[Array, ...]]:
+        """Moments (b, t', h', w', 2 z) and features of the downsamplings and the last blocks."""
+        run = rematerialised(self.remat, video.size // 3)
+        stages = []
+        with in_strips(strips_of(video.shape[2], self.stride)):
+            x = run(self.block_in, self.proj_in(fourier_features(cut(video))))
+            for block in (*self.down_blocks, self.block_out):
+                x = run(block, x)
+                stages.append(join(x))
+            return join(self.proj_out(self.norm_out(x, activate=True))), tuple(stages)
+
+
+class Decoder(nnx.Module):
+    """Blocks at the latent's resolution, three upsamplings, last blocks, output head."""
+
+    def __init__(self, config: MochiConfig, *, remat: str, **settings):
+        wide, layers = config.decoder_widths[::-1], config.layers[::-1]
+        self.conv_in = FirstFrameConv3d(config.z_dim, wide[0], (1, 1, 1), **settings)
+        self.block_in = Blocks(wide[0], layers[0], attends=False, **settings)
+        keeps = {"keeps_first": config.keeps_first_frames}
+        self.up_blocks = nnx.List(
+            [
+                UpBlock(wide[i], wide[i + 1], layers[i + 1], time, **keeps, **settings)
+                for i, time in enumerate(config.time_strides[::-1])
+            ]
+        )
+        self.block_out = Blocks(wide[-1], layers[-1], attends=False, **settings)
+        self.proj_out = Conv2d(wide[-1], 3, (1, 1), **settings)
+        self.factors, self.remat = (config.temporal_factor, config.spatial_factor), remat
+        self.surplus = config.temporal_factor - 1 if config.keeps_first_frames else 0
+
+    def __call__(
+        self, z: Float[Array, "b t h w z"], cache: StreamCache | None = None
+    ) -> Float[Array, "b T H W 3"]:
+        """Video of latents, not clamped; with a cache, of one chunk of them."""
+        b, t, h, w, _ = z.shape
+        run = rematerialised(self.remat, b * t * h * w * self.factors[0] * self.factors[1] ** 2)
+        with in_strips(strips_of(h)):
+            x = run(self.block_in, self.conv_in(cut(z)), cache)
+            for block in (*self.up_blocks, self.block_out):
+                x = run(block, x, cache)
+            x = join(self.proj_out(jax.nn.silu(x)))
+        return x[:, self.surplus :] if cache is None or cache.first else x
+
+
+class MochiVAE(WholeClipVAE):
+    """The VAE. Videos to be encoded must be float32.
+
+    Its decoder streams; its encoder does not in constant memory, as it attends to all earlier
+    frames, so that clips are not streamed.
+    """
+
+    config: MochiConfig
+    decoder: Decoder
+
+    def __init__(
+        self, config: MochiConfig, *, remat: str = "none", **settings: Unpack[LayerSettings]
+    ):
+        """Build with random weights; see `VideoVAE`."""
+        self.config = config
+        self.encoder = Encoder(config, remat=remat, **settings)
+        self.decoder = Decoder(config, remat=remat, **settings)
+
+    def decode(
+        self, z: Float[Array, "b t h w z"], cache: StreamCache | None = None
+    ) -> Float[Array, "b T H W 3"]:
+        """See `VideoVAE.decode`; with a cache, of the next chunk of latent frames, exactly."""
+        return self.decoder(z, cache)

@@ -1,11 +1,11 @@
 """Sizes by name, published and the demo's, for programs that are compiled without the weights."""
 
-from pyratok_jax.models.cogvideox.config import COGVIDEOX_2B, COGVIDEOX_5B
-from pyratok_jax.models.dino.config import DinoConfig
-from pyratok_jax.models.hunyuan_video.config import HUNYUAN_VIDEO
+from pyratok_jax.models.cogvideox import COGVIDEOX_2B, COGVIDEOX_5B
+from pyratok_jax.models.dino import DinoConfig
+from pyratok_jax.models.hunyuan_video import HUNYUAN_VIDEO
 from pyratok_jax.models.language.config import LanguageConfig, RopeConfig
-from pyratok_jax.models.mochi.config import MOCHI
-from pyratok_jax.models.svd.config import SVD
+from pyratok_jax.models.mochi import MOCHI
+from pyratok_jax.models.svd import SVD
 from pyratok_jax.models.video_vae import VideoVAEConfig
 from pyratok_jax.models.wan_vae.config import DEMO, WAN21, WAN22
 

@@ -32,29 +32,25 @@ def _wan() -> Family:
 
 
 def _cogvideox() -> Family:
-    from pyratok_jax.models.cogvideox.config import CogVideoXConfig
-    from pyratok_jax.models.cogvideox.model import CogVideoXVAE
+    from pyratok_jax.models.cogvideox import CogVideoXConfig, CogVideoXVAE
 
     return Family(CogVideoXConfig, CogVideoXVAE, "cogvideox_vae")
 
 
 def _hunyuan_video() -> Family:
-    from pyratok_jax.models.hunyuan_video.config import HunyuanVideoConfig
-    from pyratok_jax.models.hunyuan_video.model import HunyuanVideoVAE
+    from pyratok_jax.models.hunyuan_video import HunyuanVideoConfig, HunyuanVideoVAE
 
     return Family(HunyuanVideoConfig, HunyuanVideoVAE, "hunyuan_video_vae")
 
 
 def _mochi() -> Family:
-    from pyratok_jax.models.mochi.config import MochiConfig
-    from pyratok_jax.models.mochi.model import MochiVAE
+    from pyratok_jax.models.mochi import MochiConfig, MochiVAE
 
     return Family(MochiConfig, MochiVAE, "mochi_vae")
 
 
 def _svd() -> Family:
-    from pyratok_jax.models.svd.config import SVDConfig
-    from pyratok_jax.models.svd.model import SVDVAE
+    from pyratok_jax.models.svd import SVDVAE, SVDConfig
 
     return Family(SVDConfig, SVDVAE, "svd_vae")
 

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from pyratok_jax.checkpoints.partition import Partition
 from pyratok_jax.data.buckets import Bucket, parse_buckets
 from pyratok_jax.errors import UserError
-from pyratok_jax.models.dino.model import Dino
+from pyratok_jax.models.dino import Dino
 from pyratok_jax.models.language.model import LanguageModel
 from pyratok_jax.models.language.quantization import quantize_model
 from pyratok_jax.models.perceptual.lpips import LPIPS

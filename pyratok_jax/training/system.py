@@ -16,8 +16,7 @@ from pyratok_jax.losses.objective import LossSettings, LossWeights, Posterior, o
 from pyratok_jax.metrics.code_usage import usage_metrics
 from pyratok_jax.models import video_vae
 from pyratok_jax.models.alignment import Alignment
-from pyratok_jax.models.dino.model import Dino, DinoFeatures, fit_sides
-from pyratok_jax.models.dino.projection import LatentProjection
+from pyratok_jax.models.dino import Dino, DinoFeatures, LatentProjection, fit_sides
 from pyratok_jax.models.language.model import LanguageModel
 from pyratok_jax.models.language.text import TextEncoder
 from pyratok_jax.models.masking import MaskingConfig, mask_video

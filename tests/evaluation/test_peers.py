@@ -157,8 +157,7 @@ def test_a_vae_of_diffusers_reconstructs_the_clips(videos, tmp_path, family):
     """And what it gives is ours with the same weights, padding included."""
     from benchmarks.diffusers_reconstructions import main as reconstruct
     from pyratok_jax.data.padding import to_model_range
-    from pyratok_jax.models.cogvideox import config as cogvideox
-    from pyratok_jax.models.svd import config as svd
+    from pyratok_jax.models import cogvideox, svd
     from tests.models.vae_reference import our_vae, torch_vae
 
     sizes = {"svd": svd, "cogvideox": cogvideox}[family].tiny()

@@ -9,8 +9,7 @@ from flax import nnx
 
 from pyratok_jax.losses import features as F
 from pyratok_jax.losses.objective import LossSettings, LossWeights, objective
-from pyratok_jax.models.dino.model import DinoFeatures
-from pyratok_jax.models.dino.projection import LatentProjection
+from pyratok_jax.models.dino import DinoFeatures, LatentProjection
 from pyratok_jax.models.pyratok.model import PyraTokOutput
 
 NONE = LossWeights(**{f.name: 0.0 for f in dataclasses.fields(LossWeights)})

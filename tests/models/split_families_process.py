@@ -15,11 +15,7 @@ from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from pyratok_jax.models import video_vae
-from pyratok_jax.models.cogvideox import config as cogvideox
-from pyratok_jax.models.hunyuan_video import config as hunyuan_video
-from pyratok_jax.models.mochi import config as mochi
-from pyratok_jax.models.svd import config as svd
+from pyratok_jax.models import cogvideox, hunyuan_video, mochi, svd, video_vae
 from pyratok_jax.models.vae_families import build_vae
 from pyratok_jax.nn import frame_attention
 from pyratok_jax.nn.partitioning import Split, over_devices

@@ -7,9 +7,7 @@ import pytest
 import torch
 from flax import nnx
 
-from pyratok_jax.models.hunyuan_video import config as hunyuan_video
-from pyratok_jax.models.mochi import config as mochi
-from pyratok_jax.models.svd import config as svd
+from pyratok_jax.models import hunyuan_video, mochi, svd
 from pyratok_jax.models.vae_families import build_vae
 from pyratok_jax.models.video_vae import VideoVAE, decode_next
 from tests.models.vae_reference import (

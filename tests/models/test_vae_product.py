@@ -8,12 +8,9 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from pyratok_jax.models.cogvideox import config as cogvideox
-from pyratok_jax.models.hunyuan_video import config as hunyuan_video
-from pyratok_jax.models.mochi import config as mochi
+from pyratok_jax.models import cogvideox, hunyuan_video, mochi, svd
 from pyratok_jax.models.pyratok.config import PyraTokConfig
 from pyratok_jax.models.pyratok.model import PyraTok
-from pyratok_jax.models.svd import config as svd
 from pyratok_jax.nn.grids import grid_shape
 from pyratok_jax.nn.lora import LoRAParam
 from pyratok_jax.nn.stream_cache import StreamCache

@@ -11,11 +11,11 @@ import pytest
 from flax import nnx
 
 from pyratok_jax.models import vae_families
-from pyratok_jax.models.cogvideox.config import COGVIDEOX_2B
-from pyratok_jax.models.hunyuan_video.config import HUNYUAN_VIDEO
+from pyratok_jax.models.cogvideox import COGVIDEOX_2B
+from pyratok_jax.models.hunyuan_video import HUNYUAN_VIDEO
 from pyratok_jax.models.pyratok.config import PyraTokConfig
 from pyratok_jax.models.pyratok.model import PyraTok
-from pyratok_jax.models.svd.config import SVD
+from pyratok_jax.models.svd import SVD
 from pyratok_jax.models.vae_families import Family, build_vae, config_from_dict, config_to_dict
 from pyratok_jax.models.video_vae import Encoded, VideoVAE, VideoVAEConfig
 from pyratok_jax.models.wan_vae.config import WAN21, WAN22, WanVAEConfig, tiny

@@ -13,7 +13,7 @@ from flax import nnx
 from pyratok_jax import ablate
 from pyratok_jax.data.buckets import Bucket
 from pyratok_jax.errors import UserError
-from pyratok_jax.models.dino.model import Dino
+from pyratok_jax.models.dino import Dino
 from pyratok_jax.models.language.model import LanguageModel
 from pyratok_jax.models.sizes import VAES
 from pyratok_jax.models.wan_vae.config import tiny

@@ -11,8 +11,7 @@ from pyratok_jax.checkpoints.conversion import Entry, match, write_checkpoint
 from pyratok_jax.checkpoints.foreign.sources import sources_from_arrays
 from pyratok_jax.checkpoints.modules import module_arrays
 from pyratok_jax.data.config import data_config
-from pyratok_jax.models.dino.config import DinoConfig
-from pyratok_jax.models.dino.model import Dino
+from pyratok_jax.models.dino import Dino, DinoConfig
 from pyratok_jax.models.language.config import LanguageConfig
 from pyratok_jax.models.language.model import LanguageModel
 from pyratok_jax.models.wan_vae.config import WanVAEConfig

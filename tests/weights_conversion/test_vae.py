@@ -15,10 +15,7 @@ from safetensors.numpy import load_file, save_file
 from pyratok_jax.checkpoints.pretrained import load_backbone
 from pyratok_jax.checkpoints.weights import read_config
 from pyratok_jax.errors import UserError
-from pyratok_jax.models.cogvideox import config as cogvideox
-from pyratok_jax.models.hunyuan_video import config as hunyuan_video
-from pyratok_jax.models.mochi import config as mochi
-from pyratok_jax.models.svd import config as svd
+from pyratok_jax.models import cogvideox, hunyuan_video, mochi, svd
 from pyratok_jax.models.wan_vae.config import WAN21
 from weights_conversion.vae import converting
 from weights_conversion.vae.__main__ import main

@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from pyratok_jax.models.cogvideox.config import COGVIDEOX_2B, CogVideoXConfig
+from pyratok_jax.models.cogvideox import COGVIDEOX_2B, CogVideoXConfig
 from weights_conversion.vae.naming import Converter, Naming, Place, diffusers_sizes
 
 _CAUSAL = re.compile(r"(conv_in|conv_out|conv1|conv2|conv_y|conv_b)$")

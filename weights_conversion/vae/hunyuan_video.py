@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from pyratok_jax.models.hunyuan_video.config import HUNYUAN_VIDEO, HunyuanVideoConfig
+from pyratok_jax.models.hunyuan_video import HUNYUAN_VIDEO, HunyuanVideoConfig
 from weights_conversion.vae.naming import Converter, Naming, Place, diffusers_sizes
 
 _CAUSAL = re.compile(r"\.(conv|conv_in|conv_out|conv1|conv2|conv_shortcut)$")

@@ -4,7 +4,7 @@ import dataclasses
 import re
 from typing import Any
 
-from pyratok_jax.models.mochi.config import MOCHI, MochiConfig
+from pyratok_jax.models.mochi import MOCHI, MochiConfig
 from weights_conversion.vae.naming import Converter, Naming, Place
 
 _LINEAR = re.compile(r"(proj|proj_in|proj_out|to_q|to_k|to_v|to_out\.0)$")

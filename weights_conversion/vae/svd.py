@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from pyratok_jax.models.svd.config import SVD, SVDConfig
+from pyratok_jax.models.svd import SVD, SVDConfig
 from weights_conversion.vae.naming import Converter, Naming, Place, diffusers_sizes
 
 _DECODER = "first_stage_model.decoder."

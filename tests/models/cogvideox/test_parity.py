@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from flax import nnx
 
-from pyratok_jax.models.cogvideox.config import COGVIDEOX_2B, tiny
-from pyratok_jax.models.cogvideox.model import CogVideoXVAE
+from pyratok_jax.models.cogvideox import COGVIDEOX_2B, CogVideoXVAE, tiny
 from tests.models import vae_reference as reference
 
 SLOW = pytest.mark.slow

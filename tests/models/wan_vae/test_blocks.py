@@ -8,7 +8,7 @@ import torch
 from diffusers.models.autoencoders import autoencoder_kl_wan as theirs
 from flax import nnx
 
-from pyratok_jax.models.wan_vae import layers, resample
+from pyratok_jax.models.wan_vae import layers
 from pyratok_jax.nn import halo, lowering
 from pyratok_jax.nn.frame_attention import attend, blockwise
 from tests.models.wan_vae.reference import from_torch, noise, quick, relative, to_torch
@@ -156,7 +156,7 @@ NAMES = {"module.": "", "resample.1": "spatial"}
 def test_downsampling(halves_time):
     mode = "downsample3d" if halves_time else "downsample2d"
     module = Chunked(theirs.WanResample(4, mode), 4)
-    ours = make(resample.Downsample, 4, halves_time=halves_time)
+    ours = make(layers.Downsample, 4, halves_time=halves_time)
     copy(module, ours, NAMES)
     compare(module, ours, noise(1, 9, 4, 6, 4))
 
@@ -166,7 +166,7 @@ def test_downsampling(halves_time):
 def test_upsampling(doubles_time, form):
     mode = "upsample3d" if doubles_time else "upsample2d"
     module = Chunked(theirs.WanResample(4, mode), 1)
-    ours = make(resample.Upsample, 4, 2, doubles_time=doubles_time)
+    ours = make(layers.Upsample, 4, 2, doubles_time=doubles_time)
     copy(module, ours, NAMES)
     with lowering.conv_lowering(form):
         compare(module, ours, noise(1, 4, 4, 6, 4))
@@ -175,7 +175,7 @@ def test_upsampling(doubles_time, form):
 @pytest.mark.parametrize(("frames", "time", "space", "out"), [(5, 2, 2, 8), (3, 1, 2, 4)])
 def test_average_down(frames, time, space, out):
     module = theirs.AvgDown3D(4, out, time, space)
-    compare(module, lambda x: resample.average_down(x, out, time, space), noise(1, frames, 4, 6, 4))
+    compare(module, lambda x: layers.average_down(x, out, time, space), noise(1, frames, 4, 6, 4))
 
 
 @pytest.mark.parametrize(("time", "space", "out"), [(2, 2, 4), (1, 2, 2)])
@@ -183,14 +183,14 @@ def test_duplicate_up(time, space, out):
     module = theirs.DupUp3D(4, out, time, space)
     x = noise(1, 3, 2, 3, 4)
     expected = from_torch(module(to_torch(x), first_chunk=True))
-    assert relative(resample.duplicate_up(x, out, time, space), expected) == 0
+    assert relative(layers.duplicate_up(x, out, time, space), expected) == 0
 
 
 def test_patches():
     video = noise(1, 2, 4, 6, 3)
     expected = from_torch(theirs.patchify(to_torch(video), 2))
-    assert relative(resample.patchify(video, 2), expected) == 0
-    assert relative(resample.unpatchify(resample.patchify(video, 2), 2), video) == 0
+    assert relative(layers.patchify(video, 2), expected) == 0
+    assert relative(layers.unpatchify(layers.patchify(video, 2), 2), video) == 0
 
 
 @pytest.mark.parametrize("batch", [1, 2])
