@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 
 from pyratok_jax.checkpoints.foreign.language_model import load_language_model
-from pyratok_jax.models.language.quantization import parameter_bytes, quantize_model
+from pyratok_jax.models.language.model import parameter_bytes, quantize_model
 
 TEXT = (
     "A red car drives along a coastal road while waves break on the rocks. The camera follows "

@@ -22,7 +22,7 @@ from pyratok_jax.data.captions import CaptionTokenizer
 from pyratok_jax.data.world.films import WorldFilm
 from pyratok_jax.data.world.scenes import KINDS, Scene, draw_backdrop, draw_thing
 from pyratok_jax.data.world.sentences import caption
-from pyratok_jax.models.language.text import TextEncoder
+from pyratok_jax.models.language.model import TextEncoder
 from pyratok_jax.models.vae_families import build_vae
 from pyratok_jax.models.video_vae import VideoVAE
 from pyratok_jax.nn.text_attention import TextCondition

@@ -13,7 +13,7 @@ from pyratok_jax.data.sources.registry import load_source
 from pyratok_jax.errors import UserError, run_cli
 from pyratok_jax.io.cli import command_parser, local_path
 from pyratok_jax.io.progress import PlainConsole, track
-from pyratok_jax.models.language.text import TextEncoder
+from pyratok_jax.models.language.model import TextEncoder
 
 
 def main() -> int:

@@ -16,7 +16,7 @@ from pyratok_jax.data import prepare
 from pyratok_jax.errors import run_cli
 from pyratok_jax.tokens import inspect as token_inspect
 from pyratok_jax.training.config import training_config
-from pyratok_jax.training.loop.train import train
+from pyratok_jax.training.loop.loop import train
 from tests.data.synthetic import numbered_frames, write_video
 from tests.evaluation.test_engine import Counting
 from tests.test_damaged_files import blocks, shard_of, tokenizer  # noqa: F401

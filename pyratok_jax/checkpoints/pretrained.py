@@ -25,8 +25,7 @@ from pyratok_jax.io.atomic import write_bytes
 from pyratok_jax.io.documents import check_sizes, refusing
 from pyratok_jax.models.dino import Dino, DinoConfig
 from pyratok_jax.models.language.kernels import GROUPS
-from pyratok_jax.models.language.model import LanguageModel
-from pyratok_jax.models.language.quantization import quantize_model
+from pyratok_jax.models.language.model import LanguageModel, quantize_model
 from pyratok_jax.models.vae_families import config_from_dict, kinds
 from pyratok_jax.models.video_vae import VideoVAEConfig
 

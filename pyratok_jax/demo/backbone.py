@@ -28,7 +28,7 @@ from pyratok_jax.models.wan_vae.config import WanVAEConfig
 from pyratok_jax.models.wan_vae.model import WanVAE
 from pyratok_jax.nn import partitioning
 from pyratok_jax.tokenizer import to_model_range
-from pyratok_jax.training.loop.train import train
+from pyratok_jax.training.loop.loop import train
 
 LINEAR = "linear.npz"  # of a working folder: what its linear path was fitted to be
 
@@ -43,7 +43,7 @@ class BackboneSystem(nnx.Module):
 
 
 class BackboneTask(PhasedTask):
-    """What `loop.train` needs to know of the VAE's training."""
+    """What `train` needs to know of the VAE's training."""
 
     def __init__(self, config: ConfigDict):
         self.config = config

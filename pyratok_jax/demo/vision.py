@@ -22,7 +22,7 @@ from pyratok_jax.models.dino import Dino, DinoConfig
 from pyratok_jax.models.perceptual.lpips import LPIPS
 from pyratok_jax.tokenizer import to_model_range
 from pyratok_jax.training.loop.contracts import DeviceBatch, LossAndTerms, Progress
-from pyratok_jax.training.loop.train import Trained, train
+from pyratok_jax.training.loop.loop import Trained, train
 
 
 class VisionSystem(nnx.Module):

@@ -45,7 +45,7 @@ from pyratok_jax.evaluation.vision.temporal_detection import (
     propose,
     window_means,
 )
-from pyratok_jax.models.pyratok.attention_maps import attention_maps
+from pyratok_jax.models.pyratok.model import attention_maps
 from pyratok_jax.models.pyratok.quantizers.lapq import LaPQ
 from pyratok_jax.tokenizer import to_model_range
 

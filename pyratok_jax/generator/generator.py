@@ -12,7 +12,7 @@ from pyratok_jax.data.captions import CaptionTokenizer
 from pyratok_jax.data.padding import Padding
 from pyratok_jax.errors import UserError
 from pyratok_jax.generator.drawing import Drawing, codes_of, ids_of
-from pyratok_jax.models.language.text import TextEncoder
+from pyratok_jax.models.language.model import TextEncoder
 from pyratok_jax.models.prior.conditioning import Condition
 from pyratok_jax.models.prior.layout import Layout
 from pyratok_jax.models.prior.model import Prior

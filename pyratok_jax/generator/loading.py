@@ -16,7 +16,7 @@ from pyratok_jax.errors import UserError
 from pyratok_jax.generator.description import ADVICE, DESCRIPTION, read_description
 from pyratok_jax.generator.generator import Generator
 from pyratok_jax.io.documents import refusing
-from pyratok_jax.models.language.text import TextEncoder
+from pyratok_jax.models.language.model import TextEncoder
 from pyratok_jax.models.prior.config import PriorConfig
 from pyratok_jax.models.prior.model import Prior
 from pyratok_jax.models.prior.sampling import Sampling

@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from pyratok_jax.models.language.rope import mixed_positions
+from pyratok_jax.models.language.attention import mixed_positions
 from pyratok_jax.models.pyratok.lfq import bits_to_ids, hard_sign, straight_through
 from pyratok_jax.nn.partitioning import constrain_batch_sharding
 

@@ -18,8 +18,7 @@ from jaxtyping import Array, Float
 
 from pyratok_jax.models.vae_parts import ClipEncoder, WholeClipVAE
 from pyratok_jax.models.video_vae import VideoVAEConfig, check_statistics
-from pyratok_jax.nn.causal_conv import KEPT, Conv2d, LayerSettings
-from pyratok_jax.nn.first_frame_conv import FirstFrameConv3d
+from pyratok_jax.nn.causal_conv import KEPT, Conv2d, FirstFrameConv3d, LayerSettings
 from pyratok_jax.nn.grids import Stride
 from pyratok_jax.nn.group_norm import GroupNorm
 from pyratok_jax.nn.halo import cut, in_strips, join, strips_of

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import UInt8, UInt32
 
 from pyratok_jax.data.padding import ClipSizes, Padding
-from pyratok_jax.models.language.text import TextEncoder
+from pyratok_jax.models.language.model import TextEncoder
 from pyratok_jax.models.pyratok.config import PyraTokConfig
 from pyratok_jax.nn.text_attention import TextCondition
 

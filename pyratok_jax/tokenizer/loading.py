@@ -29,7 +29,7 @@ from pyratok_jax.io import documents
 from pyratok_jax.io.atomic import write_json
 from pyratok_jax.io.documents import check_sizes, check_types, checked, read_json, refusing
 from pyratok_jax.models.alignment import Alignment
-from pyratok_jax.models.language.text import TextEncoder
+from pyratok_jax.models.language.model import TextEncoder
 from pyratok_jax.models.pyratok.config import PyraTokConfig
 from pyratok_jax.models.pyratok.model import PyraTok
 from pyratok_jax.models.vae_families import UNNAMED, config_from_dict, vae_family

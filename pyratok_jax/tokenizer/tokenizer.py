@@ -16,7 +16,7 @@ from pyratok_jax.data.captions import CaptionTokenizer
 from pyratok_jax.data.padding import Padding
 from pyratok_jax.errors import UserError
 from pyratok_jax.models.alignment import Alignment
-from pyratok_jax.models.language.text import TextEncoder
+from pyratok_jax.models.language.model import TextEncoder
 from pyratok_jax.models.pyratok.lfq import ids_to_bits
 from pyratok_jax.models.pyratok.model import PyraTok
 from pyratok_jax.nn.text_attention import TextCondition

@@ -17,8 +17,7 @@ from pyratok_jax.checkpoints.partition import Partition
 from pyratok_jax.data.buckets import Bucket, parse_buckets
 from pyratok_jax.errors import UserError
 from pyratok_jax.models.dino import Dino
-from pyratok_jax.models.language.model import LanguageModel
-from pyratok_jax.models.language.quantization import quantize_model
+from pyratok_jax.models.language.model import LanguageModel, quantize_model
 from pyratok_jax.models.perceptual.lpips import LPIPS
 from pyratok_jax.models.sizes import LANGUAGE_MODELS, VAES, VISION_MODELS
 from pyratok_jax.training.optimizer import make_optimizer

@@ -25,8 +25,7 @@ from pyratok_jax.models.masking import MaskingConfig
 from pyratok_jax.models.prior.config import PriorConfig
 from pyratok_jax.models.prior.sampling import Sampling
 from pyratok_jax.models.pyratok.config import PyraTokConfig
-from pyratok_jax.training.config_files import resolve_config
-from pyratok_jax.training.config_help import help_text
+from pyratok_jax.training.config_command import help_text, resolve_config
 
 
 def training_config(**changes: Any) -> ConfigDict:

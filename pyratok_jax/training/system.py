@@ -17,8 +17,7 @@ from pyratok_jax.metrics.code_usage import usage_metrics
 from pyratok_jax.models import video_vae
 from pyratok_jax.models.alignment import Alignment
 from pyratok_jax.models.dino import Dino, DinoFeatures, LatentProjection, fit_sides
-from pyratok_jax.models.language.model import LanguageModel
-from pyratok_jax.models.language.text import TextEncoder
+from pyratok_jax.models.language.model import LanguageModel, TextEncoder
 from pyratok_jax.models.masking import MaskingConfig, mask_video
 from pyratok_jax.models.pyratok.config import PyraTokConfig
 from pyratok_jax.models.pyratok.inputs import level_inputs

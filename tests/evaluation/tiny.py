@@ -5,8 +5,7 @@ from flax import nnx
 from pyratok_jax.data.captions import CaptionTokenizer
 from pyratok_jax.models.alignment import Alignment
 from pyratok_jax.models.language.config import tiny
-from pyratok_jax.models.language.model import LanguageModel
-from pyratok_jax.models.language.text import TextEncoder
+from pyratok_jax.models.language.model import LanguageModel, TextEncoder
 from pyratok_jax.models.pyratok.model import PyraTok
 from pyratok_jax.tokenizer import Tokenizer
 from tests.tiny_tokenizer import GRIDS, tiny_config

@@ -16,7 +16,7 @@ from pyratok_jax.generator.description import DESCRIPTION
 from pyratok_jax.tokenizer import Tokenizer
 from pyratok_jax.tokens.dataset import TokenDataset, read_all
 from pyratok_jax.tokens.decoding import Selection, decode_all
-from pyratok_jax.training.loop.train import train
+from pyratok_jax.training.loop.loop import train
 from pyratok_jax.training.tasks import generator as task_module
 from pyratok_jax.training.tasks.generator import GeneratorTask
 from tests.generator.tiny import GRIDS, config, same, tokenizer, write_tokens

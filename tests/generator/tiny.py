@@ -11,8 +11,7 @@ from ml_collections import ConfigDict
 from pyratok_jax.data.captions import CaptionTokenizer
 from pyratok_jax.io.shards import ShardWriter, shard_name
 from pyratok_jax.models.language.config import LanguageConfig
-from pyratok_jax.models.language.model import LanguageModel
-from pyratok_jax.models.language.text import TextEncoder
+from pyratok_jax.models.language.model import LanguageModel, TextEncoder
 from pyratok_jax.models.pyratok.model import PyraTok
 from pyratok_jax.tokenizer import Tokenizer
 from pyratok_jax.tokens.schema import TokenRecord, encode_record

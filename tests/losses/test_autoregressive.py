@@ -12,8 +12,7 @@ from pyratok_jax.losses.autoregressive import autoregressive_loss, caption_nats
 from pyratok_jax.losses.codebook import entropy
 from pyratok_jax.models.alignment import Alignment
 from pyratok_jax.models.language.config import tiny
-from pyratok_jax.models.language.model import LanguageModel
-from pyratok_jax.models.language.text import TextEncoder
+from pyratok_jax.models.language.model import LanguageModel, TextEncoder
 from pyratok_jax.models.pyratok.lfq import quantize
 from pyratok_jax.models.pyratok.regions import spread_tokens
 from pyratok_jax.nn.grids import PRESETS, grid_shape

@@ -77,7 +77,7 @@ def test_real_states_are_one_hot_and_alike_until_they_are_standardised():
     from pyratok_jax.data.captions import CaptionTokenizer
     from pyratok_jax.data.world.films import world_film
     from pyratok_jax.losses.text import feature_kl
-    from pyratok_jax.models.language.text import TextEncoder
+    from pyratok_jax.models.language.model import TextEncoder
     from pyratok_jax.models.text_statistics import plain_captions
 
     language = load_language("builtin:smollm2")

@@ -33,7 +33,7 @@ def hash_after_change(copy, file):
     [
         "models/pyratok/quantizers/vector.py", "models/pyratok/quantizers/lookup_free.py",
         "data/captions.py", "data/padding.py", "tokens/blocks.py", "nn/halo.py",
-        "models/wan_vae/model.py", "models/language/text.py", "models/language/attention.py",
+        "models/wan_vae/model.py", "models/language/model.py", "models/language/attention.py",
     ],
 )  # fmt: skip
 def test_a_change_of_the_encoder_changes_the_hash(copy, file):

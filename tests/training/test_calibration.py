@@ -6,12 +6,11 @@ import numpy as np
 from flax import nnx
 
 from pyratok_jax.checkpoints.partition import stored_name
-from pyratok_jax.models.pyratok.latent_metric import each_position, energy, square_root
 from pyratok_jax.models.pyratok.model import PyraTok
+from pyratok_jax.models.pyratok.quantizers.final_latent import each_position, energy, square_root
 from pyratok_jax.nn.grids import depth_to_space
 from pyratok_jax.nn.lowering import conv_lowering
-from pyratok_jax.training.init.decoder_metric import decoder_metric, metric_of
-from pyratok_jax.training.init.refinement import Encoded, refine
+from pyratok_jax.training.init.calibration import Encoded, decoder_metric, metric_of, refine
 from tests.tiny_tokenizer import tiny_config
 
 quantize = nnx.jit(PyraTok.quantize)

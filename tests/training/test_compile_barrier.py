@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from pyratok_jax.training.distributed import compile_barrier
-from pyratok_jax.training.distributed.compile_barrier import AheadOfTime
-from pyratok_jax.training.distributed.coordinator import Coordinator
+from pyratok_jax.training.distributed import coordinator
+from pyratok_jax.training.distributed.coordinator import AheadOfTime, Coordinator
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,7 +28,7 @@ def events(monkeypatch):
     """What happens at the coordinator of a run of two processes, and in the function."""
     found = []
     service = Coordinator(Client(found), 0, 2, "127.0.0.1:1")
-    monkeypatch.setattr(compile_barrier, "coordinator", lambda: service)
+    monkeypatch.setattr(coordinator, "coordinator", lambda: service)
     return found
 
 
@@ -56,7 +55,7 @@ def test_processes_wait_between_compilation_and_the_first_run(events):
 
 
 def test_a_process_alone_waits_for_nobody():
-    compile_barrier.barrier()
+    coordinator.barrier()
     add = AheadOfTime(jax.jit(lambda x, y: x + y))
     assert add(jnp.ones(2), jnp.ones(2)).tolist() == [2, 2]
 

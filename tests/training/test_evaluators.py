@@ -13,7 +13,7 @@ from pyratok_jax.training.config import parse_flags, training_config
 from pyratok_jax.training.distributed.sharding import make_mesh
 from pyratok_jax.training.evaluators.heldout import HeldoutReconstruction, other_caption
 from pyratok_jax.training.loop.contracts import ModelView
-from pyratok_jax.training.loop.train import train
+from pyratok_jax.training.loop.loop import train
 from pyratok_jax.training.registry import make_evaluators
 from pyratok_jax.training.tasks.tokenizer import TokenizerTask
 from tests.training.processes import rows

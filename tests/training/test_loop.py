@@ -11,9 +11,9 @@ import pytest
 
 from pyratok_jax.errors import UserError
 from pyratok_jax.training.config import parse_command, training_config
+from pyratok_jax.training.loop.loop import train
 from pyratok_jax.training.loop.metrics_log import read_metrics
 from pyratok_jax.training.loop.monitoring import over_processes, profiled_steps
-from pyratok_jax.training.loop.train import train
 from tests.compiler_flags import plain_environment
 from tests.training.processes import rows
 from tests.training.worker import LineTask

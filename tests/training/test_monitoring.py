@@ -1,7 +1,7 @@
 """The guard speaks once when a level stays low, and again only after it had recovered."""
 
+from pyratok_jax.training.loop.loop import train
 from pyratok_jax.training.loop.monitoring import CollapseGuard
-from pyratok_jax.training.loop.train import train
 from pyratok_jax.training.tasks.tokenizer import TokenizerTask
 from tests.training.tiny import tiny_config
 

@@ -11,7 +11,7 @@ from pyratok_jax.errors import UserError
 from pyratok_jax.training.abstract import abstract_training
 from pyratok_jax.training.init import previous_stage
 from pyratok_jax.training.init.previous_stage import start_from
-from pyratok_jax.training.loop.train import train
+from pyratok_jax.training.loop.loop import train
 from pyratok_jax.training.tasks.run import first_weights
 from pyratok_jax.training.tasks.tokenizer import TokenizerTask
 from tests.training.tiny import arrays_equal, tiny_config

@@ -15,7 +15,7 @@ from pyratok_jax.checkpoints.partition import Partition
 from pyratok_jax.checkpoints.working_folder import read_parameters
 from pyratok_jax.errors import UserError
 from pyratok_jax.tokenizer import load_tokenizer
-from pyratok_jax.training.loop.train import train
+from pyratok_jax.training.loop.loop import train
 from pyratok_jax.training.tasks.run import run
 from pyratok_jax.training.tasks.tokenizer import TokenizerTask
 from tests.training.tiny import arrays_equal, clip, tiny_config

@@ -7,7 +7,7 @@ from etils import epath
 
 from pyratok_jax.errors import UserError, run_cli
 from pyratok_jax.training.config import tokenizer_training_config, training_config
-from pyratok_jax.training.loop.train import train
+from pyratok_jax.training.loop.loop import train
 from pyratok_jax.training.run_record import RunRecord
 from tests.training.worker import LineTask
 

@@ -11,10 +11,9 @@ from ml_collections import ConfigDict
 from pyratok_jax.checkpoints.partition import Partition
 from pyratok_jax.errors import UserError
 from pyratok_jax.training.config import training_config
-from pyratok_jax.training.gram_muon import orthogonalised
 from pyratok_jax.training.loop.contracts import Batch
-from pyratok_jax.training.loop.train import train
-from pyratok_jax.training.optimizer import learning_rate, make_optimizer
+from pyratok_jax.training.loop.loop import train
+from pyratok_jax.training.optimizer import learning_rate, make_optimizer, orthogonalised
 from pyratok_jax.training.step import initial_state, make_train_step
 
 RATE = 0.1

@@ -35,12 +35,11 @@ from pyratok_jax.models.perceptual import lpips
 from pyratok_jax.models.wan_vae.config import WanVAEConfig
 from pyratok_jax.training.config import training_config
 from pyratok_jax.training.distributed import sharding
-from pyratok_jax.training.distributed.compile_barrier import AheadOfTime, barrier
-from pyratok_jax.training.distributed.coordinator import join_hosts
+from pyratok_jax.training.distributed.coordinator import AheadOfTime, barrier, join_hosts
 from pyratok_jax.training.distributed.heartbeat import heartbeats
 from pyratok_jax.training.loop import loop
 from pyratok_jax.training.loop.contracts import Batch, Evaluation
-from pyratok_jax.training.loop.train import train
+from pyratok_jax.training.loop.loop import train
 from pyratok_jax.training.registry import EVALUATORS
 
 SMALL_VAE = WanVAEConfig(

@@ -23,9 +23,9 @@ from pyratok_jax.checkpoints.foreign.language_model import (
 from pyratok_jax.checkpoints.foreign.sources import open_tensors, sources_from_arrays
 from pyratok_jax.checkpoints.modules import build_module
 from pyratok_jax.errors import UserError
+from pyratok_jax.models.language.attention import frequencies
 from pyratok_jax.models.language.config import RopeConfig
 from pyratok_jax.models.language.model import LanguageModel
-from pyratok_jax.models.language.rope import frequencies
 from tests.models.language.families import ours, reference, state_arrays
 from tests.processes import run_script
 from weights_conversion import language_model

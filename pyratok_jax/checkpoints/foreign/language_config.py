@@ -10,8 +10,8 @@ from typing import Any
 from pyratok_jax.checkpoints.foreign.sources import TensorSource
 from pyratok_jax.errors import UserError, quoted, short
 from pyratok_jax.io.documents import WRONG_VALUE, refusing
+from pyratok_jax.models.language.attention import frequencies
 from pyratok_jax.models.language.config import LanguageConfig, RopeConfig
-from pyratok_jax.models.language.rope import frequencies
 
 # Files leave out what equals the defaults of the library that wrote them.
 _DEFAULTS: dict[str, dict[str, Any]] = {

@@ -8,10 +8,9 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from pyratok_jax.models.language.attention import attend
+from pyratok_jax.models.language.attention import Rotation, attend, rotate
 from pyratok_jax.models.language.config import LanguageConfig
 from pyratok_jax.models.language.kernels import QuantizedKernel, dequantize_kernel
-from pyratok_jax.models.language.rope import Rotation, rotate
 from pyratok_jax.nn.partitioning import constrain_batch_sharding, constrain_token_sharding
 
 

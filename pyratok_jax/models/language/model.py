@@ -1,4 +1,9 @@
-"""The decoder-only language model: layers stacked on a leading axis and run by one scan."""
+"""The decoder-only language model: layers stacked on a leading axis and run by one scan.
+
+`TextEncoder` reads it as a text encoder: captions to hidden states after the final norm.
+`quantize_model` packs the weights of a frozen one: kernels are unpacked where they are used, one
+layer at a time, and multiplied in the activations' dtype.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,11 +14,12 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from pyratok_jax.models.language.attention import KEPT
+from pyratok_jax.models.language.attention import KEPT, frequencies, rotation
 from pyratok_jax.models.language.config import LanguageConfig
+from pyratok_jax.models.language.kernels import GROUPS, quantize_kernel
 from pyratok_jax.models.language.layers import DecoderLayer, LayerContext, Linear, RMSNorm
-from pyratok_jax.models.language.rope import frequencies, rotation
 from pyratok_jax.nn.partitioning import constrain_token_sharding
+from pyratok_jax.nn.text_attention import TextCondition
 
 # Rematerialisation policies of a layer: save everything, its matrix products, or its input and the
 # output of attention.
@@ -229,3 +235,70 @@ def _scan(
         body = jax.checkpoint(body, prevent_cse=False, policy=_POLICIES[remat])
     x, (states, pair) = jax.lax.scan(body, x, stacked)
     return x, states, pair
+
+
+class TextEncoder(nnx.Module):
+    """A frozen language model read as a text encoder.
+
+    Rows whose mask is all False have no caption; their embeddings are finite but mean nothing, and
+    the tokenizer puts its learned null embedding in their place.
+    """
+
+    def __init__(self, language_model: LanguageModel):
+        self.language_model = language_model
+
+    @property
+    def width(self) -> int:
+        """Width of the embeddings."""
+        return self.language_model.config.width
+
+    def __call__(self, ids: Int[Array, "b l"], mask: Bool[Array, "b l"]) -> TextCondition:
+        """Embeddings of tokenised captions, in the model's compute dtype. No gradient."""
+        hidden = self.language_model(ids, mask).hidden
+        return TextCondition(jax.lax.stop_gradient(hidden), mask)
+
+    def read(self, ids: Int[Array, "b l"], mask: Bool[Array, "b l"]) -> tuple[TextCondition, Cache]:
+        """Embeddings, and the cache from which the autoregressive pass continues.
+
+        A caption's tokens see nothing of the video that follows them, so one pass over the text
+        serves both the tokenizer's levels and the autoregressive loss.
+        """
+        hidden, cache = jax.lax.stop_gradient(self.language_model.read(ids, mask))
+        return TextCondition(hidden, mask), cache
+
+
+def mean_embedding(text: TextCondition) -> Array:
+    """Mean over the real tokens (b, d), float32; zero for a row without any."""
+    weights = text.mask[..., None].astype("float32")
+    total = (text.embeddings.astype("float32") * weights).sum(axis=1)
+    return total / weights.sum(axis=1).clip(1.0)
+
+
+def quantize_model(model: LanguageModel, bits: int, group: int | None = None) -> LanguageModel:
+    """Quantise every linear map of the layers and the output head, in place.
+
+    The embedding and the norms keep their dtype.
+
+    Args:
+        model: a frozen model.
+        bits: 8 or 4.
+        group: inputs per scale; None takes `GROUPS[bits]`, 0 all inputs.
+
+    Returns:
+        the same model.
+    """
+    size = GROUPS[bits] if group is None else group
+    pack = jax.jit(quantize_kernel, static_argnums=(1, 2))
+    for layer in [module for _, module in nnx.iter_modules(model)]:
+        if isinstance(layer, Linear) and layer.scale is None:
+            packed = pack(layer.kernel[...], bits, size)
+            layer.kernel = nnx.Param(packed.values)
+            layer.scale = nnx.data(nnx.Param(packed.scale))
+            if packed.offset is not None:
+                layer.offset = nnx.data(nnx.Param(packed.offset))
+    return model
+
+
+def parameter_bytes(model: nnx.Module) -> int:
+    """Memory of all parameters."""
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from pyratok_jax.models.language.rope import Rotation
+from pyratok_jax.models.language.attention import Rotation
 from pyratok_jax.models.prior.layout import Visibility, visible
 
 # Queries per block of a long static pass, and keys per block that may be skipped.

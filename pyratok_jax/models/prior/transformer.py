@@ -13,8 +13,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from pyratok_jax.models.language.attention import Rotation, rotate
 from pyratok_jax.models.language.layers import Linear, RMSNorm
-from pyratok_jax.models.language.rope import Rotation, rotate
 from pyratok_jax.models.prior.attention import Segment, attend, attend_static, turn
 from pyratok_jax.models.prior.config import PriorConfig
 from pyratok_jax.models.prior.layout import Visibility, visible

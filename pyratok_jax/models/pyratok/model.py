@@ -17,6 +17,7 @@ from pyratok_jax.models import video_vae
 from pyratok_jax.models.pyratok.config import PyraTokConfig
 from pyratok_jax.models.pyratok.lfq import bits_to_ids, ids_to_bits
 from pyratok_jax.models.pyratok.quantizers.base import Level
+from pyratok_jax.models.pyratok.quantizers.lapq import LaPQ
 from pyratok_jax.models.pyratok.quantizers.registry import build_quantizer
 from pyratok_jax.models.text_statistics import Captions, TextStatistics, plain_captions
 from pyratok_jax.models.vae_families import build_vae
@@ -211,3 +212,24 @@ class PyraTok(nnx.Module):
             ValueError: when the clip does not divide into the grids.
         """
         return tuple(grid_shape(stride, t, h, w) for stride in self.config.grids)
+
+
+def attention_maps(
+    model: PyraTok, video: Float[Array, "b t h w 3"], text: TextCondition
+) -> tuple[Float[Array, "b _t _h _w l"], ...]:
+    """Attention of every token of every level over the words, mean over heads; sums to 1.
+
+    Args:
+        model: a tokenizer of LaPQ levels with text guidance.
+        video: in [-1, 1], as `PyraTok.encode` takes it.
+        text: captions; a row without words gives its weight to the first place, where the learned
+            null caption stands.
+
+    Raises:
+        ValueError: when the tokenizer has no levels that attend to text.
+    """
+    condition = model.condition(text, video.shape[0])
+    if condition is None or not isinstance(model.quantizer, LaPQ):
+        raise ValueError("this tokenizer's levels do not attend to text")
+    output = model.encode(video, text)
+    return model.quantizer.attention_maps(output.stages, output.target, output.levels, condition)

@@ -27,7 +27,7 @@ from pyratok_jax.metrics.image import PROTOCOL, Perceptual, quality
 from pyratok_jax.models.pyratok.model import PyraTok
 from pyratok_jax.tokenizer import mean_bits_per_pixel, to_pixels
 from pyratok_jax.training.init.previous_stage import report_handover, start_from
-from pyratok_jax.training.loop.train import train
+from pyratok_jax.training.loop.loop import train
 from pyratok_jax.training.tasks.tokenizer import TokenizerTask
 
 RESULT = "result.json"

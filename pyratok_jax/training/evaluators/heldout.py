@@ -17,7 +17,7 @@ from pyratok_jax.data.padding import ClipSizes, Padding
 from pyratok_jax.errors import UserError
 from pyratok_jax.metrics.image import quality
 from pyratok_jax.nn.partitioning import over_devices
-from pyratok_jax.training.distributed.compile_barrier import AheadOfTime
+from pyratok_jax.training.distributed.coordinator import AheadOfTime
 from pyratok_jax.training.distributed.sharding import batch_shardings, row_groups, split_of
 from pyratok_jax.training.distributed.transfer import host_to_mesh
 from pyratok_jax.training.loop.contracts import CaptionedClips, Evaluation, ModelView, Task

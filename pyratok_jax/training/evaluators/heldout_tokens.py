@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from pyratok_jax.checkpoints.partition import Arrays, Partition
 from pyratok_jax.errors import UserError
 from pyratok_jax.nn.partitioning import over_devices
-from pyratok_jax.training.distributed.compile_barrier import AheadOfTime
+from pyratok_jax.training.distributed.coordinator import AheadOfTime
 from pyratok_jax.training.distributed.sharding import split_of
 from pyratok_jax.training.distributed.transfer import batch_to_mesh, data_shard
 from pyratok_jax.training.loop.contracts import (

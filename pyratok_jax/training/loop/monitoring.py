@@ -1,19 +1,86 @@
-"""Watching a training: codebook collapse, time per step by process, profiler traces, XLA dumps."""
+"""Stopping and watching a training.
+
+Ctrl-C and SIGTERM (preemption) stop all processes of a run after the same step. Watched are
+codebook collapse and time per step by process; profiler traces and XLA dumps are taken on demand.
+"""
 
 import contextlib
 import os
 import re
+import signal
 import socket
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import FrameType
 
 import jax
 import numpy as np
-from jaxtyping import Float
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
 
 from pyratok_jax.errors import UserError
 from pyratok_jax.training.distributed.coordinator import INDEX
+from pyratok_jax.training.distributed.transfer import ProcessAllGather
+
+STOPPING = "stopping after the next step; press Ctrl-C again to quit now, without a checkpoint"
+Handler = Callable[[int, FrameType | None], object] | int | None
+
+
+class StopSignal:
+    """Turns the first Ctrl-C or SIGTERM into a request to stop after the step in progress."""
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+        self._old: dict[int, Handler] = {}
+
+    def __enter__(self) -> "StopSignal":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._old[number] = signal.signal(number, self._receive)
+        return self
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = signal.Signals(number).name
+        # Written, not printed: a print that the signal interrupted must not be entered again.
+        os.write(2, f"\n{self.received}: {STOPPING}\n".encode())
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+
+class StopConsensus:
+    """Whether any process was asked to stop, agreed on by all of them at the same step.
+
+    A signal may reach one process alone, or several at different steps, and a process that left
+    early would leave the others waiting in a collective operation. So every step is followed by an
+    all-gather of the requests. Its result is read one step later, when it is there anyway, so that
+    no step waits for it.
+    """
+
+    def __init__(self, stop: StopSignal, mesh: Mesh):
+        self._stop = stop
+        self._gather = ProcessAllGather(mesh) if jax.process_count() > 1 else None
+        self._started: list[Array] = []
+        self.reason: str | None = None
+
+    def step_started(self) -> None:
+        """To be called once after each step was dispatched."""
+        if self._gather is not None:
+            self._started.append(self._gather.start([self._stop.received is not None]))
+
+    def must_stop(self) -> bool:
+        """To be called once at the end of each step."""
+        if self._gather is None:
+            self.reason = self._stop.received
+        elif len(self._started) > 1 and self._gather.finish(self._started.pop(0)).any():
+            self.reason = self._stop.received or "a signal to another process"
+        return self.reason is not None
+
 
 COLLAPSE_PREFIX = "distinct/level_"
 # What a process measures of a step, in this order.

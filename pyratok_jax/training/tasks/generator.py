@@ -24,7 +24,7 @@ from pyratok_jax.generator.description import (
     write_description,
 )
 from pyratok_jax.losses.prior import PriorObjective, prior_loss
-from pyratok_jax.models.language.text import TextEncoder
+from pyratok_jax.models.language.model import TextEncoder
 from pyratok_jax.models.prior.conditioning import Condition
 from pyratok_jax.models.prior.config import PriorConfig
 from pyratok_jax.models.prior.latents import LevelCodes
@@ -44,7 +44,7 @@ from pyratok_jax.training.loop.contracts import (
     Progress,
     ShareOf,
 )
-from pyratok_jax.training.loop.train import train
+from pyratok_jax.training.loop.loop import train
 from pyratok_jax.training.run_record import refuse_another_owner
 from pyratok_jax.training.tasks.clip_batches import StreamLoader
 

@@ -26,7 +26,7 @@ from pyratok_jax.models.pyratok.lfq import ids_to_bits
 from pyratok_jax.models.pyratok.model import PyraTok
 from pyratok_jax.tokenizer import Tokenizer, load_tokenizer, to_model_range
 from pyratok_jax.training.loop.contracts import DeviceBatch, LossAndTerms, Progress, ShareOf
-from pyratok_jax.training.loop.train import train
+from pyratok_jax.training.loop.loop import train
 from pyratok_jax.training.run_record import refuse_another_owner
 from pyratok_jax.training.tasks.clip_batches import ClipBatches, pipeline_batches
 

@@ -22,8 +22,8 @@ from pyratok_jax.reports.training import CALIBRATED, START, reconstruct_all, rep
 from pyratok_jax.tokenizer import DESCRIPTION, load_tokenizer
 from pyratok_jax.tokenizer.loading import read_description
 from pyratok_jax.training.init.previous_stage import report_handover, start_from
+from pyratok_jax.training.loop.loop import Trained, train
 from pyratok_jax.training.loop.metrics_log import curves
-from pyratok_jax.training.loop.train import Trained, train
 from pyratok_jax.training.tasks.tokenizer import TokenizerTask
 
 BEFORE = "before.npz"

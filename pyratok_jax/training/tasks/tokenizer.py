@@ -21,13 +21,12 @@ from pyratok_jax.data.pipeline import ClipLoader, make_loader
 from pyratok_jax.errors import UserError
 from pyratok_jax.io.progress import PlainConsole, track
 from pyratok_jax.losses.autoregressive import clip_nats
-from pyratok_jax.models.pyratok.latent_metric import square_root
 from pyratok_jax.models.pyratok.model import PyraTok
+from pyratok_jax.models.pyratok.quantizers.final_latent import square_root
 from pyratok_jax.models.vae_families import build_vae
 from pyratok_jax.tokenizer import Tokenizer, to_model_range, to_pixels, write_description
 from pyratok_jax.tokenizer.clips import tokenizer_sizes
-from pyratok_jax.training.init.decoder_metric import metric_of
-from pyratok_jax.training.init.refinement import Encoded, refine
+from pyratok_jax.training.init.calibration import Encoded, metric_of, refine
 from pyratok_jax.training.loop.contracts import CaptionedClips, ShareOf
 from pyratok_jax.training.system import (
     TokenizerLoss,
@@ -149,8 +148,8 @@ class TokenizerTask:
         """Data-dependent initialisation of the levels, in the partition's arrays.
 
         The quantiser is fitted to the latents of training clips (`Quantizer.fit`), then all levels
-        are optimised jointly (`refinement`). Both weigh errors by the decoder's pull-back metric
-        (`decoder_metric`).
+        are optimised jointly (`calibration.refine`). Both weigh errors by the decoder's pull-back
+        metric (`calibration.decoder_metric`).
 
         Returns:
             share of the latent's energy that is left after each fitted level; empty where

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyratok_jax.models.language.rope import mixed_positions
+from pyratok_jax.models.language.attention import mixed_positions
 from tests.models.language.families import FAMILIES, ours, reference
 
 LENGTHS = (13, 9, 5)

@@ -7,8 +7,7 @@ from flax import nnx
 
 from pyratok_jax.models.language.config import tiny
 from pyratok_jax.models.language.kernels import dequantize_kernel, quantize_kernel
-from pyratok_jax.models.language.model import LanguageModel
-from pyratok_jax.models.language.quantization import parameter_bytes, quantize_model
+from pyratok_jax.models.language.model import LanguageModel, parameter_bytes, quantize_model
 
 
 @pytest.mark.parametrize(("bits", "group"), [(8, 0), (8, 16), (4, 16), (4, 0)])

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from pyratok_jax.models.pyratok.attention_maps import attention_maps
-from pyratok_jax.models.pyratok.model import PyraTok
+from pyratok_jax.models.pyratok.model import PyraTok, attention_maps
 from pyratok_jax.nn.text_attention import TextCondition
 from tests.losses.tiny import captions, clip, tiny_config, tiny_model
 

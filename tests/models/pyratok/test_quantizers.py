@@ -12,7 +12,7 @@ from pyratok_jax.checkpoints.partition import Partition, stored_name
 from pyratok_jax.models.pyratok.lfq import bits_to_ids, ids_to_bits, quantize
 from pyratok_jax.models.pyratok.model import PyraTok
 from pyratok_jax.models.pyratok.quantizers.base import Level, Quantizer, check_latent_grids
-from pyratok_jax.models.pyratok.quantizers.fitting import share_left
+from pyratok_jax.models.pyratok.quantizers.final_latent import share_left
 from pyratok_jax.models.pyratok.quantizers.registry import QUANTIZERS, Kind, build_quantizer
 from pyratok_jax.models.pyratok.quantizers.vector import nearest
 from tests.losses.tiny import captions, clip, tiny_config

@@ -28,7 +28,7 @@ Text = TextCondition | None
 Cache = StreamCache | None
 Key = PRNGKeyArray | None
 StoredStages = Sequence[tuple[Array | np.ndarray, ...]]
-Root = Float[np.ndarray, "z z"] | None  # Of the latent's metric (`latent_metric`).
+Root = Float[np.ndarray, "z z"] | None  # Of the latent's metric (`square_root`).
 
 
 class Level(NamedTuple):
@@ -76,8 +76,8 @@ class FitData(NamedTuple):
         latents: normalised; their time and space sizes must suit the grids.
         stages: outputs of all encoder stages for each of `latents`; needed where a level has no
             linear path from the latent to its logits (`inputs`).
-        root: R, where an error e of a latent position counts |e R|^2 (`latent_metric`); None
-            weights all channels equally.
+        root: R, where an error e of a latent position counts |e R|^2; None weights all channels
+            equally.
         seed: of rotations, samples and first centres.
         steps: of gradient descent, where there is one; 0 keeps the closed form.
     """

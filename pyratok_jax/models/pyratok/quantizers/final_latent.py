@@ -1,18 +1,82 @@
-"""Shared by the quantisers of the final latent: a data-dependent start.
+"""Quantisers of the final latent alone: what they share, and the one that quantises nothing.
 
-The pyramid's levels start from fitted linear codes (`lapq_fitting`); a comparison is fair only when
-the other quantisers start from data too. Principal components give the projections, k-means the
-codebooks, least squares the way back from lookup-free codes.
+They map the latent to a feature space and back (`LatentProjection`), and they start from data: the
+pyramid's levels start from fitted linear codes (`lapq_fitting`), and a comparison is fair only when
+the others do too. Principal components give the projections, k-means the codebooks, least squares
+the way back from lookup-free codes. Errors of latents do not count alike in all channels:
+e M e = |e R|^2 with R the root of a metric M.
 """
 
+import dataclasses
+from collections.abc import Sequence
+from typing import NoReturn
+
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
-from pyratok_jax.models.pyratok.latent_metric import energy
+from pyratok_jax.models.pyratok.quantizers import base
 from pyratok_jax.models.pyratok.quantizers.base import Latents, Quantizer
-from pyratok_jax.models.pyratok.quantizers.projection import LatentProjection
-from pyratok_jax.nn.grids import space_to_depth
+from pyratok_jax.nn.causal_conv import CausalConv3d
+from pyratok_jax.nn.grids import depth_to_space, space_to_depth
+from pyratok_jax.nn.partitioning import convolve
+
+
+def square_root(metric: Float[np.ndarray, "z z"]) -> Float[np.ndarray, "z z"]:
+    """The symmetric root R of a positive definite metric M = R R."""
+    values, vectors = np.linalg.eigh(metric)
+    return (vectors * np.sqrt(values)) @ vectors.T
+
+
+def each_position(
+    patches: Float[np.ndarray, "n d"], matrix: Float[np.ndarray, "z z"]
+) -> Float[np.ndarray, "n d"]:
+    """Vectors of whole patches (d = positions x z), every position's channels through a matrix."""
+    return (patches.reshape(len(patches), -1, len(matrix)) @ matrix).reshape(patches.shape)
+
+
+def energy(latents: Sequence[Array | np.ndarray], root: Float[np.ndarray, "z z"]) -> float:
+    """Mean square of (b, t, h, w, z) arrays by the metric with that root."""
+    return float(np.mean([np.mean(np.square(np.asarray(x) @ root)) for x in latents]))
+
+
+class LatentProjection(nnx.Module):
+    """A linear map of patches of r x r latent positions, and its counterpart with smoothing.
+
+    The way back ends, as LaPQ's synthesis does, in a residual causal convolution that starts at
+    zero, so that quantisers are compared with like decoders.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        patch: int,
+        width: int,
+        hidden: int,
+        *,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike = jnp.float32,
+    ):
+        self.patch = patch
+        size = patch**2 * channels
+        self.enter = nnx.Linear(size, width, rngs=rngs)
+        self.leave = nnx.Linear(width, size, rngs=rngs, dtype=dtype)
+        self.smooth_in = CausalConv3d(channels, hidden, (3, 3, 3), rngs=rngs, dtype=dtype)
+        self.smooth_out = CausalConv3d(hidden, channels, (3, 3, 3), rngs=rngs, dtype=dtype)
+        self.smooth_out.kernel[...] = jnp.zeros_like(self.smooth_out.kernel[...])
+
+    def features(self, latent: Float[Array, "b t H W z"]) -> Float[Array, "b t h w d"]:
+        """What is quantised, float32."""
+        return self.enter(space_to_depth(latent.astype(jnp.float32), self.patch))
+
+    def latent(self, features: Float[Array, "b t h w d"]) -> Float[Array, "b t H W z"]:
+        """Latent of (quantised) features."""
+        x = depth_to_space(self.leave(features), self.patch)
+        return x + convolve(self.smooth_out, jax.nn.silu(convolve(self.smooth_in, x)))
+
 
 MAX_SAMPLES = 16384
 
@@ -76,3 +140,43 @@ def k_means(points: np.ndarray, count: int, rng: np.random.Generator, rounds: in
         fresh = points[rng.choice(len(points), count)]
         centres = np.where(sizes[:, None] > 0, sums / np.maximum(sizes, 1)[:, None], fresh)
     return centres.astype(np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class ContinuousConfig:
+    """There is nothing to choose."""
+
+    @classmethod
+    def of(cls, sizes: base.TokenizerSizes) -> "ContinuousConfig":
+        """Those of a tokenizer.
+
+        Raises:
+            ValueError: see `check_latent_grids`.
+        """
+        base.check_latent_grids(sizes, several_levels=False)
+        return cls()
+
+
+class ContinuousLatent(base.Quantizer):
+    """Passes the normalised latent on as it is."""
+
+    makes_tokens = False
+
+    def __init__(self, config: ContinuousConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
+        """It has no weights."""
+
+    def quantize(self, inputs: base.Inputs) -> base.Quantized:
+        """No levels, and the latent itself."""
+        return (), inputs.target
+
+    def synthesize(self, codes: base.Codes, cache: base.Cache = None) -> NoReturn:
+        """Refuse: there are no codes.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError("quantizer none makes no tokens: there is nothing to decode from")
+
+    def fit_to(self, data: base.FitData) -> list[float]:
+        """Nothing to fit; no error."""
+        return [0.0]

@@ -5,7 +5,7 @@ level's linear paths are fitted in turn, coarse to fine, to the latents of a few
 analysis starts at the principal directions of the earlier levels' residual (under a random
 rotation, so that every bit carries an equal share), the synthesis is the least-squares solution for
 the resulting signs, and both are then refined together. It changes the first step, not the model.
-`training.init.refinement` continues from here with all levels together.
+`training.init.calibration.refine` continues from here with all levels together.
 
 Where the residual does not enter a level's logits directly, the same linear code is a teacher: the
 level's head is the least-squares prediction of the teacher's logits from the level's own features,
@@ -23,8 +23,8 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from pyratok_jax.models.pyratok.latent_metric import each_position, energy
 from pyratok_jax.models.pyratok.lfq import hard_sign, straight_through
+from pyratok_jax.models.pyratok.quantizers.final_latent import each_position, energy
 from pyratok_jax.models.pyratok.synthesis import Analysis, Synthesis
 from pyratok_jax.nn.grids import space_to_depth
 

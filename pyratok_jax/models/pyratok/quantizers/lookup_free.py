@@ -10,8 +10,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from pyratok_jax.models.pyratok.lfq import quantize
-from pyratok_jax.models.pyratok.quantizers import base, fitting
-from pyratok_jax.models.pyratok.quantizers.projection import LatentProjection
+from pyratok_jax.models.pyratok.quantizers import base, final_latent
+from pyratok_jax.models.pyratok.quantizers.final_latent import LatentProjection
 from pyratok_jax.nn.text_attention import TextAttention
 
 
@@ -126,15 +126,15 @@ class LookupFreeLatent(base.Quantizer):
         rng, latents, root = np.random.default_rng(data.seed), data.latents, data.metric_root
         if self.projection is not None:
             self._fit_signs(self.projection, latents, rng)
-        return fitting.share_left(self, latents, root)
+        return final_latent.share_left(self, latents, root)
 
     def _fit_signs(
         self, projection: LatentProjection, latents: base.Latents, rng: np.random.Generator
     ) -> None:
         """Principal components under a random rotation, so that bits carry equal shares."""
-        x = fitting.sample_patches(latents, projection.patch, rng)
+        x = final_latent.sample_patches(latents, projection.patch, rng)
         bits = projection.enter.kernel.shape[-1]
-        mean, basis = fitting.principal(x, bits)
+        mean, basis = final_latent.principal(x, bits)
         enter = basis @ np.linalg.qr(rng.normal(size=(bits, bits)))[0]
         enter = enter / (np.std((x - mean) @ enter, axis=0) + 1e-6)
         features = jnp.asarray((x - mean) @ enter, jnp.float32)
@@ -144,4 +144,4 @@ class LookupFreeLatent(base.Quantizer):
             total, left = total + np.asarray(signs), left - signs
         gram = total.T @ total + 1e-3 * len(total) * np.eye(bits)
         leave = np.linalg.solve(gram, total.T @ (x - mean))
-        fitting.set_projection(projection, enter, mean, leave)
+        final_latent.set_projection(projection, enter, mean, leave)

@@ -9,7 +9,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from pyratok_jax.models.pyratok.quantizers.base import Quantizer, TokenizerSizes
-from pyratok_jax.models.pyratok.quantizers.continuous import ContinuousConfig, ContinuousLatent
+from pyratok_jax.models.pyratok.quantizers.final_latent import ContinuousConfig, ContinuousLatent
 from pyratok_jax.models.pyratok.quantizers.lapq import LaPQ, LaPQConfig
 from pyratok_jax.models.pyratok.quantizers.lookup_free import LookupFreeConfig, LookupFreeLatent
 from pyratok_jax.models.pyratok.quantizers.vector import VectorConfig, VectorLatent

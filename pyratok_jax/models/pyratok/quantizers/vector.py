@@ -13,10 +13,9 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, UInt32
 
-from pyratok_jax.models.pyratok.latent_metric import each_position
 from pyratok_jax.models.pyratok.lfq import bits_to_ids, ids_to_bits
-from pyratok_jax.models.pyratok.quantizers import base, fitting
-from pyratok_jax.models.pyratok.quantizers.projection import LatentProjection
+from pyratok_jax.models.pyratok.quantizers import base, final_latent
+from pyratok_jax.models.pyratok.quantizers.final_latent import LatentProjection, each_position
 
 ROUNDS = 10  # of k-means
 
@@ -110,21 +109,21 @@ class VectorLatent(base.Quantizer):
     def fit_to(self, data: base.FitData) -> list[float]:
         """Principal components, then k-means on each group or on the residual of earlier levels."""
         rng, latents, root = np.random.default_rng(data.seed), data.latents, data.metric_root
-        patches = fitting.sample_patches(latents, self.projection.patch, rng)
+        patches = final_latent.sample_patches(latents, self.projection.patch, rng)
         x = each_position(patches, root)
-        mean, basis = fitting.principal(x, self.projection.enter.kernel.shape[-1])
+        mean, basis = final_latent.principal(x, self.projection.enter.kernel.shape[-1])
         enter = each_position(basis.T, root).T
         leave = each_position(basis.T, np.linalg.inv(root))
-        fitting.set_projection(self.projection, enter, patches.mean(axis=0), leave)
+        final_latent.set_projection(self.projection, enter, patches.mean(axis=0), leave)
         left = (x - mean) @ basis
         parts = np.split(left, self.depth, axis=-1) if self.grouped else []
         for level, book in enumerate(self.codebooks):
             points = parts[level] if self.grouped else left
-            centres = fitting.k_means(points.astype(np.float32), book.shape[0], rng, ROUNDS)
+            centres = final_latent.k_means(points.astype(np.float32), book.shape[0], rng, ROUNDS)
             book[...] = jnp.asarray(centres)
             if not self.grouped:
-                left = left - centres[fitting.closest(points, centres)]
-        return fitting.share_left(self, latents, root)
+                left = left - centres[final_latent.closest(points, centres)]
+        return final_latent.share_left(self, latents, root)
 
 
 def vector_commitment(
