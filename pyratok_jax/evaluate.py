@@ -24,8 +24,6 @@ from pyratok_jax.evaluation.task import TASKS, Model, Task, load_task, parse_set
 from pyratok_jax.io.cli import add_no_verify, command_parser, local_path
 from pyratok_jax.io.progress import PlainConsole
 
-BASELINES = ("oracle", "random")
-
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
@@ -41,7 +39,8 @@ def parser() -> argparse.ArgumentParser:
         "--checkpoint",
         action="append",
         help="folder of a trained tokenizer, or oracle (which knows the ground truth) or random, "
-        "which test the evaluation itself; the task compression takes several",
+        "which test the evaluation itself; the task compression takes several, generation takes a "
+        "trained prior (or frozen, which repeats the first frame)",
     )
     p.add_argument(
         "--reconstructions",
@@ -58,7 +57,11 @@ def parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="--output of another run of the same protocol, to stand in the same table",
     )
-    p.add_argument("--protocol", help="settings of a published protocol: tokenbench")
+    p.add_argument(
+        "--protocol",
+        help="settings of a published protocol: tokenbench; "
+        "of generation styleganv, tats, larp, magvit, msrvtt, msrvtt-2048, webvid",
+    )
     p.add_argument("--data", help="the task's data: see --task list")
     p.add_argument("--output", type=local_path, help="folder for the results")
     p.add_argument("--limit", type=int, default=0, help="evaluate the first items only; 0: all")
@@ -195,11 +198,9 @@ def load_model(task: Task, checkpoint: str) -> Model:
     Raises:
         UserError: the checkpoint is none, or the task takes neither oracle nor random.
     """
-    if checkpoint in BASELINES:
+    if checkpoint in task.baselines:
         return task.baseline(checkpoint)
-    from pyratok_jax.tokenizer import load_tokenizer
-
-    return task.wrap(load_tokenizer(checkpoint))
+    return task.load(checkpoint)
 
 
 def run(

@@ -110,6 +110,36 @@ CODEBOOK = (
     Peer(_PYRATOK, "4320p", {"utilisation %": 97.0}),
 )
 
+# Class-conditional UCF-101: as reported, by protocols that differ in N, split and frames.
+_GENERATION = {
+    "TATS 321M": (332, "4,096 tokens"),
+    "OmniTokenizer 650M": (191, "5,120 tokens"),
+    "MAGVIT-L 306M": (76, "1,024 tokens"),
+    "MAGVIT-v2 307M": (58, "1,280 tokens"),
+    "LARP-L 343M": (107, "1,024 tokens"),
+    "LARP-L-Long 343M": (102, "1,024 tokens"),
+    "LARP 632M": (57, "1,024 tokens"),
+    "NBP 3B": (55.3, "1,280 tokens"),
+    "VideoAR-XL 2.0B": (88.6, ""),
+    "AdapTok 633M": (67, ""),
+    "SweetTok 1.9B": (65, "1,280 tokens"),
+    "PyraTok 2.3B (paper)": (51, "1,024 tokens, a grid that it does not state"),
+}
+GENERATION = (
+    *(
+        Peer(method, "UCF-101 classes", {"FVD": value}, f"protocols differ; {note}".rstrip("; "))
+        for method, (value, note) in _GENERATION.items()
+    ),
+    *(
+        Peer(method, "WebVid-10M", {"FVD": value}, "its TC is defined nowhere and is left out")
+        for method, value in {
+            "MotionAura + PyraTok (paper)": 365,
+            "Open-MAGVIT2 + PyraTok (paper)": 411,
+            "OmniGen2 + PyraTok (paper)": 377,
+        }.items()
+    ),
+)
+
 PEERS: dict[str, tuple[Peer, ...]] = {
     "reconstruction": RECONSTRUCTION,
     "compression": COMPRESSION,
@@ -118,6 +148,7 @@ PEERS: dict[str, tuple[Peer, ...]] = {
     "classification": CLASSIFICATION,
     "vqa": VQA,
     "codebook": CODEBOOK,
+    "generation": GENERATION,
 }
 
 

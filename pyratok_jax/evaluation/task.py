@@ -33,6 +33,7 @@ TASKS: dict[str, str] = {
     "probes": "pyratok_jax.evaluation.tasks.probes:Probes",
     "vqa": "pyratok_jax.evaluation.tasks.vqa:VideoQuestions",
     "codebook": "pyratok_jax.evaluation.tasks.codebook:Codebook",
+    "generation": "pyratok_jax.evaluation.tasks.generation:Generation",
 }
 
 # Of one item: JSON-able values and, at the top level, numpy arrays.
@@ -99,12 +100,24 @@ class Task(abc.ABC, Generic[ModelT, ContentT]):
     protocols: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     # Whether a run may compare several checkpoints: `join` then makes one model of them.
     several: ClassVar[bool] = False
+    # What `baseline` knows.
+    baselines: ClassVar[tuple[str, ...]] = ("oracle", "random")
 
     data: str
 
     @abc.abstractmethod
     def wrap(self, tokenizer: "Tokenizer") -> ModelT:
         """The model that `evaluate_item` gets, of a trained tokenizer."""
+
+    def load(self, checkpoint: str) -> ModelT:
+        """The model in a folder: that of a tokenizer, but for tasks that evaluate something else.
+
+        Raises:
+            UserError: there is none.
+        """
+        from pyratok_jax.tokenizer import load_tokenizer
+
+        return self.wrap(load_tokenizer(checkpoint))
 
     def baseline(self, kind: str) -> ModelT:
         """A model that tests the task itself: `oracle`, which knows the truth, or `random`.

@@ -68,8 +68,10 @@ def load_features() -> VideoFeatures:
     return VideoFeatures(load_i3d())
 
 
-def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
+def frechet_distance(first: np.ndarray, second: np.ndarray, *, biased: bool = False) -> float:
     """Frechet distance between the Gaussians of two sets of features (n, d), (m, d), in float64.
+
+    Covariances are divided by n - 1, or `biased` by n as some codes do.
 
     tr (S1 S2)^(1/2) is the sum of the singular values of X1 X2^T / sqrt((n-1)(m-1)) for centred
     features X, which needs no root of a matrix and stays exact where fewer videos than features
@@ -82,13 +84,13 @@ def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or min(len(x), len(y)) < 2:
         raise ValueError(f"two sets of at least two feature vectors, got {x.shape}, {y.shape}")
     difference = np.mean(x, axis=0) - np.mean(y, axis=0)
-    a, b = _root(x), _root(y)
+    a, b = _root(x, biased), _root(y, biased)
     shared = np.linalg.svd(a @ b.T, compute_uv=False).sum()
     value = difference @ difference + np.sum(a * a) + np.sum(b * b) - 2 * shared
     return float(max(value, 0.0))
 
 
-def _root(x: np.ndarray) -> np.ndarray:
-    """(k, d) R with R^T R the sample covariance, k at most d."""
-    centred = (x - x.mean(axis=0)) / np.sqrt(len(x) - 1)
+def _root(x: np.ndarray, biased: bool) -> np.ndarray:
+    """(k, d) R with R^T R the covariance, k at most d."""
+    centred = (x - x.mean(axis=0)) / np.sqrt(len(x) - (not biased))
     return np.asarray(np.linalg.qr(centred, mode="r")) if len(x) > x.shape[1] else centred

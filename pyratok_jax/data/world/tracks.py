@@ -17,6 +17,8 @@ from pyratok_jax.data.world.vocabulary import COLOURS
 CHROMA = 55.0
 # Of the picture: less is noise. The smallest thing, half shrunk, covers about 0.005.
 _LEAST_AREA = 0.0025
+# Blobs of one colour that are looked at: of noise there are very many.
+_MOST = 6
 # Holes below this share of a component are texture; that of a ring is larger.
 _TEXTURE_HOLE = 0.1
 
@@ -82,12 +84,11 @@ def _blobs(mask: Bool[np.ndarray, "h w"]) -> list[_Blob]:
         return []
     opened = ndimage.binary_closing(np.pad(mask, 2), np.ones((2, 2)))[2:-2, 2:-2] | mask
     labels, count = ndimage.label(opened, np.ones((3, 3)))
+    sizes = np.bincount(labels.ravel(), minlength=count + 1)
+    large = [n for n in np.argsort(-sizes[1:])[:_MOST] + 1 if sizes[n] >= least]
     blobs = []
-    for label in range(1, count + 1):
-        part = labels == label
-        if part.sum() < least:
-            continue
-        part = _without_texture(part)
+    for label in large:
+        part = _without_texture(labels == label)
         y, x = np.nonzero(part)
         height, width = mask.shape
         centre = ((x.mean() + 0.5) / width, (y.mean() + 0.5) / height)

@@ -1,0 +1,229 @@
+"""Metrics of the task `generation` over the partial results of all blocks of samples."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from pyratok_jax.data.world.reader import Faithfulness, Seen, compare
+from pyratok_jax.evaluation.data.reference import class_distance
+from pyratok_jax.evaluation.task import Metrics, Partial
+from pyratok_jax.metrics import fvd
+from pyratok_jax.metrics.code_usage import CodeUsage
+
+_FIELDS = tuple(field.name for field in dataclasses.fields(Faithfulness))
+# With whose prompts the chance of faithfulness is measured: those of the next samples.
+_SHIFTS = 20
+
+
+def _joined(parts: Sequence[Partial], key: str) -> np.ndarray | None:
+    found = [np.asarray(part[key]) for part in parts if key in part]
+    return np.concatenate(found) if found else None
+
+
+def distances(parts: Sequence[Partial], samples: int, biased: bool) -> Metrics:
+    """Frechet distances of the samples, of the reconstructions, and of two halves of the real set.
+
+    The last two are what to read the first by: no prior is better than its tokenizer, and a
+    distance of as few clips as a half has its own size.
+    """
+    real, made = _joined(parts, "fvd_real"), _joined(parts, "fvd_made")
+    if real is None or made is None or min(len(real), len(made)) < 2:
+        return {"fvd": None}
+    real = real[:samples]
+    values = [
+        fvd.frechet_distance(real, made[start : start + samples], biased=biased)
+        for start in range(0, len(made), samples)
+        if len(made[start : start + samples]) == len(real)
+    ]
+    found: Metrics = {
+        "fvd": float(np.mean(values)) if values else None,
+        "fvd_videos": [len(real), len(made)],
+    }
+    if len(values) > 1:
+        found |= {"fvd_deviation": float(np.std(values)), "fvd_repeats": len(values)}
+    if len(real) >= 4:
+        halves = real[::2][: len(real) // 2], real[1::2]
+        found["fvd_halves_of_real"] = fvd.frechet_distance(*halves, biased=biased)
+    rebuilt = _joined(parts, "fvd_rebuilt")
+    if rebuilt is not None and len(rebuilt) == len(real):
+        found["fvd_reconstruction"] = fvd.frechet_distance(real, rebuilt, biased=biased)
+    return found
+
+
+def nearest(parts: Sequence[Partial]) -> Metrics:
+    """How near each sample is to a real clip, beside how near real clips are to one another.
+
+    Where the real clips are those of the training, a share that is much below 1 says that it has
+    learned clips by heart. Distances are 1 - cosine of centred features.
+    """
+    real, made = _joined(parts, "fvd_real"), _joined(parts, "fvd_made")
+    if real is None or made is None or len(real) < 3:
+        return {}
+    ids = [name for part in parts for name in part["records"]]
+    centre = real.mean(axis=0)
+
+    def unit(x: np.ndarray) -> np.ndarray:
+        x = x.astype(np.float64) - centre
+        return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+
+    a, b = unit(real), unit(made)
+    to_real = 1 - b @ a.T
+    # Windows of one clip are no strangers to each other.
+    own = np.array(ids[: len(a)])
+    among = np.where(own[:, None] == own[None], np.inf, 1 - a @ a.T)
+    closest = np.argmin(to_real, axis=1)
+    order = np.argsort(to_real[np.arange(len(b)), closest])[:8]
+    apart = among.min(axis=1)
+    apart = apart[np.isfinite(apart)]
+    return {
+        "nearest_real": float(np.median(to_real.min(axis=1))),
+        "nearest_among_real": float(np.median(apart)) if len(apart) else None,
+        "nearest_pairs": [
+            {"sample": int(n), "clip": ids[closest[n]], "distance": float(to_real[n, closest[n]])}
+            for n in order
+        ],
+    }
+
+
+def means_of(parts: Sequence[Partial], measures: Sequence[str]) -> Metrics:
+    """Nats, and measures over time of samples and real clips, means over clips."""
+    found: Metrics = {}
+    nats = _joined(parts, "nats")
+    if nats is not None:
+        names = next(part["terms"] for part in parts if "terms" in part)
+        found |= dict(zip(names, nats.mean(axis=0).tolist(), strict=True))
+    rows = {name: _joined(parts, f"time_{name}") for name in ("made", "real")}
+    if rows["made"] is None or rows["real"] is None:
+        return found
+    means = {
+        name: values.mean(axis=0).tolist() for name, values in rows.items() if values is not None
+    }
+    found |= dict(zip(measures, means["made"], strict=True))
+    found["over_time"] = [
+        {"measure": name, "samples": means["made"][i], "real clips": means["real"][i]}
+        for i, name in enumerate(measures)
+    ]
+    return found
+
+
+def code_figures(parts: Sequence[Partial]) -> Metrics:
+    """Entropy of the frequencies of codes, bits per token, of samples and of real clips by level.
+
+    At a low temperature the samples' falls below the real clips'.
+    """
+    figures: dict[str, list[dict[str, Any]]] = {}
+    for name in ("made", "real"):
+        own = [part for part in parts if f"ids_{name}_0" in part]
+        if not own:
+            continue
+        levels = sum(key.startswith(f"ids_{name}_") for key in own[0])
+        usage = CodeUsage(levels, own[0]["vocabulary"])
+        for part in own:
+            usage.add([part[f"ids_{name}_{level}"] for level in range(levels)])
+        figures[name] = usage.summary()
+    if "made" not in figures:
+        return {}
+    rows = []
+    for number, made in enumerate(figures["made"]):
+        row = {"level": made["level"], "entropy": float(np.log2(made["perplexity"])),
+               "distinct": made["distinct"]}  # fmt: skip
+        if "real" in figures:
+            real = figures["real"][number]
+            row |= {"real entropy": float(np.log2(real["perplexity"])),
+                    "real distinct": real["distinct"]}  # fmt: skip
+        rows.append(row)
+    return {"levels": rows}
+
+
+def faithfulness(parts: Sequence[Partial]) -> Metrics:
+    """Shares of samples that show what their world prompt says, and what chance is.
+
+    Chance is what the same videos score under the prompts of other samples.
+    """
+    rows = [row for part in parts for row in part.get("world", ())]
+    if not rows:
+        return {}
+    asked, seen = ([[Seen(*one) for one in row[key]] for row in rows] for key in ("asked", "seen"))
+    scores = _scores(asked, seen)
+    table = [_row("all", scores)]
+    kinds = np.array([row["kind"] for row in rows])
+    table += [_row(str(kind), scores[kinds == kind]) for kind in np.unique(kinds)]
+    shifts = range(1, min(_SHIFTS, len(rows) - 1) + 1)
+    others = [_scores(asked[shift:] + asked[:shift], seen) for shift in shifts]
+    if others:
+        table.append(_row("chance (prompts of other samples)", np.concatenate(others)))
+    found: Metrics = {"faithfulness": table, "faithful": table[0]["everything"]}
+    if others:
+        found["faithful_chance"] = table[-1]["everything"]
+    return found
+
+
+def _scores(asked: Sequence[list[Seen]], seen: Sequence[list[Seen]]) -> np.ndarray:
+    pairs = (compare(*pair) for pair in zip(asked, seen, strict=True))
+    return np.array([dataclasses.astuple(one) for one in pairs], float)
+
+
+def _row(name: str, scores: np.ndarray) -> dict[str, Any]:
+    means = scores.mean(axis=0).tolist()
+    return {"prompts": name, "number": len(scores)} | dict(zip(_FIELDS, means, strict=True))
+
+
+def pitfalls(
+    parts: Sequence[Partial],
+    metrics: Mapping[str, Any],
+    *,
+    samples: int,
+    interval: int,
+    condition: str,
+    measured: bool,
+) -> list[dict[str, Any]]:
+    """What makes distances incomparable: of each check whether it holds, and what was found."""
+    rows = [_check("range", *_ranges(parts)), _check("interval", *_intervals(parts, interval))]
+    if not measured:
+        rows.append(_check("frames", False, f"no FVD: its network takes {fvd.FRAMES} frames"))
+    else:
+        real, made = metrics.get("fvd_videos", (0, 0))
+        repeats = samples // max(real, 1) if real else 0
+        rows.append(
+            _check("equal numbers", real > 0 and made == real * max(repeats, 1),
+                   f"{real} real clips, {made} samples")
+        )  # fmt: skip
+        rows.append(_check("number of the protocol", made == samples, f"{made} of {samples}"))
+        rows.append(_check("enough for 400 features", real >= 2048, f"{real} real clips"))
+    if condition == "classes":
+        asked = [prompt for part in parts for prompt in part["prompts"]]
+        known = [one.split("/")[0] for part in parts for one in part["records"]]
+        by_folder = set(asked) <= set(known)
+        found = class_distance(asked, known if by_folder else asked)
+        rows.append(_check("classes as often", found < 0.01, f"total variation {found:.3f}"))
+    records = [name for part in parts for name in part["records"]]
+    again = len(records) - len(set(records))
+    rows.append(_check("every real clip once", again == 0, f"{again} come again"))
+    return rows
+
+
+def _check(name: str, holds: bool, found: str) -> dict[str, Any]:
+    return {"check": name, "holds": "yes" if holds else "NO", "found": found}
+
+
+def _ranges(parts: Sequence[Partial]) -> tuple[bool, str]:
+    """Whether samples take up a range that is like the real clips'."""
+    real, made = (
+        [min(part["range"][i][0] for part in parts), max(part["range"][i][1] for part in parts)]
+        for i in (0, 1)
+    )
+    spans = [max(high - low, 1) for low, high in (real, made)]
+    # Frames in 0 .. 1 or -1 .. 1 that became uint8 have almost no range.
+    return spans[1] > 0.25 * spans[0], f"real {real[0]}..{real[1]}, samples {made[0]}..{made[1]}"
+
+
+def _intervals(parts: Sequence[Partial], interval: int) -> tuple[bool, str]:
+    """Whether neighbouring frames are as far apart in time."""
+    rates = [rate / interval for rate, _ in (part["rates"] for part in parts) if rate]
+    made = next((fps for _, fps in (part["rates"] for part in parts) if fps), None)
+    if not rates or made is None:
+        return True, "drawn clips or none of a prior: no rate of their own"
+    real = float(np.median(rates))
+    return abs(real / made - 1) < 0.05, f"real {real:.2f} frames/s, samples {made:.2f}"

@@ -1,0 +1,306 @@
+"""How good the videos of a trained prior are: FVD by named protocols, and what it does not see."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from PIL import Image
+
+from pyratok_jax.data.world.reader import LEAST_FRAMES, read_video
+from pyratok_jax.errors import UserError
+from pyratok_jax.evaluation.data.clips import resized
+from pyratok_jax.evaluation.data.reference import (
+    GENERATION_PROTOCOLS,
+    Reference,
+    real_rate,
+    reference_clip,
+    references,
+)
+from pyratok_jax.evaluation.models.generators import (
+    BaselineSamples,
+    PriorSamples,
+    SampleFiles,
+    SampleModel,
+    Wanted,
+)
+from pyratok_jax.evaluation.sample_scores import (
+    code_figures,
+    distances,
+    faithfulness,
+    means_of,
+    nearest,
+    pitfalls,
+)
+from pyratok_jax.evaluation.task import (
+    Item,
+    Metrics,
+    Partial,
+    Picture,
+    Task,
+    clip_facts,
+    parse_numbers,
+)
+from pyratok_jax.metrics import fvd, temporal
+
+if TYPE_CHECKING:
+    from pyratok_jax.models.prior.sampling import Sampling
+    from pyratok_jax.tokenizer import Tokenizer
+
+_CONDITIONS = ("captions", "classes", "none")
+_SHOWN = 6  # Frames of a strip.
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """Samples `first`, `first` + 1, ... and the real clips that they are compared with."""
+
+    first: int
+    references: tuple[Reference, ...]
+
+
+@dataclasses.dataclass
+class Generation(Task[SampleModel, Block]):
+    """The task; an item is a block of `batch` samples."""
+
+    name = "generation"
+    description = (
+        "Videos of a trained prior: FVD by named protocols (--protocol), nats per token, nearest "
+        "real clip, entropy of codes, consistency over time beside motion; of world prompts, what "
+        "the videos show."
+    )
+    data_help = "the real clips: any source; builtin:world-heldout gives its prompts"
+    columns = (
+        ("fvd", "FVD", 1), ("fvd_reconstruction", "rFVD", 1), ("nats", "nats/token", 3),
+        ("dynamic_degree", "dynamic", 2), ("faithful", "faithful", 3),
+    )  # fmt: skip
+    protocols: ClassVar = GENERATION_PROTOCOLS
+    baselines: ClassVar = ("oracle", "frozen", "random")
+
+    samples: int = 2048
+    frames: int = 16
+    interval: int = 1
+    side: int = 128
+    condition: str = "captions"
+    covariance: str = "unbiased"
+    through: int = 0
+    repeats: int = 1
+    seed: int = 0
+    batch: int = 8
+    fvd: bool = True
+    prior: bool = True
+    guidance: float = -1.0
+    temperature: str = ""
+    top_p: str = ""
+    steps: str = ""
+
+    def __post_init__(self) -> None:
+        self._features: Callable[[np.ndarray], np.ndarray | None] | None = None
+
+    def wrap(self, tokenizer: "Tokenizer") -> SampleModel:
+        """Refused: a tokenizer draws nothing."""
+        raise UserError("the task generation takes the --workdir of a trained prior")
+
+    def load(self, checkpoint: str) -> SampleModel:
+        """A prior, with the sampling that the settings say."""
+        from pyratok_jax.generator import load_generator
+
+        generator = load_generator(checkpoint)
+        return PriorSamples(generator, self._sampling(generator.sampling))
+
+    def baseline(self, kind: str) -> SampleModel:
+        """See `generators.BaselineSamples`."""
+        return BaselineSamples(kind)
+
+    def external(
+        self, folder: str, rate: float | None, name: str, clips: Sequence[str]
+    ) -> SampleModel:
+        """Videos that were written before, see `generators.SampleFiles`."""
+        if rate is not None:
+            raise UserError("--rate says nothing about generated videos; leave it out")
+        return SampleFiles(folder, name)
+
+    def check(self) -> None:
+        """Refuse impossible settings."""
+        if self.condition not in _CONDITIONS:
+            raise UserError(f"--set condition={self.condition}: expected {', '.join(_CONDITIONS)}")
+        if self.covariance not in ("biased", "unbiased"):
+            raise UserError(f"--set covariance={self.covariance}: expected biased or unbiased")
+        for name in ("samples", "frames", "interval", "side", "repeats", "batch"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--set {name}={getattr(self, name)}: expected at least 1")
+        if self.through < 0:
+            raise UserError(f"--set through={self.through}: expected a side in pixels, 0 for none")
+
+    def protocol(self) -> dict[str, Any]:
+        """Settings, and the conventions of every metric."""
+        return self.settings() | {
+            "metrics": {
+                "fvd": fvd.PROTOCOL + f"; covariances {self.covariance}"
+                + (f"; frames resized to {self.through} before" if self.through else ""),
+                **temporal.PROTOCOL,
+                "TC": "the column of published tables is defined nowhere; not computed",
+            },
+        }  # fmt: skip
+
+    def items(self) -> list[Item[Block]]:
+        """Blocks of samples, `repeats` times over the real clips."""
+        found = references(
+            self.data, samples=self.samples, frames=self.frames, interval=self.interval,
+            side=self.side, seed=self.seed, condition=self.condition,
+        ) * self.repeats  # fmt: skip
+        starts = range(0, len(found), self.batch)
+        return [
+            Item(f"samples/{start:06d}", Block(start, tuple(found[start : start + self.batch])))
+            for start in starts
+        ]
+
+    def prepare(self, model: SampleModel) -> None:
+        """Load the network of the Frechet distance."""
+        if self._measures_fvd():
+            self._features = fvd.load_features()
+
+    def evaluate_item(self, model: SampleModel, item: Item[Block]) -> Partial:
+        """Draw a block, and all that is measured of each sample and of its real clip."""
+        block = item.content
+        real = [self._real(one, block.first + n) for n, one in enumerate(block.references)]
+        prompts = [one.prompt for one in block.references]
+        made = model.draw(Wanted(prompts, block.first, self.seed, real))
+        part: Partial = {
+            "clip": clip_facts(real[0], None),
+            "prompts": prompts,
+            "records": [one.record.id for one in block.references],
+            "rates": [real_rate(block.references[0].record), model.fps],
+            "vocabulary": model.vocabulary,
+            "strip": np.concatenate([_strip(real[0]), _strip(made[0].video)]),
+        }
+        part |= {"range": [_range(real), _range([one.video for one in made])]}
+        for name, clips in (("real", real), ("made", [one.video for one in made])):
+            if self.frames >= 3:
+                rows = [temporal.temporal_measures(clip) for clip in clips]
+                part[f"time_{name}"] = np.array(
+                    [[row[m] for m in temporal.MEASURES] for row in rows]
+                )
+            part |= self._featured(f"fvd_{name}", clips)
+        part |= _codes("made", [one.ids for one in made])
+        if self.prior and block.first < self.samples:
+            part |= self._looks(model, block, real, prompts)
+        if block.references[0].world is not None and self.frames >= LEAST_FRAMES:
+            part["world"] = [
+                _world(one, sample.video)
+                for one, sample in zip(block.references, made, strict=True)
+            ]
+        return part
+
+    def aggregate(self, partials: Mapping[str, Partial]) -> Metrics:
+        """Metrics over all samples."""
+        parts = list(partials.values())
+        biased = self.covariance == "biased"
+        metrics: Metrics = {"samples": sum(len(part["prompts"]) for part in parts)}
+        metrics |= distances(parts, self.samples, biased) | nearest(parts)
+        metrics |= means_of(parts, temporal.MEASURES)
+        metrics |= code_figures(parts) | faithfulness(parts)
+        metrics["checks"] = pitfalls(
+            parts, metrics, samples=self.samples * self.repeats, interval=self.interval,
+            condition=self.condition, measured=self._measures_fvd(),
+        )  # fmt: skip
+        return metrics
+
+    def tables(self, metrics: Metrics) -> dict[str, list[dict[str, Any]]]:
+        """The checks, faithfulness, and measures over time."""
+        found: dict[str, list[dict[str, Any]]] = {"Checks of the protocol": metrics["checks"]}
+        if "faithfulness" in metrics:
+            found["Faithfulness to world prompts"] = metrics["faithfulness"]
+        if "over_time" in metrics:
+            found["Consistency over time, and motion"] = metrics["over_time"]
+        if "levels" in metrics:
+            found["Codes by level"] = metrics["levels"]
+        return found
+
+    def pictures(self, partials: Mapping[str, Partial], folder: Path) -> list[Picture]:
+        """The first sample of the first blocks below its real clip."""
+        found = []
+        for number, part in enumerate(list(partials.values())[:8]):
+            path = folder / f"sample_{number:02d}.png"
+            Image.fromarray(np.asarray(part["strip"], np.uint8)).save(path)
+            prompt = part["prompts"][0] or "no prompt"
+            found.append(Picture(f"pictures/{path.name}", f"{prompt}: real above, drawn below"))
+        return found
+
+    def _measures_fvd(self) -> bool:
+        return self.fvd and self.frames >= fvd.FRAMES
+
+    def _sampling(self, default: "Sampling") -> "Sampling":
+        changes: dict[str, Any] = {}
+        if self.guidance >= 0:
+            changes["guidance"] = self.guidance
+        for name, whole in (("temperature", False), ("top_p", False), ("steps", True)):
+            if text := getattr(self, name):
+                said = "numbers with commas between"
+                changes[name] = tuple(parse_numbers(text, name, said, low=0, whole=whole))
+        try:
+            return dataclasses.replace(default, **changes)
+        except ValueError as error:
+            raise UserError(f"--set: {error}") from error
+
+    def _real(self, reference: Reference, number: int) -> np.ndarray:
+        return reference_clip(
+            reference.record, number % self.samples, frames=self.frames, interval=self.interval,
+            side=self.side, seed=self.seed,
+        )  # fmt: skip
+
+    def _featured(self, name: str, clips: Sequence[np.ndarray]) -> Partial:
+        if self._features is None:
+            return {}
+        through = self.through
+        if through:
+            clips = [np.stack([resized(frame, through) for frame in clip]) for clip in clips]
+        found = [self._features(clip) for clip in clips]
+        return {name: np.stack([one for one in found if one is not None])}
+
+    def _looks(
+        self, model: SampleModel, block: Block, real: list[np.ndarray], prompts: list[str]
+    ) -> Partial:
+        """Nats, codes and reconstructions of the real clips."""
+        known = [
+            model.look(clip, prompt, block.first + n)
+            for n, (clip, prompt) in enumerate(zip(real, prompts, strict=True))
+        ]
+        seen = [one for one in known if one is not None]
+        if not seen:
+            return {}
+        names = list(seen[0].nats)
+        return {
+            "terms": names,
+            "nats": np.array([[one.nats[name] for name in names] for one in seen]),
+            **self._featured("fvd_rebuilt", [one.rebuilt for one in seen]),
+            **_codes("real", [one.ids for one in seen]),
+        }
+
+
+def _range(clips: Sequence[np.ndarray]) -> list[int]:
+    return [int(min(clip.min() for clip in clips)), int(max(clip.max() for clip in clips))]
+
+
+def _strip(clip: np.ndarray) -> np.ndarray:
+    numbers = np.unique(np.linspace(0, len(clip) - 1, _SHOWN).round().astype(int))
+    return np.concatenate(list(clip[numbers]), axis=1)
+
+
+def _codes(name: str, ids: Sequence[tuple[np.ndarray, ...]]) -> Partial:
+    levels = zip(*ids, strict=True)
+    return {
+        f"ids_{name}_{number}": np.concatenate([x.reshape(-1) for x in level])
+        for number, level in enumerate(levels)
+    }
+
+
+def _world(reference: Reference, video: np.ndarray) -> dict[str, Any]:
+    """What a world prompt asks for and what its sample shows, JSON-able."""
+    assert reference.world is not None
+    return {
+        "kind": reference.world.kind,
+        "asked": [dataclasses.astuple(thing) for thing in reference.world.things],
+        "seen": [dataclasses.astuple(thing) for thing in read_video(video)],
+    }
