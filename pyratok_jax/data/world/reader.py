@@ -129,6 +129,9 @@ def _coverage(mask: np.ndarray, frame: np.ndarray) -> Float[np.ndarray, "h w"]:
 
     At ten pixels across a circle and a hexagon of whole pixels are often the same.
     """
+    (box,) = ndimage.find_objects(mask.astype(int))
+    box = tuple(slice(max(side.start - 4, 0), side.stop + 4) for side in box)
+    mask, frame = mask[box], frame[box]
     inner, outer = ndimage.binary_erosion(mask), ndimage.binary_dilation(mask, iterations=2)
     if not inner.any():
         return mask.astype(np.float32)

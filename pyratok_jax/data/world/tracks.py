@@ -86,9 +86,11 @@ def _blobs(mask: Bool[np.ndarray, "h w"]) -> list[_Blob]:
     labels, count = ndimage.label(opened, np.ones((3, 3)))
     sizes = np.bincount(labels.ravel(), minlength=count + 1)
     large = [n for n in np.argsort(-sizes[1:])[:_MOST] + 1 if sizes[n] >= least]
-    blobs = []
+    boxes, blobs = ndimage.find_objects(labels), []
     for label in large:
-        part = _without_texture(labels == label)
+        part = np.zeros(mask.shape, bool)
+        box = boxes[label - 1]
+        part[box] = _without_texture(labels[box] == label)
         y, x = np.nonzero(part)
         height, width = mask.shape
         centre = ((x.mean() + 0.5) / width, (y.mean() + 0.5) / height)
