@@ -154,8 +154,8 @@ def reference_clip(
         return record.drawing.draw(frames, side, side)
     span = 1 + (frames - 1) * interval
     if record.stored is not None:
-        room = max(len(record.stored) - span, 0)
-        begin = int(np.random.default_rng((seed, number)).integers(room + 1))
+        spare = max(len(record.stored) - span, 0)
+        begin = int(np.random.default_rng((seed, number)).integers(spare + 1))
         images = record.stored[begin : begin + span : interval]
         return np.stack([prepared(read_image(image), side) for image in images])
     info = probe(record.media)
@@ -171,5 +171,5 @@ def reference_clip(
 def class_distance(asked: Sequence[str], real: Sequence[str]) -> float:
     """Total variation distance of the frequencies of two lists of class names, 0 .. 1."""
     names = sorted({*asked, *real})
-    shares = [[one.count(name) / max(len(one), 1) for name in names] for one in (asked, real)]
-    return float(0.5 * np.abs(np.subtract(*shares)).sum())
+    a, b = ([one.count(name) / max(len(one), 1) for name in names] for one in (asked, real))
+    return float(0.5 * np.abs(np.subtract(a, b)).sum())

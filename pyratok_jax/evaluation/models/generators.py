@@ -93,7 +93,8 @@ class PriorSamples:
         self._generator, self._sampling = generator, sampling or generator.sampling
         named = repr(sorted(dataclasses.asdict(self._sampling).items()))
         digest = hashlib.sha256(f"{generator.checkpoint_hash}|{named}".encode())
-        self.checkpoint_hash, self.fps = digest.hexdigest(), generator.fps
+        self.checkpoint_hash = digest.hexdigest()
+        self.fps: float | None = generator.fps
         self.vocabulary = generator.tokenizer.config.vocabulary_size
         self._loss = nnx.jit(_terms, static_argnames=("layout",))
 
