@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from pyratok_jax.data.world.reader import Faithfulness, Seen, compare
-from pyratok_jax.evaluation.data.reference import class_distance
 from pyratok_jax.evaluation.task import Metrics, Partial
 from pyratok_jax.metrics import fvd
 from pyratok_jax.metrics.code_usage import CodeUsage
@@ -176,7 +175,6 @@ def pitfalls(
     *,
     samples: int,
     interval: int,
-    condition: str,
     measured: bool,
 ) -> list[dict[str, Any]]:
     """What makes distances incomparable: of each check whether it holds, and what was found."""
@@ -192,12 +190,6 @@ def pitfalls(
         )  # fmt: skip
         rows.append(_check("number of the protocol", made == samples, f"{made} of {samples}"))
         rows.append(_check("enough for 400 features", real >= 2048, f"{real} real clips"))
-    if condition == "classes":
-        asked = [prompt for part in parts for prompt in part["prompts"]]
-        known = [one.split("/")[0] for part in parts for one in part["records"]]
-        by_folder = set(asked) <= set(known)
-        found = class_distance(asked, known if by_folder else asked)
-        rows.append(_check("classes as often", found < 0.01, f"total variation {found:.3f}"))
     records = [name for part in parts for name in part["records"]]
     again = len(records) - len(set(records))
     rows.append(_check("every real clip once", again == 0, f"{again} come again"))

@@ -11,7 +11,6 @@ from pyratok_jax.data.world.films import world_film
 from pyratok_jax.errors import UserError
 from pyratok_jax.evaluation.data.reference import (
     GENERATION_PROTOCOLS,
-    class_distance,
     reference_clip,
     references,
 )
@@ -165,8 +164,6 @@ def test_reference_clips_are_windows_at_the_interval(tmp_path):
         references(str(tmp_path), samples=1, condition="none", **setup | {"frames": 21})
     with pytest.raises(UserError, match="no caption"):
         references(str(tmp_path), samples=1, condition="captions", **setup)
-    assert class_distance(["a", "a", "b", "b"], ["a", "b"]) == 0
-    assert class_distance(["a"], ["b"]) == 1
 
 
 def test_protocols_have_settings_that_exist():

@@ -5,7 +5,7 @@ everything: results are comparable only as far as the whole protocol in results.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -166,10 +166,3 @@ def reference_clip(
     size = covering_size((info.height, info.width), side)
     clip = read_clip(record.media, start=first, frames=span, size=size)
     return np.ascontiguousarray(square(clip, side)[::interval])
-
-
-def class_distance(asked: Sequence[str], real: Sequence[str]) -> float:
-    """Total variation distance of the frequencies of two lists of class names, 0 .. 1."""
-    names = sorted({*asked, *real})
-    a, b = ([one.count(name) / max(len(one), 1) for name in names] for one in (asked, real))
-    return float(0.5 * np.abs(np.subtract(a, b)).sum())

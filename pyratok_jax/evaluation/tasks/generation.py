@@ -203,7 +203,7 @@ class Generation(Task[SampleModel, Block]):
         metrics |= code_figures(parts) | faithfulness(parts)
         metrics["checks"] = pitfalls(
             parts, metrics, samples=self.samples * self.repeats, interval=self.interval,
-            condition=self.condition, measured=self._measures_fvd(),
+            measured=self._measures_fvd(),
         )  # fmt: skip
         return metrics
 
