@@ -100,6 +100,8 @@ def means_of(parts: Sequence[Partial], measures: Sequence[str]) -> Metrics:
         name: values.mean(axis=0).tolist() for name, values in rows.items() if values is not None
     }
     found |= dict(zip(measures, means["made"], strict=True))
+    differences = np.subtract(means["made"], means["real"]).tolist()
+    found |= {f"{name}_difference": x for name, x in zip(measures, differences, strict=True)}
     found["over_time"] = [
         {"measure": name, "samples": means["made"][i], "real clips": means["real"][i]}
         for i, name in enumerate(measures)
@@ -174,25 +176,36 @@ def pitfalls(
     metrics: Mapping[str, Any],
     *,
     samples: int,
+    repeats: int,
     interval: int,
     measured: bool,
 ) -> list[dict[str, Any]]:
-    """What makes distances incomparable: of each check whether it holds, and what was found."""
-    rows = [_check("range", *_ranges(parts)), _check("interval", *_intervals(parts, interval))]
+    """What makes distances incomparable: of each check whether it holds, and what was found.
+
+    Args:
+        parts: all partial results.
+        metrics: with those of `distances`.
+        samples: how many the protocol compares, `repeats` times.
+        repeats: of the protocol.
+        interval: of frames of a real clip.
+        measured: whether there is a distance at all.
+    """
+    rates = [part["rates"] for part in parts]
+    rows = [_check("range", *_ranges(parts)), _check("interval", *intervals(rates, interval))]
     if not measured:
         rows.append(_check("frames", False, f"no FVD: its network takes {fvd.FRAMES} frames"))
     else:
         real, made = metrics.get("fvd_videos", (0, 0))
-        repeats = samples // max(real, 1) if real else 0
         rows.append(
-            _check("equal numbers", real > 0 and made == real * max(repeats, 1),
+            _check("equal numbers", made == real * repeats > 0,
                    f"{real} real clips, {made} samples")
         )  # fmt: skip
-        rows.append(_check("number of the protocol", made == samples, f"{made} of {samples}"))
+        whole = samples * repeats
+        rows.append(_check("number of the protocol", made == whole, f"{made} of {whole}"))
         rows.append(_check("enough for 400 features", real >= 2048, f"{real} real clips"))
     records = [name for part in parts for name in part["records"]]
-    again = len(records) - len(set(records))
-    rows.append(_check("every real clip once", again == 0, f"{again} come again"))
+    again = len(records) - repeats * len(set(records))
+    rows.append(_check("every real clip once", again <= 0, f"{max(again, 0)} come again"))
     return rows
 
 
@@ -211,11 +224,16 @@ def _ranges(parts: Sequence[Partial]) -> tuple[bool, str]:
     return spans[1] > 0.25 * spans[0], f"real {real[0]}..{real[1]}, samples {made[0]}..{made[1]}"
 
 
-def _intervals(parts: Sequence[Partial], interval: int) -> tuple[bool, str]:
-    """Whether neighbouring frames are as far apart in time."""
-    rates = [rate / interval for rate, _ in (part["rates"] for part in parts) if rate]
-    made = next((fps for _, fps in (part["rates"] for part in parts) if fps), None)
-    if not rates or made is None:
+def intervals(rates: Sequence[Sequence[float | None]], interval: int) -> tuple[bool, str]:
+    """Whether neighbouring frames of samples and real clips are as far apart in time.
+
+    Args:
+        rates: frames per second of (a real clip, samples), None where it has none of its own.
+        interval: of the frames of a real clip that are taken.
+    """
+    known = [rate / interval for rate, _ in rates if rate]
+    made = next((fps for _, fps in rates if fps), None)
+    if not known or made is None:
         return True, "drawn clips or none of a prior: no rate of their own"
-    real = float(np.median(rates))
+    real = float(np.median(known))
     return abs(real / made - 1) < 0.05, f"real {real:.2f} frames/s, samples {made:.2f}"

@@ -14,7 +14,8 @@ from pyratok_jax.evaluation.data.reference import (
     reference_clip,
     references,
 )
-from pyratok_jax.evaluation.sample_scores import distances, nearest
+from pyratok_jax.evaluation.models.generators import BaselineSamples, SampleFiles
+from pyratok_jax.evaluation.sample_scores import distances, nearest, pitfalls
 from pyratok_jax.evaluation.tasks.generation import Generation
 from pyratok_jax.metrics import fvd
 from pyratok_jax.metrics.temporal import MEASURES, temporal_measures
@@ -144,11 +145,15 @@ def test_a_clip_that_was_learned_by_heart_is_named(rng):
     assert (closest["sample"], closest["clip"]) == (7, "r21")
 
 
-def test_reference_clips_are_windows_at_the_interval(tmp_path):
-    path = tmp_path / "clip.mp4"
+def _write_clip(path):
+    path.parent.mkdir(exist_ok=True)
     with VideoWriter(path, fps=10, crf=4) as writer:
         for level in range(0, 240, 8):
             writer.write(np.full((48, 64, 3), level, np.uint8))
+
+
+def test_reference_clips_are_windows_at_the_interval(tmp_path):
+    _write_clip(tmp_path / "clip.mp4")
     setup = dict(frames=4, interval=3, side=32, seed=0)
     found = references(str(tmp_path), samples=5, condition="none", **setup)
     assert len(found) == 5 and found[0].prompt == ""
@@ -164,6 +169,78 @@ def test_reference_clips_are_windows_at_the_interval(tmp_path):
         references(str(tmp_path), samples=1, condition="none", **setup | {"frames": 21})
     with pytest.raises(UserError, match="no caption"):
         references(str(tmp_path), samples=1, condition="captions", **setup)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--protocol", "larp"), "not the protocol larp: .* compares 10000 clips, and .* has 1 "),
+        (("--protocol", "tats", "--set", "samples=4"), "it has samples=2048, not 4"),
+        (("--protocol", "tats", "--set", "fvd=false"), "it has fvd=True, not False"),
+        (("--protocol", "tats", "--set", "interval=2"), "it has interval=1, not 2"),
+        (("--set", "claims=mine"), "expected one of styleganv"),
+    ],
+)
+def test_a_run_does_not_get_the_name_of_a_protocol_that_it_is_not(tmp_path, arguments, message):
+    _write_clip(tmp_path / "clips" / "clip.mp4")
+    command = ["--task", "generation", "--data", str(tmp_path / "clips"), "--checkpoint", "oracle",
+               "--output", str(tmp_path / "out"), "--set", "condition=classes"]  # fmt: skip
+    (tmp_path / "clips" / "clip.txt").write_text("Walking")
+    with pytest.raises(UserError, match=message) as caught:
+        evaluate.main([*command, *arguments])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_deviating_run_marks_the_name(tmp_path):
+    _write_clip(tmp_path / "clips" / "clip.mp4")
+    (tmp_path / "clips" / "clip.txt").write_text("Walking")
+    result = run(tmp_path / "out", "--checkpoint", "oracle", "--protocol", "tats", "--set",
+                 "deviate=true", data=str(tmp_path / "clips"), samples=4)  # fmt: skip
+    head = (tmp_path / "out" / "row.md").read_text()
+    assert "FVD (not tats)" in head and result["protocol"]["claims"] == "tats"
+    assert checks(result)["every real clip once"] == "NO"
+
+
+def test_clips_of_a_prior_at_another_rate_are_refused_under_a_name(tmp_path):
+    task = Generation(data="", **GENERATION_PROTOCOLS["tats"])
+    model = BaselineSamples("oracle")
+    task._rate, model.fps = 25.0, 24.9
+    task.prepare(model)
+    model.fps = 8.0
+    with pytest.raises(UserError, match=r"real 25.00 frames/s, samples 8.00"):
+        task.prepare(model)
+
+
+def test_four_repeats_are_no_clip_that_comes_again(rng):
+    real = rng.normal(size=(6, 4))
+    ids = [f"r{n}" for n in range(6)]
+    part = {"fvd_real": real, "fvd_made": real, "records": ids, "rates": [None, None],
+            "range": [[0, 255], [0, 255]]}  # fmt: skip
+    again = [part | {"records": [*ids[:5], "r0"]}] * 4
+    setup = {"samples": 6, "repeats": 4, "interval": 1, "measured": True}
+    for parts, holds in (([part] * 4, "yes"), (again, "NO")):
+        # Only the first repeat's real clips are compared with.
+        found = {row["check"]: row["holds"]
+                 for row in pitfalls(parts, distances(parts, 6, True), **setup)}  # fmt: skip
+        assert found["every real clip once"] == holds
+        assert found["equal numbers"] == found["number of the protocol"] == "yes"
+
+
+def test_a_damaged_clip_is_not_left_out_in_silence(tmp_path):
+    _write_clip(tmp_path / "a.mp4")
+    (tmp_path / "b.mp4").write_bytes(b"no video")
+    setup = dict(frames=4, interval=1, side=32, seed=0)
+    found = references(str(tmp_path), samples=2, condition="none", **setup)
+    assert len({one.record.id for one in found}) == 2
+
+
+def test_other_content_of_the_same_size_is_another_method(tmp_path):
+    (tmp_path / "samples.jsonl").write_text(json.dumps({"file": "a.mp4", "prompt": ""}))
+    hashes = set()
+    for content in (b"one", b"two"):
+        (tmp_path / "a.mp4").write_bytes(content)
+        hashes.add(SampleFiles(str(tmp_path), "m").checkpoint_hash)
+    assert len(hashes) == 2
 
 
 def test_protocols_have_settings_that_exist():

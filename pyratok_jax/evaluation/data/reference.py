@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 
 from pyratok_jax.data.sources.records import ClipRecord
 from pyratok_jax.data.sources.registry import load_source
-from pyratok_jax.data.video.files import BrokenVideoError, probe, read_clip, read_image
+from pyratok_jax.data.video.files import BrokenVideoError, is_image, probe, read_clip, read_image
 from pyratok_jax.data.world.films import WorldRecords, parse_world
 from pyratok_jax.data.world.prompts import WorldPrompt, heldout_prompts
 from pyratok_jax.data.world.scenes import KINDS
@@ -22,7 +22,7 @@ from pyratok_jax.evaluation.data.clips import covering_size, prepared, square
 
 _UCF: dict[str, Any] = {"frames": 16, "side": 128, "condition": "classes"}
 
-GENERATION_PROTOCOLS: Mapping[str, Mapping[str, Any]] = {
+_PROTOCOLS: dict[str, dict[str, Any]] = {
     # universome/stylegan-v, fvd2048_16f: short videos left out; UCF-101 train and test as --data.
     "styleganv": {
         "samples": 2048, "frames": 16, "side": 256, "covariance": "biased", "condition": "none",
@@ -39,6 +39,10 @@ GENERATION_PROTOCOLS: Mapping[str, Mapping[str, Any]] = {
     # No publication states the number; 2,048 is what most codes default to.
     "webvid": {"samples": 2048, "frames": 16, "side": 256, "condition": "captions"},
 }  # fmt: skip
+# A run of one of them claims its name, which is refused where a check of it does not hold.
+GENERATION_PROTOCOLS: Mapping[str, Mapping[str, Any]] = {
+    name: {**settings, "claims": name} for name, settings in _PROTOCOLS.items()
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +66,8 @@ def references(
     """As many real clips as samples, in a random order that the seed fixes.
 
     Clips come again, with other windows, where there are fewer than samples. Clips that are known
-    to be too short are left out; those that cannot be read are found out later.
+    to be too short are left out; those that cannot be read stay, and break the samples that are
+    compared with them.
 
     Args:
         data: a source; "builtin:world-heldout" gives its readable prompts in their order.
@@ -116,12 +121,14 @@ def _too_short(record: ClipRecord, span: int) -> bool:
         return False
     if record.stored is not None:
         return len(record.stored) < span
+    if is_image(record.media):
+        return span > 1
     seconds, fps = record.span, record.fps
     if seconds is None or fps is None:
         try:
             info = probe(record.media)
         except BrokenVideoError:
-            return True
+            return False
         fps = info.fps
         end = record.end if record.end is not None else info.seconds
         seconds = end - (record.start or 0.0)
@@ -130,7 +137,7 @@ def _too_short(record: ClipRecord, span: int) -> bool:
 
 def real_rate(record: ClipRecord) -> float | None:
     """Frames per second of a clip's file; None where it has no time (drawings, images)."""
-    if record.drawing is not None or record.stored is not None:
+    if record.drawing is not None or record.stored is not None or is_image(record.media):
         return None
     return float(record.fps or probe(record.media).fps)
 

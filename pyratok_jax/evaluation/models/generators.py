@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import UInt8
 
+from pyratok_jax.assets.fetch import sha256_of
 from pyratok_jax.data.video.files import iter_span
 from pyratok_jax.errors import UserError
 from pyratok_jax.generator import Generator
@@ -134,8 +135,8 @@ def _terms(prior: Any, quantizer: Any, codes: Any, condition: Any, key: Any, *, 
 class BaselineSamples:
     """What tests the measures.
 
-    `oracle` gives the real clips; `frozen` the first frame of each for the whole clip; `random`
-    noise.
+    `oracle` draws the very clips that it is compared with, so that every distance is 0; `frozen`
+    the first frame of each for the whole clip; `random` uniform noise. None has tokens or nats.
     """
 
     fps: float | None = None
@@ -197,7 +198,7 @@ class SampleFiles:
             raise UserError(f"{listing}: {len(missing)} files are missing, first {missing[0]}")
         digest = hashlib.sha256(name.encode())
         for row in self._rows:
-            digest.update(f"{row}{(self._folder / row.file).stat().st_size}".encode())
+            digest.update(f"{row}{sha256_of(self._folder / row.file)}".encode())
         self.checkpoint_hash = digest.hexdigest()
         self.fps = next((row.fps for row in self._rows if row.fps), None)
 
@@ -217,10 +218,11 @@ class SampleFiles:
                     f"{row.file} is of the prompt {row.prompt!r}, the protocol's is {prompt!r}"
                 )
             frames = [frame for _, frame in iter_span(str(self._folder / row.file))]
-            if len(frames) < len(real) or frames[0].shape != real.shape[1:]:
+            size = frames[0].shape[:2] if frames else (0, 0)
+            if len(frames) < len(real) or size != real.shape[1:3]:
                 raise UserError(
-                    f"{row.file} has {len(frames)} frames of {frames[0].shape[:2]}, the protocol's "
-                    f"clips have {len(real)} of {real.shape[1:3]}"
+                    f"{row.file} has {len(frames)} frames of {size}, the protocol's clips have "
+                    f"{len(real)} of {real.shape[1:3]}"
                 )
             found.append(Sample(np.stack(frames[: len(real)])))
         return found

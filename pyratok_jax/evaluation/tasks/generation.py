@@ -1,5 +1,6 @@
 """How good the videos of a trained prior are: FVD by named protocols, and what it does not see."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from PIL import Image
 
+from pyratok_jax.data.video.files import BrokenVideoError
 from pyratok_jax.data.world.reader import LEAST_FRAMES, read_video
 from pyratok_jax.errors import UserError
 from pyratok_jax.evaluation.data.clips import resized
@@ -29,6 +31,7 @@ from pyratok_jax.evaluation.sample_scores import (
     code_figures,
     distances,
     faithfulness,
+    intervals,
     means_of,
     nearest,
     pitfalls,
@@ -77,6 +80,7 @@ class Generation(Task[SampleModel, Block]):
     )  # fmt: skip
     protocols: ClassVar = GENERATION_PROTOCOLS
     baselines: ClassVar = ("oracle", "frozen", "random")
+    late_settings: ClassVar = frozenset({"deviate"})
 
     samples: int = 2048
     frames: int = 16
@@ -94,9 +98,12 @@ class Generation(Task[SampleModel, Block]):
     temperature: str = ""
     top_p: str = ""
     steps: str = ""
+    claims: str = ""
+    deviate: bool = False
 
     def __post_init__(self) -> None:
         self._features: Callable[[np.ndarray], np.ndarray | None] | None = None
+        self._rate: float | None = None  # Of the first real clip.
 
     def wrap(self, tokenizer: "Tokenizer") -> SampleModel:
         """Refused: a tokenizer draws nothing."""
@@ -132,6 +139,35 @@ class Generation(Task[SampleModel, Block]):
                 raise UserError(f"--set {name}={getattr(self, name)}: expected at least 1")
         if self.through < 0:
             raise UserError(f"--set through={self.through}: expected a side in pixels, 0 for none")
+        if self.claims:
+            self._check_claim()
+
+    def _check_claim(self) -> None:
+        """Refuse settings that are not those of the protocol whose name the results would have."""
+        known = GENERATION_PROTOCOLS.get(self.claims)
+        if known is None:
+            raise UserError(
+                f"--set claims={self.claims}: expected one of {', '.join(GENERATION_PROTOCOLS)}"
+            )
+        wanted = {**known, "interval": 1, "fvd": True}
+        for name, value in wanted.items():
+            if getattr(self, name) != value:
+                self._not_the_protocol(f"it has {name}={value}, not {getattr(self, name)}")
+
+    def _not_the_protocol(self, why: str) -> None:
+        """Refuse, unless `deviate` says that the results will be named otherwise."""
+        if self.claims and not self.deviate:
+            raise UserError(
+                f"this is not the protocol {self.claims}: {why}; --set deviate=true measures all "
+                f'the same and calls the results "not {self.claims}"'
+            )
+
+    def row_columns(self) -> Sequence[tuple[str, str, int]]:
+        """The columns; where the run deviates, its distance is not that of the published rows."""
+        if not (self.claims and self.deviate):
+            return self.columns
+        return [(key, f"FVD (not {self.claims})" if key == "fvd" else title, digits)
+                for key, title, digits in self.columns]  # fmt: skip
 
     def protocol(self) -> dict[str, Any]:
         """Settings, and the conventions of every metric."""
@@ -149,7 +185,16 @@ class Generation(Task[SampleModel, Block]):
         found = references(
             self.data, samples=self.samples, frames=self.frames, interval=self.interval,
             side=self.side, seed=self.seed, condition=self.condition,
-        ) * self.repeats  # fmt: skip
+        )  # fmt: skip
+        different = len({one.record.id for one in found})
+        if different < self.samples:
+            self._not_the_protocol(
+                f"it compares {self.samples} clips, and {self.data} has {different} that are long "
+                "enough"
+            )
+        with contextlib.suppress(BrokenVideoError):  # Its samples will say so.
+            self._rate = real_rate(found[0].record)
+        found *= self.repeats
         starts = range(0, len(found), self.batch)
         return [
             Item(f"samples/{start:06d}", Block(start, tuple(found[start : start + self.batch])))
@@ -157,7 +202,14 @@ class Generation(Task[SampleModel, Block]):
         ]
 
     def prepare(self, model: SampleModel) -> None:
-        """Load the network of the Frechet distance."""
+        """Load the network of the Frechet distance.
+
+        Raises:
+            UserError: no weights, or samples at other times than the protocol's real clips.
+        """
+        holds, found_rates = intervals([[self._rate, model.fps]], self.interval)
+        if not holds:
+            self._not_the_protocol(f"frames are not as far apart in time: {found_rates}")
         if self._measures_fvd():
             self._features = fvd.load_features()
 
@@ -202,9 +254,13 @@ class Generation(Task[SampleModel, Block]):
         metrics |= means_of(parts, temporal.MEASURES)
         metrics |= code_figures(parts) | faithfulness(parts)
         metrics["checks"] = pitfalls(
-            parts, metrics, samples=self.samples * self.repeats, interval=self.interval,
+            parts, metrics, samples=self.samples, repeats=self.repeats, interval=self.interval,
             measured=self._measures_fvd(),
         )  # fmt: skip
+        failed = [f"{row['check']} ({row['found']})" for row in metrics["checks"]
+                  if row["holds"] == "NO"]  # fmt: skip
+        if failed:
+            self._not_the_protocol("; ".join(failed))
         return metrics
 
     def tables(self, metrics: Metrics) -> dict[str, list[dict[str, Any]]]:
