@@ -17,13 +17,13 @@ import numpy as np
 from flax import nnx
 from jaxtyping import UInt8
 
-from pyratok_jax.checkpoints.modules import build_module
+from pyratok_jax.checkpoints.partition import build_module
 from pyratok_jax.checkpoints.pretrained import DEMO_BACKBONE, load_backbone, read_weights
 from pyratok_jax.data.sources.builtin import demo_clips, demo_records
 from pyratok_jax.data.sources.records import ClipRecord
 from pyratok_jax.data.video.files import iter_frames, probe
 from pyratok_jax.data.world.films import world_film
-from pyratok_jax.demo.linear_start import principal_components
+from pyratok_jax.demo.backbone import principal_components
 from pyratok_jax.metrics.image import frame_errors, lpips_frames, psnr_of, ssim_frames
 from pyratok_jax.models.wan_vae.config import WanVAEConfig
 from pyratok_jax.models.wan_vae.linear import from_blocks, to_blocks

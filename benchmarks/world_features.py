@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from pyratok_jax.checkpoints.modules import build_module
+from pyratok_jax.checkpoints.partition import build_module
 from pyratok_jax.checkpoints.pretrained import Backbone, Language, load_backbone, load_language
 from pyratok_jax.data.captions import CaptionTokenizer
 from pyratok_jax.data.world.films import WorldFilm

@@ -16,14 +16,15 @@ from pyratok_jax.io.progress import PlainConsole, progress_bar
 from pyratok_jax.io.sharded_job import REJECTED, check_output
 from pyratok_jax.io.shards import FORMATS
 from pyratok_jax.tokenizer import Tokenizer, load_tokenizer, local_devices
-from pyratok_jax.tokens.card import CARD_TEXT, write_card
 from pyratok_jax.tokens.exporting import (
+    CARD_TEXT,
     Machine,
     Progress,
     drop_damaged,
     export,
     rates,
     shards_of,
+    write_card,
 )
 from pyratok_jax.tokens.plan import ExportOptions, ExportPlan, provenance_of, source_fingerprint
 

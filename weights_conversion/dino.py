@@ -26,7 +26,7 @@ from pyratok_jax.checkpoints.conversion import (
     match,
 )
 from pyratok_jax.checkpoints.foreign.sources import TensorSource, open_tensors
-from pyratok_jax.checkpoints.modules import module_shapes
+from pyratok_jax.checkpoints.partition import module_shapes
 from pyratok_jax.errors import UserError, run_cli
 from pyratok_jax.io.documents import WRONG_VALUE, checked, read_json
 from pyratok_jax.models.dino import Dino, DinoConfig

@@ -10,7 +10,7 @@ out and counted in the report. The tokenizer is copied along.
 from pathlib import Path
 from typing import Any
 
-from pyratok_jax.checkpoints.foreign import language_keys
+from pyratok_jax.checkpoints.foreign import language_model
 from pyratok_jax.checkpoints.foreign.language_config import parse_config, parse_gguf, parse_meta
 from pyratok_jax.checkpoints.foreign.language_model import KIND, make_plan
 from pyratok_jax.checkpoints.foreign.language_tokenizer import (
@@ -31,7 +31,7 @@ def source_config(source: TensorSource) -> LanguageConfig:
     Raises:
         UserError: when there is none, or it describes another kind of model.
     """
-    layout = language_keys.layout_of(source)
+    layout = language_model.layout_of(source)
     if layout == "gguf":
         return parse_gguf(source)
     folder = source.path if source.path.is_dir() else source.path.parent
@@ -44,7 +44,7 @@ def source_config(source: TensorSource) -> LanguageConfig:
     if values.get("eos_token_id") is None and (folder / "generation_config.json").is_file():
         generation = read_json(folder / "generation_config.json", dict[str, Any])
         values["eos_token_id"] = generation.get("eos_token_id")
-    return parse_config(values, has_head=language_keys.head_key(source) is not None)
+    return parse_config(values, has_head=language_model.head_key(source) is not None)
 
 
 def main() -> int:

@@ -28,8 +28,7 @@ from pyratok_jax.models.wan_vae.config import WAN21, WanVAEConfig
 from pyratok_jax.tokenizer.loading import load_tokenizer, write_description
 from weights_conversion import wan_vae
 from weights_conversion.command import make_parser
-from weights_conversion.wan_vae_keys import Layout, detect, entries
-from weights_conversion.wan_vae_verify import reference
+from weights_conversion.wan_vae_published import Layout, detect, entries, reference
 
 BITS = 16  # per stage: one for each channel of the latent
 _QUANTIZER = re.compile(r"lapq_quantizer\.(?:.+\.)?(\d+)\.([^.]+(?:\.[^.]+)*)$")

@@ -14,7 +14,7 @@ from flax import nnx
 
 from pyratok_jax.checkpoints.conversion import ConversionPlan, match
 from pyratok_jax.checkpoints.foreign.sources import TensorSource, open_tensors
-from pyratok_jax.checkpoints.modules import module_shapes
+from pyratok_jax.checkpoints.partition import module_shapes
 from pyratok_jax.checkpoints.weights import load_checkpoint, read_config
 from pyratok_jax.errors import UserError, require, run_cli, short
 from pyratok_jax.io.documents import WRONG_VALUE, check_sizes, read_json
@@ -24,9 +24,7 @@ from pyratok_jax.models.wan_vae.model import WanVAE
 from weights_conversion.command import convert, make_parser
 from weights_conversion.vae.converting import is_converted, load_planned, load_vae
 from weights_conversion.vae.naming import LoadOptions
-from weights_conversion.wan_vae_export import write_diffusers
-from weights_conversion.wan_vae_keys import Layout, detect, entries
-from weights_conversion.wan_vae_verify import verify
+from weights_conversion.wan_vae_published import Layout, detect, entries, verify, write_diffusers
 
 KIND = "wan_vae"
 

@@ -1,19 +1,26 @@
-"""Names of the Wan VAE's tensors in every published file, and the way between them and ours.
+"""The Wan VAE in published files: names of tensors, diffusers' folder, comparison with diffusers.
 
 Two namings exist (the original one, also used by safetensors repacks, and the one of diffusers),
 each for two layouts: plain (Wan 2.1) and residual (Wan 2.2).
 """
 
+import json
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from pyratok_jax.checkpoints.conversion import Entry, conv2d, conv3d, flat
 from pyratok_jax.checkpoints.foreign.sources import TensorSource
+from pyratok_jax.checkpoints.partition import module_shapes
 from pyratok_jax.errors import UserError
+from pyratok_jax.io.atomic import new_folder
 from pyratok_jax.models.wan_vae.config import WanVAEConfig
+from pyratok_jax.models.wan_vae.model import WanVAE
+from weights_conversion.vae.converting import compare
 
 NAMINGS = ("original", "diffusers")
 # First match wins: more deeply nested names come first.
@@ -135,3 +142,83 @@ def to_published(
             ones = 2 if ".attentions." in target else 3
             array = array.reshape(-1, *(1,) * ones)
         yield published_name(target, naming, config), np.ascontiguousarray(array)
+
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+def diffusers_config(config: WanVAEConfig) -> dict[str, Any]:
+    """Arguments of diffusers' `AutoencoderKLWan`."""
+    values = {key: list(v) if isinstance(v, tuple) else v for key, v in config.to_dict().items()}
+    if values.pop("linear_path", False) or values.pop("spatial_downsample", None) is not None:
+        raise UserError("this VAE's layout is not one that was published; diffusers cannot hold it")
+    values["temperal_downsample"] = values.pop("temporal_downsample")
+    values["scale_factor_temporal"] = config.temporal_factor
+    values["scale_factor_spatial"] = config.spatial_factor
+    return values
+
+
+def write_diffusers(
+    output: str | Path, arrays: Mapping[str, Any], config: WanVAEConfig, *, overwrite: bool = False
+) -> Path:
+    """Write `config.json` and one safetensors file; the folder appears when it is complete.
+
+    Raises:
+        UserError: when the folder exists, or cannot be written.
+    """
+    from safetensors.numpy import save_file
+
+    output = Path(output)
+    if output.exists() and not overwrite:
+        raise UserError(f"{output} exists; name a new folder or pass --overwrite")
+    with new_folder(output) as folder:
+        published = dict(to_published(arrays, "diffusers", config))
+        save_file(published, folder / WEIGHTS, metadata={"format": "pt"})
+        values = {"_class_name": "AutoencoderKLWan", **diffusers_config(config)}
+        (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n")
+    return output / WEIGHTS
+
+
+def reference(source: TensorSource, config: WanVAEConfig, layout: Layout) -> Any:
+    """diffusers' VAE in float32, with the weights of `source`.
+
+    Raises:
+        UserError: when diffusers or torch is not installed.
+    """
+    try:
+        import torch
+        from diffusers import AutoencoderKLWan
+    except ImportError as error:
+        raise UserError("--verify needs the reference: pip install diffusers torch") from error
+    from flax import nnx
+
+    model: Any = AutoencoderKLWan(**diffusers_config(config))
+    model.eval()
+    state = {}
+    for target in module_shapes(lambda: WanVAE(config, rngs=nnx.Rngs(0))):
+        name = layout.prefix + published_name(target, layout.naming, config)
+        values = torch.from_numpy(np.array(source.read(name), np.float32))
+        state[published_name(target, "diffusers", config)] = values
+    shapes = {key: value.shape for key, value in model.state_dict().items()}
+    model.load_state_dict({key: value.reshape(shapes[key]) for key, value in state.items()})
+    return model
+
+
+def verify(
+    source: TensorSource, config: WanVAEConfig, vae: WanVAE, layout: Layout
+) -> Iterator[str]:
+    """Encode and decode noise with both; yields a line per quantity.
+
+    Raises:
+        UserError: when an error exceeds the tolerance.
+    """
+    model = reference(source, config, layout)
+    kernel = vae.encoder.conv_in.kernel[...].dtype
+    stored = {info.dtype for info in source.info.values()}
+    return compare(
+        vae,
+        lambda video: model.encode(video).latent_dist.mean,
+        lambda z: model.decode(z).sample,
+        exact=kernel == jnp.float32 or stored == {kernel.name},
+        limits=(-1, 1),
+    )

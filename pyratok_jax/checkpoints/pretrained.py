@@ -17,7 +17,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from pyratok_jax.checkpoints.hub import DESCRIPTIONS, local_folder
-from pyratok_jax.checkpoints.modules import build_module, module_shapes
+from pyratok_jax.checkpoints.partition import build_module, module_shapes
 from pyratok_jax.checkpoints.verification import weights_hash
 from pyratok_jax.checkpoints.weights import load_checkpoint, read_config
 from pyratok_jax.errors import UserError
@@ -226,8 +226,7 @@ def load_language(
     """
     if bits not in (0, *GROUPS):
         raise UserError(f"language.bits is {bits}, expected 0, 8 or 4")
-    from pyratok_jax.checkpoints.foreign.archives import PREFIX, packaged
-    from pyratok_jax.checkpoints.foreign.language_model import load_language_model
+    from pyratok_jax.checkpoints.foreign.language_model import PREFIX, load_language_model, packaged
 
     spec = spec if spec.startswith(PREFIX) else str(local_folder(spec))
     model, tokenizer = load_language_model(spec, dtype=dtype, remat=remat)

@@ -1,15 +1,84 @@
-"""What a training left in its working folder: the newest checkpoint and its parameters."""
+"""What a training left in its working folder: the newest checkpoint, parameters, checksums.
 
+Checksums are stored beside the arrays: a flipped bit is seen when they are read. The checksum of an
+array is the sum of its bytes weighted by odd numbers of their position, modulo 2^64. A sum can be
+taken over any shards in any order, so it does not depend on the mesh.
+"""
+
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.typing import ArrayLike
+from jaxtyping import PyTree
 
 from pyratok_jax.checkpoints import verification
-from pyratok_jax.checkpoints.checksums import check
 from pyratok_jax.checkpoints.partition import Arrays
 from pyratok_jax.checkpoints.weights import damage_refused
+from pyratok_jax.errors import UserError
 from pyratok_jax.io.documents import read_json
+
+_PART = 1 << 22  # Bytes weighted at once.
+
+
+def checksums(tree: PyTree) -> dict[str, int]:
+    """Path of a leaf -> checksum of this process's share of it.
+
+    Every element is counted by exactly one process; shares add up modulo 2^64.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): _share(leaf) for path, leaf in leaves}
+
+
+def _share(leaf: ArrayLike) -> int:
+    if not isinstance(leaf, jax.Array):
+        array = np.asarray(leaf)
+        return _sum(array, tuple(slice(0, n) for n in array.shape), array.shape)
+    total = 0
+    for shard in leaf.addressable_shards:
+        if shard.replica_id == 0:
+            total += _sum(np.asarray(shard.data), shard.index, leaf.shape)
+    return total % 2**64
+
+
+def _sum(values: np.ndarray, index: tuple[slice, ...], shape: tuple[int, ...]) -> int:
+    """The weighted sum of a block of an array of `shape` that starts where `index` does."""
+    if values.size == 0:
+        return 0
+    rows = np.ascontiguousarray(values).reshape(-1, values.shape[-1] if values.ndim else 1)
+    starts = [part.start or 0 for part in index]
+    strides = [int(np.prod(shape[axis + 1 :], dtype=np.int64)) for axis in range(len(shape))]
+    size = values.dtype.itemsize
+    # Number of the first element of every row in the whole array.
+    grid = np.zeros(values.shape[:-1] if values.ndim else (1,), np.uint64)
+    for axis in range(values.ndim - 1):
+        numbers = (np.arange(values.shape[axis]) + starts[axis]) * strides[axis]
+        grid += numbers.astype(np.uint64).reshape([-1] + [1] * (values.ndim - 2 - axis))
+    first = grid.reshape(-1) + np.uint64(starts[-1] if starts else 0)
+    inner = np.arange(rows.shape[1] * size, dtype=np.uint64)
+    step = max(_PART // (rows.shape[1] * size), 1)
+    total = 0
+    for begin in range(0, len(rows), step):
+        data = rows[begin : begin + step].view(np.uint8).astype(np.uint64)
+        weights = (first[begin : begin + step, None] * np.uint64(size) + inner) * np.uint64(2)
+        total += int((data * (weights + np.uint64(1))).sum(dtype=np.uint64))
+    return total % 2**64
+
+
+def check(tree: PyTree, recorded: Mapping[str, int], where: str, advice: str) -> None:
+    """Compare arrays that this process holds whole with their recorded checksums.
+
+    Leaves that the record does not name are not compared.
+
+    Raises:
+        UserError: an array differs.
+    """
+    for path, found in checksums(tree).items():
+        if path in recorded and recorded[path] != found:
+            raise UserError(f"{where}: {path} holds other bits than were saved; {advice}")
+
 
 CHECKSUMS = "checksums"  # key of a checkpoint's data item
 

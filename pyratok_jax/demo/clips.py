@@ -15,9 +15,7 @@ from ml_collections import ConfigDict
 
 from pyratok_jax.data.sources.builtin import demo_clips, film_clips, street_clips
 from pyratok_jax.data.world.films import world_clips
-from pyratok_jax.demo.colours import augment
-from pyratok_jax.demo.photos import photo_clips
-from pyratok_jax.demo.shapes import shape_clips
+from pyratok_jax.demo.sources import augment, photo_clips, shape_clips
 from pyratok_jax.errors import UserError
 from pyratok_jax.training.loop.contracts import ShareOf
 from pyratok_jax.training.tasks.clip_batches import ClipBatches

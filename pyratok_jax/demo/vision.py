@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import PRNGKeyArray
 from ml_collections import ConfigDict
 
-from pyratok_jax.checkpoints.modules import module_arrays
+from pyratok_jax.checkpoints.partition import module_arrays
 from pyratok_jax.checkpoints.pretrained import write_weights
 from pyratok_jax.demo.clips import PhasedTask
 from pyratok_jax.losses.features import cosine

@@ -24,14 +24,13 @@ from pyratok_jax.data.video.timeline import resampled
 from pyratok_jax.errors import UserError
 from pyratok_jax.evaluation.data.clips import resized
 from pyratok_jax.evaluation.data.mvbench import LETTERS, Question
-from pyratok_jax.evaluation.models.answering import LanguageAnswers
+from pyratok_jax.evaluation.models.answering import LanguageAnswers, load_projector
 from pyratok_jax.evaluation.models.features import (
     Features,
     TokenizerFeatures,
     level_means,
     normalized,
 )
-from pyratok_jax.evaluation.models.projector import load_projector
 from pyratok_jax.evaluation.vision.masks import (
     FieldSettings,
     log_odds,

@@ -6,10 +6,10 @@ from typing import NamedTuple, TypeVar
 import jax
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from pyratok_jax.losses import codebook, drift
+from pyratok_jax.losses import codebook
 from pyratok_jax.losses import pixel as reconstruction
 from pyratok_jax.losses import text as text_terms
-from pyratok_jax.losses.features import FeatureNetwork, LatentMap, feature_terms
+from pyratok_jax.losses.features import FeatureNetwork, LatentMap, feature_terms, gaussian_kl
 from pyratok_jax.losses.pixel import ImageDistance
 from pyratok_jax.losses.text import FORMS, POOLINGS, CodeEmbedding
 from pyratok_jax.models.pyratok.model import PyraTokOutput
@@ -192,7 +192,7 @@ def objective(
         autoregressive: that term, computed by its own module.
         frozen: posterior of the encoder without adapters, for the same input.
         dino, projection: frozen network on images in [-1, 1]; trained map from latents to its
-            features (`models.dino.projection`), for drift_dinov3 alone.
+            features (`models.dino.LatentProjection`), for drift_dinov3 alone.
         masked: the encoder's input, for drift_dinov3; None: the clean video.
         key: draws the frames that LPIPS and DINO look at; None spaces them evenly.
 
@@ -219,7 +219,7 @@ def _vae_drift(
     terms: Terms, output: PyraTokOutput, settings: LossSettings, frozen: Posterior | None
 ) -> None:
     if terms.wants("drift_vae"):
-        terms.values["drift_vae"] = drift.gaussian_kl(
+        terms.values["drift_vae"] = gaussian_kl(
             output.mean,
             output.logvar,
             *_given(frozen, "drift_vae", "frozen posterior"),

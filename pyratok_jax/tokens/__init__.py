@@ -7,9 +7,17 @@
 Importing this loads neither the models nor TensorFlow.
 """
 
-from pyratok_jax.tokens.dataset import SequenceSource, TokenDataset, iterate, read_all
+from pyratok_jax.tokens.dataset import (
+    SequenceSource,
+    TokenDataset,
+    flatten,
+    iterate,
+    read_all,
+    separator_id,
+    soi_id,
+    unflatten,
+)
 from pyratok_jax.tokens.schema import SCHEMA_VERSION, DamagedRecordError, TokenRecord
-from pyratok_jax.tokens.sequence import flatten, separator_id, soi_id, unflatten
 
 __all__ = [
     "SCHEMA_VERSION",

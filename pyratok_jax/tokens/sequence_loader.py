@@ -27,9 +27,8 @@ from pyratok_jax.data.pipeline import ShareOf, Tokenize
 from pyratok_jax.data.resumable import ENDLESS, ResumableLoader, in_processes
 from pyratok_jax.data.sampling import Place, SamplingPlan
 from pyratok_jax.errors import UserError
-from pyratok_jax.tokens.dataset import TokenDataset
+from pyratok_jax.tokens.dataset import TokenDataset, flatten, unflatten
 from pyratok_jax.tokens.schema import DamagedRecordError, Grids, TokenRecord, decode_grids
-from pyratok_jax.tokens.sequence import flatten, unflatten
 
 BatchSize = int | Callable[[Grids], int]
 _ATTEMPTS = 32

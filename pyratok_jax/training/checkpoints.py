@@ -17,9 +17,8 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from pyratok_jax.checkpoints import verification
-from pyratok_jax.checkpoints.checksums import checksums
 from pyratok_jax.checkpoints.weights import damage_refused
-from pyratok_jax.checkpoints.working_folder import CHECKSUMS, newest_step, older_advice
+from pyratok_jax.checkpoints.working_folder import CHECKSUMS, checksums, newest_step, older_advice
 from pyratok_jax.errors import UserError, is_full_disk
 from pyratok_jax.io.locks import folder_lock
 from pyratok_jax.training.run_record import Changes, RunRecord

@@ -12,12 +12,11 @@ import pytest
 
 from pyratok_jax.assets.fetch import extract_member
 from pyratok_jax.checkpoints import verification
-from pyratok_jax.checkpoints.checksums import checksums
 from pyratok_jax.checkpoints.conversion import Entry, match, write_checkpoint
 from pyratok_jax.checkpoints.foreign.sources import sources_from_arrays
 from pyratok_jax.checkpoints.pretrained import load_backbone
 from pyratok_jax.checkpoints.weights import load_checkpoint
-from pyratok_jax.checkpoints.working_folder import newest_step, read_parameters
+from pyratok_jax.checkpoints.working_folder import checksums, newest_step, read_parameters
 from pyratok_jax.errors import UserError
 from pyratok_jax.models.language.config import tiny as tiny_language
 from pyratok_jax.tokenizer.loading import stored_config

@@ -5,9 +5,7 @@ import pytest
 from PIL import Image
 
 from pyratok_jax.demo.clips import PhasedClips
-from pyratok_jax.demo.colours import augment
-from pyratok_jax.demo.photos import photo_clips
-from pyratok_jax.demo.shapes import shape_clips
+from pyratok_jax.demo.sources import augment, photo_clips, shape_clips
 from pyratok_jax.errors import UserError
 
 PHASES = ("4*8x5x32",)

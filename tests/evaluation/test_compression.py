@@ -9,7 +9,7 @@ from scipy.ndimage import gaussian_filter
 
 from pyratok_jax import evaluate
 from pyratok_jax.errors import UserError
-from pyratok_jax.evaluation.data.raw_video import raw_videos, read_raw
+from pyratok_jax.evaluation.data.clips import raw_videos, read_raw
 from pyratok_jax.evaluation.models import codecs
 from pyratok_jax.evaluation.models.reconstructors import BaselineReconstructor
 from pyratok_jax.evaluation.tasks.compression import Compression

@@ -6,7 +6,7 @@ import pydensecrf.densecrf as densecrf
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from pyratok_jax.evaluation.vision.crf import (
+from pyratok_jax.evaluation.vision.masks import (
     KernelSettings,
     mean_field,
     mean_field_binary,

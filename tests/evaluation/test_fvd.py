@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from flax import nnx
 
-from pyratok_jax.checkpoints.modules import build_module, module_arrays, module_shapes
+from pyratok_jax.checkpoints.partition import build_module, module_arrays, module_shapes
 from pyratok_jax.errors import UserError
 from pyratok_jax.evaluation.tasks.reconstruction import Reconstruction
 from pyratok_jax.metrics import fvd

@@ -7,7 +7,7 @@ import pytest
 
 from pyratok_jax.errors import UserError
 from pyratok_jax.evaluate import main
-from pyratok_jax.evaluation.data.class_names import spoken
+from pyratok_jax.evaluation.data.labelled import spoken
 from pyratok_jax.evaluation.data.localization import load_annotations, load_splits
 from pyratok_jax.evaluation.tasks.localization import Localization
 from pyratok_jax.evaluation.vision.temporal_detection import (

@@ -10,8 +10,7 @@ from pyratok_jax import evaluate
 from pyratok_jax.data.sources.registry import load_source
 from pyratok_jax.errors import UserError
 from pyratok_jax.evaluation.data.clips import central_clip, tokenbench_clip
-from pyratok_jax.evaluation.models.external import check_match
-from pyratok_jax.evaluation.models.reconstructors import TokenizerReconstructor
+from pyratok_jax.evaluation.models.reconstructors import TokenizerReconstructor, check_match
 from pyratok_jax.metrics.image import frame_errors, psnr_of, tokenbench_psnr
 from tests.data.synthetic import numbered_frames, write_video
 from tests.tokens.tiny import PixelTokenizer

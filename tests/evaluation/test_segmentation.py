@@ -10,7 +10,7 @@ from pycocotools import mask as coco
 
 from pyratok_jax.errors import UserError
 from pyratok_jax.evaluate import main
-from pyratok_jax.evaluation.data.class_names import category_of, semantic_units
+from pyratok_jax.evaluation.data.labelled import category_of, semantic_units
 from pyratok_jax.evaluation.data.vis import (
     davis_track,
     decode_mask,

@@ -18,8 +18,7 @@ from pyratok_jax.evaluation.data.mvbench import (
     parse_answer,
     prompt,
 )
-from pyratok_jax.evaluation.models.answering import MODES, LanguageAnswers
-from pyratok_jax.evaluation.models.projector import load_projector
+from pyratok_jax.evaluation.models.answering import MODES, LanguageAnswers, load_projector
 from pyratok_jax.evaluation.tasks.vqa import VideoQuestions, read_clip_of
 from pyratok_jax.models.projector import Projector, pool_grid
 from tests.evaluation.tiny import Letters

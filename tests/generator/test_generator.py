@@ -12,7 +12,7 @@ from pyratok_jax.data.video.pictures import read_image
 from pyratok_jax.data.video.writer import VideoWriter
 from pyratok_jax.errors import UserError
 from pyratok_jax.generator import load_generator, loading
-from pyratok_jax.generator.description import DESCRIPTION
+from pyratok_jax.generator.loading import DESCRIPTION
 from pyratok_jax.tokenizer import Tokenizer
 from pyratok_jax.tokens.dataset import TokenDataset, read_all
 from pyratok_jax.tokens.decoding import Selection, decode_all

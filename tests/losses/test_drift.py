@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pyratok_jax.losses.drift import gaussian_kl
+from pyratok_jax.losses.features import gaussian_kl
 
 
 def test_known_values():

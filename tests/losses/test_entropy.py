@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyratok_jax.losses.entropy import batch_entropy, bit_logits, mean_distribution, token_entropy
+from pyratok_jax.losses.codebook import batch_entropy, bit_logits, mean_distribution, token_entropy
 from tests.processes import run_script
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from pyratok_jax.losses import codebook, drift
+from pyratok_jax.losses import codebook, features
 from pyratok_jax.losses import pixel as reconstruction
 from pyratok_jax.losses.objective import LossSettings, LossWeights, Posterior, objective
 from pyratok_jax.losses.text import code_features, contrastive
@@ -130,7 +130,7 @@ def terms_by_hand(rebuilt, output):
             for i, x in enumerate(levels)
         ),
         "autoregressive": 4.0,
-        "drift_vae": drift.gaussian_kl(
+        "drift_vae": features.gaussian_kl(
             output.mean, output.logvar, output.mean + 0.1, output.logvar - 0.1
         ),
     }

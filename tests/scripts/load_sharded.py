@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from pyratok_jax.checkpoints.foreign.language_model import load_language_model
-from pyratok_jax.checkpoints.modules import module_arrays
+from pyratok_jax.checkpoints.partition import module_arrays
 from weights_conversion.wan_vae import load_wan_vae
 
 LOADERS: dict[str, Callable[..., nnx.Module]] = {

@@ -12,9 +12,8 @@ from pyratok_jax.data.video.files import iter_frames, probe, read_image
 from pyratok_jax.errors import UserError
 from pyratok_jax.tokens import DamagedRecordError, TokenDataset, inspect, read_all
 from pyratok_jax.tokens.blocks import WindowJoiner
-from pyratok_jax.tokens.card import write_card
 from pyratok_jax.tokens.decoding import Selection, decode_all, parse_frames
-from pyratok_jax.tokens.exporting import Machine, export
+from pyratok_jax.tokens.exporting import Machine, export, write_card
 from pyratok_jax.tokens.outputs import output_path
 from pyratok_jax.tokens.schema import decode_record, encode_record
 from tests.tokens.conftest import plan_of

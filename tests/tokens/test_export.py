@@ -21,10 +21,9 @@ from pyratok_jax.errors import UserError
 from pyratok_jax.io import sharded_job
 from pyratok_jax.io.locks import folder_lock
 from pyratok_jax.tokens import TokenDataset, blocks, exporting
-from pyratok_jax.tokens import prefetch as reading
+from pyratok_jax.tokens import batches as reading
 from pyratok_jax.tokens.blocks import WindowJoiner, cut_blocks, tile_starts
-from pyratok_jax.tokens.card import write_card
-from pyratok_jax.tokens.exporting import Machine, drop_damaged, export
+from pyratok_jax.tokens.exporting import Machine, drop_damaged, export, write_card
 from pyratok_jax.tokens.plan import ExportOptions
 
 
@@ -306,7 +305,7 @@ def test_the_card_adds_up(exported):
 
 
 def test_memory_is_bounded_by_the_buffer():
-    from pyratok_jax.tokens.prefetch import Budget
+    from pyratok_jax.tokens.batches import Budget
 
     budget = Budget(100)
     assert budget.take(1000)  # One item always fits.

@@ -12,8 +12,8 @@ import pytest
 from pyratok_jax.errors import UserError
 from pyratok_jax.io.shards import ShardWriter, shard_name
 from pyratok_jax.tokens import TokenDataset
+from pyratok_jax.tokens.dataset import flatten, sequence_length, unflatten
 from pyratok_jax.tokens.schema import TOKEN_SCHEMA, TokenRecord, encode_record
-from pyratok_jax.tokens.sequence import flatten, sequence_length, unflatten
 from pyratok_jax.tokens.sequence_loader import Reading, make_sequence_loader
 
 SMALL, LARGE = ((1, 1, 1), (1, 2, 2)), ((2, 1, 2), (2, 2, 4))

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from pyratok_jax.checkpoints.modules import module_shapes
+from pyratok_jax.checkpoints.partition import module_shapes
 from pyratok_jax.checkpoints.pretrained import read_weights
 from pyratok_jax.demo.backbone import run
 from pyratok_jax.models.wan_vae.config import WanVAEConfig

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from pyratok_jax.checkpoints.conversion import Entry, match, write_checkpoint
 from pyratok_jax.checkpoints.foreign.sources import sources_from_arrays
-from pyratok_jax.checkpoints.modules import module_arrays
+from pyratok_jax.checkpoints.partition import module_arrays
 from pyratok_jax.data.config import data_config
 from pyratok_jax.models.dino import Dino, DinoConfig
 from pyratok_jax.models.language.config import LanguageConfig

@@ -13,10 +13,9 @@ import numpy as np
 import pytest
 
 from pyratok_jax.checkpoints.foreign import language_tokenizer
-from pyratok_jax.checkpoints.foreign.gguf_header import check_header
 from pyratok_jax.checkpoints.foreign.language_config import parse_config
 from pyratok_jax.checkpoints.foreign.pickles import read_numpy_pickle
-from pyratok_jax.checkpoints.foreign.sources import open_tensors
+from pyratok_jax.checkpoints.foreign.sources import check_header, open_tensors
 from pyratok_jax.data.captions import CaptionTokenizer
 from pyratok_jax.errors import UserError
 

@@ -9,7 +9,7 @@ from flax import nnx
 from pyratok_jax.checkpoints.conversion import match
 from pyratok_jax.checkpoints.foreign import i3d
 from pyratok_jax.checkpoints.foreign.sources import sources_from_arrays
-from pyratok_jax.checkpoints.modules import module_arrays, module_shapes
+from pyratok_jax.checkpoints.partition import module_arrays, module_shapes
 from pyratok_jax.errors import UserError
 from pyratok_jax.models.perceptual.i3d import I3D
 from weights_conversion import i3d as convert_i3d

@@ -15,13 +15,13 @@ from transformers import PreTrainedTokenizerFast
 
 from pyratok_jax.checkpoints.conversion import load_arrays
 from pyratok_jax.checkpoints.foreign.language_config import parse_config
-from pyratok_jax.checkpoints.foreign.language_keys import half_split
 from pyratok_jax.checkpoints.foreign.language_model import (
+    half_split,
     load_language_model,
     make_plan,
 )
 from pyratok_jax.checkpoints.foreign.sources import open_tensors, sources_from_arrays
-from pyratok_jax.checkpoints.modules import build_module
+from pyratok_jax.checkpoints.partition import build_module
 from pyratok_jax.errors import UserError
 from pyratok_jax.models.language.attention import frequencies
 from pyratok_jax.models.language.config import RopeConfig

@@ -10,7 +10,7 @@ from flax import nnx
 
 from pyratok_jax.checkpoints.foreign import lpips
 from pyratok_jax.checkpoints.foreign.sources import sources_from_arrays
-from pyratok_jax.checkpoints.modules import module_arrays
+from pyratok_jax.checkpoints.partition import module_arrays
 from pyratok_jax.errors import UserError
 from pyratok_jax.models.perceptual.lpips import LPIPS
 from weights_conversion import lpips as convert_lpips

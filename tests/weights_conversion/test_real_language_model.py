@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyratok_jax.checkpoints.foreign.archives import packaged
-from pyratok_jax.checkpoints.foreign.language_model import load_language_model
+from pyratok_jax.checkpoints.foreign.language_model import load_language_model, packaged
 from pyratok_jax.models.language.generate import generate
 
 PROMPTS = [

@@ -13,7 +13,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from pyratok_jax.checkpoints.foreign.sources import sources_from_arrays
-from pyratok_jax.checkpoints.modules import module_arrays
+from pyratok_jax.checkpoints.partition import module_arrays
 from pyratok_jax.checkpoints.weights import read_config
 from pyratok_jax.errors import UserError
 from pyratok_jax.models.wan_vae.config import WAN21, WAN22
@@ -21,8 +21,13 @@ from tests.models.wan_vae.reference import small, torch_vae
 from tests.processes import run_script
 from weights_conversion import wan_vae
 from weights_conversion.wan_vae import load_wan_vae, main, make_plan, vae_shapes
-from weights_conversion.wan_vae_export import WEIGHTS, diffusers_config
-from weights_conversion.wan_vae_keys import detect, published_name, to_published
+from weights_conversion.wan_vae_published import (
+    WEIGHTS,
+    detect,
+    diffusers_config,
+    published_name,
+    to_published,
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -221,11 +226,11 @@ def test_verify_compares_with_the_reference(tmp_path, capsys):
     assert "verified encode" in (printed := capsys.readouterr().out)
     assert "verified decode" in printed
     # A reference with other weights must be noticed.
-    from weights_conversion import wan_vae_verify
+    from weights_conversion import wan_vae_published
 
     other = sources_from_arrays(dict(to_published(arrays_of(config, 1), "diffusers", config)))
     with pytest.raises(UserError, match="verification failed: encode"):
-        list(wan_vae_verify.verify(other, config, load_wan_vae(tmp_path / "out"), detect(other)))
+        list(wan_vae_published.verify(other, config, load_wan_vae(tmp_path / "out"), detect(other)))
 
 
 def test_a_published_file_loads_directly(tmp_path):

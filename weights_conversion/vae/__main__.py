@@ -22,9 +22,9 @@ from weights_conversion.vae.converting import (
     open_vae,
     recognise,
     source_config,
+    verify,
     write_diffusers,
 )
-from weights_conversion.vae.verify import verify
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,9 +1,12 @@
-"""Recognise, match, load and write the VAEs of all families but Wan's, which has its own module."""
+"""Recognise, match, load and write the VAEs of all families but Wan's, which has its own module.
+
+`compare` runs a converted VAE beside diffusers' on the same weights.
+"""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Unpack
+from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +15,7 @@ from flax import nnx
 
 from pyratok_jax.checkpoints.conversion import ConversionPlan, load_arrays, match
 from pyratok_jax.checkpoints.foreign.sources import TensorSource, open_tensors
-from pyratok_jax.checkpoints.modules import build_module, module_shapes
+from pyratok_jax.checkpoints.partition import build_module, module_arrays, module_shapes
 from pyratok_jax.checkpoints.weights import FORMAT, load_checkpoint, read_config
 from pyratok_jax.errors import UserError, short
 from pyratok_jax.io.atomic import new_folder
@@ -30,6 +33,9 @@ from weights_conversion.vae.naming import (
     to_diffusers_tensors,
 )
 from weights_conversion.vae.svd import CONVERTER as SVD
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # By the names in `pyratok_jax.models.vae_families`.
 CONVERTERS: dict[str, Converter] = {
@@ -218,3 +224,93 @@ def write_diffusers(
         values = {"_class_name": converter.class_names[0], **converter.to_diffusers(config)}
         (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n")
     return output / WEIGHTS
+
+
+# Relative L2 error: rounding of float32 sums; a narrower dtype also rounds every weight.
+TOLERANCE, ROUNDED_TOLERANCE = 1e-4, 5e-2
+
+
+def diffusers_vae(converter: Converter, config: Any, arrays: dict[str, np.ndarray]) -> Any:
+    """diffusers' VAE in float32 with the values of our arrays.
+
+    Raises:
+        UserError: when diffusers or torch is not installed.
+    """
+    try:
+        import diffusers
+        import torch
+    except ImportError as error:
+        raise UserError("--verify needs the reference: pip install diffusers torch") from error
+    make = getattr(diffusers, converter.class_names[0])
+    model = make(**converter.to_diffusers(config)).eval()
+    state = {
+        name: torch.from_numpy(np.array(values, np.float32))
+        for name, values in to_diffusers_tensors(arrays, converter)
+    }
+    model.load_state_dict(state)
+    return model
+
+
+def verify(source: TensorSource, layout: Layout, vae: VideoVAE) -> Iterator[str]:
+    """Encode and decode noise with both; yields a line per quantity.
+
+    Raises:
+        UserError: when an error exceeds the tolerance.
+    """
+    converter, config = layout.converter, vae.config
+    plan = make_plan(source, layout, config).check()
+    model = diffusers_vae(converter, config, dict(plan.arrays("float32")))
+    arrays = module_arrays(vae)
+    stored = {info.dtype for info in source.info.values()}
+    kernels = {str(value.dtype) for value in arrays.values()}
+    exact = kernels == {"float32"} or stored == kernels
+    same = converter.comparable(config)
+    vae = build_module(lambda: build_vae(same, rngs=nnx.Rngs(0)), arrays)
+    return compare(
+        vae,
+        lambda video: converter.encode(model, video).chunk(2, dim=1)[0],
+        lambda z: converter.decode(model, z),
+        exact=exact,
+    )
+
+
+def compare(
+    vae: VideoVAE,
+    encode: "Callable[[Tensor], Tensor]",
+    decode: "Callable[[Tensor], Tensor]",
+    *,
+    exact: bool,
+    limits: tuple[float, float] = (-np.inf, np.inf),
+) -> Iterator[str]:
+    """Encode and decode noise with the VAE and with diffusers; yields a line per quantity.
+
+    Args:
+        vae: ours.
+        encode: diffusers' mean (b, z, t, h, w) of a video (b, 3, t, h, w).
+        decode: diffusers' video of a latent.
+        exact: whether both have the same weights, unrounded.
+        limits: to which `decode` clamps.
+
+    Raises:
+        UserError: when an error exceeds the tolerance.
+    """
+    import torch
+
+    config, limit = vae.config, TOLERANCE if exact else ROUNDED_TOLERANCE
+    side = 4 * config.spatial_factor
+    shape = (1, 1 + 2 * config.frame_step, side, side + config.spatial_factor, 3)
+    video = np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
+    with jax.default_matmul_precision("highest"), torch.no_grad():
+        z = encode(torch.from_numpy(video).permute(0, 4, 1, 2, 3))
+        decoded = decode(z).permute(0, 2, 3, 4, 1).numpy()
+        latent = z.permute(0, 2, 3, 4, 1).numpy()
+        mean = np.asarray(vae.encode(jnp.asarray(video)).mean)
+        ours = np.asarray(jnp.clip(vae.decode(jnp.asarray(latent)), *limits))
+    for name, value, expected in (("encode", mean, latent), ("decode", ours, decoded)):
+        error = float(np.linalg.norm(value - expected) / np.linalg.norm(expected))
+        if not error <= limit:
+            raise UserError(
+                f"verification failed: {name} differs from diffusers by {error:.2e} (relative), "
+                f"the limit is {limit:.0e}; do not use these weights"
+            )
+        yield f"verified {name}: relative error {error:.1e} against diffusers (limit {limit:.0e})"

@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 from pyratok_jax.assets.fetch import extract_member, fetch_package
 from pyratok_jax.checkpoints.conversion import ConversionPlan, Entry, flat, load_arrays, match
 from pyratok_jax.checkpoints.foreign.sources import TensorSource, open_tensors
-from pyratok_jax.checkpoints.modules import build_module, module_shapes
+from pyratok_jax.checkpoints.partition import build_module, module_shapes
 from pyratok_jax.checkpoints.weights import load_checkpoint, read_config
 from pyratok_jax.models.perceptual.i3d import BLOCKS, I3D
 

@@ -18,7 +18,7 @@ from pyratok_jax.checkpoints.conversion import (
     match,
 )
 from pyratok_jax.checkpoints.foreign.sources import TensorSource, open_tensors
-from pyratok_jax.checkpoints.modules import build_module, module_shapes
+from pyratok_jax.checkpoints.partition import build_module, module_shapes
 from pyratok_jax.checkpoints.weights import load_checkpoint, read_config
 from pyratok_jax.errors import UserError
 from pyratok_jax.models.perceptual.lpips import LPIPS, TRUNKS

@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from pyratok_jax.errors import UserError
-from pyratok_jax.evaluation.data.class_names import parse_templates, spoken
 from pyratok_jax.evaluation.data.clips import sample_frames
 from pyratok_jax.evaluation.data.labelled import (
     Labelled,
     load_classes,
     load_labelled,
+    parse_templates,
     read_labelled,
+    spoken,
 )
 from pyratok_jax.evaluation.models.features import (
     Extractor,

@@ -9,8 +9,13 @@ import numpy as np
 
 from pyratok_jax.data.sources.records import ClipRecord
 from pyratok_jax.data.video.files import is_image, probe
-from pyratok_jax.evaluation.data.clips import central_clip, clip_items
-from pyratok_jax.evaluation.data.raw_video import RawVideo, raw_videos, read_raw
+from pyratok_jax.evaluation.data.clips import (
+    RawVideo,
+    central_clip,
+    clip_items,
+    raw_videos,
+    read_raw,
+)
 from pyratok_jax.evaluation.models import codecs
 from pyratok_jax.evaluation.models.reconstructors import (
     BaselineReconstructor,

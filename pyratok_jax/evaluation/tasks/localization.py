@@ -10,8 +10,8 @@ import numpy as np
 
 from pyratok_jax.data.video.files import clock_of, iter_span
 from pyratok_jax.data.video.timeline import resampled
-from pyratok_jax.evaluation.data.class_names import parse_templates, spoken
 from pyratok_jax.evaluation.data.clips import resized
+from pyratok_jax.evaluation.data.labelled import parse_templates, spoken
 from pyratok_jax.evaluation.data.localization import (
     Annotations,
     find_video,

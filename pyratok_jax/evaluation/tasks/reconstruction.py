@@ -14,9 +14,9 @@ from pyratok_jax.evaluation.data.clips import (
     refuse_leakage,
     tokenbench_clip,
 )
-from pyratok_jax.evaluation.models.external import ReconstructionFiles
 from pyratok_jax.evaluation.models.reconstructors import (
     BaselineReconstructor,
+    ReconstructionFiles,
     Reconstructor,
     TokenizerReconstructor,
 )

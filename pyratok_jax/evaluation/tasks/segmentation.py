@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from pyratok_jax.errors import UserError
-from pyratok_jax.evaluation.data.class_names import (
+from pyratok_jax.evaluation.data.clips import resized
+from pyratok_jax.evaluation.data.labelled import (
     category_of,
     parse_templates,
     semantic_units,
     spoken,
 )
-from pyratok_jax.evaluation.data.clips import resized
 from pyratok_jax.evaluation.data.vis import (
     Track,
     VisData,

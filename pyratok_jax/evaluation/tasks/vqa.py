@@ -99,7 +99,7 @@ class VideoQuestions(Task[Answerer, Question]):
                 "the task vqa needs --set projector=DIR, trained with --config "
                 "configs/vqa_projector.py; or projector=none for the language model alone"
             )
-        from pyratok_jax.evaluation.models.projector import load_projector
+        from pyratok_jax.evaluation.models.answering import load_projector
 
         projector, digest = load_projector(self.projector, tokenizer)
         return LanguageAnswers(tokenizer, projector, projector_hash=digest, **settings)

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from pyratok_jax.checkpoints.pretrained import load_language
 from pyratok_jax.data.captions import CaptionTokenizer
 from pyratok_jax.errors import UserError
-from pyratok_jax.generator.description import (
+from pyratok_jax.generator.loading import (
     DESCRIPTION,
     FrozenText,
     GeneratorDescription,

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from pyratok_jax.data.pipeline import make_loader
 from pyratok_jax.errors import UserError
-from pyratok_jax.evaluation.models.projector import DESCRIPTION, FORMAT, make_projector
+from pyratok_jax.evaluation.models.answering import DESCRIPTION, FORMAT, make_projector
 from pyratok_jax.io.atomic import write_json
 from pyratok_jax.models.alignment import Alignment
 from pyratok_jax.models.language.model import LanguageModel

@@ -11,8 +11,7 @@ from jaxtyping import Array, Float, UInt8
 from ml_collections import ConfigDict
 
 from pyratok_jax.checkpoints.hub import pinned
-from pyratok_jax.checkpoints.modules import build_module
-from pyratok_jax.checkpoints.partition import Partition
+from pyratok_jax.checkpoints.partition import Partition, build_module
 from pyratok_jax.checkpoints.pretrained import Language, load_backbone, load_language, load_vision
 from pyratok_jax.data.caption_embeddings import StoredCaptions
 from pyratok_jax.data.captions import CaptionTokenizer, check_captions

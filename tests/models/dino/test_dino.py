@@ -8,7 +8,7 @@ import torch
 
 from pyratok_jax.checkpoints.conversion import load_arrays
 from pyratok_jax.checkpoints.foreign.sources import sources_from_arrays
-from pyratok_jax.checkpoints.modules import build_module
+from pyratok_jax.checkpoints.partition import build_module
 from pyratok_jax.models.dino import Dino, DinoConfig, bicubic_matrix, fit_sides
 from tests.models.dino import reference
 from weights_conversion.dino import make_plan

@@ -9,7 +9,7 @@ from pyratok_jax.checkpoints.conversion import load_arrays
 from pyratok_jax.checkpoints.foreign.language_config import parse_config
 from pyratok_jax.checkpoints.foreign.language_model import make_plan
 from pyratok_jax.checkpoints.foreign.sources import sources_from_arrays
-from pyratok_jax.checkpoints.modules import build_module
+from pyratok_jax.checkpoints.partition import build_module
 from pyratok_jax.models.language.model import LanguageModel
 
 # More threads than free cores make torch wait in busy loops; these models are tiny.

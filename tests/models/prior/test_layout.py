@@ -6,7 +6,7 @@ import pytest
 from pyratok_jax.models.prior.config import PriorConfig
 from pyratok_jax.models.prior.layout import Layout, level_places, visible
 from pyratok_jax.models.prior.tasks import TASKS, given_tokens
-from pyratok_jax.tokens.sequence import flatten
+from pyratok_jax.tokens.dataset import flatten
 from tests.models.prior.tiny import LATENT, LAYOUT, STRIDES
 
 

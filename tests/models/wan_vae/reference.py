@@ -9,11 +9,11 @@ from flax import nnx
 
 from pyratok_jax.checkpoints.conversion import load_arrays
 from pyratok_jax.checkpoints.foreign.sources import sources_from_arrays
-from pyratok_jax.checkpoints.modules import build_module
+from pyratok_jax.checkpoints.partition import build_module
 from pyratok_jax.models.wan_vae.config import WanVAEConfig
 from pyratok_jax.models.wan_vae.model import WanVAE
 from weights_conversion.wan_vae import make_plan
-from weights_conversion.wan_vae_export import diffusers_config
+from weights_conversion.wan_vae_published import diffusers_config
 
 
 def small(is_residual: bool, base_dim: int = 8, blocks: int = 2) -> WanVAEConfig:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from flax import nnx
 
-from pyratok_jax.checkpoints.modules import module_arrays
+from pyratok_jax.checkpoints.partition import module_arrays
 from pyratok_jax.models.wan_vae.config import WAN21, WAN22
 from pyratok_jax.models.wan_vae.model import WanVAE
 from pyratok_jax.nn.lowering import conv_lowering
@@ -24,7 +24,7 @@ from tests.models.wan_vae.reference import (
     to_torch,
     torch_vae,
 )
-from weights_conversion.wan_vae_keys import published_name
+from weights_conversion.wan_vae_published import published_name
 
 LAYOUTS = pytest.mark.parametrize("residual", [False, True], ids=["plain", "residual"])
 
