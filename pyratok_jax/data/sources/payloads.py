@@ -15,7 +15,7 @@ from PIL import Image
 
 from pyratok_jax.data.sources.records import ClipRecord
 from pyratok_jax.data.video.containers import may_be_turned
-from pyratok_jax.data.video.display import quarter_turns
+from pyratok_jax.data.video.display import Orientation, orientation
 from pyratok_jax.data.video.files import (
     BrokenVideoError,
     VideoSource,
@@ -226,7 +226,7 @@ def _is_turned(media: VideoSource) -> bool:
         if not may_be_turned(media, container):
             return False
         frame = next(container.decode(stream), None)
-        return frame is not None and quarter_turns(frame) != 0
+        return frame is not None and orientation(frame) != Orientation()
 
 
 def clip_frames(clip: ClipRecord) -> Iterator[np.ndarray]:

@@ -1,6 +1,7 @@
-"""What a container's header says that PyAV does not tell."""
+"""What a container's header says that PyAV does not tell: turns, and where the file should end."""
 
 import io
+import itertools
 import os
 from collections.abc import Iterator
 from typing import Any, BinaryIO
@@ -12,6 +13,55 @@ _MOST_BOXES = 4096
 _PROJECTION = b"\x76\x70"  # Of Matroska: the element that holds a rotation.
 _CLUSTER = b"\x1f\x43\xb6\x75"  # Ends Matroska's header.
 _SEARCHED = 1 << 16
+_EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
+# Boxes that hold or describe pictures, and those that an MP4 or MOV file may begin with.
+_MEDIA_BOXES = (b"mdat", b"moof")
+_FIRST_BOXES = (b"ftyp", b"styp", b"moov", b"free", b"wide", b"skip", *_MEDIA_BOXES)
+
+
+def cut_off(file: BinaryIO) -> bool:
+    """Whether an MP4, MOV or Matroska file ends before its boxes or elements do.
+
+    FFmpeg reads what is there and stops without an error where such a file has no list of frames.
+    Files of other containers, and those whose length was not known when they were begun, are not.
+    """
+    end = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    head = file.read(256)
+    if head[4:8] in _FIRST_BOXES:
+        boxes = itertools.islice(_boxes(file, 0, end), _MOST_BOXES)
+        return any(kind in _MEDIA_BOXES and stop > end for kind, _, stop in boxes)
+    if not head.startswith(_EBML):
+        return False
+    size, place = _ebml_size(head, 4)
+    if size is None or head[place + size : place + size + 4] != _SEGMENT:
+        return False
+    size, place = _ebml_size(head, place + size + 4)
+    return size is not None and place + size > end
+
+
+def _ebml_size(data: bytes, place: int) -> tuple[int | None, int]:
+    """A size of EBML (RFC 8794) and the place after it; None where it is not known."""
+    first = data[place] if place < len(data) else 0
+    length = 9 - first.bit_length()
+    value = int.from_bytes(data[place : place + length], "big") - (1 << 7 * length)
+    known = first and value != (1 << 7 * length) - 1
+    return (value if known else None), place + length
+
+
+def _boxes(file: BinaryIO, begin: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+    """(kind, where its content begins, where it ends) of boxes side by side (ISO 14496-12)."""
+    while begin + 8 <= end:
+        file.seek(begin)
+        head = file.read(16)
+        size, start = int.from_bytes(head[:4], "big"), begin + 8
+        if size == 1:
+            size, start = int.from_bytes(head[8:16], "big"), begin + 16
+        size = size or end - begin
+        if size < 8:
+            return
+        yield head[4:8], start, begin + size
+        begin += size
 
 
 def may_be_turned(source: str | os.PathLike | bytes, container: Any) -> bool:
@@ -34,23 +84,14 @@ def may_be_turned(source: str | os.PathLike | bytes, container: Any) -> bool:
 
 
 def _matrices(file: BinaryIO, begin: int, end: int, parent: bytes) -> Iterator[bytes]:
-    """The first five numbers of the display matrices of a film and its tracks (ISO 14496-12)."""
-    for _ in range(_MOST_BOXES):
-        file.seek(begin)
-        head = file.read(16)
-        size, kind, start = int.from_bytes(head[:4], "big"), head[4:8], begin + 8
-        if size == 1:
-            size, start = int.from_bytes(head[8:16], "big"), begin + 16
-        size = size or end - begin
-        if size < 8 or begin + 8 > end:
-            return
+    """The first five numbers of the display matrices of a video and its tracks."""
+    for kind, start, stop in itertools.islice(_boxes(file, begin, end), _MOST_BOXES):
         if (parent, kind) in ((b"", b"moov"), (b"moov", b"trak")):
-            yield from _matrices(file, start, min(begin + size, end), kind)
+            yield from _matrices(file, start, min(stop, end), kind)
         elif kind in _MATRIX_PLACES:
             file.seek(start)
             body = file.read(96)
             place = _MATRIX_PLACES[kind][body[:1] == b"\1"]
             yield body[place : place + 20]
-        begin += size
         if kind == b"moov":
             return

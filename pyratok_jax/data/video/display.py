@@ -1,9 +1,10 @@
-"""From a decoded frame to what a player shows: rotation, square pixels, colour, background.
+"""From a decoded frame to what a player shows: orientation, square pixels, colour, background.
 
 Colours follow the matrix and range that the stream states. Where it states none, BT.709 is
 taken for sizes above 1279x576 and BT.601 below, in limited range, as players do. HDR is refused.
 """
 
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
@@ -25,7 +26,7 @@ _RGB, _NOT_STATED, _FULL = 0, (2, 3), 2
 
 
 class UnshowableError(ValueError):
-    """Colours that cannot be shown as a player shows them."""
+    """Frames that cannot be shown as a player shows them; what of them is in the message."""
 
 
 def unshowable(matrix: int, transfer: int, primaries: int) -> str | None:
@@ -45,9 +46,49 @@ def pixel_aspect(stream: Any) -> Fraction:
     return ratio if ratio and Fraction(1, 8) <= ratio <= 8 else Fraction(1)
 
 
-def quarter_turns(frame: Any) -> int:
-    """Quarter turns against the clock that show a decoded frame upright (display matrix)."""
-    return round(frame.rotation / 90) % 4
+@dataclass(frozen=True)
+class Orientation:
+    """How a decoded frame is shown: first its axes are exchanged, then each may be reversed."""
+
+    transposed: bool = False
+    rows_reversed: bool = False
+    columns_reversed: bool = False
+
+    def applied(self, frame: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h2 w2 3"]:
+        """The frame as it is shown."""
+        if self == Orientation():
+            return frame
+        frame = frame.transpose(1, 0, 2) if self.transposed else frame
+        rows, columns = (-1 if r else 1 for r in (self.rows_reversed, self.columns_reversed))
+        return np.ascontiguousarray(frame[::rows, ::columns])
+
+
+_UPRIGHT = Orientation()
+_MOST_SKEW = 0.02  # Of the larger numbers of a display matrix: about one degree.
+
+
+def orientation(frame: Any) -> Orientation:
+    """Of a decoded frame, by its display matrix: quarter turns, mirrored or not.
+
+    Raises:
+        UnshowableError: turned by another angle.
+    """
+    stated = frame.side_data.get("DISPLAYMATRIX")
+    if stated is None:
+        return _UPRIGHT
+    # (x, y) is shown at (a x + c y, b x + d y), ISO 14496-12.
+    matrix = np.frombuffer(bytes(stated), "<i4")[:9].tolist()
+    if matrix[7] == 1 << 30:  # Some writers begin it one number early: the last lies before.
+        matrix = [0, *matrix[:8]]
+    a, b, _, c, d = matrix[:5]
+    straight, across = max(abs(a), abs(d)), max(abs(b), abs(c))
+    if straight and across <= _MOST_SKEW * straight:
+        return Orientation(False, d < 0, a < 0)
+    if across and straight <= _MOST_SKEW * across:
+        return Orientation(True, b < 0, c < 0)
+    if not straight and not across:
+        return _UPRIGHT
+    raise UnshowableError("its display matrix turns it by another angle than quarter turns")
 
 
 def to_array(
@@ -67,12 +108,12 @@ def to_array(
     reason = unshowable(frame.colorspace, frame.color_trc, frame.color_primaries)
     if reason is not None:
         raise UnshowableError(reason)
-    turns = quarter_turns(frame)
+    turned = orientation(frame)
     if size is None:
         height, width = frame.height, frame.width
         width = width if aspect == 1 else max(round(width * aspect), 1)
     else:
-        height, width = size[::-1] if turns % 2 else size
+        height, width = size[::-1] if turned.transposed else size
     # Area averaging is FFmpeg's cheapest filter that does not alias when it shrinks.
     way = "BILINEAR" if (height, width) == (frame.height, frame.width) else "AREA"
     transparent = _is_transparent(frame.format)
@@ -82,7 +123,7 @@ def to_array(
         src_color_range=_range(frame), dst_color_range=ColorRange.JPEG,
     ).to_ndarray()  # fmt: skip
     array = over_background(array) if transparent else array
-    return np.ascontiguousarray(np.rot90(array, turns)) if turns else array
+    return turned.applied(array)
 
 
 def _matrix(frame: Any) -> Colorspace | None:

@@ -13,7 +13,12 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from pyratok_jax.data.video.containers import may_be_turned
-from pyratok_jax.data.video.display import pixel_aspect, quarter_turns, to_array
+from pyratok_jax.data.video.display import (
+    UnshowableError,
+    orientation,
+    pixel_aspect,
+    to_array,
+)
 from pyratok_jax.data.video.headers import (
     VideoInfo,
     clock_of,
@@ -157,12 +162,13 @@ def _span(
         yield from _decoded(source, None, threads)
         return
     with opened(source, threads) as (container, stream):
-        margin = tolerance(stream, frame_rate(source, container, stream))
+        margin, size = tolerance(stream, frame_rate(source, container, stream)), _size(stream)
         found = frames_from(container, stream, low + margin) if low > 0 else None
         given = 0
         try:
             for time, frame in within(found or (), low, high, margin):
                 given += 1
+                _refuse_another_size(frame, size)
                 yield time, frame, pixel_aspect(stream)
             if given:
                 return
@@ -186,12 +192,13 @@ def _decoded(
         BrokenVideoError: no frame, or fewer than the header states.
     """
     with opened(source, threads) as (container, stream):
-        rate = frame_rate(source, container, stream)
+        rate, size = frame_rate(source, container, stream), _size(stream)
         end, count = 0.0, 0
         frames = enumerate(timed_frames(container, stream, rate), start=1)
         for count, (time, frame) in frames:
             if stop is not None and count > stop:
                 return
+            _refuse_another_size(frame, size)
             end = time + float((frame.duration or 0) * (frame.time_base or 0))
             yield time, frame, pixel_aspect(stream)
         if not count:
@@ -200,6 +207,17 @@ def _decoded(
         if stop is None and stream.frames > count and missing > 2.5 / rate:
             reason = f"it is cut off: {count} of {stream.frames} frames can be decoded"
             raise BrokenVideoError(name_of(source), reason)
+
+
+def _size(stream: Any) -> tuple[int, int]:
+    return stream.codec_context.width, stream.codec_context.height
+
+
+def _refuse_another_size(frame: Any, size: tuple[int, int]) -> None:
+    """Players scale such frames to a window; there is none here. Raises: UnshowableError."""
+    if (frame.width, frame.height) != size and all(size):
+        found = f"{frame.width}x{frame.height}"
+        raise UnshowableError(f"it changes its size from {size[0]}x{size[1]} to {found}")
 
 
 def read_clip(
@@ -231,14 +249,14 @@ def read_clip(
         margin = tolerance(stream, rate)
         times = [max(start + i / (fps or rate), 0.0) + margin for i in range(frames)]
         aspect = pixel_aspect(stream)
-        picked = frames_at(container, stream, times)
-        clip = None if picked is None else _arrays(path, picked, aspect, size)
-    if clip is None:
-        with opened(path) as (container, stream):
-            picked = shown_at(timed_frames(container, stream, rate), times)
-            if not picked:
-                raise BrokenVideoError(name_of(path), f"no frame can be decoded at {start:.2f} s")
-            clip = _arrays(path, picked, aspect, size)
+        coded, picked = _size(stream), frames_at(container, stream, times)
+        for frame in picked or ():
+            _refuse_another_size(frame, coded)
+    if picked is None:
+        picked = shown_at(((time, frame) for time, frame, _ in _decoded(path, None, 1)), times)
+    if not picked:
+        raise BrokenVideoError(name_of(path), f"no frame can be decoded at {start:.2f} s")
+    clip = _arrays(path, picked, aspect, size)
     return np.stack(clip + [clip[-1]] * (frames - len(clip)))
 
 
@@ -263,11 +281,17 @@ class _Shown:
         self._turn_is_stated = False
 
     def __call__(self, frame: Any, aspect: Fraction) -> np.ndarray:
-        """uint8 (h, w, 3). Raises: BrokenVideoError, UnshowableError."""
-        if quarter_turns(frame) % 2 and not self._turn_is_stated:
-            with opened(self._source) as (container, _):
-                self._turn_is_stated = may_be_turned(self._source, container)
-            if not self._turn_is_stated:
-                reason = "its rotation is stated in its coded pictures alone; write it to the file"
-                raise BrokenVideoError(name_of(self._source), reason)
-        return to_array(frame, aspect, self._size, self._scaler)
+        """uint8 (h, w, 3). Raises: BrokenVideoError."""
+        try:
+            if not self._turn_is_stated and orientation(frame).transposed:
+                self._refuse_unstated_turn()
+            return to_array(frame, aspect, self._size, self._scaler)
+        except UnshowableError as error:
+            raise BrokenVideoError(name_of(self._source), str(error)) from error
+
+    def _refuse_unstated_turn(self) -> None:
+        with opened(self._source) as (container, _):
+            self._turn_is_stated = may_be_turned(self._source, container)
+        if not self._turn_is_stated:
+            reason = "its rotation is stated in its coded pictures alone; write it to the file"
+            raise BrokenVideoError(name_of(self._source), reason)

@@ -10,7 +10,7 @@ from typing import Any
 import av
 
 from pyratok_jax.data.video.containers import may_be_turned
-from pyratok_jax.data.video.display import pixel_aspect, quarter_turns
+from pyratok_jax.data.video.display import orientation, pixel_aspect
 from pyratok_jax.data.video.opening import (
     BrokenVideoError,
     VideoSource,
@@ -34,6 +34,9 @@ class VideoInfo:
     seconds: float
 
 
+# Containers in which no header says how long they are, or only what the first and last time are.
+_UNMEASURED = ("mpeg", "mpegvideo", "mpegts")
+_MOST_REORDERED = 16  # Frames.
 # Rates above are those of a clock in milliseconds, not of frames.
 _MOST_FPS = 480
 
@@ -78,16 +81,49 @@ def _packet_spans(container: Any, stream: Any) -> Iterator[tuple[float, float]]:
 
 def duration_of(source: VideoSource, container: Any, stream: Any) -> float:
     """Seconds that the header states (0: none), from the first frame on."""
-    if stream.duration and stream.time_base:
-        return float(stream.duration * stream.time_base)
-    seconds = container.duration / av.time_base if container.duration else 0.0
-    start = float((stream.start_time or 0) * (stream.time_base or 0))
-    if seconds and start > 0.5 and container.format.name.startswith("matroska"):
+    name, tick = container.format.name, stream.time_base or 0
+    fragmented = name.startswith("mov,") and not stream.frames
+    seconds = float((stream.duration or 0) * tick)
+    if seconds and not fragmented:
+        return seconds
+    seconds = seconds or (container.duration / av.time_base if container.duration else 0.0)
+    start = float((stream.start_time or 0) * tick)
+    if seconds and (fragmented or (start > 0.5 and name.startswith("matroska"))):
         # Some writers count from 0, others from the first frame: look at the end.
         with opened(source) as (other, same):
             other.seek(int((start + seconds) / same.time_base), stream=same, backward=True)
             seconds = max((end - start for _, end in _packet_spans(other, same)), default=seconds)
     return seconds
+
+
+def _measured(container: Any, stream: Any, fps: float) -> tuple[int, float]:
+    """The number of a stream's pictures and their seconds, by its packets.
+
+    Pictures before the first key frame cannot be decoded. Where times jump back by more than
+    reordering does (streams that were joined), they continue, as in `timeline.FrameClock`.
+    """
+    frames, seconds, least = 0, 0.0, None
+    begin = end = 0.0
+    for packet in container.demux(stream):
+        if not packet.size or packet.pts is None or packet.is_discard:
+            continue
+        time = float(packet.pts * stream.time_base)
+        if least is None:
+            if not packet.is_keyframe:
+                continue
+            least = begin = end = time
+        elif time < end - max(1.0, _MOST_REORDERED / fps):
+            seconds += end - begin
+            least = begin = end = time
+        if time >= least:
+            frames += 1
+        length = max(float((packet.duration or 0) * stream.time_base), 1 / fps)
+        end = max(end, time + length)
+    return frames, seconds + end - begin
+
+
+def _is_transposed(container: Any, stream: Any) -> bool:
+    return orientation(next(container.decode(stream))).transposed
 
 
 def _info(source: VideoSource, container: Any, stream: Any) -> VideoInfo:
@@ -96,20 +132,16 @@ def _info(source: VideoSource, container: Any, stream: Any) -> VideoInfo:
     size = stream.codec_context
     if not size.width or not size.height:
         raise BrokenVideoError(name_of(source), "its video stream has no size")
-    if container.format.name in ("mpeg", "mpegvideo") or (seconds <= 0 and frames <= 0):
+    if container.format.name in _UNMEASURED or (seconds <= 0 and frames <= 0):
         # No header says how long it is: program streams, live recordings, files that were cut off.
         with opened(source) as (other, same):
-            spans = list(_packet_spans(other, same))
-        frames = len(spans)
-        if frames:
-            first, last = min(b for b, _ in spans), max(b for b, _ in spans)
-            seconds = max(max(e for _, e in spans), last + 1 / fps) - first
+            frames, seconds = _measured(other, same, fps)
     estimate = round(seconds * fps)
     if not frames or frames > estimate + 1:  # The header counts what an edit list hides, too.
         frames = estimate or frames
     height, width = size.height, round(size.width * pixel_aspect(stream))
     with contextlib.suppress(av.error.FFmpegError, StopIteration):
-        if may_be_turned(source, container) and quarter_turns(next(container.decode(stream))) % 2:
+        if may_be_turned(source, container) and _is_transposed(container, stream):
             height, width = width, height
     return VideoInfo(name_of(source), frames, fps, height, width, seconds or frames / fps)
 

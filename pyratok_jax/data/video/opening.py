@@ -10,6 +10,7 @@ from typing import Any
 import av
 from av.stream import Disposition
 
+from pyratok_jax.data.video.containers import cut_off
 from pyratok_jax.data.video.display import UnshowableError, unshowable
 from pyratok_jax.errors import UserError, short, storage_reason
 from pyratok_jax.io import remote
@@ -25,6 +26,7 @@ DEMUXERS = (
     "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "mpeg", "mpegts", "mpegvideo", "ogg", "gif",
 )  # fmt: skip
 _OPTIONS = {"format_whitelist": ",".join(DEMUXERS), "protocol_whitelist": "none"}
+_STILL_CODECS = ("mjpeg", "png", "bmp", "webp", "tiff")
 MAX_TEXT_BYTES = 1 << 20  # Of a caption.
 MAX_PIXELS = 1 << 27  # Of a picture or a frame.
 
@@ -125,7 +127,7 @@ def opened(source: VideoSource, threads: int = 1) -> Iterator[tuple[Any, Any]]:
     """
     name = name_of(source)
     try:
-        with _readable(source) as readable, _open(readable) as container:
+        with _readable(source) as readable, _open(name, readable) as container:
             stream = _video_stream(name, container)
             stream.thread_type = "AUTO"
             stream.codec_context.thread_count = threads
@@ -147,20 +149,35 @@ def opened(source: VideoSource, threads: int = 1) -> Iterator[tuple[Any, Any]]:
         raise BrokenVideoError(name, f"{type(error).__name__}: {error}") from error
 
 
-def _open(readable: Any) -> Any:
-    """PyAV's container, which follows no reference to another file."""
+def _open(name: str, readable: Any) -> Any:
+    """PyAV's container, which follows no reference to another file.
+
+    Raises:
+        BrokenVideoError: the file ends before what its boxes or elements say.
+    """
+    if not remote.is_remote(name) and cut_off(readable):
+        raise BrokenVideoError(name, "it is cut off: its header states more bytes than it has")
+    readable.seek(0)
     return av.open(
         readable, container_options=_OPTIONS, metadata_errors="replace", buffer_size=1 << 17
     )
 
 
+def _codec_of(stream: Any) -> str:
+    return "" if stream.codec_context is None else stream.codec_context.codec.name
+
+
 def _video_stream(name: str, container: Any) -> Any:
-    """The stream that a player shows: never a cover picture, by preference the default one."""
+    """The stream that a player shows: never a cover picture, by preference the default one.
+
+    Of equals the first that is no still picture: some muxers write covers as common streams.
+    """
     hidden = Disposition.attached_pic | Disposition.timed_thumbnails
     streams = [s for s in container.streams.video if not s.disposition & hidden]
     if not streams:
         raise BrokenVideoError(name, "it holds no video stream")
-    stream = next((s for s in streams if s.disposition & Disposition.default), streams[0])
+    streams = [s for s in streams if s.disposition & Disposition.default] or streams
+    stream = next((s for s in streams if _codec_of(s) not in _STILL_CODECS), streams[0])
     context = stream.codec_context
     if context is None:
         raise BrokenVideoError(name, "no decoder knows its video stream")

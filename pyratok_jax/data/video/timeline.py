@@ -9,11 +9,14 @@ trusted, the functions return None and the caller decodes sequentially.
 """
 
 import collections
+import heapq
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import av
 import numpy as np
+
+from pyratok_jax.data.video.display import UnshowableError
 
 T = TypeVar("T")
 
@@ -75,11 +78,67 @@ class FrameClock:
 
 def timed_frames(container: Any, stream: Any, rate: float) -> Iterator[tuple[float, Any]]:
     """(time, frame) of a whole video, from a container that was just opened."""
-    clock = FrameClock(container, stream, rate)
+    clock, decoder, skipped = (
+        FrameClock(container, stream, rate),
+        _alpha_decoder(stream),
+        _Skipped(),
+    )
+    # FFmpeg's decoder of HEVC leaves damaged pictures out without an error.
+    complete = stream.codec_context.name != "hevc" or container.format.name not in _INDEXED
     for packet in container.demux(stream):
         clock.see(packet)
-        for frame in packet.decode():
+        if not complete:
+            skipped.see(packet)
+        for frame in decoder.decode(packet) if decoder is not None else packet.decode():
+            if not complete:
+                skipped.refuse_before(frame.pts)
             yield clock.time(frame), frame
+    if not complete:
+        skipped.refuse_before(None)
+
+
+class _Skipped:
+    """Notices pictures that a decoder leaves out after the first one that it gives."""
+
+    def __init__(self) -> None:
+        self._awaited: list[int] = []
+        self._begun = False
+
+    def see(self, packet: Any) -> None:
+        """Every packet, before it is decoded."""
+        if packet.size and packet.pts is not None and not packet.is_discard:
+            heapq.heappush(self._awaited, packet.pts)
+
+    def refuse_before(self, stamp: int | None) -> None:
+        """At each frame's stamp in order, None at the end. Raises: UnshowableError."""
+        while self._awaited and (stamp is None or self._awaited[0] < stamp):
+            heapq.heappop(self._awaited)
+            if self._begun:
+                raise UnshowableError("some of its pictures are damaged and cannot be decoded")
+        self._begun = True
+        while self._awaited and self._awaited[0] == stamp:
+            heapq.heappop(self._awaited)
+
+
+# FFmpeg's own decoders of VP8 and VP9 leave out the transparency that Matroska keeps beside them.
+_ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
+
+
+def _alpha_decoder(stream: Any) -> Any | None:
+    """A decoder for streams of VP8 or VP9 with transparency, None for others.
+
+    Raises:
+        UnshowableError: FFmpeg was built without it.
+    """
+    name = _ALPHA_DECODERS.get(stream.codec_context.name)
+    if name is None or stream.metadata.get("alpha_mode") != "1":
+        return None
+    try:
+        decoder = av.CodecContext.create(name, "r")
+    except ValueError as error:
+        raise UnshowableError(f"its transparency needs FFmpeg with {name}") from error
+    decoder.thread_count = 1
+    return decoder
 
 
 def shown_at(frames: Iterable[tuple[float, T]], times: Sequence[float]) -> list[T]:
@@ -205,6 +264,8 @@ def land(container: Any, stream: Any, time: float) -> tuple[int, Any, Iterator[A
     None where the container knows no presentation times or its index cannot be trusted.
     """
     if container.format.name not in _INDEXED or stream.time_base is None:
+        return None
+    if _alpha_decoder(stream) is not None:
         return None
     packets = container.demux(stream)
     first = next(packets, None)
