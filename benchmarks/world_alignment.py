@@ -32,8 +32,16 @@ import orbax.checkpoint as ocp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from benchmarks.world_features import BACKBONE, LANGUAGE, LENGTH, Networks, Videos, load_videos
-from benchmarks.world_measures import measure
+from benchmarks.world_features import (
+    BACKBONE,
+    LANGUAGE,
+    LENGTH,
+    Networks,
+    Videos,
+    load_scenes,
+    load_videos,
+)
+from benchmarks.world_measures import measure, scene_psnr
 from pyratok_jax.checkpoints.partition import Partition
 from pyratok_jax.data.world.vocabulary import seen_names, unseen_names
 from pyratok_jax.evaluation.world_set import classes
@@ -41,15 +49,25 @@ from pyratok_jax.io.atomic import write_json
 from pyratok_jax.losses.text import code_features, peak_cosines, unit
 from pyratok_jax.models.alignment import Alignment
 from pyratok_jax.models.pyratok.config import PyraTokConfig
+from pyratok_jax.models.pyratok.inputs import LevelInputs
+from pyratok_jax.models.pyratok.latent_metric import square_root
 from pyratok_jax.models.pyratok.model import PyraTok
 from pyratok_jax.models.text_statistics import pool_words
 from pyratok_jax.nn.text_attention import TextCondition
 from pyratok_jax.tokenizer import write_description
+from pyratok_jax.training.init.decoder_metric import metric_of
 from pyratok_jax.training.optimizer import make_optimizer
 from pyratok_jax.training.system import is_trainable
 
 VARIANTS = ("aligned", "shuffled", "off")
 TEXT_HIDDEN = 256  # width of the code embedding's hidden layer
+# The first level reads the latent alone, two more what it leaves over, the last one both.
+LATENT_FIRST = (
+    LevelInputs(),
+    LevelInputs(feature=False, residual="bypass"),
+    LevelInputs(feature=False, residual="bypass"),
+    LevelInputs(residual="bypass"),
+)
 FITTED = 64  # videos that the levels' start is fitted to
 TEXT_MODULES = r"alignment\.|attention\.|text_prior|null_text"
 
@@ -67,6 +85,7 @@ class Settings:
 
     steps: int
     batch: int
+    scenes: int
     learning_rate: float
     text_rate: float
     weight: float
@@ -80,13 +99,14 @@ class Settings:
     stages: tuple[int, ...]
     inputs: str
     surrogate: str
+    reconstruction: float
 
 
 class Batch(NamedTuple):
     """One step's inputs.
 
     Attributes:
-        stages, latent: features of the videos.
+        stages, latent: features of the b videos of the world and then of s clips of real scenes.
         text: captions that the levels may attend to.
         hidden: videos whose levels see the null caption instead: a level that sees the caption can
             copy it into its codes, and then learns nothing about the video.
@@ -94,8 +114,8 @@ class Batch(NamedTuple):
         weight: of the text term.
     """
 
-    stages: tuple[Float[Array, "b _t _h _w _c"], ...]
-    latent: Float[Array, "b t h w z"]
+    stages: tuple[Float[Array, "b+s _t _h _w _c"], ...]
+    latent: Float[Array, "b+s t h w z"]
     text: TextCondition
     hidden: Bool[Array, "b"]
     negatives: Float[Array, "c d"]
@@ -129,22 +149,27 @@ def text_weight(settings: Settings, step: int) -> float:
 
 
 def make_loss(
-    settings: Settings, partition: Partition[Levels]
+    settings: Settings, partition: Partition[Levels], root: Float[np.ndarray, "z z"]
 ) -> Callable[..., tuple[Array, dict[str, Array]]]:
-    """(trainable, frozen, batch) -> loss and its parts."""
+    """(trainable, frozen, batch) -> loss and its parts; `root` is that of the decoder's metric."""
+    metric = jnp.asarray(root, jnp.float32)
 
     def loss(trainable: Any, frozen: Any, batch: Batch) -> tuple[Array, dict[str, Array]]:
         system = partition.merge(trainable, frozen)
+        films, scenes = len(batch.hidden), len(batch.latent) - len(batch.hidden)
         shown = batch.text._replace(mask=batch.text.mask & ~batch.hidden[:, None])
+        shown = TextCondition(*(jnp.pad(x, ((0, scenes), *[(0, 0)] * (x.ndim - 1))) for x in shown))
         levels, latent = system.tokenizer.quantize(batch.stages, batch.latent, shown)
-        error = jnp.mean((latent - batch.latent) ** 2) / jnp.mean(batch.latent**2)
+        missed, whole = (latent - batch.latent) @ metric, batch.latent @ metric
+        error = jnp.mean(missed**2) / jnp.mean(whole**2)
         commitment = sum(jnp.mean((x.z - jax.lax.stop_gradient(x.q)) ** 2) for x in levels)
-        total, parts = error + 0.05 * commitment, {"error": error}
+        total = settings.reconstruction * error + 0.05 * commitment
+        parts = {"error": error}
         embed = system.alignment.text_embed
         own = unit(system.tokenizer.captions(batch.text).pooled)
         captions = jax.lax.stop_gradient(jnp.concatenate([own, batch.negatives]))
         for number, level in enumerate(levels):
-            features = code_features(level.q, number, embed, settings.tokens)
+            features = code_features(level.q[:films], number, embed, settings.tokens)
             value = caption_nats(features, captions, system.alignment.temperature)
             total += settings.levels[number] * batch.weight * value
             parts[f"nats/{number + 1}"] = value
@@ -153,18 +178,26 @@ def make_loss(
     return loss
 
 
-def build(settings: Settings, networks: Networks, videos: Videos, seed: int) -> Levels:
-    """Fresh levels with their data-dependent start, and statistics of the captions."""
+def build(
+    settings: Settings, networks: Networks, videos: Videos, scenes: np.ndarray, seed: int
+) -> tuple[Levels, Float[np.ndarray, "z z"]]:
+    """Fresh levels with their data-dependent start, and statistics of the captions.
+
+    Returns:
+        them, and the root of the decoder's metric on the latent.
+    """
     backbone, width = networks.backbone, videos.words.shape[-1]
     config = PyraTokConfig(
         vae=backbone.config, grids=settings.grids, stages=settings.stages,
         width=settings.width, heads=4,
         synthesis_width=32, lora_rank=0, text_width=width,
-        inputs=settings.inputs, surrogate=settings.surrogate,
+        inputs=LATENT_FIRST if settings.inputs == "latent-first" else settings.inputs,
+        surrogate=settings.surrogate,
     )  # fmt: skip
     tokenizer = PyraTok(config, rngs=nnx.Rngs(seed), vae=networks.vae())
-    stages, latent = videos.features(np.arange(FITTED))
-    tokenizer.quantizer.fit([latent], stages=[stages], seed=seed, steps=60)
+    stages, latent = mixed(videos, scenes, np.arange(FITTED), np.arange(min(FITTED, len(scenes))))
+    root = square_root(metric_of(tokenizer, np.asarray(latent)[::-1], seed))
+    tokenizer.quantizer.fit([latent], stages=[stages], root=root, seed=seed, steps=60)
     levels = len(config.grids)
     alignment = Alignment(
         config.bits, levels, width, rngs=nnx.Rngs(seed + 1), text_hidden=TEXT_HIDDEN
@@ -175,17 +208,38 @@ def build(settings: Settings, networks: Networks, videos: Videos, seed: int) -> 
     pooled, words = pool_words(text), text.embeddings[text.mask]
     statistics.mean[...], statistics.variance[...] = pooled.mean(axis=0), pooled.var(axis=0)
     statistics.word_mean[...], statistics.word_variance[...] = words.mean(axis=0), words.var(axis=0)
-    return Levels(tokenizer, alignment)
+    return Levels(tokenizer, alignment), root
+
+
+def mixed(
+    videos: Videos, scenes: Float[np.ndarray, "n t h w z"], rows: np.ndarray, clips: np.ndarray
+) -> tuple[tuple[Array, ...], Array]:
+    """Features of some videos of the world and then of some clips of real scenes.
+
+    Of scenes only latents are stored: with them, stages are placeholders that no level reads.
+    """
+    stages, latent = videos.features(rows)
+    if not len(clips):
+        return stages, latent
+    latent = jnp.concatenate([latent, jnp.asarray(scenes[clips], jnp.float32)])
+    return tuple(jnp.zeros((len(latent), 1, 1, 1, 1)) for _ in stages), latent
 
 
 class Trainer:
     """Trainings of one shape, whose step is compiled once."""
 
-    def __init__(self, settings: Settings, start: Levels, videos: Videos) -> None:
-        self.settings, self.videos = settings, videos
+    def __init__(
+        self,
+        settings: Settings,
+        start: Levels,
+        root: Float[np.ndarray, "z z"],
+        videos: Videos,
+        scenes: np.ndarray,
+    ) -> None:
+        self.settings, self.videos, self.scenes = settings, videos, scenes
         self.partition = Partition(start, is_trainable)
         self.text = videos.text(np.arange(len(videos)))
-        loss = make_loss(settings, self.partition)
+        loss = make_loss(settings, self.partition, root)
         factor = settings.text_rate / settings.learning_rate
         self.optimizer = make_optimizer(
             {"name": "adamw", "learning_rate": settings.learning_rate,
@@ -220,13 +274,17 @@ class Trainer:
             text = TextCondition(self.text.embeddings[own], self.text.mask[own])
             hidden = jnp.asarray(rng.random(settings.batch) < settings.hidden)
             others = rng.choice(count, settings.negatives, replace=False)
-            features = self.videos.features(rows)
+            clips = rng.choice(len(self.scenes), settings.scenes, replace=False)
+            features = mixed(self.videos, self.scenes, rows, clips)
             weight = 0.0 if variant == "off" else text_weight(settings, number)
             batch = Batch(*features, text, hidden, vectors[others], jnp.float32(weight))
             trainable, state, parts = self.step(trainable, state, frozen, batch)
             if number % 50 == 0 or number == settings.steps - 1:
                 shown = {k: round(float(v), 3) for k, v in parts.items()}
                 print(f"  step {number} {time.time() - begin:.0f} s {shown}", flush=True)
+            if settings.scenes and number % 200 == 199:
+                now = scene_psnr(self.partition.merge(trainable, frozen).tokenizer)
+                print(f"  held-out scenes: {now:.2f} dB", flush=True)
         return self.partition.merge(trainable, frozen)
 
 
@@ -280,8 +338,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--test", type=int, default=144, help="held-out videos of 12 classes")
     p.add_argument("--steps", type=int, default=1000)
     p.add_argument("--batch", type=int, default=32)
+    p.add_argument("--scenes", type=int, default=16, help="real clips in a batch, beside it")
     p.add_argument("--learning-rate", type=float, default=5e-3, help="of the levels")
     p.add_argument("--text-rate", type=float, default=5e-3, help="of text modules and alignment")
+    p.add_argument(
+        "--reconstruction", type=float, default=30.0, help="weight of the latent's error"
+    )
     p.add_argument("--weight", type=float, default=1.0, help="of the text term, for each level")
     p.add_argument("--final-weight", type=float, default=0.1, help="of the term in the end")
     p.add_argument(
@@ -293,7 +355,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--width", type=int, default=64)
     p.add_argument("--grids", type=_pairs, default="4x32,4x16,4x16,4x8", help="strides by level")
     p.add_argument("--stages", type=_numbers, default="5,5,5,5", help="5 is the latent")
-    p.add_argument("--inputs", default="residual-fine", help="of the levels, see PyraTokConfig")
+    p.add_argument("--inputs", default="latent-first", help="of the levels, see PyraTokConfig")
     p.add_argument("--surrogate", default="tanh", help="whose gradient the signs have")
     return p
 
@@ -325,13 +387,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         "unseen": load_videos(networks, args.cache, classes(unseen), args.test, (9, 2)),
         "retrieval": load_videos(networks, args.cache, seen, 100, (9, 3)),
     }
+    scenes = load_scenes(networks, args.cache) if settings.scenes else np.zeros((0, 0, 0, 0, 0))
+    if settings.scenes and set(settings.stages) != {5}:
+        raise SystemExit("--scenes: only latents of scenes are stored; give all --stages 5")
     print(f"features of {len(videos)} videos after {time.time() - begin:.0f} s", flush=True)
     trainer: Trainer | None = None
     rows = finished(args.output, settings)
     done = {(row["variant"], row["seed"]) for row in rows}
     for seed in map(int, args.seeds.split(",")):
-        start = build(settings, networks, videos, seed)
-        trainer = trainer or Trainer(settings, start, videos)
+        start, root = build(settings, networks, videos, scenes, seed)
+        trainer = trainer or Trainer(settings, start, root, videos, scenes)
         for variant in args.variants.split(","):
             if (variant, seed) in done:
                 continue

@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 from pyratok_jax.checkpoints.partition import build_module
 from pyratok_jax.checkpoints.pretrained import Backbone, Language, load_backbone, load_language
 from pyratok_jax.data.captions import CaptionTokenizer
+from pyratok_jax.data.sources.builtin import demo_clips, film_clips, street_clips
 from pyratok_jax.data.world.films import WorldFilm
 from pyratok_jax.data.world.scenes import KINDS, Scene, draw_backdrop, draw_thing
 from pyratok_jax.data.world.sentences import caption
@@ -120,12 +121,11 @@ class Networks:
         with np.load(path) as text:
             return text["words"], text["ids"], text["mask"]
 
-    def encode(self, films: Sequence[WorldFilm]) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
-        """Latents and stage features of films, float16."""
+    def encode(self, videos: np.ndarray) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+        """Latents and stage features of videos (n, t, h, w, 3) uint8, float16."""
         vae = self.vae()
-        videos = np.stack([film.draw(FRAMES, SIDE, SIDE) for film in films])
         parts = [self._encode(vae, jnp.asarray(part)) for (part,) in _parts(videos)]
-        latent, stages = jax.tree.map(lambda *x: np.concatenate(x)[: len(films)], *parts)
+        latent, stages = jax.tree.map(lambda *x: np.concatenate(x)[: len(videos)], *parts)
         return latent, stages
 
 
@@ -171,7 +171,8 @@ def load_videos(
     folder.mkdir(parents=True, exist_ok=True)
     seen = _kept(folder, "videos", (backbone.sha256, scenes, str((FRAMES, SIDE))))
     if not seen.exists():
-        latent, stages = networks.encode(films)
+        videos = np.stack([film.draw(FRAMES, SIDE, SIDE) for film in films])
+        latent, stages = networks.encode(videos)
         parts = {f"stage_{number}": stage for number, stage in enumerate(stages)}
         np.savez(seen, latent=latent, **parts)
     words, ids, mask = networks.embed_once(folder, captions)
@@ -183,6 +184,23 @@ def load_videos(
             [film.scene.things[0].motion for film in films],
             captions,
         )  # fmt: skip
+
+
+def load_scenes(networks: Networks, folder: Path) -> np.ndarray:
+    """Latents (n, t, h, w, z) of short clips of real scenes and of an animated film, float16.
+
+    The demo's training scenes, a street and Big Buck Bunny, nothing of the demo's held-out scenes;
+    kept in `folder`.
+    """
+    seen = _kept(folder, "scenes", (networks.backbone.sha256, str((FRAMES, SIDE))))
+    if not seen.exists():
+        cut = [(demo_clips, 750), (street_clips, 300), (film_clips, 3000)]
+        clips = [make(None, count, 17, SIDE, seed=1)[:750] for make, count in cut]
+        halves = [np.concatenate([x[:, :FRAMES], x[:, -FRAMES:]]) for x in clips]
+        folder.mkdir(parents=True, exist_ok=True)
+        np.savez(seen, latent=networks.encode(np.concatenate(halves))[0])
+    with np.load(seen) as video:
+        return video["latent"]
 
 
 def _kept(folder: Path, kind: str, reasons: Sequence[str]) -> Path:

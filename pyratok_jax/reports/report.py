@@ -60,6 +60,7 @@ def write_report(
     table: Sequence[Mapping[str, Any]],
     settings: Mapping[str, Any],
     rate_distortion: Mapping[str, Points] | None = None,
+    language: Markup | None = None,
 ) -> dict[str, Path]:
     """Write both files atomically and say where they are.
 
@@ -74,6 +75,7 @@ def write_report(
             "model", "ceiling" or "step0" puts a row into the headline.
         settings: what the run was made with, nested or flat.
         rate_distortion: (bpp, PSNR) points by name, for a chart; None leaves it out.
+        language: what is said of the words in the tokens; None leaves it out.
 
     Returns:
         Paths by "report" and, with clips, "contact_sheet".
@@ -85,6 +87,7 @@ def write_report(
         _tiles(table),
         html_table(table),
         html.section("Clips", *shown),
+        html.section("Language", *filter(None, [language])),
         html.section("Rate and distortion", rate_chart(rate_distortion or {})),
         html.section("Curves", *([_curves(curves)] if curves else [])),
         html.section("Settings and protocol", *_settings(settings)),

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
 from pyratok_jax.data.heldout import HeldoutClip
 from pyratok_jax.io.atomic import write_json
@@ -33,6 +34,7 @@ def report_training(
     settings: Mapping[str, Any],
     lpips: Mapping[str, Any] | None,
     facts: Mapping[str, Any],
+    language: Markup | None = None,
 ) -> dict[str, Path]:
     """Measure the trained tokenizer and its baselines; write metrics.json, report and pictures.
 
@@ -45,6 +47,7 @@ def report_training(
         settings: the training config, for the page.
         lpips: networks by name; None leaves LPIPS out.
         facts: steps, seconds and the like, for metrics.json.
+        language: of the page, on the words in the tokens (`evaluation.language_check`).
 
     Returns:
         the files written, by what they are.
@@ -69,6 +72,7 @@ def report_training(
         curves=curves,
         table=rows,
         settings=settings,
+        language=language,
     )
     metrics = {"heldout": rows, "protocol": PROTOCOL, "checkpoint": tokenizer.checkpoint_hash}
     outputs["metrics"] = workdir / "metrics.json"

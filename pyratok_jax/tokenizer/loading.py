@@ -96,7 +96,7 @@ def load_tokenizer(
     said = description["backbone"]
     vae = load_backbone(backbone or frozen_part(workdir, said, "backbone"))
     _same(workdir, "backbone", said, vae.sha256)
-    arrays = _parameters(workdir, step)
+    arrays = trained_arrays(workdir, step)
     names = {f"tokenizer.vae.{name}": jnp.asarray(v) for name, v in vae.arrays.items()}
     misfit = f"{workdir}: its checkpoint does not fit its {DESCRIPTION}"
     dtype = jnp.dtype(description.get("dtype", "float32"))
@@ -164,8 +164,15 @@ def locate(path: Path) -> tuple[Path, int | None]:
     return path, step
 
 
-def _parameters(workdir: Path, step: int | None) -> Arrays:
-    """The trained arrays by name: of a checkpoint, or of a published folder's safetensors."""
+def trained_arrays(workdir: Path, step: int | None) -> Arrays:
+    """The trained arrays by name: of a checkpoint, or of a published folder's safetensors.
+
+    Args:
+        workdir, step: as `locate` gives them.
+
+    Raises:
+        UserError: a damaged file.
+    """
     if step is not None:
         return read_parameters(workdir, step)
     import safetensors.flax

@@ -51,7 +51,8 @@ def training_config(**changes: Any) -> ConfigDict:
     - collapse: threshold of the share of distinct codes (among the tokens of a step, or of the
       vocabulary) and patience, the number of consecutive logged values below it after which a level
       is reported; patience 0: never.
-    - init_from: a checkpoint folder whose trainable arrays are the start (a previous stage).
+    - init_from: a tokenizer whose trainable arrays are the start (a previous stage): as
+      `load_tokenizer` takes it, a working or published folder, `hf://...` or "builtin:world".
     - resume_with_changes: resume a run with another loss, optimizer or data than it had, on
       purpose; the changes are kept in its folder (`run_record`).
 
@@ -122,7 +123,8 @@ def tokenizer_training_config(**changes: Any) -> ConfigDict:
     - calibration: batches of features that the levels are fitted to before the first step (0: a
       random start), steps of each linear map (steps), then of all levels together (refine_steps),
       the learning rate of these, and the clips' shapes (empty: the training's).
-    - report: held-out clips that are shown and measured, their shape, LPIPS on or off.
+    - report: held-out clips that are shown and measured, their shape, LPIPS on or off; on how many
+      held-out videos of the world the words in the tokens are measured (0: none).
 
     Raises:
         KeyError: an unknown key in `changes`.
@@ -171,7 +173,7 @@ def tokenizer_training_config(**changes: Any) -> ConfigDict:
             "learning_rate": 5e-4,
             "buckets": (),
         },
-        "report": {"clips": 8, "buckets": ("17x96x96",), "lpips": True},
+        "report": {"clips": 8, "buckets": ("17x96x96",), "lpips": True, "world": 0},
     }
     for name, values in parts.items():
         config[name] = ConfigDict(values)

@@ -38,7 +38,9 @@ def check_config(config: ConfigDict) -> None:
     _check_values(config)
     make_optimizer(config.optimizer, config.steps)
     check_evaluators(config.evaluators)
-    if config.init_from and "://" not in config.init_from and not Path(config.init_from).exists():
+    if config.init_from.startswith("builtin:"):
+        tokenizer_folder(config.init_from)  # Refuses names of what is not shipped.
+    elif config.init_from and "://" not in config.init_from and not Path(config.init_from).exists():
         raise UserError(f"config.init_from: {config.init_from} does not exist")
     checks: dict[str, Callable[[ConfigDict], None]] = {
         "tokenizer": _check_tokenizer,

@@ -177,7 +177,7 @@ COMMON: Keys = {
     "max_bad_steps": (_whole(1), "consecutive steps without finite loss that end the run"),
     "collapse.threshold": (_SHARE, "share of distinct codes below which a level collapses"),
     "collapse.patience": (_whole(0), "logged values below it until it is said; 0: never"),
-    "init_from": (Text(), "working folder of a previous stage"),
+    "init_from": (Text(), "tokenizer to start from: a folder, hf://..., builtin:world"),
     "resume_with_changes": (Flag(), "resume with another loss, optimizer or data"),
 }
 
@@ -265,6 +265,7 @@ TOKENIZER: Keys = {
     "report.clips": (_whole(1), "held-out clips, at most"),
     "report.buckets": (Checked(_BUCKETS), "their shapes"),
     "report.lpips": (Flag(), "measure LPIPS"),
+    "report.world": (_whole(0), "held-out videos of the world to name; 0: none"),
 }
 
 GENERATOR: Keys = {

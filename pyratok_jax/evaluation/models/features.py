@@ -10,14 +10,17 @@ import hashlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
+import jax.numpy as jnp
 import numpy as np
 
 from pyratok_jax.errors import UserError
 from pyratok_jax.evaluation.task import BrokenItemError, parse_numbers
+from pyratok_jax.losses.text import best_tokens, peak_cosines
 
 if TYPE_CHECKING:
     from pyratok_jax.tokenizer import Tokenizer
 
+POOLINGS = ("mean", "tokens", "peaks")
 Cell = tuple[int, int]
 
 
@@ -266,3 +269,30 @@ def level_means(features: Features, levels: Sequence[int] | None, grid: int = 1)
             parts = [values.mean(axis=(0, 1))] * (grid * grid)
         rows.append(normalized(np.concatenate(parts)))
     return np.stack(rows).astype(np.float32)
+
+
+def pooled_similarity(
+    features: Features, queries: np.ndarray, pooling: str, levels: Sequence[int] | None = None
+) -> np.ndarray:
+    """Similarity of a clip with unit text vectors (n, d), float32 (n,).
+
+    Args:
+        features: of the clip.
+        queries: the texts.
+        pooling: of the tokens of a level, one of `POOLINGS`; see `losses.text.similarity`.
+        levels: their numbers from 0 on; None: all.
+
+    Raises:
+        UserError: a level that does not exist.
+    """
+    if pooling == "mean":
+        pooled = normalized(level_means(features, levels).mean(axis=0))
+        return (queries @ pooled).astype(np.float32)
+    chosen = [
+        level.values.reshape(1, -1, level.values.shape[-1])
+        for number, level in enumerate(features.levels)
+        if levels is None or number in levels
+    ]
+    likeness = best_tokens if pooling == "tokens" else peak_cosines
+    found = [likeness(jnp.asarray(values), jnp.asarray(queries))[0] for values in chosen]
+    return np.asarray(sum(found) / len(found), np.float32)

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from pyratok_jax.errors import UserError
@@ -19,19 +18,17 @@ from pyratok_jax.evaluation.data.labelled import (
     spoken,
 )
 from pyratok_jax.evaluation.models.features import (
+    POOLINGS,
     Extractor,
     Features,
     Truth,
-    level_means,
-    normalized,
     parse_levels,
+    pooled_similarity,
     prompt_features,
 )
 from pyratok_jax.evaluation.task import Item, Metrics, Partial, Picture, clip_facts
 from pyratok_jax.evaluation.tasks.base import FeatureTask
-from pyratok_jax.losses.text import best_tokens, peak_cosines
 
-POOLINGS = ("mean", "tokens", "peaks")
 _TEMPLATES = "a video of {}.|a video of a person doing {}.|{}."
 
 
@@ -118,19 +115,7 @@ class Classification(FeatureTask[Labelled]):
 
     def _scores(self, features: Features) -> np.ndarray:
         """Similarity of a clip with every class, float32."""
-        chosen = parse_levels(self.levels)
-        if self.pooling == "mean":
-            pooled = normalized(level_means(features, chosen).mean(axis=0))
-            return (self._queries @ pooled).astype(np.float32)
-        levels = [
-            level.values.reshape(1, -1, level.values.shape[-1])
-            for number, level in enumerate(features.levels)
-            if chosen is None or number in chosen
-        ]
-        queries = jnp.asarray(self._queries)
-        likeness = best_tokens if self.pooling == "tokens" else peak_cosines
-        found = [likeness(jnp.asarray(values), queries)[0] for values in levels]
-        return np.asarray(sum(found) / len(found), np.float32)
+        return pooled_similarity(features, self._queries, self.pooling, parse_levels(self.levels))
 
     def aggregate(self, partials: Mapping[str, Partial]) -> Metrics:
         """Top-1 and top-5 in percent, chance, and the mean of the classes' top-1."""

@@ -1,11 +1,13 @@
-"""Starting a stage from the newest checkpoint of the stage before (`config.init_from`).
+"""Starting a stage from the tokenizer of the stage before (`config.init_from`).
+
+That is the newest checkpoint of a working folder, a published folder (`python -m
+pyratok_jax.publish`), one on the Hub, or a tokenizer that is shipped with the package.
 
 A later stage may train more than the one before it: a loss that gains a weight can bring a head of
 its own (stage 3 of `configs/tpu_v5.py`: the projection `drift.*`). Arrays that both stages train
 are taken from the checkpoint; new ones keep their initial values and are reported by name.
 """
 
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -14,33 +16,39 @@ from pyratok_jax.checkpoints.partition import Partition
 from pyratok_jax.checkpoints.working_folder import newest_step, read_parameters
 from pyratok_jax.errors import UserError
 from pyratok_jax.io.progress import PlainConsole
+from pyratok_jax.tokenizer.loading import PARAMETERS, tokenizer_folder, trained_arrays
 
 
 class Handover(NamedTuple):
     """What a stage took over from the one before.
 
     Attributes:
-        step: of the checkpoint.
+        step: of the checkpoint; None for a published folder.
         taken: names of the arrays that were read from it.
         fresh: names of trainable arrays that it lacks, which keep their initial values.
     """
 
-    step: int
+    step: int | None
     taken: tuple[str, ...]
     fresh: tuple[str, ...]
 
 
 def start_from(folder: str, partition: Partition) -> Handover:
-    """Put the trainable arrays of another training's newest checkpoint into the partition.
+    """Put the trainable arrays of another training into the partition.
+
+    Args:
+        folder: as `load_tokenizer` takes it.
+        partition: of the model to be trained; changed in place.
 
     Raises:
         UserError: the folder holds no checkpoint, an array has another shape, or the checkpoint and
             the partition have no array in common.
     """
-    step = newest_step(Path(folder))
-    if step is None:
+    workdir = tokenizer_folder(folder)
+    step = newest_step(workdir)
+    if step is None and not (workdir / PARAMETERS).is_file():
         raise UserError(f"config.init_from {folder} holds no checkpoint; name a --workdir")
-    arrays = read_parameters(Path(folder), step)
+    arrays = read_parameters(workdir, step) if step is not None else trained_arrays(workdir, None)
     taken = tuple(name for name in partition.trainable if name in arrays)
     if not taken:
         raise UserError(
@@ -62,7 +70,8 @@ def report_handover(folder: str, handover: Handover) -> None:
     """Print, on process 0, what was taken over and which arrays start afresh."""
     if jax.process_index():
         return
-    text = f"started from {folder}, step {handover.step}: {len(handover.taken)} arrays taken over"
+    step = "" if handover.step is None else f", step {handover.step}"
+    text = f"started from {folder}{step}: {len(handover.taken)} arrays taken over"
     if handover.fresh:
         text += f"; new in this stage, kept as initialised: {', '.join(handover.fresh)}"
     PlainConsole().print(text, soft_wrap=True)

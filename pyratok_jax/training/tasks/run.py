@@ -15,6 +15,7 @@ from pyratok_jax.checkpoints.partition import Partition
 from pyratok_jax.checkpoints.working_folder import newest_step
 from pyratok_jax.data.heldout import HeldoutClip, heldout_clips
 from pyratok_jax.errors import UserError
+from pyratok_jax.evaluation.language_check import check_language, language_section
 from pyratok_jax.io.atomic import atomic_path
 from pyratok_jax.io.documents import read_npz, refusing
 from pyratok_jax.io.progress import PlainConsole
@@ -112,10 +113,17 @@ def _report(
         from pyratok_jax.checkpoints.foreign.lpips import load_lpips
 
         lpips = {"vgg": load_lpips("vgg")}
+    # Read back, not taken from memory: the report is of the artefact that others will load
+    # (float32, with its hash), and arrays of a run on many hosts are not all on this one.
+    tokenizer = load_tokenizer(workdir)
+    found = check_language(
+        tokenizer,
+        task.config.report.world,
+        read=task.predicts_codes,
+        layers=task.loss.language_layers,
+    )
     outputs = report_training(
-        # Read back, not taken from memory: the report is of the artefact that others will load
-        # (float32, with its hash), and arrays of a run on many hosts are not all on this one.
-        load_tokenizer(workdir),
+        tokenizer,
         clips,
         _read_before(workdir),
         workdir,
@@ -128,7 +136,9 @@ def _report(
             "steps_of_this_run": trained.steps_run,
             "seconds_of_these_steps": trained.seconds,
             "seconds_waited_for_data": trained.waited,
+            **({"language": found.summary()} if found else {}),
         },
+        language=language_section(found) if found else None,
     )
     return {"checkpoint": workdir / "checkpoints", **outputs, "TensorBoard events": workdir}
 

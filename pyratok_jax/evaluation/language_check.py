@@ -1,0 +1,194 @@
+"""What a tokenizer's tokens say of held-out videos of the world, for the report of a training.
+
+Three measurements, none of which shows the levels a caption: which of twelve things a video shows,
+by the cosine of its tokens with names; how well the language model predicts the tokens when it
+reads the video's own caption, and that of another video; and where in a frame each phrase is found.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, UInt8
+from markupsafe import Markup
+from PIL import Image
+
+from pyratok_jax.data.world.drawing import draw_film
+from pyratok_jax.data.world.scenes import Scene
+from pyratok_jax.data.world.sentences import caption
+from pyratok_jax.data.world.vocabulary import seen_names, unseen_names
+from pyratok_jax.evaluation.models.features import (
+    Features,
+    TokenizerFeatures,
+    normalized,
+    pooled_similarity,
+)
+from pyratok_jax.evaluation.vision.drawing import heat_maps, titled
+from pyratok_jax.evaluation.vision.masks import similarity_maps, to_pixels
+from pyratok_jax.evaluation.world_set import classes, single
+from pyratok_jax.io import html
+from pyratok_jax.losses.autoregressive import clip_nats
+from pyratok_jax.models.pyratok.lfq import ids_to_bits
+from pyratok_jax.tokenizer import Tokenizer
+
+FRAMES, SIDE = 9, 64
+TEMPLATE = "a video of {}."
+READ = 12  # videos whose captions the language model reads
+_SEED = 78  # apart from those of training and of the other held-out sets
+_SCALE = 2  # of the picture, in screen pixels per pixel
+_WHITE = (255, 255, 255)
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageFindings:
+    """What was found.
+
+    Attributes:
+        videos: how many were named.
+        top1: right names in percent; `chance`: of a guess.
+        nats: mean nats per token by caption and level, "own/level_1", "shuffled/level_1" ...; empty
+            where the head that predicts tokens was not trained.
+        nats_of_chance: of a head that knows nothing.
+        phrases: what the columns of the picture are compared with; the last one is not shown.
+        picture: a frame, and for each level (rows) and phrase (columns) the similarity of its
+            tokens.
+    """
+
+    videos: int
+    top1: float
+    chance: float
+    nats: Mapping[str, float]
+    nats_of_chance: float
+    phrases: tuple[str, ...]
+    picture: UInt8[np.ndarray, "h w 3"]
+
+    def summary(self) -> dict[str, object]:
+        """All but the picture, for a JSON file."""
+        kept = dataclasses.asdict(self)
+        del kept["picture"]
+        return kept
+
+
+def check_language(
+    tokenizer: Tokenizer, videos: int, *, read: bool = True, layers: int | None = None
+) -> LanguageFindings | None:
+    """Measure all three.
+
+    Args:
+        tokenizer: with a language model and a code embedding; None comes back for another.
+        videos: how many are named.
+        read: whether the training taught the head that predicts tokens.
+        layers: of the language model in that prediction; None: all.
+    """
+    if tokenizer.text is None or tokenizer.alignment is None or not videos:
+        return None
+    rng = np.random.default_rng(_SEED)
+    names = classes(seen_names())
+    shown = [names[i % len(names)] for i in range(videos)]
+    scenes = [single(rng, name) for name in shown]
+    extractor = TokenizerFeatures(tokenizer, FRAMES)
+    queries = _queries(extractor, names)
+    found = [
+        pooled_similarity(extractor.video(_pixels(scene)), queries, "peaks") for scene in scenes
+    ]
+    right = [int(np.argmax(x)) == names.index(name) for x, name in zip(found, shown, strict=True)]
+    nats = _nats(tokenizer, scenes[:READ], layers, rng) if read else {}
+    phrases, picture = _picture(extractor, rng)
+    return LanguageFindings(
+        videos=videos,
+        top1=round(100 * float(np.mean(right)), 1),
+        chance=round(100 / len(names), 1),
+        nats={name: round(value, 3) for name, value in nats.items()},
+        nats_of_chance=round(tokenizer.config.bits * float(np.log(2.0)), 3),
+        phrases=phrases,
+        picture=picture,
+    )
+
+
+def language_section(found: LanguageFindings) -> Markup:
+    """The findings for a page."""
+    rows: list[Sequence[object]] = [
+        (f"which of 12 things is shown, {found.videos} held-out videos", f"{found.top1} %",
+         f"{found.chance} %"),
+    ]  # fmt: skip
+    levels = sorted(name.partition("/")[2] for name in found.nats if name.startswith("own/"))
+    for level in levels:
+        own, other = (found.nats[f"{kind}/{level}"] for kind in ("own", "shuffled"))
+        what = f"nats per token of {level.replace('_', ' ')}: own caption, another video's"
+        rows.append((what, f"{own:.2f}, {other:.2f}", f"{found.nats_of_chance:.2f}"))
+    text = (
+        "Tokens of videos of the world, made without a caption. In the picture a pair of colour "
+        "and shape that no training video shows, and where each level's tokens are like a phrase "
+        f"(bright: most alike within the frame); {found.phrases[-1]} is not to be seen."
+    )
+    shown = html.picture(Image.fromarray(found.picture), "similarity of tokens with phrases")
+    return html.join(
+        [
+            html.table(rows, ("", "measured", "chance")),
+            html.paragraph(text, faint=True),
+            Markup("<p>{}</p>").format(shown),
+        ]
+    )
+
+
+def _pixels(scene: Scene) -> UInt8[np.ndarray, "t h w 3"]:
+    return draw_film(scene, FRAMES, SIDE, SIDE).frames
+
+
+def _named(name: str) -> str:
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+
+
+def _queries(extractor: TokenizerFeatures, names: Sequence[str]) -> Float[np.ndarray, "n d"]:
+    return normalized(extractor.texts([TEMPLATE.format(_named(name)) for name in names]))
+
+
+def _nats(
+    tokenizer: Tokenizer, scenes: Sequence[Scene], layers: int | None, rng: np.random.Generator
+) -> dict[str, float]:
+    """Nats per token of videos that show different things, under their own and wrong captions."""
+    assert tokenizer.text is not None and tokenizer.alignment is not None
+    assert tokenizer.captions is not None
+    ids = tokenizer.encode_padded(np.stack([_pixels(scene) for scene in scenes]))
+    codes = tuple(ids_to_bits(jnp.asarray(level), tokenizer.config.bits) for level in ids)
+    words, mask = map(jnp.asarray, tokenizer.captions([caption(x, rng) for x in scenes]))
+
+    @nnx.jit
+    def measure(alignment: nnx.Module, model: nnx.Module, codes: tuple[Array, ...]) -> dict:
+        other = jnp.roll(words, 1, axis=0), jnp.roll(mask, 1, axis=0)
+        return clip_nats(alignment, model, codes, (words, mask), other, 96, layers=layers)
+
+    found = measure(tokenizer.alignment, tokenizer.text.language_model, codes)
+    return {name: float(np.mean(value)) for name, value in jax.device_get(found).items()}
+
+
+def _picture(
+    extractor: TokenizerFeatures, rng: np.random.Generator
+) -> tuple[tuple[str, ...], UInt8[np.ndarray, "h w 3"]]:
+    """A thing whose pair of colour and shape training never shows, and each phrase's heat."""
+    names = classes(unseen_names())
+    name = names[len(names) // 2]
+    colour, shape = name.split()
+    wrong = next(x for x in seen_names() if colour not in x and shape not in x)
+    phrases = (_named(name), colour, _named(shape), _named(wrong))
+    clip = _pixels(single(rng, name, "still"))
+    features: Features = extractor.video(clip)
+    queries = normalized(extractor.texts([TEMPLATE.format(phrase) for phrase in phrases]))
+    middle = slice(len(clip) // 2, len(clip) // 2 + 1)
+    rows = []
+    for number, level in enumerate(features.levels, start=1):
+        maps = to_pixels(similarity_maps(level, queries), level, (SIDE, SIDE))[middle]
+        panels = [titled(_large(clip[middle]), {f"level {number}": _WHITE})]
+        for column, phrase in enumerate(phrases):
+            heat = heat_maps(clip[middle], maps[..., column])
+            panels.append(titled(_large(heat), {phrase: _WHITE}))
+        rows.append(np.concatenate([panel[0] for panel in panels], axis=1))
+    return phrases, np.concatenate(rows, axis=0)
+
+
+def _large(frames: UInt8[np.ndarray, "t h w 3"]) -> UInt8[np.ndarray, "t h2 w2 3"]:
+    size = (_SCALE * frames.shape[2], _SCALE * frames.shape[1])
+    return np.stack([np.asarray(Image.fromarray(frame).resize(size)) for frame in frames])
