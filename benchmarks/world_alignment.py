@@ -31,6 +31,7 @@ import optax
 import orbax.checkpoint as ocp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
+from pyratok_jax.models.pyratok.latent_metric import square_root
 
 from benchmarks.world_features import (
     BACKBONE,
@@ -50,12 +51,11 @@ from pyratok_jax.losses.text import code_features, peak_cosines, unit
 from pyratok_jax.models.alignment import Alignment
 from pyratok_jax.models.pyratok.config import PyraTokConfig
 from pyratok_jax.models.pyratok.inputs import LevelInputs
-from pyratok_jax.models.pyratok.latent_metric import square_root
 from pyratok_jax.models.pyratok.model import PyraTok
 from pyratok_jax.models.text_statistics import pool_words
 from pyratok_jax.nn.text_attention import TextCondition
 from pyratok_jax.tokenizer import write_description
-from pyratok_jax.training.init.decoder_metric import metric_of
+from pyratok_jax.training.init.calibration import metric_of
 from pyratok_jax.training.optimizer import make_optimizer
 from pyratok_jax.training.system import is_trainable
 
