@@ -31,7 +31,6 @@ import optax
 import orbax.checkpoint as ocp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
-from pyratok_jax.models.pyratok.latent_metric import square_root
 
 from benchmarks.world_features import (
     BACKBONE,
@@ -52,6 +51,7 @@ from pyratok_jax.models.alignment import Alignment
 from pyratok_jax.models.pyratok.config import PyraTokConfig
 from pyratok_jax.models.pyratok.inputs import LevelInputs
 from pyratok_jax.models.pyratok.model import PyraTok
+from pyratok_jax.models.pyratok.quantizers.final_latent import square_root
 from pyratok_jax.models.text_statistics import pool_words
 from pyratok_jax.nn.text_attention import TextCondition
 from pyratok_jax.tokenizer import write_description

@@ -31,6 +31,8 @@ from pyratok_jax.evaluation.vision.masks import similarity_maps, to_pixels
 from pyratok_jax.evaluation.world_set import classes, single
 from pyratok_jax.io import html
 from pyratok_jax.losses.autoregressive import clip_nats
+from pyratok_jax.models.alignment import Alignment
+from pyratok_jax.models.language.model import LanguageModel
 from pyratok_jax.models.pyratok.lfq import ids_to_bits
 from pyratok_jax.tokenizer import Tokenizer
 
@@ -157,7 +159,9 @@ def _nats(
     words, mask = map(jnp.asarray, tokenizer.captions([caption(x, rng) for x in scenes]))
 
     @nnx.jit
-    def measure(alignment: nnx.Module, model: nnx.Module, codes: tuple[Array, ...]) -> dict:
+    def measure(
+        alignment: Alignment, model: LanguageModel, codes: tuple[Array, ...]
+    ) -> dict[str, Array]:
         other = jnp.roll(words, 1, axis=0), jnp.roll(mask, 1, axis=0)
         return clip_nats(alignment, model, codes, (words, mask), other, 96, layers=layers)
 
