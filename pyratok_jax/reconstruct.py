@@ -33,15 +33,14 @@ def parser() -> argparse.ArgumentParser:
         epilog=f"Exit code: 0 all done; 2 nothing could be done; {EXIT_PARTIAL} some inputs of a "
         "folder could not be read and were skipped (they are listed in metrics.json).",
     )
-    unsaid: Any = {"required": True, "default": argparse.SUPPRESS}
-    p.add_argument("--checkpoint", **unsaid, help="the --workdir of a training")
+    p.add_argument("--checkpoint", required=True, help="the --workdir of a training")
     p.add_argument(
         "--input",
-        **unsaid,
+        required=True,
         help="a video or picture, a folder of them (with captions from NAME.txt or NAME.json), "
         "or builtin:demo-heldout",
     )
-    p.add_argument("--output", **unsaid, type=local_path, help="folder for the results")
+    p.add_argument("--output", required=True, type=local_path, help="folder for the results")
     p.add_argument("--caption", help="text to encode with, for all inputs; None: their own")
     p.add_argument(
         "--window",

@@ -11,7 +11,7 @@ import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import Literal, TypedDict
 
 import numpy as np
 
@@ -36,18 +36,18 @@ class PrepareOptions:
     """
 
     name: str = "clips"
-    format: str = "array_record"
+    format: Literal["array_record", "tfrecord"] = "array_record"
+    store: Literal["bytes", "reencode", "frames"] = "bytes"
     shards: int = 16
-    store: str = "bytes"
     height: int = 0
     crf: int = 20
     quality: int = 95
     clip_seconds: float = 0.0
+    buckets: tuple[str, ...] = ("17x256x256",)
     min_side: int = 0
     min_seconds: float = 0.0
     max_seconds: float = 0.0
     max_aspect: float = 0.0
-    buckets: tuple[str, ...] = ("17x256x256",)
     time_limit: float = 120.0
 
     def fingerprint(self) -> str:

@@ -90,7 +90,7 @@ class Task(abc.ABC, Generic[ModelT, ContentT]):
     """
 
     name: ClassVar[str]
-    description: ClassVar[str]
+    description: ClassVar[str]  # the docstring of the class, where it does not say otherwise
     data_help: ClassVar[str]
     # (key of the metrics, title, decimals) of the row for a paper, in its order.
     columns: ClassVar[tuple[tuple[str, str, int], ...]]
@@ -104,6 +104,11 @@ class Task(abc.ABC, Generic[ModelT, ContentT]):
     baselines: ClassVar[tuple[str, ...]] = ("oracle", "random")
 
     data: str
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "description" not in cls.__dict__ and cls.__doc__:
+            cls.description = " ".join(cls.__doc__.split())
 
     @abc.abstractmethod
     def wrap(self, tokenizer: "Tokenizer") -> ModelT:

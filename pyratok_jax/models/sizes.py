@@ -21,35 +21,18 @@ VAES: dict[str, VideoVAEConfig] = {
 }
 LANGUAGE_MODELS: dict[str, LanguageConfig] = {
     "qwen2.5-vl-3b": LanguageConfig(
-        vocabulary=151936,
-        width=2048,
-        layers=36,
-        heads=16,
-        kv_heads=2,
-        head_dim=128,
-        mlp_width=11008,
         family="qwen2_5_vl",
-        rope=RopeConfig(theta=1e6),
-        mrope_section=(16, 24, 24),
-        tokens_per_second=2.0,
-        tied=True,
-        qkv_bias=True,
-        max_length=128000,
-        bos=151643,
-        eos=(151645,),
+        vocabulary=151936, max_length=128000, bos=151643, eos=(151645,),
+        width=2048, layers=36, heads=16, kv_heads=2, head_dim=128, mlp_width=11008,
+        rope=RopeConfig(theta=1e6), mrope_section=(16, 24, 24), tokens_per_second=2.0,
+        tied=True, qkv_bias=True,
     ),
     "smollm2-135m": LanguageConfig(
         vocabulary=49152,
-        width=576,
-        layers=30,
-        heads=9,
-        kv_heads=3,
-        head_dim=64,
-        mlp_width=1536,
-        rope=RopeConfig(theta=1e5),
-        norm_eps=1e-5,
+        width=576, layers=30, heads=9, kv_heads=3, head_dim=64, mlp_width=1536,
+        rope=RopeConfig(theta=1e5), norm_eps=1e-5,
     ),
-}
+}  # fmt: skip
 VISION_MODELS: dict[str, DinoConfig] = {
     "dinov3-vits16": DinoConfig(width=384, heads=6, hidden=1536),
     "dinov3-vitb16": DinoConfig(),

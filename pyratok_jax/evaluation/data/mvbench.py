@@ -55,7 +55,15 @@ FRAMES_FPS = 3.0
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """One question; `answer` is the number of the right option."""
+    """One question.
+
+    Attributes:
+        task, number: of MVBench, and of the question within the task.
+        video: file, or folder of frames.
+        answer: number of the right option.
+        start, end: the seconds that it asks about; None: from the start, to the end.
+        frames: whether `video` is a folder of frames at `FRAMES_FPS`.
+    """
 
     task: str
     number: int

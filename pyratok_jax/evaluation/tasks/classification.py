@@ -34,13 +34,11 @@ _TEMPLATES = "a video of {}.|a video of a person doing {}.|{}."
 
 @dataclasses.dataclass
 class Classification(FeatureTask[Labelled]):
-    """The task; see `description`."""
+    """Zero-shot classification (Kinetics-400/600/700, UCF-101): cosine between the pooled features
+    of all levels and class names in prompt templates. Top-1 and top-5.
+    """
 
     name = "classification"
-    description = (
-        "Zero-shot classification (Kinetics-400/600/700, UCF-101): cosine between the pooled "
-        "features of all levels and class names in prompt templates. Top-1 and top-5."
-    )
     data_help = (
         "folder of videos, one folder per class; with --set table=FILE (UCF-101's testlist, "
         "Kinetics' CSV or label,path) and --set classes=FILE (one name per line)"

@@ -25,13 +25,11 @@ _SHOWN, _CLIPS = 64, 10  # tokens of a clip and clips in the pictures
 
 @dataclasses.dataclass
 class Codebook(Task[Reconstructor, ClipRecord]):
-    """The task; see `description`."""
+    """Codebook utilisation, perplexity and dead codes of every level against resolution, on one
+    set of clips (the same middle frames, resized); pictures of the codes' embeddings.
+    """
 
     name = "codebook"
-    description = (
-        "Codebook utilisation, perplexity and dead codes of every level against resolution, on "
-        "one set of clips (the same middle frames, resized); pictures of the codes' embeddings."
-    )
     data_help = "folder of videos, manifest, shards, or builtin:demo-heldout"
     columns = (("utilisation", "utilisation %", 2),)
 

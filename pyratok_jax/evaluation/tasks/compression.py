@@ -59,14 +59,12 @@ class Several(NamedTuple):
 
 @dataclasses.dataclass
 class Compression(QualityTask[Several, Content]):
-    """The task; see `description`."""
+    """Rate-distortion of one or more checkpoints (repeat --checkpoint), with raw and with
+    entropy-coded tokens, against x264, x265 and AV1 on the same frames: table, curves, BD-rate,
+    and each codec at the tokens' own rate.
+    """
 
     name = "compression"
-    description = (
-        "Rate-distortion of one or more checkpoints (repeat --checkpoint), with raw and with "
-        "entropy-coded tokens, against x264, x265 and AV1 on the same frames: table, curves, "
-        "BD-rate, and each codec at the tokens' own rate."
-    )
     data_help = (
         "folder of raw videos NAME_WxH_FPS.yuv (MCL-JCV, UVG) or of videos, manifest, shards, or "
         "builtin:demo-heldout"

@@ -43,14 +43,12 @@ from pyratok_jax.evaluation.vision.temporal_detection import (
 
 @dataclasses.dataclass
 class Localization(ProposalSettings, FeatureTask[None]):
-    """The task; see `description`."""
+    """Zero-shot temporal action localization (THUMOS14, ActivityNet v1.3): level 1 averaged over
+    space, cosine with each class name, means over windows of 25 frames, threshold, connected
+    runs. Average mAP over IoU thresholds, mean and spread over class splits.
+    """
 
     name = "localization"
-    description = (
-        "Zero-shot temporal action localization (THUMOS14, ActivityNet v1.3): level 1 averaged "
-        "over space, cosine with each class name, means over windows of 25 frames, threshold, "
-        "connected runs. Average mAP over IoU thresholds, mean and spread over class splits."
-    )
     data_help = (
         "folder with annotations.json (ActivityNet's format), videos/ and, if wanted, splits/ of "
         "class lists; or the JSON file, with --set videos=... and --set splits=..."

@@ -65,25 +65,23 @@ def linear_probe(
 
 @dataclasses.dataclass
 class Probes(FeatureTask[Labelled]):
-    """The task; see `description`."""
+    """Linear and k-nearest-neighbour probes: the pooled features of all levels, frozen, with any
+    labelled folders for training and testing. Top-1 and top-5.
+    """
 
     name = "probes"
-    description = (
-        "Linear and k-nearest-neighbour probes: the pooled features of all levels, frozen, with "
-        "any labelled folders for training and testing. Top-1 and top-5."
-    )
     data_help = "folder with train/ and test/, each with a folder of videos per class"
     columns = (
         ("linear_top1", "linear top-1", 2),
         ("linear_top5", "linear top-5", 2),
         ("knn_top1", "k-NN top-1", 2),
     )
-    late_settings = frozenset(("k", "decay"))
 
     levels: str = "all"
     grid: int = 2
     frames: int = 17
     side: int = 256
+    late_settings = frozenset(("k", "decay"))  # Of the probes; those above are of the features.
     k: int = 20
     decay: float = 0.001
 

@@ -39,13 +39,11 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass
 class Reconstruction(QualityTask[Reconstructor, ClipRecord]):
-    """The task; see `description`."""
+    """Reconstruction of video sets and images (WebVid, OpenVid-1M test, COCO, any folder): PSNR,
+    SSIM, LPIPS, rFVD, code utilisation per level, bits per pixel.
+    """
 
     name = "reconstruction"
-    description = (
-        "Reconstruction of video sets and images (WebVid, OpenVid-1M test, COCO, any folder): "
-        "PSNR, SSIM, LPIPS, rFVD, code utilisation per level, bits per pixel."
-    )
     data_help = "folder of videos or images, manifest, shards, or builtin:demo-heldout"
     columns = (("psnr", "PSNR", 2), ("ssim", "SSIM", 3), ("lpips", "LPIPS", 3), ("rfvd", "rFVD", 1))
 

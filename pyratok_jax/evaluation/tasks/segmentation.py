@@ -43,14 +43,12 @@ from pyratok_jax.evaluation.vision.vis_scores import MAX_TRACKS, score_tracks
 
 @dataclasses.dataclass
 class Segmentation(FieldSettings, FeatureTask[VisVideo]):
-    """The task; see `description`."""
+    """Zero-shot video segmentation (YouTube-VIS 2019/2021, OVIS, DAVIS): cosine of the last
+    level's tokens with the embedding of each semantic unit, a fully connected CRF over x, y and
+    t, connected parts as instances. Track mAP and J by TrackEval.
+    """
 
     name = "segmentation"
-    description = (
-        "Zero-shot video segmentation (YouTube-VIS 2019/2021, OVIS, DAVIS): cosine of the last "
-        "level's tokens with the embedding of each semantic unit, a fully connected CRF over x, y "
-        "and t, connected parts as instances. Track mAP and J by TrackEval."
-    )
     data_help = (
         "folder with instances.json and JPEGImages/ (YouTube-VIS, OVIS) or with JPEGImages/ and "
         "Annotations/ (DAVIS); or the JSON file, with --set images=FOLDER"

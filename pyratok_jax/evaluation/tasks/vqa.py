@@ -64,14 +64,12 @@ def read_clip_of(question: Question, frames: int, side: int) -> np.ndarray:
 
 @dataclasses.dataclass
 class VideoQuestions(Task[Answerer, Question]):
-    """The task; see `description`."""
+    """Multiple-choice questions about videos (MVBench, 20 tasks): the tokens of all levels go
+    through a trained projector and stand before the question; the tokenizer's own language
+    model scores the options or writes an answer that is parsed. Accuracy per task.
+    """
 
     name = "vqa"
-    description = (
-        "Multiple-choice questions about videos (MVBench, 20 tasks): the tokens of all levels go "
-        "through a trained projector and stand before the question; the tokenizer's own language "
-        "model scores the options or writes an answer that is parsed. Accuracy per task."
-    )
     data_help = (
         "MVBench's folder with json/ and video/. Needs --set projector=DIR, a working folder of "
         "configs/vqa_projector.py; projector=none asks the language model without the video"

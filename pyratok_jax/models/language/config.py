@@ -1,7 +1,7 @@
 """Sizes and switches of a decoder-only language model; one description for all families."""
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 from pyratok_jax.errors import check_fields
 
@@ -21,7 +21,7 @@ class RopeConfig:
     """
 
     theta: float = 10000.0
-    kind: str = "default"
+    kind: Literal["default", "linear", "llama3"] = "default"
     factor: float = 1.0
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0

@@ -8,6 +8,7 @@ whole numbers allow.
 
 import dataclasses
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -62,6 +63,18 @@ def _without(*terms: str) -> dict[str, Any]:
 
 def _blocks(grids: tuple[tuple[int, int], ...], bits: int) -> dict[str, Any]:
     return {"model.tokenizer.grids": grids, "model.tokenizer.bits": bits}
+
+
+def _vae(
+    label: str,
+    weights: str,
+    sizes: str,
+    published: float | None = None,
+    more: Mapping[str, Any] = MappingProxyType({}),
+) -> Ablation:
+    """Another backbone, which needs converted weights and so the full scale."""
+    backbone = {"model.backbone": f"weights/{weights}", "model.vae": sizes}
+    return Ablation("VAEs", label, backbone | dict(more), (published, None), scales=("full",))
 
 
 _LANGUAGE = {
@@ -232,51 +245,21 @@ ABLATIONS: dict[str, Ablation] = {
     "paper_formulas": Ablation("language", "terms of Eq. 2 as printed", {"loss.formulas": "paper"}),
     "paper_weights": Ablation("language", "unit weights inside Eq. 2", {"loss.preset": "paper"}),
     # Backbones, at full scale. 3D-MBQ-VAE (35.01) has not been published.
-    "vae_cogvideox": Ablation(
-        "VAEs",
-        "CogVideoX (4x8x8)",
-        {"model.backbone": "weights/cogvideox_vae", "model.vae": "cogvideox-2b"},
-        (34.92, None),
-        scales=("full",),
+    "vae_cogvideox": _vae("CogVideoX (4x8x8)", "cogvideox_vae", "cogvideox-2b", 34.92),
+    "vae_hunyuan_video": _vae("HunyuanVideo (4x8x8)", "hunyuan_video_vae", "hunyuan-video"),
+    # .114 bpp. Its clips have 6k+1 frames.
+    "vae_mochi": _vae(
+        "Mochi (6x8x8)", "mochi_vae", "mochi", 34.95, {"data.buckets": ("19x256x256",)}
     ),
-    "vae_hunyuan_video": Ablation(
-        "VAEs",
-        "HunyuanVideo (4x8x8)",
-        {"model.backbone": "weights/hunyuan_video_vae", "model.vae": "hunyuan-video"},
-        scales=("full",),
-    ),
-    "vae_mochi": Ablation(  # .114 bpp
-        "VAEs",
-        "Mochi (6x8x8)",
-        {
-            "model.backbone": "weights/mochi_vae",
-            "model.vae": "mochi",
-            "data.buckets": ("19x256x256",),  # Its clips have 6k+1 frames.
-        },
-        (34.95, None),
-        scales=("full",),
-    ),
-    "vae_svd": Ablation(  # .098 bpp
-        "VAEs",
+    # .098 bpp. Sides are multiples of 64.
+    "vae_svd": _vae(
         "Stable Video Diffusion (1x8x8)",
-        {
-            "model.backbone": "weights/svd_vae",
-            "model.vae": "svd",
-            "model.tokenizer.grids": "compact",
-            "data.buckets": ("17x256x256",),  # Sides are multiples of 64.
-        },
-        (34.18, None),
-        scales=("full",),
+        "svd_vae",
+        "svd",
+        34.18,
+        {"model.tokenizer.grids": "compact", "data.buckets": ("17x256x256",)},
     ),
-    "vae_wan22": Ablation(
-        "VAEs",
-        "Wan 2.2 (4x16x16)",
-        {
-            "model.backbone": "weights/wan22_vae",
-            "model.vae": "wan2.2-ti2v",
-        },
-        scales=("full",),
-    ),
+    "vae_wan22": _vae("Wan 2.2 (4x16x16)", "wan22_vae", "wan2.2-ti2v"),
     **{
         name: Ablation(
             "language models",
