@@ -129,11 +129,11 @@ def parse_json(data: bytes | str, where: str) -> Any:
         where: what is read, for messages.
 
     Raises:
-        UserError: no JSON, or nested deeper.
+        UserError: no JSON, an object with two values of one key, or nested deeper.
     """
     try:
         text = data.decode("utf-8-sig") if isinstance(data, bytes) else data
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_object)
         level = [value]
         for _ in range(MAX_DEPTH + 1):
             level = [item for node in level for item in _children(node)]
@@ -144,6 +144,16 @@ def parse_json(data: bytes | str, where: str) -> Any:
     except ValueError as error:
         raise UserError(f"{where} is not JSON: {error}") from error
     raise UserError(f"{where} nests lists and objects deeper than {MAX_DEPTH}; it is no such file")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, of whose repeated keys Python would keep the last."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"an object has two values of the key {quoted(repeated)}")
+    return found
 
 
 def _children(node: Any) -> list[Any]:

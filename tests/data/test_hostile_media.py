@@ -269,7 +269,15 @@ CSV = "path,caption,start\n"
         ("m.csv", CSV + "a.mp4,x,PT1.2.3S\n", "row 1 .*expected a number"),
         ("m.csv", CSV + "a.mp4,x,PT\n", "row 1 .*expected a number"),
         ("m.csv", CSV + f"a.mp4,x,{'9' * 400}:00:00\n", "expected a finite number"),
+        ("m.csv", CSV + "a.mp4,x,1_0\n", "expected a number"),
         ("m.json", '[{"path": "a.mp4", "start_frame": 3, "end_frame": 9}]', "but no fps"),
+        ("m.jsonl", '{"path": "a.mp4", "caption": "x", "caption": "y"}', "two values of the key"),
+        (
+            "m.json",
+            '{"images": [{"id": 1, "file_name": "a.png"}, {"id": 1, "file_name": "b.png"}],'
+            ' "annotations": []}',
+            "two images of the id 1",
+        ),
         ("a.txt", "a cat".encode("utf-16-be"), "zero bytes"),
     ],
 )
@@ -280,6 +288,12 @@ def test_tables_and_sidecars_that_would_give_other_captions_are_refused(
     (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(UserError, match=message):
         load_source(str(tmp_path if name == "a.txt" else tmp_path / name))
+
+
+@pytest.mark.parametrize("cell", ["nan", "NaN", "None", "null", "<NA>", "", "  "])
+def test_cells_that_say_that_there_is_no_caption(tmp_path, cell):
+    (tmp_path / "m.csv").write_text(f"path,caption\na.mp4,{cell}\n")
+    assert load_source(str(tmp_path / "m.csv"))[0].caption is None
 
 
 def test_captions_are_found_however_they_are_written(tmp_path):

@@ -1,6 +1,8 @@
 """Videos that are valid but rare, or broken without FFmpeg saying so."""
 
 import struct
+import threading
+import time
 from fractions import Fraction
 
 import av
@@ -10,6 +12,7 @@ from av.stream import Disposition
 
 from pyratok_jax.data.sources.payloads import clip_frames, clip_payload
 from pyratok_jax.data.sources.records import ClipRecord
+from pyratok_jax.data.video import files, limits
 from pyratok_jax.data.video.files import (
     BrokenVideoError,
     count_frames,
@@ -210,3 +213,35 @@ def test_a_cover_that_is_written_as_a_track_is_not_shown(tmp_path):
         out.mux(film.encode())
     assert (probe(path).height, probe(path).width) == (HEIGHT, WIDTH)
     assert seen(iter_frames(path)) == list(range(12))
+
+
+def test_a_decoder_that_hangs_costs_its_file_alone(tmp_path, monkeypatch):
+    path = written(tmp_path / "film.avi", "avi", "h264")
+    released, real = threading.Event(), files.timed_frames
+
+    def hanging(*arguments):
+        frames = real(*arguments)
+        yield next(frames)
+        released.wait(20)
+        yield from frames
+
+    monkeypatch.setattr(files, "timed_frames", hanging)
+    monkeypatch.setattr(limits, "MAX_WAIT_SECONDS", 0.3)
+    begin = time.monotonic()
+    for read in (count_frames, lambda p: list(iter_frames(p)),
+                 lambda p: read_clip(p, start=1.0, frames=2)):  # fmt: skip
+        with pytest.raises(BrokenVideoError, match="did not go on within"):
+            read(path)
+    assert time.monotonic() - begin < 10
+    released.set()
+
+
+def test_a_reader_that_is_left_ends_its_thread(tmp_path):
+    path = written(tmp_path / "film.mp4", "mp4", "h264")
+    before = threading.active_count()
+    for _ in range(3):
+        assert next(iter_frames(path)).shape == (HEIGHT, WIDTH, 3)
+    until = time.monotonic() + 10
+    while threading.active_count() > before and time.monotonic() < until:
+        time.sleep(0.05)
+    assert threading.active_count() <= before

@@ -173,8 +173,11 @@ def _coco_records(table: Any, manifest: str) -> list[ClipRecord]:
     folder = epath.Path(manifest).parent
     name = epath.Path(manifest).stem.rpartition("_")[2]
     places = [folder, folder / name, folder.parent / name, folder.parent / "images" / name]
-    records, repeats = [], _Repeats(manifest)
+    records, repeats, numbers = [], _Repeats(manifest), set[str]()
     for image in table.images:
+        if str(image.id) in numbers:
+            raise UserError(f"{manifest} has two images of the id {quoted(image.id)}; fix one")
+        numbers.add(str(image.id))
         file = image.file_name
         place = next((p for p in places if (p / file).exists()), folder)
         caption = _plain(captions.get(str(image.id)))
@@ -211,7 +214,12 @@ def _jsonl_rows(data: bytes) -> Iterator[Any]:
 
 
 def _csv_rows(data: bytes) -> Iterator[Any]:
-    yield from csv_rows(data.decode("utf-8-sig"))
+    for row in csv_rows(data.decode("utf-8-sig")):
+        yield {name: "" if cell in _NO_VALUES else cell for name, cell in row.items()}
+
+
+# How programs write a missing value, for which CSV has no sign.
+_NO_VALUES = {"nan", "NaN", "None", "null", "NULL", "<NA>"}
 
 
 def _parquet_rows(data: bytes) -> Iterator[Any]:
@@ -254,7 +262,8 @@ def _first(row: Mapping[str, Any], names: tuple[str, ...]) -> Any:
 
 def _absent(value: Any) -> bool:
     """Whether a cell is empty; tables say so by NaN, too."""
-    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+    blank = isinstance(value, str) and not value.strip()
+    return value is None or blank or (isinstance(value, float) and math.isnan(value))
 
 
 def _text(row: Mapping[str, Any], names: tuple[str, ...], where: str) -> str | None:
@@ -350,6 +359,8 @@ def _number(row: Mapping[str, Any], names: tuple[str, ...], where: str) -> float
     text = str(value).strip()
     match = _ISO.fullmatch(text) or _CLOCK.fullmatch(text)
     try:
+        if "_" in text:  # Python takes 1_5 for 15.
+            raise ValueError
         if match:
             hours, minutes, seconds = (float(part or 0) for part in match.groups())
             number = 3600 * hours + 60 * minutes + seconds

@@ -2,10 +2,11 @@
 
 Frames are uint8 RGB (height, width, 3). Every source may be a local path, a remote path that
 `etils.epath` understands (for example gs://), or the compressed file itself as bytes. Whatever
-is wrong with a file is reported as `BrokenVideoError`, whose message names the file.
+is wrong with a file is reported as `BrokenVideoError`, whose message names the file; so is a file
+for whose next frame FFmpeg takes longer than `limits.MAX_WAIT_SECONDS`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from fractions import Fraction
 from typing import Any
 
@@ -26,6 +27,7 @@ from pyratok_jax.data.video.headers import (
     frame_rate,
     probe,
 )
+from pyratok_jax.data.video.limits import in_time, limited
 from pyratok_jax.data.video.opening import (
     DEMUXERS,
     IMAGE_SIGNATURES,
@@ -100,7 +102,8 @@ def iter_frames(
         yield from [read_image(path)][start:stop]
         return
     shown = _Shown(path, None)
-    for number, (_, frame, aspect) in enumerate(_decoded(path, stop, threads)):
+    decoded = limited(_decoded(path, stop, threads), name_of(path))
+    for number, (_, frame, aspect) in enumerate(decoded):
         if number >= start:
             yield shown(frame, aspect)
 
@@ -157,6 +160,12 @@ def _span(
     source: VideoSource, start: float | None, end: float | None, threads: int
 ) -> Iterator[tuple[float, Any, Fraction]]:
     """Frames of a span with their times and pixel aspects, by random access where it is exact."""
+    return limited(_decoded_span(source, start, end, threads), name_of(source))
+
+
+def _decoded_span(
+    source: VideoSource, start: float | None, end: float | None, threads: int
+) -> Generator[tuple[float, Any, Fraction], None, None]:
     low, high = start or 0.0, float("inf") if end is None else end
     if start is None and end is None:
         yield from _decoded(source, None, threads)
@@ -185,7 +194,7 @@ def _span(
 
 def _decoded(
     source: VideoSource, stop: int | None, threads: int
-) -> Iterator[tuple[float, Any, Fraction]]:
+) -> Generator[tuple[float, Any, Fraction], None, None]:
     """Times, frames and pixel aspects of a sequential decode.
 
     Raises:
@@ -244,6 +253,14 @@ def read_clip(
         image = read_image(path)
         image = image if size is None else resize_image(image, size)
         return np.repeat(image[None], frames, axis=0)
+    clip = in_time(lambda: _clip(path, start, frames, fps, size), name_of(path))
+    return np.stack(clip + [clip[-1]] * (frames - len(clip)))
+
+
+def _clip(
+    path: VideoSource, start: float, frames: int, fps: float | None, size: tuple[int, int] | None
+) -> list[np.ndarray]:
+    """The frames of `read_clip`; fewer where the video ends before."""
     with opened(path) as (container, stream):
         rate = frame_rate(path, container, stream)
         margin = tolerance(stream, rate)
@@ -256,8 +273,7 @@ def read_clip(
         picked = shown_at(((time, frame) for time, frame, _ in _decoded(path, None, 1)), times)
     if not picked:
         raise BrokenVideoError(name_of(path), f"no frame can be decoded at {start:.2f} s")
-    clip = _arrays(path, picked, aspect, size)
-    return np.stack(clip + [clip[-1]] * (frames - len(clip)))
+    return _arrays(path, picked, aspect, size)
 
 
 def _arrays(

@@ -11,6 +11,7 @@ import av
 
 from pyratok_jax.data.video.containers import may_be_turned
 from pyratok_jax.data.video.display import orientation, pixel_aspect
+from pyratok_jax.data.video.limits import in_time
 from pyratok_jax.data.video.opening import (
     BrokenVideoError,
     VideoSource,
@@ -159,6 +160,10 @@ def probe(path: VideoSource) -> VideoInfo:
     if is_image(path):
         height, width = read_image(path).shape[:2]
         return VideoInfo(name_of(path), 1, 1.0, height, width, 1.0)
+    return in_time(lambda: _probed(path), name_of(path))
+
+
+def _probed(path: VideoSource) -> VideoInfo:
     with opened(path) as (container, stream):
         info = _info(path, container, stream)
         if info.frames <= 0 and next(container.decode(stream), None) is None:
