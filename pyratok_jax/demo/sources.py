@@ -14,6 +14,7 @@ from PIL import Image, UnidentifiedImageError
 
 from pyratok_jax.assets.fetch import cache_folder
 from pyratok_jax.errors import UserError
+from pyratok_jax.io.atomic import atomic_path
 
 SHAPES = ("circle", "square", "triangle")
 
@@ -102,10 +103,8 @@ def photo_clips(
         for slot in slots[number :: len(pictures)]:
             picture = picture or _opened(path, rng)
             out[slot] = _pan(picture, rng, frames, size)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = target.with_name(f".{os.getpid()}_{target.name}")
-    np.save(scratch, out)
-    os.replace(scratch, target)
+    with atomic_path(target) as scratch:
+        np.save(scratch, out)
     return out
 
 
