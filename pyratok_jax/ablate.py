@@ -8,12 +8,13 @@ repeated, interrupted ones resume. A failed run is named and left out of the tab
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
 from pyratok_jax.errors import EXIT_INTERRUPTED, UserError, run_cli
+from pyratok_jax.io import Json
 from pyratok_jax.io.cli import command_parser
 from pyratok_jax.io.progress import PlainConsole
 from pyratok_jax.training.ablations.table import ABLATIONS, DEFAULT_NAMES, find
@@ -78,7 +79,7 @@ def _names(options: argparse.Namespace) -> list[str]:
 
 def _run_all(
     options: argparse.Namespace, names: list[str], console: Console
-) -> tuple[dict[str, list[dict[str, Any]]] | None, dict[str, str]]:
+) -> tuple[dict[str, list[dict[str, Json]]] | None, dict[str, str]]:
     """Results by name, seeds in the outer loop so that an early look compares all; failures."""
     from pyratok_jax.training.ablations.run import run_one
 
@@ -86,7 +87,7 @@ def _run_all(
     if workdir.is_file():
         raise UserError(f"--workdir {workdir} is a file; name a folder")
     _keep_programs(workdir / "programs")
-    results: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    results: dict[str, list[dict[str, Json]]] = {name: [] for name in names}
     failed: dict[str, str] = {}
     total = options.seeds * len(names)
     for seed in range(options.seeds):
@@ -129,7 +130,7 @@ def _config(options: argparse.Namespace, name: str, seed: int) -> "ConfigDict":
 
 def _facts(
     options: argparse.Namespace, config: "ConfigDict", name: str, seed: int
-) -> dict[str, Any]:
+) -> dict[str, Json]:
     ablation = ABLATIONS[name]
     return {
         "name": name,

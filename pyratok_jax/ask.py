@@ -3,11 +3,12 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pyratok_jax.errors import UserError, run_cli
+from pyratok_jax.io import Json
 from pyratok_jax.io.atomic import write_json
 from pyratok_jax.io.cli import add_frozen, command_parser, frozen_options, local_path
 
@@ -107,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked = ClipQuestions(tokenizer, clip, arguments.window)
     output = Path(arguments.output)
     output.mkdir(parents=True, exist_ok=True)
-    result: dict[str, Any] = {
+    result: dict[str, Json] = {
         "clip": str(arguments.clip),
         "checkpoint_hash": tokenizer.checkpoint_hash,
         "frames": len(clip.frames),
@@ -129,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def segment(
     asked: "ClipQuestions", arguments: argparse.Namespace, output: Path
-) -> list[dict[str, Any]]:
+) -> list[dict[str, Json]]:
     """Masks and heat maps of phrases; the share of pixels and the frames that each one has."""
     from pyratok_jax.evaluation.vision.drawing import (
         PALETTE,
@@ -167,7 +168,7 @@ def segment(
 
 def find(
     asked: "ClipQuestions", arguments: argparse.Namespace, output: Path
-) -> list[dict[str, Any]]:
+) -> list[dict[str, Json]]:
     """Intervals of sentences in seconds, best first, and the picture of each one's curve."""
     from pyratok_jax.evaluation.vision.drawing import draw_curve
     from pyratok_jax.evaluation.vision.temporal_detection import ProposalSettings
@@ -190,7 +191,7 @@ def find(
     return rows
 
 
-def answer(asked: "ClipQuestions", arguments: argparse.Namespace) -> dict[str, Any]:
+def answer(asked: "ClipQuestions", arguments: argparse.Namespace) -> dict[str, Json]:
     """The choice, and every choice's score."""
     choices = [choice.strip() for choice in arguments.choices.split(",") if choice.strip()]
     found = asked.choose(arguments.question, choices, arguments.projector)
@@ -206,7 +207,7 @@ def answer(asked: "ClipQuestions", arguments: argparse.Namespace) -> dict[str, A
 
 def attention(
     asked: "ClipQuestions", arguments: argparse.Namespace, output: Path
-) -> dict[str, Any]:
+) -> dict[str, Json]:
     """A video of attention maps, a panel per piece of a word; the mean weight of each piece."""
     from pyratok_jax.evaluation.vision.drawing import heat_maps, tiled, titled
 

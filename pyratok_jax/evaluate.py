@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -21,6 +20,7 @@ from pyratok_jax.evaluation.engine import (
     unique_items,
 )
 from pyratok_jax.evaluation.task import TASKS, Model, Task, load_task, parse_settings
+from pyratok_jax.io import Json
 from pyratok_jax.io.cli import add_no_verify, command_parser, local_path
 from pyratok_jax.io.progress import PlainConsole
 
@@ -152,7 +152,7 @@ def _check_external(arguments: argparse.Namespace) -> None:
         raise UserError(f"--reconstructions {folder} is the folder of the clips themselves")
 
 
-def _protocol(kind: type[Task], name: str | None) -> dict[str, Any]:
+def _protocol(kind: type[Task], name: str | None) -> dict[str, Json]:
     if name is None:
         return {}
     if name not in kind.protocols:

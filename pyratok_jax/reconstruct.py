@@ -4,7 +4,7 @@ import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -12,9 +12,14 @@ from rich.table import Table
 from pyratok_jax import __version__
 from pyratok_jax.data.video.files import BrokenVideoError, probe
 from pyratok_jax.errors import EXIT_PARTIAL, UserError, run_cli
+from pyratok_jax.io import Json
 from pyratok_jax.io.atomic import write_json
 from pyratok_jax.io.cli import add_frozen, add_no_verify, command_parser, frozen_options, local_path
 from pyratok_jax.io.progress import PlainConsole, progress_bar
+
+if TYPE_CHECKING:
+    from pyratok_jax.metrics.image import Perceptual
+    from pyratok_jax.reconstruction import Job, Reconstructor
 
 # Of the demo's VAE: 24 frames of 1280x720 in windows of 17 took 12 GB.
 _GB_PER_PIXEL = 12 / (17 * 1280 * 720)
@@ -155,7 +160,7 @@ def _warn_of_memory(window: int, size: tuple[int, int], short_side: int, console
 
 
 def _probe_all(
-    jobs: Sequence[Any], fps: float
+    jobs: Sequence["Job"], fps: float
 ) -> tuple[list[int], list[tuple[int, int]], list[BrokenVideoError]]:
     """Frames of each input (0 for unreadable ones), sizes, and what is wrong with those."""
     lengths, sizes, broken = [], [], []
@@ -180,10 +185,10 @@ def _none_readable(spec: str, skipped: Sequence[BrokenVideoError]) -> UserError:
     )
 
 
-def _load_lpips(choice: str, console: Console) -> dict[str, Any]:
+def _load_lpips(choice: str, console: Console) -> dict[str, "Perceptual"]:
     from pyratok_jax.checkpoints.foreign.lpips import load_lpips
 
-    networks: dict[str, Any] = {}
+    networks: dict[str, Perceptual] = {}
     for name in _LPIPS[choice]:
         try:
             networks[name] = load_lpips(name)
@@ -193,15 +198,15 @@ def _load_lpips(choice: str, console: Console) -> dict[str, Any]:
 
 
 def _run_all(
-    reconstructor: Any,
-    todo: Sequence[tuple[Any, int]],
+    reconstructor: "Reconstructor",
+    todo: Sequence[tuple["Job", int]],
     output: Path,
     arguments: argparse.Namespace,
     skipped: list[BrokenVideoError],
     console: Console,
-) -> list[dict[str, Any]]:
+) -> list[dict[str, Json]]:
     """All videos in turn; metrics.json is brought up to date after each of them."""
-    videos: list[dict[str, Any]] = []
+    videos: list[dict[str, Json]] = []
     existed = output.exists()
     with progress_bar(console) as progress:
         total = progress.add_task("frames", total=sum(frames for _, frames in todo))
@@ -230,8 +235,10 @@ def _run_all(
 
 
 def summarise(
-    reconstructor: Any, videos: Sequence[dict[str, Any]], skipped: Sequence[BrokenVideoError]
-) -> dict[str, Any]:
+    reconstructor: "Reconstructor",
+    videos: Sequence[dict[str, Json]],
+    skipped: Sequence[BrokenVideoError],
+) -> dict[str, Json]:
     """The content of metrics.json: figures over all videos, then each video's own.
 
     Quality is the mean over videos, bpp all bits over all pixels, utilisation over all tokens;
@@ -274,7 +281,7 @@ def _is_quality(name: str) -> bool:
 
 
 def _finish(
-    videos: Sequence[dict[str, Any]],
+    videos: Sequence[dict[str, Json]],
     skipped: Sequence[BrokenVideoError],
     output: Path,
     console: Console,

@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import TracebackType
 
 import numpy as np
 from jaxtyping import UInt8
@@ -32,6 +32,7 @@ from pyratok_jax.data.video.files import (
 )
 from pyratok_jax.data.video.writer import VideoWriter
 from pyratok_jax.errors import UserError
+from pyratok_jax.io import Json
 from pyratok_jax.io.atomic import short_name, write_png
 from pyratok_jax.metrics.code_usage import CodeUsage
 from pyratok_jax.metrics.image import Perceptual, Quality
@@ -171,7 +172,7 @@ class Reconstructor:
         folder: Path,
         caption: str | None = None,
         advance: Callable[[int], None] = lambda frames: None,
-    ) -> dict[str, Any]:
+    ) -> dict[str, Json]:
         """Write a video's reconstruction and comparison; both appear only when complete.
 
         Args:
@@ -220,7 +221,7 @@ class Reconstructor:
 
     def _facts(
         self, quality: Quality, usage: CodeUsage, frames: int, size: tuple[int, ...]
-    ) -> dict[str, Any]:
+    ) -> dict[str, Json]:
         levels = usage.summary()
         tokens = sum(level["tokens"] for level in levels)
         return {
@@ -236,7 +237,7 @@ class Reconstructor:
             "size": list(size),
         }
 
-    def usage(self) -> list[dict[str, Any]]:
+    def usage(self) -> list[dict[str, Json]]:
         """Code usage of all videos so far, see `CodeUsage.summary`."""
         return self._usage.summary()
 
@@ -347,7 +348,12 @@ class _Outputs:
             for frame in video:
                 writer.write(frame)
 
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._stack.__exit__(kind, error, trace)
         if kind is None:
             for path, picture in zip(self._paths, self._pictures, strict=False):

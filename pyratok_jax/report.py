@@ -4,12 +4,11 @@ import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
 from pyratok_jax.errors import UserError, run_cli
-from pyratok_jax.io import html
+from pyratok_jax.io import Json, html
 from pyratok_jax.io.atomic import write_text
 from pyratok_jax.io.cli import command_parser
 from pyratok_jax.io.documents import read_json
@@ -31,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def results_of(run: Path) -> dict[str, Any]:
+def results_of(run: Path) -> dict[str, Json]:
     """The figures of a run's trained model, with the step.
 
     Raises:
@@ -39,14 +38,14 @@ def results_of(run: Path) -> dict[str, Any]:
     """
     if not (run / "metrics.json").is_file():
         raise UserError(f"{run} has no metrics.json: it holds no finished training")
-    content = read_json(run / "metrics.json", dict[str, Any])
+    content = read_json(run / "metrics.json", dict[str, Json])
     rows = [row for row in content.get("heldout", []) if row.get("role") == "model"]
     if not rows:
         raise UserError(f"{run}/metrics.json has no row of the trained model")
     return {"steps": content.get("steps")} | {name: rows[0].get(name) for name in _MEASURES}
 
 
-def differences(configs: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
+def differences(configs: Sequence[Mapping[str, Json]]) -> list[tuple[str, list[str]]]:
     """Keys whose values are not the same in all configs, and the value in each ("-": no such key).
 
     Args:
@@ -66,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments, console = parser().parse_args(argv), PlainConsole()
     runs = [Path(run) for run in arguments.runs]
     figures = [results_of(run) for run in runs]
-    configs = [read_json(run / "config.json", dict[str, Any]) for run in runs]
+    configs = [read_json(run / "config.json", dict[str, Json]) for run in runs]
     heads = ["", *(str(run) for run in runs)]
     rows = [[name, *(_shown(one[name]) for one in figures)] for name in ("steps", *_MEASURES)]
     changed = [[key, *values] for key, values in differences(configs)]
@@ -84,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         console.print(f"written: {arguments.output}", soft_wrap=True)
 
 
-def _shown(value: Any) -> str:
+def _shown(value: Json) -> str:
     return f"{value:.4g}" if isinstance(value, float) else "-" if value is None else str(value)
 
 

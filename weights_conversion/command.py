@@ -4,11 +4,11 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from pyratok_jax.checkpoints.conversion import ConversionPlan, write_checkpoint
 from pyratok_jax.checkpoints.hub import local_folder
 from pyratok_jax.checkpoints.weights import DTYPES, read_config
+from pyratok_jax.io import Json
 from pyratok_jax.io.cli import command_parser, local_path
 
 
@@ -41,7 +41,7 @@ def convert(
     arguments: argparse.Namespace,
     *,
     kind: str,
-    config: Mapping[str, Any],
+    config: Mapping[str, Json],
     plan: ConversionPlan,
     copy: Sequence[Path] = (),
     title: str | None = None,

@@ -28,6 +28,7 @@ from pyratok_jax.checkpoints.conversion import (
 from pyratok_jax.checkpoints.foreign.sources import TensorSource, open_tensors
 from pyratok_jax.checkpoints.partition import module_shapes
 from pyratok_jax.errors import UserError, run_cli
+from pyratok_jax.io import Json
 from pyratok_jax.io.documents import WRONG_VALUE, checked, read_json
 from pyratok_jax.models.dino import Dino, DinoConfig
 from weights_conversion.command import convert, make_parser
@@ -144,7 +145,7 @@ def infer_config(source: TensorSource, layout: Layout, **changes: Any) -> DinoCo
     learned = positions in source
     count = _shape(source, registers)[1] if registers in source else 0
     side = round((_shape(source, positions)[1] - 1) ** 0.5) if learned else 0
-    values: dict[str, Any] = {
+    values: dict[str, Json] = {
         "width": width,
         "layers": len(layers),
         "heads": width // _HEAD_WIDTH,
@@ -164,13 +165,13 @@ def infer_config(source: TensorSource, layout: Layout, **changes: Any) -> DinoCo
         raise UserError(f"{source.path}: {error}; give the number of heads with --heads") from error
 
 
-def read_facts(path: Path) -> dict[str, Any]:
+def read_facts(path: Path) -> dict[str, Json]:
     """Heads and epsilon from a transformers `config.json` beside the weights, if there is one."""
     folder = path if path.is_dir() else path.parent
     file = folder / "config.json"
     if not file.is_file():
         return {}
-    record = read_json(file, dict[str, Any])
+    record = read_json(file, dict[str, Json])
     facts = {"num_attention_heads": ("heads", int), "layer_norm_eps": ("epsilon", float)}
     return {
         ours: checked(record[theirs], kind, f"{file}: {theirs}")

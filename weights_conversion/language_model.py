@@ -8,7 +8,6 @@ out and counted in the report. The tokenizer is copied along.
 """
 
 from pathlib import Path
-from typing import Any
 
 from pyratok_jax.checkpoints.foreign import language_model
 from pyratok_jax.checkpoints.foreign.language_config import parse_config, parse_gguf, parse_meta
@@ -20,6 +19,7 @@ from pyratok_jax.checkpoints.foreign.language_tokenizer import (
 )
 from pyratok_jax.checkpoints.foreign.sources import TensorSource, open_tensors
 from pyratok_jax.errors import UserError, run_cli
+from pyratok_jax.io import Json
 from pyratok_jax.io.documents import read_json
 from pyratok_jax.models.language.config import LanguageConfig
 from weights_conversion.command import convert, make_parser
@@ -38,11 +38,11 @@ def source_config(source: TensorSource) -> LanguageConfig:
     name = "params.json" if layout == "meta" else "config.json"
     if not (folder / name).is_file():
         raise UserError(f"{folder}: no {name}; fetch it into the folder of the weights")
-    values = read_json(folder / name, dict[str, Any])
+    values = read_json(folder / name, dict[str, Json])
     if layout == "meta":
         return parse_meta(values, source)
     if values.get("eos_token_id") is None and (folder / "generation_config.json").is_file():
-        generation = read_json(folder / "generation_config.json", dict[str, Any])
+        generation = read_json(folder / "generation_config.json", dict[str, Json])
         values["eos_token_id"] = generation.get("eos_token_id")
     return parse_config(values, has_head=language_model.head_key(source) is not None)
 

@@ -17,6 +17,7 @@ from pyratok_jax.checkpoints.conversion import Entry, conv2d, conv3d, flat
 from pyratok_jax.checkpoints.foreign.sources import TensorSource
 from pyratok_jax.checkpoints.partition import module_shapes
 from pyratok_jax.errors import UserError
+from pyratok_jax.io import Json
 from pyratok_jax.io.atomic import new_folder
 from pyratok_jax.models.wan_vae.config import WanVAEConfig
 from pyratok_jax.models.wan_vae.model import WanVAE
@@ -147,7 +148,7 @@ def to_published(
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
-def diffusers_config(config: WanVAEConfig) -> dict[str, Any]:
+def diffusers_config(config: WanVAEConfig) -> dict[str, Json]:
     """Arguments of diffusers' `AutoencoderKLWan`."""
     values = {key: list(v) if isinstance(v, tuple) else v for key, v in config.to_dict().items()}
     if values.pop("linear_path", False) or values.pop("spatial_downsample", None) is not None:

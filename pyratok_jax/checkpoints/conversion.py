@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from pyratok_jax.checkpoints.foreign.sources import TensorSource
 from pyratok_jax.checkpoints.verification import weights_hash
 from pyratok_jax.checkpoints.weights import FORMAT, as_dtype, as_sharding
 from pyratok_jax.errors import UserError
+from pyratok_jax.io import Json
 from pyratok_jax.io.atomic import new_folder
 
 if TYPE_CHECKING:
@@ -216,7 +217,7 @@ def write_checkpoint(
     output: str | Path,
     *,
     kind: str,
-    config: Mapping[str, Any],
+    config: Mapping[str, Json],
     plan: ConversionPlan,
     dtype: str = "float32",
     overwrite: bool = False,
@@ -253,7 +254,7 @@ def write_checkpoint(
         _save_arrays(folder / "weights", arrays)
         arrays.clear()
         scratch.unlink()
-        record: dict[str, Any] = {
+        record: dict[str, Json] = {
             "format": FORMAT,
             "kind": kind,
             "dtype": dtype,

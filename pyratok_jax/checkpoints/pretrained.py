@@ -21,6 +21,7 @@ from pyratok_jax.checkpoints.partition import build_module, module_shapes
 from pyratok_jax.checkpoints.verification import weights_hash
 from pyratok_jax.checkpoints.weights import load_checkpoint, read_config
 from pyratok_jax.errors import UserError
+from pyratok_jax.io import Json
 from pyratok_jax.io.atomic import write_bytes
 from pyratok_jax.io.documents import check_sizes, refusing
 from pyratok_jax.models.dino import Dino, DinoConfig
@@ -90,7 +91,7 @@ def backbone_config(spec: str) -> VideoVAEConfig:
     return _vae_config(spec, read_config(spec, *kinds()))
 
 
-def _vae_config(spec: str, record: Mapping[str, Any]) -> VideoVAEConfig:
+def _vae_config(spec: str, record: Mapping[str, Json]) -> VideoVAEConfig:
     with refusing(f"{spec}/config.json"):
         config = config_from_dict({"family": kinds()[record["kind"]], **record["config"]})
     return check_sizes(config, f"{spec}/config.json")
@@ -150,7 +151,7 @@ def load_dino(path: str | Path, *, dtype: DTypeLike = jnp.float32) -> Dino:
     return build_module(lambda: Dino(config, rngs=nnx.Rngs(0), dtype=dtype), arrays)
 
 
-def _shipped(spec: str, known: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def _shipped(spec: str, known: str) -> tuple[dict[str, Json], dict[str, np.ndarray]]:
     """Sizes and arrays, float32, of weights inside this package."""
     return read_weights(_shipped_file(spec, known))
 
@@ -162,16 +163,16 @@ def _shipped_file(spec: str, known: str) -> Path:
     return Path(str(resources.files("pyratok_jax") / "assets" / f"{name}.safetensors"))
 
 
-def read_weights_config(path: Path) -> dict[str, Any]:
+def read_weights_config(path: Path) -> dict[str, Json]:
     """The sizes in the header of a file that `write_weights` wrote."""
     import safetensors
 
     with safetensors.safe_open(path, "np") as file:
-        sizes: dict[str, Any] = json.loads(file.metadata()["config"])
+        sizes: dict[str, Json] = json.loads(file.metadata()["config"])
     return sizes
 
 
-def read_weights(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def read_weights(path: Path) -> tuple[dict[str, Json], dict[str, np.ndarray]]:
     """Sizes and float32 arrays of a file that `write_weights` wrote."""
     import safetensors.numpy
 

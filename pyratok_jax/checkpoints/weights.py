@@ -14,7 +14,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 import ml_dtypes
 import numpy as np
@@ -22,6 +22,7 @@ from pydantic import Field
 
 from pyratok_jax.checkpoints.verification import enabled, verify_folder, weights_hash
 from pyratok_jax.errors import UserError
+from pyratok_jax.io import Json
 from pyratok_jax.io.documents import checked, read_json
 
 if TYPE_CHECKING:
@@ -68,12 +69,12 @@ class FolderRecord:
     dtype: Literal["float32", "bfloat16", "float16"]
     sha256: str
     shapes: dict[str, list[Annotated[int, Field(ge=0)]]]
-    config: dict[str, Any]
+    config: dict[str, Json]
     source: list[str] = dataclasses.field(default_factory=list)
     files: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-def read_config(folder: str | Path, *kinds: str) -> dict[str, Any]:
+def read_config(folder: str | Path, *kinds: str) -> dict[str, Json]:
     """The record in a converted folder's `config.json`, with the keys of `FolderRecord`.
 
     Raises:

@@ -21,6 +21,7 @@ from pyratok_jax.checkpoints.pretrained import read_weights, write_weights
 from pyratok_jax.checkpoints.working_folder import read_parameters
 from pyratok_jax.demo.clips import PhasedTask
 from pyratok_jax.errors import UserError, run_cli
+from pyratok_jax.io import Json
 from pyratok_jax.io.atomic import write_npz
 from pyratok_jax.io.documents import read_json, read_npz, refusing
 from pyratok_jax.models import video_vae
@@ -231,7 +232,7 @@ class BackboneTask(PhasedTask):
         return total, terms
 
 
-def _keep(path: Path, arrays: Mapping[str, Any]) -> None:
+def _keep(path: Path, arrays: Mapping[str, jax.Array | np.ndarray]) -> None:
     plain: dict[str, Any] = {name: np.asarray(value) for name, value in arrays.items()}
     write_npz(path, **plain)
 
@@ -307,7 +308,7 @@ def export_newest(workdir: Path) -> dict[str, Path]:
         UserError: it holds none.
     """
     try:
-        config = ConfigDict(read_json(workdir / "config.json", dict[str, Any]))
+        config = ConfigDict(read_json(workdir / "config.json", dict[str, Json]))
         steps = [int(path.name) for path in (workdir / "checkpoints").iterdir()]
         step = max(steps)
     except (OSError, ValueError) as error:

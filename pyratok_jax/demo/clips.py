@@ -8,7 +8,6 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -17,6 +16,7 @@ from pyratok_jax.data.sources.builtin import demo_clips, film_clips, street_clip
 from pyratok_jax.data.world.films import world_clips
 from pyratok_jax.demo.sources import augment, photo_clips, shape_clips
 from pyratok_jax.errors import UserError
+from pyratok_jax.io import Json
 from pyratok_jax.training.loop.contracts import ShareOf
 from pyratok_jax.training.tasks.clip_batches import ClipBatches
 
@@ -120,7 +120,7 @@ class PhasedClips:
     def __iter__(self) -> "PhasedClips":
         return self
 
-    def __next__(self) -> dict[str, Any]:
+    def __next__(self) -> dict[str, Json]:
         """A batch: video uint8 (b, t, h, w, 3), half of it mirrored at random."""
         phase = self.phase(self.step)
         arrays = self._arrays(phase.frames, phase.size)

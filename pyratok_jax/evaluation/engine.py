@@ -22,6 +22,7 @@ from rich.console import Console
 from pyratok_jax.data.video.files import BrokenVideoError
 from pyratok_jax.errors import UserError
 from pyratok_jax.evaluation.task import BrokenItemError, ContentT, Item, ModelT, Partial, Task
+from pyratok_jax.io import Json
 from pyratok_jax.io.atomic import write_bytes, write_text
 from pyratok_jax.io.documents import WRONG_VALUE, read_json
 from pyratok_jax.io.progress import progress_bar
@@ -42,7 +43,7 @@ class PartialStore:
     def __init__(self, folder: str | os.PathLike) -> None:
         self.folder = epath.Path(folder)
 
-    def claim(self, identity: Mapping[str, Any]) -> None:
+    def claim(self, identity: Mapping[str, Json]) -> None:
         """Bind the folder to a run, or check that it belongs to the same one.
 
         Raises:
@@ -54,7 +55,7 @@ class PartialStore:
             write_text(path, json.dumps(wanted, indent=1))
             return
         stored = read_json(
-            path, dict[str, Any], advice="remove its folder or name another --output"
+            path, dict[str, Json], advice="remove its folder or name another --output"
         )
         for key in sorted(stored.keys() | wanted.keys()):
             if stored.get(key) != wanted.get(key):

@@ -7,10 +7,10 @@ table names no rate, none is given.
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from pyratok_jax.errors import UserError
 from pyratok_jax.evaluation.task import Task
+from pyratok_jax.io import Json
 from pyratok_jax.io.documents import read_json
 
 MARK = "published, not measured here"
@@ -152,7 +152,7 @@ PEERS: dict[str, tuple[Peer, ...]] = {
 }
 
 
-def other_results(folders: Sequence[str], results: Mapping[str, Any]) -> list[dict[str, Any]]:
+def other_results(folders: Sequence[str], results: Mapping[str, Json]) -> list[dict[str, Json]]:
     """results.json of other runs, whose rows may stand beside those of `results`.
 
     Raises:
@@ -160,7 +160,7 @@ def other_results(folders: Sequence[str], results: Mapping[str, Any]) -> list[di
     """
     found = []
     for folder in folders:
-        other = read_json(Path(folder) / "results.json", dict[str, Any])
+        other = read_json(Path(folder) / "results.json", dict[str, Json])
         missing = [key for key in (*_SAME, "method", "metrics") if key not in other]
         if missing:
             raise UserError(f"--beside {folder}: its results have no {missing[0]}; evaluate again")
@@ -171,7 +171,7 @@ def other_results(folders: Sequence[str], results: Mapping[str, Any]) -> list[di
     return found
 
 
-def _difference(key: str, there: Any, here: Any) -> str:
+def _difference(key: str, there: Json, here: Json) -> str:
     if key == "items_hash":
         return "other clips were evaluated there"
     if isinstance(there, Mapping) and isinstance(here, Mapping):
@@ -184,7 +184,7 @@ def _difference(key: str, there: Any, here: Any) -> str:
 
 
 def comparison(
-    task: Task, results: Mapping[str, Any], others: Sequence[Mapping[str, Any]] = ()
+    task: Task, results: Mapping[str, Json], others: Sequence[Mapping[str, Json]] = ()
 ) -> Cells:
     """One table: this run, others of the same protocol, published figures, which are marked.
 

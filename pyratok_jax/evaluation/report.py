@@ -8,7 +8,6 @@ import subprocess
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from markupsafe import Markup
@@ -17,7 +16,7 @@ import pyratok_jax
 from pyratok_jax.evaluation.engine import Gathered
 from pyratok_jax.evaluation.peers import MARK, PEERS, Cells, comparison, number
 from pyratok_jax.evaluation.task import Metrics, Partial, Picture, Task
-from pyratok_jax.io import html
+from pyratok_jax.io import Json, html
 from pyratok_jax.io.atomic import write_json, write_text
 from pyratok_jax.io.records import text_bytes
 from pyratok_jax.reports.curves import rate_chart, rate_distortion_png
@@ -53,7 +52,7 @@ def _commit() -> str:
     return done.stdout.strip() or "unknown"
 
 
-def clip_summary(partials: Mapping[str, Partial]) -> dict[str, Any]:
+def clip_summary(partials: Mapping[str, Partial]) -> dict[str, Json]:
     """Resolution, frames and bits per pixel over the evaluated clips, from their key `clip`."""
     clips = [p["clip"] for p in partials.values() if p.get("clip")]
     if not clips:
@@ -81,7 +80,7 @@ def summarise(
     checkpoint_hash: str,
     limit: int,
     method: str = "",
-) -> dict[str, Any]:
+) -> dict[str, Json]:
     """Everything that results.json holds; `method` names the row, by default after the hash."""
     total = len(gathered.partials) + len(gathered.broken)
     metrics = task.aggregate(gathered.partials) if gathered.partials else {}
@@ -109,7 +108,7 @@ def _hash(ids: Iterable[str]) -> str:
     return hashlib.sha256(text_bytes("\n".join(sorted(ids)))).hexdigest()[:16]
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> Json:
     """JSON-able form of nested values; what is not a finite number becomes None."""
     if isinstance(value, Mapping):
         return {str(key): plain(entry) for key, entry in value.items()}
@@ -124,7 +123,7 @@ def plain(value: Any) -> Any:
     return value
 
 
-def paper_row(task: Task, results: Mapping[str, Any]) -> Cells:
+def paper_row(task: Task, results: Mapping[str, Json]) -> Cells:
     """A table of one row, ready for a paper, with what belongs beside its numbers."""
     titles = [title for _, title, _ in task.row_columns()]
     cells = [number(results["metrics"].get(key), digits) for key, _, digits in task.row_columns()]
@@ -153,13 +152,13 @@ def _markdown(cells: Cells) -> str:
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
-def markdown_row(task: Task, results: Mapping[str, Any]) -> str:
+def markdown_row(task: Task, results: Mapping[str, Json]) -> str:
     """`paper_row` in Markdown."""
     return _markdown(paper_row(task, results))
 
 
 def comparison_table(
-    task: Task, results: Mapping[str, Any], others: Sequence[Mapping[str, Any]] = ()
+    task: Task, results: Mapping[str, Json], others: Sequence[Mapping[str, Json]] = ()
 ) -> str:
     """`peers.comparison` in Markdown; empty where there is nothing to compare with."""
     cells = comparison(task, results, others)
@@ -172,8 +171,8 @@ def write_results(
     output: Path,
     task: Task,
     gathered: Gathered,
-    results: Mapping[str, Any],
-    others: Sequence[Mapping[str, Any]] = (),
+    results: Mapping[str, Json],
+    others: Sequence[Mapping[str, Json]] = (),
 ) -> list[Path]:
     """Write results.json, row.md with the task's tables, report.html, and the chart if it has one.
 
@@ -207,10 +206,10 @@ def _pictures(output: Path, task: Task, gathered: Gathered) -> list[Picture]:
 
 def report_page(
     task: Task,
-    results: Mapping[str, Any],
+    results: Mapping[str, Json],
     pictures: Sequence[Picture],
     folder: Path,
-    others: Sequence[Mapping[str, Any]] = (),
+    others: Sequence[Mapping[str, Json]] = (),
 ) -> str:
     """The page: the row, tables, chart, all metrics, pictures, broken items, protocol, peers.
 
@@ -252,7 +251,7 @@ def _folded(summary: str, values: Metrics) -> Markup:
     return html.folded(summary, html.pairs(shortened))
 
 
-def _short(value: Any) -> Any:
+def _short(value: Json) -> Json:
     """A value of the metrics with few digits and at most 40 entries of a list."""
     if isinstance(value, float):
         return f"{value:.6g}"

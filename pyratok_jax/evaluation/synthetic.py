@@ -24,6 +24,7 @@ from PIL import Image
 
 from pyratok_jax.data.video.writer import VideoWriter
 from pyratok_jax.errors import run_cli
+from pyratok_jax.io import Json
 from pyratok_jax.io.cli import command_parser, local_path
 
 COLOURS = {
@@ -125,7 +126,7 @@ def all_names() -> list[str]:
     return [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
 
 
-def uncompressed_rle(mask: np.ndarray) -> dict[str, Any] | None:
+def uncompressed_rle(mask: np.ndarray) -> dict[str, Json] | None:
     """A mask (h, w) as the ground truth of YouTube-VIS writes it: run lengths by columns."""
     flat = np.asarray(mask, bool).T.ravel()
     if not flat.any():
@@ -162,8 +163,8 @@ def write_vis(output: Path, scenes: Sequence[Scene], names: Sequence[str] = ()) 
     """
     categories = [{"id": i, "name": name} for i, name in enumerate(names or all_names(), start=1)]
     ids = {category["name"]: category["id"] for category in categories}
-    videos: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
+    videos: list[dict[str, Json]] = []
+    annotations: list[dict[str, Json]] = []
     for number, scene in enumerate(scenes, start=1):
         name = f"scene_{number:03d}"
         files = [f"{name}/{t:05d}.png" for t in range(len(scene.frames))]
@@ -254,7 +255,7 @@ def write_mvbench(output: Path, rng: np.random.Generator, size: int) -> None:
         colours = list(COLOURS)
         answer = colours[int(rng.integers(len(colours)))]
         scene = moving_scene(rng, 13, size, [f"{answer} circle"])
-        entry: dict[str, Any] = {
+        entry: dict[str, Json] = {
             "video": f"{name}.mp4",
             "question": "Which colour has the circle?",
             "candidates": colours,

@@ -14,11 +14,12 @@ import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar, cast
 
 import numpy as np
 
 from pyratok_jax.errors import UserError
+from pyratok_jax.io import Json
 
 if TYPE_CHECKING:
     from pyratok_jax.tokenizer import Tokenizer
@@ -39,7 +40,9 @@ TASKS: dict[str, str] = {
 # Of one item: JSON-able values and, at the top level, numpy arrays.
 Partial = dict[str, Any]
 # Of all items: JSON-able.
-Metrics = dict[str, Any]
+Metrics = dict[str, Json]
+# Of one `--set NAME=VALUE`.
+Setting = int | float | bool | str
 # (bits per pixel, PSNR in dB)
 RatePoints = Sequence[tuple[float, float]]
 
@@ -97,7 +100,7 @@ class Task(abc.ABC, Generic[ModelT, ContentT]):
     # Settings that only `aggregate` reads: a change of them evaluates no item again.
     late_settings: ClassVar[frozenset[str]] = frozenset()
     # Settings by the name of a published protocol, which `evaluate --protocol` takes.
-    protocols: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    protocols: ClassVar[Mapping[str, Mapping[str, Setting]]] = {}
     # Whether a run may compare several checkpoints: `join` then makes one model of them.
     several: ClassVar[bool] = False
     # What `baseline` knows.
@@ -162,11 +165,11 @@ class Task(abc.ABC, Generic[ModelT, ContentT]):
             UserError: what is wrong.
         """
 
-    def protocol(self) -> dict[str, Any]:
+    def protocol(self) -> dict[str, Json]:
         """How the numbers are made: all settings, and what a subclass adds. JSON-able."""
         return self.settings()
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Setting]:
         """The values of all settings."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return {name: value for name, value in values.items() if name != "data"}
@@ -201,7 +204,7 @@ class Task(abc.ABC, Generic[ModelT, ContentT]):
         """Write pictures into `folder` (of the report) and name them; none by default."""
         return []
 
-    def tables(self, metrics: Metrics) -> dict[str, list[dict[str, Any]]]:
+    def tables(self, metrics: Metrics) -> dict[str, list[dict[str, Json]]]:
         """Tables by heading, made of the metrics; a row is as in `reports.tables`."""
         return {}
 
@@ -222,13 +225,13 @@ def load_task(name: str) -> type[Task]:
     return getattr(importlib.import_module(module), attribute)
 
 
-def clip_facts(video: np.ndarray, bits: float | None) -> dict[str, Any]:
+def clip_facts(video: np.ndarray, bits: float | None) -> dict[str, Json]:
     """The entry `clip` of a partial result: size of a clip (t, h, w, 3), bits of its tokens."""
     frames, height, width = video.shape[:3]
     return {"frames": frames, "height": height, "width": width, "bits": bits}
 
 
-def parse_settings(task: type[Task], assignments: Sequence[str]) -> dict[str, Any]:
+def parse_settings(task: type[Task], assignments: Sequence[str]) -> dict[str, Setting]:
     """Settings given as NAME=VALUE, by the type of their defaults.
 
     Raises:
@@ -243,11 +246,11 @@ def parse_settings(task: type[Task], assignments: Sequence[str]) -> dict[str, An
                 f"--set {text}: the task {task.name} has no such setting; give NAME=VALUE with "
                 f"NAME one of {', '.join(fields) or '(it has none)'}"
             )
-        values[name] = _parse(name, value, fields[name].default)
+        values[name] = _parse(name, value, cast(Setting, fields[name].default))
     return values
 
 
-def _parse(name: str, value: str, default: Any) -> Any:
+def _parse(name: str, value: str, default: Setting) -> Setting:
     kind = type(default)
     if kind is bool:
         if value.lower() not in ("true", "false"):

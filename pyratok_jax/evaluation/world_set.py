@@ -12,7 +12,6 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -28,6 +27,7 @@ from pyratok_jax.data.world.vocabulary import (
 )
 from pyratok_jax.evaluation import synthetic
 from pyratok_jax.evaluation.data.mvbench import LAYOUT
+from pyratok_jax.io import Json
 
 FRAMES = 17
 CLASSES = 12  # of each classification set
@@ -73,7 +73,7 @@ def write_classes(
 
 def write_actions(output: Path, rng: np.random.Generator, count: int, size: int) -> None:
     """THUMOS14's layout: each video has two intervals of an action; it rests in between."""
-    database: dict[str, Any] = {}
+    database: dict[str, Json] = {}
     frames = 90
     for number in range(count):
         names = seen_names()
@@ -107,7 +107,7 @@ def write_actions(output: Path, rng: np.random.Generator, count: int, size: int)
 
 def write_questions(output: Path, seed: int, count: int, size: int) -> None:
     """MVBench's layout: questions about colour, shape, motion and number."""
-    asked: dict[str, list[dict[str, Any]]] = {}
+    asked: dict[str, list[dict[str, Json]]] = {}
     for number in range(count):
         film = world_film("world-heldout", number, seed + _SEED)
         for question in film.questions:

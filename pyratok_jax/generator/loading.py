@@ -6,7 +6,7 @@
 import dataclasses
 import hashlib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +20,7 @@ from pyratok_jax.checkpoints.working_folder import is_step, newest_step, read_pa
 from pyratok_jax.data.captions import CaptionTokenizer
 from pyratok_jax.errors import UserError
 from pyratok_jax.generator.generator import Generator
-from pyratok_jax.io import documents
+from pyratok_jax.io import Json, documents
 from pyratok_jax.io.atomic import write_json
 from pyratok_jax.io.documents import checked, refusing
 from pyratok_jax.models.language.model import TextEncoder
@@ -65,12 +65,12 @@ class GeneratorDescription:
         dtype: of activations.
     """
 
-    prior: dict[str, Any]
+    prior: dict[str, Json]
     tokenizer: str
     tokenizer_hash: str
     language: FrozenText | None
     classes: tuple[str, ...]
-    sampling: dict[str, Any]
+    sampling: dict[str, Json]
     size: tuple[int, int, int]
     fps: float
     dtype: str = "float32"

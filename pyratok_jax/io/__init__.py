@@ -1,1 +1,7 @@
 """Files, pages and progress bars: what every command needs and nothing of models."""
+
+from typing import Any, TypeAlias
+
+# A value of a JSON document. Documents are checked by a schema where they are read
+# (`documents.read_json`, `documents.checked`); mypy does not check them again.
+Json: TypeAlias = Any

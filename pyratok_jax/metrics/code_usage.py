@@ -7,13 +7,14 @@ shards of a token dataset (`count_codes`, `usage`); tables on device under jit (
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from pyratok_jax.io import Json
 from pyratok_jax.models.pyratok.lfq import bits_to_ids
 
 TABLE_BITS = 20  # Beyond it, ids of a dataset are counted by their first 20 bits.
@@ -63,11 +64,11 @@ class CodeUsage:
         weights = np.concatenate([self._counts[level], counts])
         self._counts[level] = np.bincount(inverse, weights).astype(np.int64)
 
-    def summary(self) -> list[dict[str, Any]]:
+    def summary(self) -> list[dict[str, Json]]:
         """Per level: level (from 1), tokens, distinct, utilisation, perplexity, dead codes."""
         return [self._level(number, counts) for number, counts in enumerate(self._counts, start=1)]
 
-    def _level(self, number: int, counts: np.ndarray) -> dict[str, Any]:
+    def _level(self, number: int, counts: np.ndarray) -> dict[str, Json]:
         distinct = len(counts)
         return {
             "level": number,
@@ -79,7 +80,7 @@ class CodeUsage:
         }
 
 
-def code_usage(ids: Iterable[Sequence[np.ndarray]], vocabulary: int) -> list[dict[str, Any]]:
+def code_usage(ids: Iterable[Sequence[np.ndarray]], vocabulary: int) -> list[dict[str, Json]]:
     """`CodeUsage.summary` of clips, each given as its token ids per level.
 
     Raises:
@@ -107,7 +108,7 @@ def count_codes(levels: Sequence[np.ndarray], counts: np.ndarray, bits: int) -> 
         row[codes] += times
 
 
-def usage(counts: np.ndarray, vocabulary: int) -> dict[str, Any]:
+def usage(counts: np.ndarray, vocabulary: int) -> dict[str, Json]:
     """Numbers of one level: how many codes are used, how evenly, and which most.
 
     Args:

@@ -7,7 +7,6 @@ number: compare only values over equally many.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +36,7 @@ class VideoFeatures:
     def __init__(self, network: Callable[[Array], Array]) -> None:
         graph, state = nnx.split(network)
 
-        def run(state: Any, clip: Array) -> Array:
+        def run(state: nnx.State, clip: Array) -> Array:
             return nnx.merge(graph, state)(clip[None])[0]
 
         # Apart from resizing, so that clips of many sizes need one compilation of the network.

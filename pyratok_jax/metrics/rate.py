@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from scipy.interpolate import PchipInterpolator
 
+from pyratok_jax.io import Json
 from pyratok_jax.metrics.image import mean_quality
 
 Points = Sequence[tuple[float, float]]
@@ -71,7 +72,9 @@ def rate_at(curve: Points, quality: float) -> float | None:
     return float(np.exp(PchipInterpolator(qualities, np.log(rates))(quality)))
 
 
-def merge(measurements: Sequence[Sequence[Mapping[str, Any]]], pixels: Sequence[int]) -> list[dict]:
+def merge(
+    measurements: Sequence[Sequence[Mapping[str, Json]]], pixels: Sequence[int]
+) -> list[dict]:
     """One row per measurement that all clips share, in the first clip's order.
 
     The rate is all bits over all pixels; quality is the mean over clips; a CRF found by bisection
@@ -82,7 +85,7 @@ def merge(measurements: Sequence[Sequence[Mapping[str, Any]]], pixels: Sequence[
             rate, `quality`, and `crf` where there is one.
         pixels: frames x height x width of each clip.
     """
-    by_key: dict[tuple, list[tuple[Mapping[str, Any], int]]] = {}
+    by_key: dict[tuple, list[tuple[Mapping[str, Json], int]]] = {}
     for entries, size in zip(measurements, pixels, strict=True):
         for entry in entries:
             by_key.setdefault(tuple(entry["key"]), []).append((entry, size))
@@ -97,14 +100,14 @@ def merge(measurements: Sequence[Sequence[Mapping[str, Any]]], pixels: Sequence[
             if all(kind in entry["bits"] for entry, _ in found)
         }
         crfs = [entry["crf"] for entry, _ in found if entry.get("crf") is not None]
-        row: dict[str, Any] = {"key": list(key), "bpp": rates}
+        row: dict[str, Json] = {"key": list(key), "bpp": rates}
         row["crf"] = sum(crfs) / len(crfs) if crfs else None
         rows.append(row | mean_quality([entry["quality"] for entry, _ in found]))
     return rows
 
 
 def curves(
-    rows: Sequence[Mapping[str, Any]], quality: str = "psnr"
+    rows: Sequence[Mapping[str, Json]], quality: str = "psnr"
 ) -> dict[str, Sequence[tuple[float, float]]]:
     """(bpp, quality) points by name: ours, raw and coded, then the codecs."""
     found: dict[str, list[tuple[float, float]]] = {}

@@ -15,6 +15,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from pyratok_jax.io import Json
+
 _MAX_SIZE = 1 << 16
 
 
@@ -58,7 +60,7 @@ class DinoConfig:
         if self.rope_theta is None and not self.positions:
             raise ValueError("without rotary positions the grid of learned ones needs a side")
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Json]:
         """Plain values; `DinoConfig(**values)` reads them back."""
         return dataclasses.asdict(self)
 

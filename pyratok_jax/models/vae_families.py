@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from pyratok_jax.io import Json
 from pyratok_jax.models.video_vae import VideoVAE, VideoVAEConfig
 
 
@@ -82,12 +83,12 @@ def kinds() -> dict[str, str]:
     return {vae_family(name).kind: name for name in FAMILIES}
 
 
-def config_to_dict(config: VideoVAEConfig) -> dict[str, Any]:
+def config_to_dict(config: VideoVAEConfig) -> dict[str, Json]:
     """Family and sizes as plain values for a JSON file; `config_from_dict` reads them back."""
     return {"family": config.family, **config.to_dict()}
 
 
-def config_from_dict(values: dict[str, Any]) -> VideoVAEConfig:
+def config_from_dict(values: dict[str, Json]) -> VideoVAEConfig:
     """The configuration written by `config_to_dict`, or sizes without a family, which are Wan's.
 
     Raises:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, TypeVar, Unpack
 from flax import nnx
 from jaxtyping import Array, Float
 
+from pyratok_jax.io import Json
 from pyratok_jax.models.video_vae import (
     Encoded,
     VideoVAE,
@@ -91,7 +92,7 @@ class TimeHalvingVAEConfig(HalvingVAEConfig):
         if not 0 <= self.time_levels < len(self.widths):
             raise ValueError(f"time_levels {self.time_levels} needs more stages than that")
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Json]:
         """As `VideoVAEConfig.to_dict`.
 
         The order stays that of checkpoints which exist, whose hash covers it: the statistics last.

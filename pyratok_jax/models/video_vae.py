@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from pyratok_jax.errors import check_fields
+from pyratok_jax.io import Json
 from pyratok_jax.nn.grids import PRESETS, Stride
 from pyratok_jax.nn.partitioning import height_parts, per_device
 from pyratok_jax.nn.stream_cache import Caches, StreamCache
@@ -83,13 +84,13 @@ class VideoVAEConfig(abc.ABC):
     def stage_strides(self) -> tuple[Stride, ...]:
         """(time, space) stride in pixels of each encoder stage's output."""
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Json]:
         """The fields as plain values for a JSON file, without the family."""
         fields: Any = self
         return dataclasses.asdict(fields)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "VideoVAEConfig":
+    def from_dict(cls, values: dict[str, Json]) -> "VideoVAEConfig":
         """The configuration that `to_dict` wrote; absent fields take their defaults.
 
         Raises:

@@ -11,7 +11,6 @@ convolution. Here they are cut once.
 """
 
 import contextlib
-from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
@@ -21,7 +20,7 @@ from pyratok_jax.nn import trace
 from pyratok_jax.nn.lowering import IMAGES, current_lowering
 
 
-def sharded_height(axis: str) -> contextlib.AbstractContextManager[Any]:
+def sharded_height(axis: str) -> contextlib.AbstractContextManager[None]:
     """Trace networks on one device's shard of frames whose height is sharded over `axis`."""
     return trace.override(height_axis=axis)
 
@@ -38,7 +37,7 @@ def strips_of(h: int, stride: int = 1) -> int:
     return next(n for n in (IMAGES, 4, 2, 1) if h % (n * stride) == 0 or n == 1)
 
 
-def in_strips(count: int) -> contextlib.AbstractContextManager[Any]:
+def in_strips(count: int) -> contextlib.AbstractContextManager[None]:
     """Trace networks on frames that `cut` has cut into `count` strips."""
     return trace.override(strips=count)
 

@@ -1,7 +1,6 @@
 """Lowerings of convolutions: the same values, computed in the way that suits a backend."""
 
 import contextlib
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +15,7 @@ LANES = 128  # lanes of a TPU vector register
 IMAGES = 8  # its sublanes, and how many images a TPU convolution works on at a time
 
 
-def conv_lowering(lowering: str) -> contextlib.AbstractContextManager[Any]:
+def conv_lowering(lowering: str) -> contextlib.AbstractContextManager[None]:
     """Trace 3-D convolutions with the given lowering within this block.
 
     "shifts" is a sum of 2-D convolutions over time shifts, "conv3d" one operation, "tpu" the same
@@ -39,7 +38,7 @@ def current_lowering() -> str:
     return trace.current().lowering or by_backend.get(jax.default_backend(), "conv3d")
 
 
-def padded_lanes(allowed: bool = True) -> contextlib.AbstractContextManager[Any]:
+def padded_lanes(allowed: bool = True) -> contextlib.AbstractContextManager[None]:
     """Within this block layers may pad their output channels with zeros to the lane width.
 
     Only on TPUs: 96 channels cost as much as 128 there, and moving them costs more. Use `trim`

@@ -13,12 +13,12 @@ that axis the values as well.
 
 import contextlib
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import ParamSpec, TypeVar
 
 import jax
 from flax import nnx
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float, PyTree, Shaped
 
 from pyratok_jax.nn import trace
 from pyratok_jax.nn.halo import sharded_height
@@ -26,9 +26,12 @@ from pyratok_jax.nn.stream_cache import StreamCache
 from pyratok_jax.nn.trace import Split
 
 M = TypeVar("M", bound=nnx.Module)
+T = TypeVar("T")
+R = TypeVar("R")
+Inputs = ParamSpec("Inputs")
 
 
-def over_devices(split: Split) -> contextlib.AbstractContextManager[Any]:
+def over_devices(split: Split) -> contextlib.AbstractContextManager[None]:
     """Trace models on videos that are sharded over the mesh in this way."""
     return trace.override(split=split)
 
@@ -85,7 +88,7 @@ def convolve(
         return layer(jax.lax.with_sharding_constraint(x, P(split.clips or None)), cache)
     graph, state = nnx.split(layer)
 
-    def local(state: Any, x: Array) -> Array:
+    def local(state: nnx.State, x: Array) -> Array:
         with _rows(split):
             return nnx.merge(graph, state)(x)
 
@@ -116,7 +119,7 @@ def sum_over_devices(run: Callable[..., Array], *videos: Float[Array, "b t h w c
     return _shard(local, (split.spec,) * len(videos), P(), split)(*videos)
 
 
-def per_device(run: Callable[[M, Any], Any], module: M, x: Any) -> Any:
+def per_device(run: Callable[[M, T], R], module: M, x: T) -> R:
     """`run(module, x)` in `shard_map`: every device computes its clips, or its rows of frames.
 
     Every array of `x` and of the result has axes (b, t, h, ...).
@@ -126,7 +129,7 @@ def per_device(run: Callable[[M, Any], Any], module: M, x: Any) -> Any:
         return run(module, x)
     graph, state = nnx.split(module)
 
-    def local(state: Any, x: Any) -> Any:
+    def local(state: nnx.State, x: T) -> R:
         with _rows(split):
             return run(nnx.merge(graph, state), x)
 
@@ -137,7 +140,9 @@ def _rows(split: Split) -> contextlib.AbstractContextManager:
     return sharded_height(split.height) if split.height else contextlib.nullcontext()
 
 
-def _shard(local: Callable[..., Any], inputs: Any, outputs: Any, split: Split) -> Any:
+def _shard(
+    local: Callable[Inputs, R], inputs: PyTree, outputs: PyTree, split: Split
+) -> Callable[Inputs, R]:
     # Loop carries start as constants and become different per device, which the check forbids.
     return jax.shard_map(
         local, in_specs=inputs, out_specs=outputs, axis_names=set(split.axes), check_vma=False

@@ -1,11 +1,9 @@
 """Caches of a causal network that walks a clip in chunks, keyed by layer."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 # Path of a layer in the network -> the frames that it needs of the chunks before.
 Caches = dict[str, Array]
@@ -96,7 +94,7 @@ class StreamCache:
 
 def in_parts(
     network: nnx.Module, x: Float[Array, "b t h w c"], first: int, later: int, *, remat: bool
-) -> Any:
+) -> PyTree:
     """`network(part, cache)` over consecutive parts of a clip, its results joined in time.
 
     For networks whose definition is one in parts: norms take their statistics over a part. Parts
@@ -111,8 +109,8 @@ def in_parts(
     """
     graph, state = nnx.split(network)
 
-    def run(state: Any, caches: Caches | None, part: Array) -> tuple[Any, Caches]:
-        module: Any = nnx.merge(graph, state)
+    def run(state: nnx.State, caches: Caches | None, part: Array) -> tuple[PyTree, Caches]:
+        module = nnx.merge(graph, state)
         cache = StreamCache(module, caches)
         return module(part, cache), cache.caches
 
@@ -123,7 +121,7 @@ def in_parts(
     b, t, *rest = x[:, first:].shape
     parts = jnp.moveaxis(x[:, first:].reshape(b, t // later, later, *rest), 1, 0)
 
-    def step(caches: Caches, part: Array) -> tuple[Caches, Any]:
+    def step(caches: Caches, part: Array) -> tuple[Caches, PyTree]:
         result, caches = run(state, caches, part)
         return caches, result
 

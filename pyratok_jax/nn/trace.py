@@ -8,7 +8,7 @@ is traced again, never reused.
 
 import contextlib
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict, Unpack
 
 import jax
 from jax.sharding import PartitionSpec as P
@@ -57,6 +57,16 @@ class TraceOptions:
     strips: int = 1
 
 
+class Changes(TypedDict, total=False):
+    """Some of the `TraceOptions`, which see."""
+
+    lowering: str | None
+    pad_lanes: bool
+    split: Split
+    height_axis: str | None
+    strips: int
+
+
 _CONTEXT = jax.make_user_context(default_value=TraceOptions())
 
 
@@ -65,11 +75,11 @@ def current() -> TraceOptions:
     return _CONTEXT.value
 
 
-def tracing(options: TraceOptions) -> contextlib.AbstractContextManager[Any]:
+def tracing(options: TraceOptions) -> contextlib.AbstractContextManager[None]:
     """Trace with exactly these options: for custom VJPs, whose backward pass is traced later."""
     return _CONTEXT(options)
 
 
-def override(**changes: Any) -> contextlib.AbstractContextManager[Any]:
+def override(**changes: Unpack[Changes]) -> contextlib.AbstractContextManager[None]:
     """Trace with some of the current options replaced."""
     return _CONTEXT(dataclasses.replace(current(), **changes))

@@ -17,10 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 from jax.sharding import Mesh
+from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from pyratok_jax.data.buckets import Bucket, parse_buckets
 from pyratok_jax.errors import UserError
+from pyratok_jax.io import Json
 from pyratok_jax.nn.lowering import conv_lowering
 from pyratok_jax.pods.programs import (
     STEPS,
@@ -124,7 +126,7 @@ def _meetings(
     return total
 
 
-def traced_flops(step: Callable[..., Any], *arguments: Any) -> float:
+def traced_flops(step: Callable[..., PyTree], *arguments: PyTree) -> float:
     """FLOPs of `step` on arguments given by shapes."""
     return count_flops(jax.make_jaxpr(step)(*arguments).jaxpr)
 
@@ -177,7 +179,7 @@ def compile_all(
     *,
     say: Callable[[str], None] = lambda _: None,
     keep_text: Callable[[str, str], None] | None = None,
-) -> dict[str, Any]:
+) -> dict[str, Json]:
     """Everything that a report holds, see `report.measure` for each step's facts.
 
     Args:
@@ -193,8 +195,8 @@ def compile_all(
     mesh = make_mesh(config.mesh, list(devices))
     bucket = request.bucket or largest_bucket(config)
     training = abstract_training(config)
-    everything: dict[str, Any] = {**training.frozen, **training.state.params}
-    report: dict[str, Any] = {
+    everything: dict[str, PyTree] = {**training.frozen, **training.state.params}
+    report: dict[str, Json] = {
         "topology": request.where.name,
         "accelerator_type": request.where.accelerator_type,
         "slices": request.slices,

@@ -13,12 +13,12 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from pyratok_jax.errors import UserError
+from pyratok_jax.io import Json
 from pyratok_jax.io.progress import progress_bar
 from pyratok_jax.pods.topology import GIBIBYTE
 
@@ -110,10 +110,10 @@ def parse_counts(written: str) -> list[int]:
     return [int(part) for part in parts]
 
 
-def rank(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def rank(rows: Sequence[dict[str, Json]]) -> list[dict[str, Json]]:
     """Rows that fit, fastest first by seconds per clip; then those that do not, nearest first."""
 
-    def order(row: dict[str, Any]) -> tuple[int, float]:
+    def order(row: dict[str, Json]) -> tuple[int, float]:
         if row.get("error") or not row.get("memory"):
             return (2, 0.0)
         if not row["memory"]["fits"]:
@@ -124,7 +124,7 @@ def rank(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(rows, key=order)
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
+def read_rows(path: Path) -> list[dict[str, Json]]:
     """Rows written so far, without a truncated last line."""
     rows = []
     for line in path.read_text().splitlines() if path.exists() else []:
@@ -138,7 +138,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 def sweep(
     given: Sequence[Candidate], command: Sequence[str], batch: int, chips: int, output: Path,
     console: Console,
-) -> list[dict[str, Any]]:  # fmt: skip
+) -> list[dict[str, Json]]:  # fmt: skip
     """Compile what is not yet in the file; all rows, best first.
 
     Args:
@@ -172,7 +172,7 @@ def sweep(
     return ranked
 
 
-def compiled_apart(arguments: Sequence[str]) -> dict[str, Any]:
+def compiled_apart(arguments: Sequence[str]) -> dict[str, Json]:
     """The train step's facts from a `compile_report` of its own; `error` where it fails."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
@@ -186,7 +186,7 @@ def compiled_apart(arguments: Sequence[str]) -> dict[str, Any]:
         return {"error": f"exit code {ended.returncode}: {lines[-1][:300] if lines else ''}"}
 
 
-def _rows(ranked: Sequence[dict[str, Any]]) -> Iterator[tuple[str, ...]]:
+def _rows(ranked: Sequence[dict[str, Json]]) -> Iterator[tuple[str, ...]]:
     for row in ranked:
         memory = row.get("memory")
         verdict = memory["verdict"] if memory else f"failed: {row.get('error', '')[:80]}"
@@ -200,7 +200,7 @@ def _rows(ranked: Sequence[dict[str, Any]]) -> Iterator[tuple[str, ...]]:
         )
 
 
-def _table(ranked: Sequence[dict[str, Any]]) -> Table:
+def _table(ranked: Sequence[dict[str, Json]]) -> Table:
     table = Table("settings", "s per clip", "MFU", "GB", "memory", title="fastest first")
     for cells in _rows(ranked):
         table.add_row(*cells)

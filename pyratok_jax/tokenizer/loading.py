@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -25,7 +25,7 @@ from pyratok_jax.checkpoints.weights import damage_refused
 from pyratok_jax.checkpoints.working_folder import is_step, newest_step, read_parameters
 from pyratok_jax.data.captions import CaptionTokenizer
 from pyratok_jax.errors import UserError
-from pyratok_jax.io import documents
+from pyratok_jax.io import Json, documents
 from pyratok_jax.io.atomic import write_json
 from pyratok_jax.io.documents import check_sizes, check_types, checked, read_json, refusing
 from pyratok_jax.models.alignment import Alignment
@@ -48,8 +48,8 @@ def write_description(
     config: PyraTokConfig,
     *,
     backbone: dict[str, str],
-    language_model: dict[str, Any] | None,
-    alignment: dict[str, Any] | None,
+    language_model: dict[str, Json] | None,
+    alignment: dict[str, Json] | None,
     dtype: str = "float32",
 ) -> None:
     """Write `tokenizer.json` into a working folder, atomically.
@@ -182,7 +182,7 @@ def trained_arrays(workdir: Path, step: int | None) -> Arrays:
         return safetensors.flax.load_file(workdir / PARAMETERS)
 
 
-def frozen_part(workdir: Path, said: Mapping[str, Any], name: str) -> str:
+def frozen_part(workdir: Path, said: Mapping[str, Json], name: str) -> str:
     """Where the frozen weights of a description are: a specification for `pretrained`.
 
     They are known by their hash. Looked for, in this order: where the training had them, in the
@@ -235,15 +235,15 @@ class FrozenLanguage(FrozenPart):
 class Description:
     """What `tokenizer.json` holds, see `write_description`."""
 
-    tokenizer: dict[str, Any]
+    tokenizer: dict[str, Json]
     backbone: FrozenPart
     language_model: FrozenLanguage | None
-    alignment: dict[str, Any] | None
+    alignment: dict[str, Json] | None
     # Before descriptions had a dtype, every tokenizer was read as float32.
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
 
-def read_description(workdir: Path) -> dict[str, Any]:
+def read_description(workdir: Path) -> dict[str, Json]:
     """The content of `tokenizer.json`, with the keys of `Description`.
 
     Raises:
@@ -254,7 +254,7 @@ def read_description(workdir: Path) -> dict[str, Any]:
     return values
 
 
-def stored_config(description: dict[str, Any], where: str) -> PyraTokConfig:
+def stored_config(description: dict[str, Json], where: str) -> PyraTokConfig:
     """The sizes in the content of a `tokenizer.json`.
 
     Args:
@@ -265,7 +265,7 @@ def stored_config(description: dict[str, Any], where: str) -> PyraTokConfig:
         UserError: a value of a wrong type or size.
     """
     values, place = description["tokenizer"], f"{where}: tokenizer"
-    vae = checked(values.get("vae"), dict[str, Any], f"{place}.vae", _ADVICE)
+    vae = checked(values.get("vae"), dict[str, Json], f"{place}.vae", _ADVICE)
     # Types and sizes first: absurd ones would make what is computed from them take for ever.
     check_types(values, PyraTokConfig, place, _ADVICE)
     with refusing(f"{place}.vae", _ADVICE):

@@ -8,7 +8,6 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -16,6 +15,7 @@ from pyratok_jax.checkpoints.verification import weights_hash
 from pyratok_jax.checkpoints.weights import SAFETENSORS, load_checkpoint, read_config
 from pyratok_jax.checkpoints.working_folder import read_parameters
 from pyratok_jax.errors import UserError
+from pyratok_jax.io import Json
 from pyratok_jax.io.atomic import new_folder
 from pyratok_jax.io.documents import read_json
 from pyratok_jax.tokenizer.loading import (
@@ -96,12 +96,12 @@ def _has_metrics(workdir: Path) -> bool:
     return (workdir / "metrics.json").is_file()
 
 
-def _write(path: Path, values: Mapping[str, Any]) -> None:
+def _write(path: Path, values: Mapping[str, Json]) -> None:
     path.write_text(json.dumps(values, indent=1) + "\n")
 
 
 def model_card(
-    description: Mapping[str, Any], metrics: Mapping[str, Any], step: int, license: str
+    description: Mapping[str, Json], metrics: Mapping[str, Json], step: int, license: str
 ) -> str:
     """The model card, with the numbers that the run's report measured.
 
@@ -137,7 +137,7 @@ def model_card(
     return "\n".join(lines)
 
 
-def _measured(metrics: Mapping[str, Any]) -> list[str]:
+def _measured(metrics: Mapping[str, Json]) -> list[str]:
     rows = metrics.get("heldout") or []
     if not rows:
         return ["Nothing was measured."]

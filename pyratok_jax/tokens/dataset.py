@@ -16,6 +16,7 @@ import numpy as np
 from etils import epath
 
 from pyratok_jax.errors import UserError
+from pyratok_jax.io import Json
 from pyratok_jax.io.documents import read_json
 from pyratok_jax.io.remote import open_path
 from pyratok_jax.io.shards import (
@@ -154,13 +155,13 @@ class TokenDataset(ShardedRecords[TokenRecord]):
         return SequenceSource(self, as_jax)
 
     @property
-    def card(self) -> dict[str, Any]:
+    def card(self) -> dict[str, Json]:
         """The dataset card; empty for a lone shard or an unfinished export."""
         path = epath.Path(self.path) / CARD
-        return read_json(path, dict[str, Any]) if path.exists() else {}
+        return read_json(path, dict[str, Json]) if path.exists() else {}
 
 
-class SequenceSource(Sequence[dict[str, Any]]):
+class SequenceSource(Sequence[dict[str, Json]]):
     """Flat sequences of a dataset, for generators; a data source for grain.
 
     An item holds `sequence` (n,), `grids` (levels, 3), `caption` and `id`; arrays are NumPy's, or
@@ -173,7 +174,7 @@ class SequenceSource(Sequence[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self._dataset)
 
-    def __getitem__(self, number: SupportsIndex) -> dict[str, Any]:  # type: ignore[override]
+    def __getitem__(self, number: SupportsIndex) -> dict[str, Json]:  # type: ignore[override]
         """One record's sequence. Raises: DamagedRecordError, IndexError."""
         record = self._dataset[number.__index__()]
         sequence: Any = flatten(record.tokens, record.vocabulary)

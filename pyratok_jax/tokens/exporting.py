@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from etils import epath
@@ -24,6 +24,7 @@ from etils import epath
 from pyratok_jax.checkpoints import verification
 from pyratok_jax.data.sources.records import ClipRecord
 from pyratok_jax.errors import is_full_disk
+from pyratok_jax.io import Json
 from pyratok_jax.io.atomic import write_json, write_text
 from pyratok_jax.io.documents import read_npz, refusing
 from pyratok_jax.metrics.code_usage import counted_bits, usage
@@ -278,7 +279,7 @@ _SUMS = ("clips", "records", "frames", "seconds", "pixels", "tokens", "raw_bits"
          "bytes", "file_bytes", "with_caption")  # fmt: skip
 
 
-def write_card(plan: ExportPlan) -> dict[str, Any] | None:
+def write_card(plan: ExportPlan) -> dict[str, Json] | None:
     """Describe the dataset when all its shards are finished: the card; None when some are not.
 
     It depends on the shards alone: whichever process comes last writes the same.
@@ -310,8 +311,8 @@ def _counts(plan: ExportPlan) -> np.ndarray:
 
 
 def _card(
-    plan: ExportPlan, reports: list[dict[str, Any]], rejected: int, counts: np.ndarray
-) -> dict[str, Any]:
+    plan: ExportPlan, reports: list[dict[str, Json]], rejected: int, counts: np.ndarray
+) -> dict[str, Json]:
     sums = {key: sum(report[key] for report in reports) for key in _SUMS}
     pixels, p = max(sums["pixels"], 1), plan.provenance
     levels = []
@@ -338,7 +339,7 @@ def _card(
     }
 
 
-def card_text(card: dict[str, Any]) -> str:
+def card_text(card: dict[str, Json]) -> str:
     """The card as Markdown."""
     rows = [
         ("clips", card["clips"]), ("rejected clips", card["rejected"]),

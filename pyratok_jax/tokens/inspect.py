@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from markupsafe import Markup
@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pyratok_jax.errors import EXIT_PARTIAL, UserError, run_cli
-from pyratok_jax.io import html
+from pyratok_jax.io import Json, html
 from pyratok_jax.io.atomic import write_json, write_png, write_text
 from pyratok_jax.io.cli import add_frozen, add_no_verify, command_parser, frozen_options
 from pyratok_jax.io.progress import PlainConsole
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _SIDE, _TEXT = 128, 28
 _MOST_PAIRS = 2_000_000  # Tokens of a level that n-grams are counted over.
-Summary = dict[str, Any]
+Summary = dict[str, Json]
 
 
 _WHAT = (
@@ -100,7 +100,7 @@ class Inspection:
         for grams, level in zip(self._grams, record.tokens, strict=True):
             grams.add(level)
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Json]:
         """All numbers, as plain JSON."""
         levels = []
         for row, grams in zip(() if self._counts is None else self._counts, self._grams,
@@ -142,9 +142,9 @@ class Grams:
         self._pairs["row"].append((ids[:, :, :-1] << 32 | ids[:, :, 1:]).ravel())
         self._pairs["time"].append((ids[:-1] << 32 | ids[1:]).ravel())
 
-    def entropies(self) -> dict[str, Any]:
+    def entropies(self) -> dict[str, Json]:
         """Conditional entropy in bits per token for both neighbours, and how it was counted."""
-        result: dict[str, Any] = {}
+        result: dict[str, Json] = {}
         for name, parts in self._pairs.items():
             pairs = np.concatenate(parts) if parts else np.zeros(0, np.uint64)
             joint = _entropy(pairs)

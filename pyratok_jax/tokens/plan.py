@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from etils import epath
 
@@ -15,6 +15,7 @@ from pyratok_jax.data.padding import ClipSizes
 from pyratok_jax.data.sources.records import ClipRecord
 from pyratok_jax.data.sources.shards import ShardRecords
 from pyratok_jax.errors import UserError, short
+from pyratok_jax.io import Json
 from pyratok_jax.io.atomic import write_json
 from pyratok_jax.io.documents import read_json
 from pyratok_jax.io.records import text_bytes
@@ -242,7 +243,7 @@ class ExportPlan:
     source_hash: str
     clips: int
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Json]:
         """Plain values for JSON."""
         return {
             "schema": SCHEMA_VERSION,
@@ -275,7 +276,7 @@ class ExportPlan:
         if not path.exists():
             write_json(path, self.to_dict())
             return
-        found = read_json(path, dict[str, Any], advice="give another --output")
+        found = read_json(path, dict[str, Json], advice="give another --output")
         wanted = json.loads(json.dumps(self.to_dict()))
         # The same clips may be named in another way, for example by an absolute path.
         different = [k for k in wanted if k != "source" and found.get(k) != wanted[k]]
@@ -286,7 +287,7 @@ class ExportPlan:
             )
 
 
-def _difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
+def _difference(found: dict[str, Json], wanted: dict[str, Json]) -> str:
     for key, value in wanted.items():
         other = found.get(key)
         if key == "source" or other == value:

@@ -9,7 +9,6 @@ import struct
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
 
 import numpy as np
 
@@ -18,6 +17,7 @@ import tensorflow_datasets as tfds
 
 from pyratok_jax.data.padding import Padding
 from pyratok_jax.errors import UserError
+from pyratok_jax.io import Json
 from pyratok_jax.io.records import ExampleSchema, Features, parse_example
 from pyratok_jax.tokens.coding import pack, unpack
 
@@ -251,14 +251,14 @@ def decode_grids(data: bytes, where: str) -> tuple[Grids, int]:
     return grids, vocabulary
 
 
-def _scalars(features: Features) -> dict[str, Any]:
+def _scalars(features: Features) -> dict[str, Json]:
     values = TOKEN_SCHEMA.scalars(features)
     if not (1 <= values["bits"] <= 32 and 1 <= values["levels"] <= MAX_LEVELS):
         raise ValueError(f"{values['levels']} levels of {values['bits']} bits")
     return values
 
 
-def _level(feature: Features, number: int, values: Mapping[str, Any]) -> np.ndarray:
+def _level(feature: Features, number: int, values: Mapping[str, Json]) -> np.ndarray:
     bits = values["bits"]
     dtype = token_dtype(bits)
     raw = f"packed_{number}" not in feature and bits <= 16
@@ -321,7 +321,7 @@ MIN_FPS, MAX_FPS = 1e-3, 1e5
 _MOST_PADDING = 1 << 12
 
 
-def check_numbers(values: Mapping[str, Any]) -> None:
+def check_numbers(values: Mapping[str, Json]) -> None:
     """Refuse numbers of a record that no export writes.
 
     Args:
@@ -374,7 +374,7 @@ def check_ids(tokens: Sequence[np.ndarray], vocabulary: int) -> None:
             raise ValueError(f"level {number} holds the id {largest}, expected below {vocabulary}")
 
 
-def check_grid(grid: tuple[int, ...], values: Mapping[str, Any]) -> None:
+def check_grid(grid: tuple[int, ...], values: Mapping[str, Json]) -> None:
     """Refuse a level's grid that is empty, or finer than the padded block.
 
     Raises:

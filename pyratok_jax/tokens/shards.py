@@ -9,11 +9,12 @@ a report is finished.
 import dataclasses
 import errno
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 
 from pyratok_jax.errors import UserError
+from pyratok_jax.io import Json
 from pyratok_jax.io.records import parse_example
 from pyratok_jax.io.sharded_job import Rejection, Report
 from pyratok_jax.io.shards import ShardWriter, open_records
@@ -113,7 +114,7 @@ class ShardSpool:
         offset, length = self._places[clip, block]
         file.seek(offset)
         record = decode_record(file.read(length), f"{self._path}@{offset}", spooled=True)
-        ends: dict[str, Any] = self._ends[clip]
+        ends: dict[str, Json] = self._ends[clip]
         name = record.video if ends["blocks"] == 1 else f"{record.video}#{block:05d}"
         return dataclasses.replace(record, id=name, **ends)
 
@@ -122,7 +123,7 @@ class ShardSpool:
         self._path.unlink(missing_ok=True)
 
 
-def _add_totals(totals: dict[str, Any], record: TokenRecord, data: bytes, packed: bool) -> None:
+def _add_totals(totals: dict[str, Json], record: TokenRecord, data: bytes, packed: bool) -> None:
     raw = record.count * record.bits
     totals["records"] += 1
     if record.block == 0:

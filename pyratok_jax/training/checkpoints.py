@@ -7,19 +7,20 @@ tokenizer, `tokenizer.json` (see `pyratok_jax.tokenizer`).
 import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
+from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from pyratok_jax.checkpoints import verification
 from pyratok_jax.checkpoints.weights import damage_refused
 from pyratok_jax.checkpoints.working_folder import CHECKSUMS, checksums, newest_step, older_advice
 from pyratok_jax.errors import UserError, is_full_disk
+from pyratok_jax.io import Json
 from pyratok_jax.io.locks import folder_lock
 from pyratok_jax.training.run_record import Changes, RunRecord
 from pyratok_jax.training.step import TrainState
@@ -86,7 +87,7 @@ class Checkpoints:
         """Whether this step is one to save at."""
         return bool(self._every) and step % self._every == 0
 
-    def save(self, state: TrainState, data: Mapping[str, Any]) -> None:
+    def save(self, state: TrainState, data: Mapping[str, Json]) -> None:
         """Begin to save: arrays are copied before this returns, files written asynchronously."""
         step = int(state.step)
         if step in self._manager.all_steps():
@@ -96,7 +97,7 @@ class Checkpoints:
         args = ocp.args.Composite(state=ocp.args.StandardSave(tree), data=ocp.args.JsonSave(values))
         self._manager.save(step, args=args, force=True)
 
-    def restore(self, state: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
+    def restore(self, state: TrainState) -> tuple[TrainState, dict[str, Json]] | None:
         """The newest checkpoint, sharded like `state`, and the data's state; None without one.
 
         Raises:
@@ -152,7 +153,7 @@ def _write_small_arrays_whole() -> None:
     logging.set_verbosity(verbosity)
 
 
-def _checksums(tree: dict[str, Any]) -> dict[str, int]:
+def _checksums(tree: PyTree) -> dict[str, int]:
     """Checksums of the whole arrays, which every process takes a share of."""
     shares = checksums(tree)
     if jax.process_count() == 1:
@@ -169,13 +170,13 @@ def _checksums(tree: dict[str, Any]) -> dict[str, int]:
     return dict(zip(shares, totals, strict=True))
 
 
-def _tree(state: TrainState) -> dict[str, Any]:
+def _tree(state: TrainState) -> dict[str, PyTree]:
     """Plain nested dictionaries: readable by any version of the optimizer's classes."""
     leaves = jax.tree.leaves(state.opt_state)
     return state._asdict() | {"opt_state": {str(i): leaf for i, leaf in enumerate(leaves)}}
 
 
-def _state(tree: Mapping[str, Any], like: TrainState) -> TrainState:
+def _state(tree: Mapping[str, PyTree], like: TrainState) -> TrainState:
     """The inverse of `_tree`; an empty dictionary may have been left out when it was written."""
     leaves = [tree["opt_state"][str(i)] for i in range(len(tree["opt_state"]))]
     opt_state = jax.tree.unflatten(jax.tree.structure(like.opt_state), leaves)

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict, config_dict, config_flags
 
 from pyratok_jax.data.config import data_config, updated
 from pyratok_jax.errors import UserError
+from pyratok_jax.io import Json
 from pyratok_jax.losses.objective import LossSettings, LossWeights
 from pyratok_jax.losses.prior import PriorObjective
 from pyratok_jax.models.masking import MaskingConfig
@@ -223,7 +224,7 @@ def generator_training_config(**changes: Any) -> ConfigDict:
     return config
 
 
-def _without(values: dict[str, Any], key: str) -> dict[str, Any]:
+def _without(values: dict[str, Json], key: str) -> dict[str, Json]:
     return {name: value for name, value in values.items() if name != key}
 
 

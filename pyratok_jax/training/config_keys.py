@@ -6,10 +6,11 @@
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 from ml_collections import ConfigDict
 
+from pyratok_jax.io import Json
 from pyratok_jax.losses.text import FORMS, POOLINGS
 from pyratok_jax.models.alignment import HEADS
 from pyratok_jax.models.pyratok.lfq import MAX_BITS, SURROGATES
@@ -27,7 +28,7 @@ class Values(Protocol):
     def expected(self) -> str:
         """As a message says it: "a whole number from 1"."""
 
-    def holds(self, value: Any) -> bool:
+    def holds(self, value: object) -> bool:
         """Whether a value is one of them."""
 
 
@@ -49,7 +50,7 @@ class Number:
         start = f"above {self.low:g}" if self.above else f"from {self.low:g}"
         return f"{kind} {start}" + (f" to {self.high:g}" if self.high < math.inf else "")
 
-    def holds(self, value: Any) -> bool:
+    def holds(self, value: object) -> bool:
         """See `Values`."""
         if isinstance(value, bool) or not isinstance(value, int if self.whole else int | float):
             return False
@@ -61,14 +62,14 @@ class Number:
 class Choice:
     """Some texts or numbers by name."""
 
-    values: tuple[Any, ...]
+    values: tuple[str | float, ...]
 
     @property
     def expected(self) -> str:
         """See `Values`."""
         return "one of " + ", ".join(str(value) or "''" for value in self.values)
 
-    def holds(self, value: Any) -> bool:
+    def holds(self, value: object) -> bool:
         """See `Values`."""
         return value in self.values
 
@@ -84,7 +85,7 @@ class Text:
         """See `Values`."""
         return "a text that is not empty" if self.named else "a text"
 
-    def holds(self, value: Any) -> bool:
+    def holds(self, value: object) -> bool:
         """See `Values`."""
         return isinstance(value, str) and bool(value or not self.named)
 
@@ -95,7 +96,7 @@ class Flag:
 
     expected: str = "true or false"
 
-    def holds(self, value: Any) -> bool:
+    def holds(self, value: object) -> bool:
         """See `Values`."""
         return isinstance(value, bool)
 
@@ -112,10 +113,11 @@ class Several:
         """See `Values`."""
         return f"a tuple, each {self.one.expected}" + (", not empty" if self.least else "")
 
-    def holds(self, value: Any) -> bool:
+    def holds(self, value: object) -> bool:
         """See `Values`."""
-        fits = isinstance(value, tuple | list) and len(value) >= self.least
-        return fits and all(self.one.holds(x) for x in value)
+        if not isinstance(value, tuple | list) or len(value) < self.least:
+            return False
+        return all(self.one.holds(x) for x in value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +126,7 @@ class Checked:
 
     expected: str
 
-    def holds(self, value: Any) -> bool:
+    def holds(self, value: object) -> bool:
         """See `Values`."""
         return True
 
@@ -292,7 +294,7 @@ def keys_of(task: str) -> Keys:
     return keys
 
 
-def flattened(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flattened(values: Mapping[str, Json], prefix: str = "") -> Iterator[tuple[str, Json]]:
     """(dotted key, value) of everything in a config, without its sections."""
     for name, value in values.items():
         if isinstance(value, Mapping | ConfigDict):

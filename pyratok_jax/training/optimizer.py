@@ -7,7 +7,7 @@ fifth of the products of the usual form. Matrices of one shape are handled toget
 
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,13 +15,14 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from pyratok_jax.errors import UserError
+from pyratok_jax.io import Json
 from pyratok_jax.models import text_statistics
 
 OPTIMIZERS = ("adamw", "muon", "gram_muon")
 SCHEDULES = ("cosine", "constant", "trapezoid")
 
 
-def learning_rate(config: Mapping[str, Any], steps: int) -> optax.Schedule:
+def learning_rate(config: Mapping[str, Json], steps: int) -> optax.Schedule:
     """Linear warm-up, then the rest by `schedule`.
 
     "cosine" decays to `final_share` of the peak at `steps`; "constant" stays at the peak;
@@ -49,7 +50,7 @@ def learning_rate(config: Mapping[str, Any], steps: int) -> optax.Schedule:
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), rest], [warmup])
 
 
-def make_optimizer(config: Mapping[str, Any], steps: int) -> optax.GradientTransformation:
+def make_optimizer(config: Mapping[str, Json], steps: int) -> optax.GradientTransformation:
     """Clipping by global norm, then AdamW, or Muon with Adam for arrays that are not matrices.
 
     "gram_muon" is Muon with fewer and shorter products, see `scale_by_gram_muon`.

@@ -9,7 +9,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from pyratok_jax.errors import UserError
-from pyratok_jax.training.loop.contracts import Evaluator, Task
+from pyratok_jax.io import Json
+from pyratok_jax.training.loop.contracts import Evaluator, S, Task
 
 # Trains to the end and gives the files it wrote, by what they are; None: interrupted and saved.
 Run = Callable[[ConfigDict, Path], dict[str, Path] | None]
@@ -43,7 +44,7 @@ def lookup(table: Mapping[str, str], name: str, key: str) -> Any:
     return getattr(importlib.import_module(module), attribute)
 
 
-def make_evaluators(config: ConfigDict, task: Task[Any]) -> list[Evaluator]:
+def make_evaluators(config: ConfigDict, task: Task[S]) -> list[Evaluator]:
     """The evaluators that `config.evaluators` asks for.
 
     An entry has `name`, `every` (steps), the options of its class, and `kind` where that is not its
@@ -55,15 +56,15 @@ def make_evaluators(config: ConfigDict, task: Task[Any]) -> list[Evaluator]:
     return [make(config, task, **options) for make, options in _entries(config.evaluators)]
 
 
-def check_evaluators(entries: Iterable[Mapping[str, Any]]) -> None:
+def check_evaluators(entries: Iterable[Mapping[str, Json]]) -> None:
     """Refuse entries of `config.evaluators` that `make_evaluators` would; see there."""
     for _ in _entries(entries):
         pass
 
 
 def _entries(
-    entries: Iterable[Mapping[str, Any]],
-) -> Iterator[tuple[Callable[..., Evaluator], dict[str, Any]]]:
+    entries: Iterable[Mapping[str, Json]],
+) -> Iterator[tuple[Callable[..., Evaluator], dict[str, Json]]]:
     """The class and the options of each entry."""
     names: set[str] = set()
     for entry in entries:

@@ -16,7 +16,6 @@ import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 from etils import epath
@@ -24,6 +23,7 @@ from ml_collections import ConfigDict
 
 from pyratok_jax.checkpoints.working_folder import newest_step
 from pyratok_jax.errors import UserError
+from pyratok_jax.io import Json
 from pyratok_jax.io.atomic import write_json, write_text
 from pyratok_jax.io.documents import checked, parse_json, read_json, read_lines, read_text
 from pyratok_jax.models.pyratok.inputs import UNNAMED_INPUTS
@@ -38,7 +38,7 @@ OPERATIONAL = (
 )  # fmt: skip
 IDENTITY = ("task", "seed", "model", "language", "tokenizer", "projector", "conditioning")
 # Keys that configs did not always have, and what held before.
-_ADDED: dict[str, Any] = {
+_ADDED: dict[str, Json] = {
     "model.tokenizer.inputs": UNNAMED_INPUTS,
     "loss.formulas": "",
     "loss.hidden_captions": 0.0,
@@ -46,8 +46,8 @@ _ADDED: dict[str, Any] = {
 _FLAG = "resume_with_changes"
 _NAMED = 4  # Changed keys that a message names.
 
-Flat = dict[str, Any]
-Changes = dict[str, tuple[Any, Any]]
+Flat = dict[str, Json]
+Changes = dict[str, tuple[Json, Json]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +112,7 @@ def refuse_another_owner(description: Path, key: str, owner: str) -> None:
     if newest_step(description.parent) is None or not description.exists():
         return
     advice = "restore it from a copy, or name another --workdir"
-    found = read_json(description, dict[str, Any], advice=advice).get(key)
+    found = read_json(description, dict[str, Json], advice=advice).get(key)
     if found != owner:
         raise UserError(
             f"{description.parent} was trained for the tokenizer {str(found)[:12]}, not for "
@@ -122,7 +122,7 @@ def refuse_another_owner(description: Path, key: str, owner: str) -> None:
 
 def _in_force(workdir: epath.Path) -> Flat:
     advice = "restore it from a copy, or name another --workdir"
-    values = dict(_flat(read_json(workdir / CONFIG, dict[str, Any], advice=advice)))
+    values = dict(_flat(read_json(workdir / CONFIG, dict[str, Json], advice=advice)))
     if (workdir / CHANGES).exists():
         for number, line in enumerate(read_lines(workdir / CHANGES), start=1):
             where = f"{workdir / CHANGES}, line {number}"
@@ -134,7 +134,7 @@ def _in_force(workdir: epath.Path) -> Flat:
     return values
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flat(values: Mapping[str, Json], prefix: str = "") -> Iterator[tuple[str, Json]]:
     """(dotted key, value) of all that is no dictionary."""
     for name, value in values.items():
         if isinstance(value, Mapping):
@@ -143,7 +143,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{name}", value
 
 
-def _differences(old: Flat, new: Flat) -> Iterator[tuple[str, tuple[Any, Any]]]:
+def _differences(old: Flat, new: Flat) -> Iterator[tuple[str, tuple[Json, Json]]]:
     for key in sorted(old.keys() | new.keys()):
         before = old.get(key, _ADDED.get(key))
         if key != _FLAG and before != new.get(key):

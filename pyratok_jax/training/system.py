@@ -1,7 +1,6 @@
 """The tokenizer in training: its modules, which of them train, and its loss."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +10,7 @@ from ml_collections import ConfigDict
 
 from pyratok_jax.data.padding import to_model_range
 from pyratok_jax.errors import UserError
+from pyratok_jax.io import Json
 from pyratok_jax.losses.autoregressive import Text, autoregressive_loss
 from pyratok_jax.losses.objective import LossSettings, LossWeights, Posterior, objective
 from pyratok_jax.metrics.code_usage import usage_metrics
@@ -144,7 +144,7 @@ def build_system(
     )
 
 
-def alignment_arguments(config: ConfigDict, language_width: int) -> dict[str, Any]:
+def alignment_arguments(config: ConfigDict, language_width: int) -> dict[str, Json]:
     """Arguments of `Alignment`, kept beside the checkpoints."""
     grids = config.model.tokenizer.grids
     return {

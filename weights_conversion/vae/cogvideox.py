@@ -1,8 +1,8 @@
 """CogVideoX: diffusers' files and the original ones (SAT); MotionAura's have diffusers' names."""
 
 import re
-from typing import Any
 
+from pyratok_jax.io import Json
 from pyratok_jax.models.cogvideox import COGVIDEOX_2B, CogVideoXConfig
 from weights_conversion.vae.naming import Converter, Naming, Place, diffusers_sizes
 
@@ -29,7 +29,7 @@ def _skip(key: str) -> str | None:
     return "loss of the VAE's training" if key.startswith("loss.") else None
 
 
-def from_diffusers(values: dict[str, Any]) -> CogVideoXConfig:
+def from_diffusers(values: dict[str, Json]) -> CogVideoXConfig:
     """Sizes from a published config.json."""
     ratio = values.get("temporal_compression_ratio", 4)
     return CogVideoXConfig(
@@ -39,7 +39,7 @@ def from_diffusers(values: dict[str, Any]) -> CogVideoXConfig:
     )
 
 
-def to_diffusers(config: CogVideoXConfig) -> dict[str, Any]:
+def to_diffusers(config: CogVideoXConfig) -> dict[str, Json]:
     """Arguments of diffusers' `AutoencoderKLCogVideoX`."""
     stages = len(config.widths)
     return {

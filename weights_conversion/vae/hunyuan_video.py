@@ -3,6 +3,7 @@
 import re
 from typing import Any
 
+from pyratok_jax.io import Json
 from pyratok_jax.models.hunyuan_video import HUNYUAN_VIDEO, HunyuanVideoConfig
 from weights_conversion.vae.naming import Converter, Naming, Place, diffusers_sizes
 
@@ -13,7 +14,7 @@ def _diffusers(path: str) -> Place:
     return Place(path + ".conv" if _CAUSAL.search(path) else path)
 
 
-def from_diffusers(values: dict[str, Any]) -> HunyuanVideoConfig:
+def from_diffusers(values: dict[str, Json]) -> HunyuanVideoConfig:
     """Sizes from a published config.json.
 
     Raises:
@@ -31,7 +32,7 @@ def from_diffusers(values: dict[str, Any]) -> HunyuanVideoConfig:
     )
 
 
-def to_diffusers(config: HunyuanVideoConfig) -> dict[str, Any]:
+def to_diffusers(config: HunyuanVideoConfig) -> dict[str, Json]:
     """Arguments of diffusers' `AutoencoderKLHunyuanVideo`."""
     return {
         "block_out_channels": list(config.widths),

@@ -2,8 +2,8 @@
 
 import dataclasses
 import re
-from typing import Any
 
+from pyratok_jax.io import Json
 from pyratok_jax.models.mochi import MOCHI, MochiConfig
 from weights_conversion.vae.naming import Converter, Naming, Place
 
@@ -62,7 +62,7 @@ def _group(rest: str) -> tuple[str, int, str]:
     return parts[0], 0, ".".join(parts[1:])
 
 
-def from_diffusers(values: dict[str, Any]) -> MochiConfig:
+def from_diffusers(values: dict[str, Json]) -> MochiConfig:
     """Sizes from a published config.json."""
     names = {
         "encoder_block_out_channels": "encoder_widths",
@@ -72,13 +72,13 @@ def from_diffusers(values: dict[str, Any]) -> MochiConfig:
         "latents_mean": "latents_mean",
         "latents_std": "latents_std",
     }
-    given: dict[str, Any] = {
+    given: dict[str, Json] = {
         ours: tuple(values[theirs]) for theirs, ours in names.items() if values.get(theirs)
     }
     return MochiConfig(**given, z_dim=values.get("latent_channels", 12))
 
 
-def to_diffusers(config: MochiConfig) -> dict[str, Any]:
+def to_diffusers(config: MochiConfig) -> dict[str, Json]:
     """Arguments of diffusers' `AutoencoderKLMochi`."""
     return {
         "encoder_block_out_channels": list(config.encoder_widths),

@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 from pyratok_jax.checkpoints.conversion import Entry, conv2d, conv3d, flat
 from pyratok_jax.checkpoints.foreign.sources import TensorSource
 from pyratok_jax.errors import quoted
+from pyratok_jax.io import Json
 from pyratok_jax.models.vae_parts import HalvingVAEConfig
 from pyratok_jax.models.video_vae import VideoVAEConfig
 
@@ -102,15 +103,15 @@ class Converter:
     namings: tuple[Naming, ...]
     class_names: tuple[str, ...]
     published: VideoVAEConfig
-    from_diffusers: Callable[[dict[str, Any]], VideoVAEConfig]
-    to_diffusers: Callable[[Any], dict[str, Any]]
+    from_diffusers: Callable[[dict[str, Json]], VideoVAEConfig]
+    to_diffusers: Callable[[Any], dict[str, Json]]
     encode: Callable[[Any, Any], Any]
     decode: Callable[[Any, Any], Any]
     is_linear: Callable[[str], bool] = lambda path: False
     comparable: Callable[[Any], Any] = lambda config: config
 
 
-def diffusers_sizes(values: dict[str, Any], published: HalvingVAEConfig) -> dict[str, Any]:
+def diffusers_sizes(values: dict[str, Json], published: HalvingVAEConfig) -> dict[str, Json]:
     """The fields of a `HalvingVAEConfig` from a published config.json.
 
     Args:

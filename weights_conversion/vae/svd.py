@@ -3,6 +3,7 @@
 import re
 from typing import Any
 
+from pyratok_jax.io import Json
 from pyratok_jax.models.svd import SVD, SVDConfig
 from weights_conversion.vae.naming import Converter, Naming, Place, diffusers_sizes
 
@@ -56,12 +57,12 @@ def _skip(key: str) -> str | None:
     return "of the diffusion model" if other else None
 
 
-def from_diffusers(values: dict[str, Any]) -> SVDConfig:
+def from_diffusers(values: dict[str, Json]) -> SVDConfig:
     """Sizes from a published config.json."""
     return SVDConfig(**diffusers_sizes(values, SVD))
 
 
-def to_diffusers(config: SVDConfig) -> dict[str, Any]:
+def to_diffusers(config: SVDConfig) -> dict[str, Json]:
     """Arguments of diffusers' `AutoencoderKLTemporalDecoder`."""
     return {
         "block_out_channels": list(config.widths),

@@ -4,17 +4,17 @@ Hugging Face `config.json` (flat or nested under `text_config`, `rope_scaling` o
 `rope_parameters`), Meta's `params.json`, and the metadata of GGUF files.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
 
 from pyratok_jax.checkpoints.foreign.sources import TensorSource
 from pyratok_jax.errors import UserError, quoted, short
+from pyratok_jax.io import Json
 from pyratok_jax.io.documents import WRONG_VALUE, refusing
 from pyratok_jax.models.language.attention import frequencies
 from pyratok_jax.models.language.config import LanguageConfig, RopeConfig
 
 # Files leave out what equals the defaults of the library that wrote them.
-_DEFAULTS: dict[str, dict[str, Any]] = {
+_DEFAULTS: dict[str, dict[str, Json]] = {
     "llama": {"rope_theta": 10000.0},
     "qwen2": {"rope_theta": 10000.0},
     "qwen2_5_vl": {"rope_theta": 1e6},
@@ -49,7 +49,7 @@ _REFUSED = (
 )  # fmt: skip
 
 
-def parse_config(values: Mapping[str, Any], *, has_head: bool | None = None) -> LanguageConfig:
+def parse_config(values: Mapping[str, Json], *, has_head: bool | None = None) -> LanguageConfig:
     """A Hugging Face `config.json`.
 
     Args:
@@ -79,9 +79,9 @@ def parse_config(values: Mapping[str, Any], *, has_head: bool | None = None) -> 
 
 def _build(
     family: str,
-    merged: Mapping[str, Any],
-    nested: Mapping[str, Any],
-    values: Mapping[str, Any],
+    merged: Mapping[str, Json],
+    nested: Mapping[str, Json],
+    values: Mapping[str, Json],
     has_head: bool | None,
 ) -> LanguageConfig:
     heads, width, layers = (
@@ -125,11 +125,11 @@ def _build(
     )
 
 
-def _tokens_per_second(values: Mapping[str, Any]) -> float:
+def _tokens_per_second(values: Mapping[str, Json]) -> float:
     return float((values.get("vision_config") or {}).get("tokens_per_second", 4))
 
 
-def _family(values: Mapping[str, Any], nested: Mapping[str, Any]) -> str:
+def _family(values: Mapping[str, Json], nested: Mapping[str, Json]) -> str:
     kind = nested.get("model_type") or values.get("model_type")
     if str(kind) not in _FAMILIES:
         kind = values.get("model_type")
@@ -142,7 +142,7 @@ def _family(values: Mapping[str, Any], nested: Mapping[str, Any]) -> str:
 
 
 def _tied(
-    family: str, values: Mapping[str, Any], nested: Mapping[str, Any], has_head: bool | None
+    family: str, values: Mapping[str, Json], nested: Mapping[str, Json], has_head: bool | None
 ) -> bool:
     flags = [level["tie_word_embeddings"] for level in (values, nested)
              if level.get("tie_word_embeddings") is not None]  # fmt: skip
@@ -153,7 +153,7 @@ def _tied(
     return family == "gemma3" or has_head is False
 
 
-def _sliding(family: str, merged: Mapping[str, Any], layers: int) -> tuple[bool, ...]:
+def _sliding(family: str, merged: Mapping[str, Json], layers: int) -> tuple[bool, ...]:
     if not merged.get("sliding_window") or merged.get("use_sliding_window") is False:
         return ()
     types = merged.get("layer_types")
@@ -168,7 +168,7 @@ def _sliding(family: str, merged: Mapping[str, Any], layers: int) -> tuple[bool,
 
 
 def _ropes(
-    family: str, merged: Mapping[str, Any]
+    family: str, merged: Mapping[str, Json]
 ) -> tuple[RopeConfig, RopeConfig | None, tuple[int, ...]]:
     scaling = merged.get("rope_parameters") or merged.get("rope_scaling") or {}
     theta = float(merged["rope_theta"])
@@ -184,7 +184,7 @@ def _ropes(
     return _rope(scaling, theta), RopeConfig(local), ()
 
 
-def _rope(scaling: Mapping[str, Any], theta: float) -> RopeConfig:
+def _rope(scaling: Mapping[str, Json], theta: float) -> RopeConfig:
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
     theta = float(scaling.get("rope_theta") or theta)
     if float(scaling.get("partial_rotary_factor") or 1) != 1:
@@ -205,7 +205,7 @@ def _rope(scaling: Mapping[str, Any], theta: float) -> RopeConfig:
     raise ValueError(f"rope type {kind!r} is not one of default, mrope, linear, llama3")
 
 
-def parse_meta(values: Mapping[str, Any], source: TensorSource) -> LanguageConfig:
+def parse_meta(values: Mapping[str, Json], source: TensorSource) -> LanguageConfig:
     """Meta's `params.json`; sizes that it leaves out are read off the tensors.
 
     Raises:
@@ -265,7 +265,7 @@ def _parse_gguf(source: TensorSource) -> LanguageConfig:
         )
     family = _GGUF_FAMILIES[arch]
 
-    def fact(name: str, default: Any = None) -> Any:
+    def fact(name: str, default: Json = None) -> Json:
         return facts.get(f"{arch}.{name}", default)
 
     heads, width = int(fact("attention.head_count")), int(fact("embedding_length"))
@@ -300,7 +300,7 @@ def _parse_gguf(source: TensorSource) -> LanguageConfig:
     return parse_config(values, has_head="output.weight" in source)
 
 
-def _gguf_rope(source: TensorSource, fact: Any) -> dict[str, Any]:
+def _gguf_rope(source: TensorSource, fact: Callable[..., Json]) -> dict[str, Json]:
     kind = fact("rope.scaling.type")
     if kind not in (None, "none", "linear"):
         raise UserError(f"{source.path}: rope scaling {quoted(kind)} is not supported in GGUF")

@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from pyratok_jax.checkpoints.verification import weights_hash
 from pyratok_jax.checkpoints.working_folder import newest_step, read_parameters
 from pyratok_jax.errors import UserError
 from pyratok_jax.evaluation.data.mvbench import LETTERS, Question, parse_answer, prompt
+from pyratok_jax.io import Json
 from pyratok_jax.io.documents import read_json, refusing
 from pyratok_jax.models.language.generate import generate
 from pyratok_jax.models.language.model import LanguageModel
@@ -212,11 +213,11 @@ DESCRIPTION = "projector.json"
 class _Description:
     """What `DESCRIPTION` holds: the projector's sizes, and the hash of its tokenizer."""
 
-    projector: dict[str, Any]
+    projector: dict[str, Json]
     tokenizer: str
 
 
-def make_projector(arguments: Mapping[str, Any], rngs: nnx.Rngs) -> Projector:
+def make_projector(arguments: Mapping[str, Json], rngs: nnx.Rngs) -> Projector:
     """A projector of stored sizes."""
     return Projector(**{**arguments, "most": tuple(arguments["most"])}, rngs=rngs)
 

@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -28,6 +27,7 @@ from pyratok_jax.evaluation.models.features import (
 )
 from pyratok_jax.evaluation.task import Item, Metrics, Partial, Picture, clip_facts
 from pyratok_jax.evaluation.tasks.base import FeatureTask
+from pyratok_jax.io import Json
 
 _TEMPLATES = "a video of {}.|a video of a person doing {}.|{}."
 
@@ -82,7 +82,7 @@ class Classification(FeatureTask[Labelled]):
             self._classes = load_classes(self.classes, self.rows())
         return self._classes
 
-    def protocol(self) -> dict[str, Any]:
+    def protocol(self) -> dict[str, Json]:
         """Settings, and the number of classes."""
         return self.settings() | {
             "split": Path(self.table).stem if self.table else Path(self.data).name,

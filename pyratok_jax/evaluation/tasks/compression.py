@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -32,6 +32,7 @@ from pyratok_jax.evaluation.task import (
     parse_numbers,
 )
 from pyratok_jax.evaluation.tasks.base import QualityTask, middle_frames
+from pyratok_jax.io import Json
 from pyratok_jax.metrics import rate as rd
 from pyratok_jax.metrics.image import PROTOCOL, Perceptual, quality
 
@@ -110,7 +111,7 @@ class Compression(QualityTask[Several, Content]):
         codecs.choose(self.codecs)
         self.crf_list()
 
-    def protocol(self) -> dict[str, Any]:
+    def protocol(self) -> dict[str, Json]:
         """Settings, the codecs as they are called, and the conventions of every number."""
         chosen = codecs.choose(self.codecs)
         return self.settings() | {
@@ -173,7 +174,7 @@ class Compression(QualityTask[Several, Content]):
 
     def _tokens(
         self, name: str, reconstructor: Reconstructor, video: np.ndarray, caption: str | None
-    ) -> tuple[dict[str, Any], np.ndarray]:
+    ) -> tuple[dict[str, Json], np.ndarray]:
         rebuilt = reconstructor.reconstruct(video, caption if self.captions else None)
         bits = {rd.RAW: float(rebuilt.bits * sum(x.size for x in rebuilt.ids))}
         coded = _coded_bits(rebuilt.ids, rebuilt.bits)
@@ -198,7 +199,7 @@ class Compression(QualityTask[Several, Content]):
             "rows": rows,
         }
 
-    def tables(self, metrics: Metrics) -> dict[str, list[dict[str, Any]]]:
+    def tables(self, metrics: Metrics) -> dict[str, list[dict[str, Json]]]:
         """Tokens with each codec at their rate, all points of the codecs, and BD-rates."""
         rows = metrics["rows"]
         return {
@@ -245,7 +246,7 @@ class _Run:
 
     def measure(
         self, key: Sequence[str], coded: codecs.Encoded
-    ) -> tuple[dict[str, Any], np.ndarray]:
+    ) -> tuple[dict[str, Json], np.ndarray]:
         """The measurement of an encoding, and what it decodes to."""
         decoded = codecs.decode(self._codec, coded, self._video.shape)
         found = quality([self._video], [decoded], self._networks)
@@ -263,7 +264,7 @@ def _coded_bits(ids: Sequence[np.ndarray], bits: int) -> int | None:
         return None
 
 
-def _equal_rate(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _equal_rate(rows: Sequence[Mapping[str, Json]]) -> list[dict[str, Json]]:
     table = []
     for row in rows:
         if row["key"][0] != rd.TOKENS:
@@ -287,6 +288,6 @@ def _percentages(word: str, values: Mapping[str, float | None]) -> dict[str, str
     return {f"{word} {n}": None if v is None else f"{v:+.0f} %" for n, v in found.items()}
 
 
-def _row(name: str, row: Mapping[str, Any], kind: str = rd.RAW) -> dict[str, Any]:
+def _row(name: str, row: Mapping[str, Json], kind: str = rd.RAW) -> dict[str, Json]:
     shown = ("psnr", "psnr_video", "ssim", "lpips", "lpips_alex")
     return {"name": name, "bpp": row["bpp"].get(kind)} | {key: row.get(key) for key in shown}

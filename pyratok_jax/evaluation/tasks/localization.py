@@ -4,7 +4,6 @@ import dataclasses
 import functools
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -39,6 +38,7 @@ from pyratok_jax.evaluation.vision.temporal_detection import (
     mean_average_precision,
     propose,
 )
+from pyratok_jax.io import Json
 
 
 @dataclasses.dataclass
@@ -100,7 +100,7 @@ class Localization(ProposalSettings, FeatureTask[None]):
             return load_splits(folder)
         return {"all classes": self.annotations().labels}
 
-    def protocol(self) -> dict[str, Any]:
+    def protocol(self) -> dict[str, Json]:
         """Settings, and what the data holds."""
         found = self.annotations()
         return self.settings() | {

@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from scipy.optimize import minimize
@@ -15,6 +14,7 @@ from pyratok_jax.evaluation.models.features import Extractor, level_means, parse
 from pyratok_jax.evaluation.task import Item, Metrics, Partial, clip_facts
 from pyratok_jax.evaluation.tasks.base import FeatureTask
 from pyratok_jax.evaluation.tasks.classification import label_ranks, whole_clip
+from pyratok_jax.io import Json
 
 
 def nearest_neighbours(
@@ -114,7 +114,7 @@ class Probes(FeatureTask[Labelled]):
     def _labels(self) -> list[str]:
         return sorted({row.label for row in self.part("train")})
 
-    def protocol(self) -> dict[str, Any]:
+    def protocol(self) -> dict[str, Json]:
         """Settings, and sizes."""
         sizes = {f"{part}_videos": len(self.part(part)) for part in ("train", "test")}
         return self.settings() | {"split": "test", "classes": len(self._labels())} | sizes

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from pyratok_jax.evaluation.models.reconstructors import (
 )
 from pyratok_jax.evaluation.task import Item, Metrics, Partial, clip_facts
 from pyratok_jax.evaluation.tasks.base import QualityTask, middle_frames
+from pyratok_jax.io import Json
 from pyratok_jax.metrics import fvd
 from pyratok_jax.metrics.code_usage import CodeUsage
 from pyratok_jax.metrics.image import PROTOCOL, mean_quality, quality, tokenbench_psnr
@@ -98,7 +99,7 @@ class Reconstruction(QualityTask[Reconstructor, ClipRecord]):
         if self.train:
             refuse_leakage(self.data, self.train)
 
-    def protocol(self) -> dict[str, Any]:
+    def protocol(self) -> dict[str, Json]:
         """Settings, and the conventions of every metric."""
         return self.settings() | {
             "sampling": _SAMPLING[self.sampling],

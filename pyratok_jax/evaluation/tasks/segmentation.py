@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -39,6 +38,7 @@ from pyratok_jax.evaluation.vision.masks import (
     unit_masks,
 )
 from pyratok_jax.evaluation.vision.vis_scores import MAX_TRACKS, score_tracks
+from pyratok_jax.io import Json
 
 
 @dataclasses.dataclass
@@ -107,7 +107,7 @@ class Segmentation(FieldSettings, FeatureTask[VisVideo]):
             )
         return units
 
-    def protocol(self) -> dict[str, Any]:
+    def protocol(self) -> dict[str, Json]:
         """Settings, and how tracks are made."""
         return self.settings() | {
             "split": Path(self.data).stem,

@@ -27,6 +27,7 @@ from pyratok_jax.evaluation.task import (
     Task,
     clip_facts,
 )
+from pyratok_jax.io import Json
 
 if TYPE_CHECKING:
     from pyratok_jax.tokenizer import Tokenizer
@@ -116,7 +117,7 @@ class VideoQuestions(Task[Answerer, Question]):
             raise UserError(f"--set mode={self.mode}: expected one of {', '.join(MODES)}")
         self.items()
 
-    def protocol(self) -> dict[str, Any]:
+    def protocol(self) -> dict[str, Json]:
         """Settings, and which of the 20 tasks are there."""
         present = sorted({item.content.task for item in self.items()})
         missing = sorted(set(LAYOUT) - set(present))

@@ -17,13 +17,14 @@ import numpy as np
 from pycocotools import mask as coco
 
 from pyratok_jax.evaluation.data.vis import PackedMask, Track, UnpackedMask, VisData, VisVideo, pack
+from pyratok_jax.io import Json
 
 MAX_TRACKS = 100
 _REGIONS = "RegionSimilarity"
 AREA_RANGES = ((0, 128**2), (128**2, 256**2), (256**2, 1e5**2))
 
 
-def ground_truth(videos: Sequence[VisVideo], categories: Mapping[int, str]) -> dict[str, Any]:
+def ground_truth(videos: Sequence[VisVideo], categories: Mapping[int, str]) -> dict[str, Json]:
     """An annotation file of some videos, in the form that TrackEval reads."""
     tracks: list[Track] = []
     for video in videos:
@@ -93,7 +94,7 @@ def score_tracks(
     return result | {"j": 100 * _mean_j(raw, categories)}
 
 
-def _run(folder: Path, truth: dict[str, Any], predictions: Sequence[Track]) -> Any:
+def _run(folder: Path, truth: dict[str, Json], predictions: Sequence[Track]) -> Any:
     """TrackEval's nested results: class, metric, field."""
     import trackeval
 

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any, Literal
 
 from pyratok_jax.errors import check_fields
+from pyratok_jax.io import Json
 
 _MAX_SIZE, _MAX_LAYERS = 1 << 28, 1 << 10
 
@@ -113,12 +114,12 @@ class LanguageConfig:
         if self.activation not in ("silu", "gelu_tanh"):
             raise ValueError(f"activation {self.activation!r}: expected silu or gelu_tanh")
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Json]:
         """Plain values for a JSON file; `from_dict` reads them back."""
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "LanguageConfig":
+    def from_dict(cls, values: dict[str, Json]) -> "LanguageConfig":
         """The configuration written by `to_dict`.
 
         Raises:

@@ -6,13 +6,13 @@ layer at a time, and multiplied in the activations' dtype.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from pyratok_jax.models.language.attention import KEPT, frequencies, rotation
 from pyratok_jax.models.language.config import LanguageConfig
@@ -23,7 +23,7 @@ from pyratok_jax.nn.text_attention import TextCondition
 
 # Rematerialisation policies of a layer: save everything, its matrix products, or its input and the
 # output of attention.
-_POLICIES: dict[str, Any] = {
+_POLICIES: dict[str, Callable[..., bool] | None] = {
     "none": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "layers": jax.checkpoint_policies.save_only_these_names(*KEPT),
@@ -218,7 +218,7 @@ class LanguageModel(nnx.Module):
         if layers is not None:
             stacked = jax.tree.map(lambda leaf: leaf[:layers], stacked)
 
-        def body(x: Array, one: Any) -> tuple[Array, Any]:
+        def body(x: Array, one: PyTree) -> tuple[Array, PyTree]:
             weights, sliding, pair = one
             layer = nnx.merge(graph, weights)
             y, pair = layer(constrain_token_sharding(x), context, sliding, pair)
@@ -229,8 +229,8 @@ class LanguageModel(nnx.Module):
 
 
 def _scan(
-    body: Callable[[Array, Any], tuple[Array, Any]], remat: str, x: Array, stacked: Any
-) -> tuple[Array, Any, Any]:
+    body: Callable[[Array, PyTree], tuple[Array, PyTree]], remat: str, x: Array, stacked: PyTree
+) -> tuple[Array, PyTree, PyTree]:
     if remat != "none":
         body = jax.checkpoint(body, prevent_cse=False, policy=_POLICIES[remat])
     x, (states, pair) = jax.lax.scan(body, x, stacked)

@@ -3,9 +3,9 @@
 import dataclasses
 import json
 import math
-from typing import Any
 
 from pyratok_jax.errors import check_fields
+from pyratok_jax.io import Json
 from pyratok_jax.models.pyratok.inputs import UNNAMED_INPUTS, InputsByLevel, level_inputs
 from pyratok_jax.models.pyratok.lfq import SURROGATES
 from pyratok_jax.models.pyratok.quantizers.registry import quantizer_kind
@@ -130,7 +130,7 @@ class PyraTokConfig:
         """Sides of a video must be multiples of this (pad by edge replication)."""
         return max(ds for _, ds in self.grids)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Json]:
         """Plain values for a JSON file; `from_dict` reads them back."""
         values = dataclasses.asdict(self)
         values["vae"] = config_to_dict(self.vae)
@@ -152,14 +152,14 @@ class PyraTokConfig:
         return json.dumps(values)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "PyraTokConfig":
+    def from_dict(cls, values: dict[str, Json]) -> "PyraTokConfig":
         """The configuration written by `to_dict`.
 
         Raises:
             ValueError: for keys that are not fields.
         """
         check_fields(values, cls, "the tokenizer's configuration")
-        unnamed: dict[str, Any] = {"standardised_text": False, "inputs": UNNAMED_INPUTS}
+        unnamed: dict[str, Json] = {"standardised_text": False, "inputs": UNNAMED_INPUTS}
         values = unnamed | values
         values = dict(values, vae=config_from_dict(values["vae"]))
         # JSON knows no tuples.

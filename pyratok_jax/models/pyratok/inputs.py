@@ -8,9 +8,10 @@ other inputs then hardly matter. So it is stated for each level whether and how 
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from pyratok_jax.errors import check_fields
+from pyratok_jax.io import Json
 
 Residual = Literal["none", "trunk", "bypass"]
 
@@ -61,7 +62,7 @@ INPUT_PRESETS: dict[str, tuple[LevelInputs, LevelInputs]] = {
 
 
 def level_inputs(
-    inputs: str | Sequence[LevelInputs | Mapping[str, Any]], levels: int
+    inputs: str | Sequence[LevelInputs | Mapping[str, Json]], levels: int
 ) -> InputsByLevel:
     """Inputs of every level, coarse to fine, of a preset's name or of a sequence.
 
@@ -80,7 +81,7 @@ def level_inputs(
     return tuple(_of_level(given) for given in inputs)
 
 
-def _of_level(given: LevelInputs | Mapping[str, Any]) -> LevelInputs:
+def _of_level(given: LevelInputs | Mapping[str, Json]) -> LevelInputs:
     if isinstance(given, LevelInputs):
         return given
     check_fields(given, LevelInputs, "a level's inputs")

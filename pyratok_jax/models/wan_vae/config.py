@@ -2,8 +2,9 @@
 
 import dataclasses
 import math
-from typing import Any, ClassVar
+from typing import ClassVar
 
+from pyratok_jax.io import Json
 from pyratok_jax.models.video_vae import VideoVAEConfig
 
 # Per-channel statistics of the latents, as published with the checkpoints.
@@ -142,7 +143,7 @@ class WanVAEConfig(VideoVAEConfig):
             strides.append((time, space))
         return (*strides, (time, space))
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Json]:
         """Plain values for a JSON file; what no published layout has is left out where unused."""
         values = dataclasses.asdict(self)
         for name in ("spatial_downsample", "linear_path"):
@@ -151,7 +152,7 @@ class WanVAEConfig(VideoVAEConfig):
         return values
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "WanVAEConfig":
+    def from_dict(cls, values: dict[str, Json]) -> "WanVAEConfig":
         """A configuration from our JSON or a published one.
 
         Published files spell `temperal_downsample` and hold keys that only concern their own
@@ -162,7 +163,7 @@ class WanVAEConfig(VideoVAEConfig):
             values["temporal_downsample"] = values.pop("temperal_downsample")
         names = {field.name for field in dataclasses.fields(cls)}
         # JSON knows no tuples.
-        given: dict[str, Any] = {
+        given: dict[str, Json] = {
             key: tuple(value) if isinstance(value, list) else value
             for key, value in values.items()
             if key in names

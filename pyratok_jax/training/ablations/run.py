@@ -20,6 +20,7 @@ from pyratok_jax.checkpoints.partition import Partition
 from pyratok_jax.data.heldout import HeldoutClip, heldout_clips
 from pyratok_jax.data.padding import to_model_range
 from pyratok_jax.errors import UserError
+from pyratok_jax.io import Json
 from pyratok_jax.io.atomic import atomic_path, write_json
 from pyratok_jax.io.documents import read_json, read_npz, refusing
 from pyratok_jax.metrics.code_usage import code_usage
@@ -35,8 +36,8 @@ _CALIBRATED = "tokenizer."
 
 
 def run_one(
-    config: ConfigDict, folder: Path, *, starts: Path, facts: dict[str, Any]
-) -> dict[str, Any] | None:
+    config: ConfigDict, folder: Path, *, starts: Path, facts: dict[str, Json]
+) -> dict[str, Json] | None:
     """Train once and measure on the held-out clips; a finished run is read, not repeated.
 
     Args:
@@ -54,14 +55,14 @@ def run_one(
     path = folder / RESULT
     if path.exists():
         advice = "remove it to run this ablation again"
-        found = read_json(path, dict[str, Any], advice=advice)
+        found = read_json(path, dict[str, Json], advice=advice)
         if any(found.get(key) != value for key, value in facts.items()):
             raise UserError(f"{path} is of other settings; name another --workdir")
         return found
     begin = time.perf_counter()
     task = TokenizerTask(config)
     clips = heldout_clips(config.data, tuple(config.report.buckets), config.report.clips)
-    start: dict[str, Any] = {}
+    start: dict[str, Json] = {}
 
     def on_start(partition: Partition) -> None:
         # So that other commands can open the run.
@@ -146,7 +147,7 @@ def measure(
     partition: Partition,
     clips: Sequence[HeldoutClip],
     lpips: Mapping[str, Perceptual] | None,
-) -> dict[str, Any]:
+) -> dict[str, Json]:
     """Quality, rate and use of the codes on held-out clips.
 
     Decoded from token ids as everywhere; the continuous latent, which has none, as it is.
@@ -163,7 +164,7 @@ def measure(
         else:
             encoded.append(tokenizer.encode(clip.video, clip.caption))
             videos.append(tokenizer.decode(encoded[-1]))
-    figures: dict[str, Any] = dict(quality([clip.video for clip in clips], videos, lpips))
+    figures: dict[str, Json] = dict(quality([clip.video for clip in clips], videos, lpips))
     if encoded:
         used = code_usage([clip.ids for clip in encoded], tokenizer.config.vocabulary_size)
         figures["bpp"] = mean_bits_per_pixel(encoded)

@@ -14,6 +14,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from pyratok_jax.errors import UserError
+from pyratok_jax.io import Json
 
 LATENT = ((4, 8),)
 # Codes that are indices of vectors have no bit distributions.
@@ -43,12 +44,12 @@ class Ablation:
 
     group: str
     label: str
-    changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    changes: Mapping[str, Json] = dataclasses.field(default_factory=dict)
     published: tuple[float | None, float | None] = (None, None)
     scales: tuple[str, ...] = ("demo", "full")
 
 
-def _quantizer(name: str, levels: int, bits: int, **more: Any) -> dict[str, Any]:
+def _quantizer(name: str, levels: int, bits: int, **more: Any) -> dict[str, Json]:
     return {
         "model.tokenizer.quantizer": name,
         "model.tokenizer.grids": LATENT * levels,
@@ -57,11 +58,11 @@ def _quantizer(name: str, levels: int, bits: int, **more: Any) -> dict[str, Any]
     }
 
 
-def _without(*terms: str) -> dict[str, Any]:
+def _without(*terms: str) -> dict[str, Json]:
     return {f"loss.weights.{term}": 0.0 for term in terms}
 
 
-def _blocks(grids: tuple[tuple[int, int], ...], bits: int) -> dict[str, Any]:
+def _blocks(grids: tuple[tuple[int, int], ...], bits: int) -> dict[str, Json]:
     return {"model.tokenizer.grids": grids, "model.tokenizer.bits": bits}
 
 
@@ -70,7 +71,7 @@ def _vae(
     weights: str,
     sizes: str,
     published: float | None = None,
-    more: Mapping[str, Any] = MappingProxyType({}),
+    more: Mapping[str, Json] = MappingProxyType({}),
 ) -> Ablation:
     """Another backbone, which needs converted weights and so the full scale."""
     backbone = {"model.backbone": f"weights/{weights}", "model.vae": sizes}

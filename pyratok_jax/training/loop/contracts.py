@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
 
 from pyratok_jax.checkpoints.partition import Arrays, Partition
+from pyratok_jax.io import Json
 from pyratok_jax.training.distributed.transfer import DataShard
 from pyratok_jax.training.step import Metrics
 
@@ -20,7 +21,7 @@ S = TypeVar("S", bound=nnx.Module)
 # The shard that this process reads, given the number of rows of the global batch.
 ShareOf = Callable[[int], DataShard]
 # What a loader needs to continue its stream; plain JSON.
-LoaderState = Mapping[str, Any]
+LoaderState = Mapping[str, Json]
 # Of `Task.loss`: its batch, as global arrays; the steps done over all steps; loss and terms to log.
 DeviceBatch = Mapping[str, Array]
 Progress = Float[Array, ""]

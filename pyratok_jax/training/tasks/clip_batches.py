@@ -1,9 +1,10 @@
 """The loader of tasks that train on clips: dictionaries of the pipeline to `contracts.Batch`."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from pyratok_jax.data.pipeline import ClipLoader
+from pyratok_jax.io import Json
 from pyratok_jax.training.loop.contracts import Batch, LoaderState
 
 
@@ -29,7 +30,7 @@ class Clips(Stream, Protocol):
     its `bucket` where batches differ.
     """
 
-    def __next__(self) -> Mapping[str, Any]:
+    def __next__(self) -> Mapping[str, Json]:
         """The next batch of this process."""
 
 

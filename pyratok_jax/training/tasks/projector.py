@@ -6,7 +6,6 @@ question answering.
 """
 
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +17,7 @@ from ml_collections import ConfigDict
 from pyratok_jax.data.pipeline import make_loader
 from pyratok_jax.errors import UserError
 from pyratok_jax.evaluation.models.answering import DESCRIPTION, FORMAT, make_projector
+from pyratok_jax.io import Json
 from pyratok_jax.io.atomic import write_json
 from pyratok_jax.models.alignment import Alignment
 from pyratok_jax.models.language.model import LanguageModel
@@ -89,7 +89,7 @@ class ProjectorTask:
             make_projector(self.arguments(), nnx.Rngs(config.seed)),
         )
 
-    def arguments(self) -> dict[str, Any]:
+    def arguments(self) -> dict[str, Json]:
         """Sizes of the projector."""
         return {
             "levels": len(self.tokenizer.config.grids),
