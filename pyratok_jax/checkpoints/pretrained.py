@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -185,7 +185,7 @@ def read_weights(path: Path) -> tuple[dict[str, Json], dict[str, np.ndarray]]:
 
 
 def write_weights(
-    path: Path, sizes: Mapping[str, Any], arrays: Mapping[str, np.ndarray], *, bits: int = 16
+    path: Path, sizes: Mapping[str, Json], arrays: Mapping[str, np.ndarray], *, bits: int = 16
 ) -> None:
     """Write a module as one safetensors file with its sizes in the header, atomically.
 

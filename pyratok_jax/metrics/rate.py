@@ -7,7 +7,6 @@ the measure do, and the mean difference is taken over the qualities that both cu
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from scipy.interpolate import PchipInterpolator
@@ -130,7 +129,7 @@ def ours(kind: str) -> str:
     return f"PyraTok ({kind})"
 
 
-def compare(series: Mapping[str, Sequence[tuple[float, float]]]) -> dict[str, Any]:
+def compare(series: Mapping[str, Sequence[tuple[float, float]]]) -> dict[str, Json]:
     """Every curve against every codec: BD-rate, and the rate for each single point's quality.
 
     Returns:

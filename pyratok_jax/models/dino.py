@@ -6,7 +6,7 @@ angles (DINOv3) or a learned grid, resized bicubically (DINOv2).
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from pyratok_jax.io import Json
+from pyratok_jax.nn.causal_conv import LayerSettings
 
 _MAX_SIZE = 1 << 16
 
@@ -171,9 +172,9 @@ class Block(nnx.Module):
 
     def __init__(self, config: DinoConfig, *, rngs: nnx.Rngs, dtype: DTypeLike):
         width, hidden = config.width, config.hidden
-        settings: dict[str, Any] = {"rngs": rngs, "dtype": dtype}
+        settings: LayerSettings = {"rngs": rngs, "dtype": dtype}
         self.norm1 = nnx.LayerNorm(width, epsilon=config.epsilon, **settings)
-        self.attention = Attention(config, **settings)
+        self.attention = Attention(config, rngs=rngs, dtype=dtype)
         self.scale1 = nnx.Param(jnp.ones(width))
         self.norm2 = nnx.LayerNorm(width, epsilon=config.epsilon, **settings)
         self.gate = nnx.Linear(width, hidden, **settings) if config.gated else None
@@ -207,7 +208,7 @@ class Dino(nnx.Module):
         """
         self.config = config
         width, patch = config.width, config.patch
-        settings: dict[str, Any] = {"rngs": rngs, "dtype": dtype}
+        settings: LayerSettings = {"rngs": rngs, "dtype": dtype}
 
         def normal(*shape: int) -> nnx.Param:
             return nnx.Param(0.02 * jax.random.normal(rngs.params(), shape))
@@ -217,7 +218,7 @@ class Dino(nnx.Module):
         learned = config.rope_theta is None
         self.positions = normal(config.positions**2 + 1, width) if learned else None
         self.embed = nnx.Conv(3, width, (patch, patch), strides=patch, padding="VALID", **settings)
-        self.blocks = nnx.List(Block(config, **settings) for _ in range(config.layers))
+        self.blocks = nnx.List(Block(config, rngs=rngs, dtype=dtype) for _ in range(config.layers))
         self.norm = nnx.LayerNorm(width, epsilon=config.epsilon, **settings)
 
     def __call__(self, images: Float[Array, "n h w 3"]) -> DinoFeatures:

@@ -5,7 +5,7 @@ convolution is copies of its first input frame; frames are padded with copies of
 """
 
 import dataclasses
-from typing import Any, ClassVar, Unpack
+from typing import ClassVar, Unpack
 
 import jax.numpy as jnp
 from flax import nnx
@@ -99,8 +99,9 @@ class Downsample(nnx.Module):
 
     def __init__(self, features: int, *, halves_time: bool, **settings):
         strides = (2 if halves_time else 1, 2, 2)
-        shape: Any = {"strides": strides, "edges": "replicate"}
-        self.conv = FirstFrameConv3d(features, features, **shape, **settings)
+        self.conv = FirstFrameConv3d(
+            features, features, strides=strides, edges="replicate", **settings
+        )
 
     def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t2 h2 w2 c"]:
         """Smaller frames, maybe fewer."""

@@ -7,7 +7,7 @@ statistics over each frame.
 
 import dataclasses
 import math
-from typing import Any, ClassVar, Unpack
+from typing import ClassVar, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -134,8 +134,8 @@ def fourier_features(video: Float[Array, "b t h w c"]) -> Float[Array, "b t h w 
 
 def frame_norm(features: int, **settings) -> GroupNorm:
     """Group norm over each frame, 32 groups."""
-    param: dict[str, Any] = {"param_dtype": settings.get("param_dtype", jnp.float32)}
-    return GroupNorm(features, 32, epsilon=1e-5, per_frame=True, **param)
+    param_dtype = settings.get("param_dtype", jnp.float32)
+    return GroupNorm(features, 32, epsilon=1e-5, per_frame=True, param_dtype=param_dtype)
 
 
 class ResidualBlock(nnx.Module):

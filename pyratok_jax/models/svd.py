@@ -5,7 +5,7 @@ whole clip.
 """
 
 import dataclasses
-from typing import Any, ClassVar, Unpack
+from typing import ClassVar, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -64,8 +64,8 @@ def tiny(width: int = 32, **changes) -> SVDConfig:
 
 def frame_norm(features: int, **settings) -> GroupNorm:
     """Group norm over each frame, 32 groups."""
-    param: dict[str, Any] = {"param_dtype": settings.get("param_dtype", jnp.float32)}
-    return GroupNorm(features, 32, epsilon=1e-6, per_frame=True, **param)
+    param_dtype = settings.get("param_dtype", jnp.float32)
+    return GroupNorm(features, 32, epsilon=1e-6, per_frame=True, param_dtype=param_dtype)
 
 
 class ResidualBlock(nnx.Module):
@@ -91,8 +91,10 @@ class TimeBlock(nnx.Module):
     """norm, SiLU, convolution over time, twice, plus the input; a frame sees those around it."""
 
     def __init__(self, features: int, **settings):
-        param: dict[str, Any] = {"param_dtype": settings.get("param_dtype", jnp.float32)}
-        self.norm1, self.norm2 = (GroupNorm(features, 32, epsilon=1e-5, **param) for _ in range(2))
+        param_dtype = settings.get("param_dtype", jnp.float32)
+        self.norm1, self.norm2 = (
+            GroupNorm(features, 32, epsilon=1e-5, param_dtype=param_dtype) for _ in range(2)
+        )
         self.conv1, self.conv2 = (
             TimeConv(features, features, (3, 1, 1), **settings) for _ in range(2)
         )

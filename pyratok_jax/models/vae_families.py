@@ -1,4 +1,4 @@
-"""The families of video VAEs by name. A new one is a folder of `models` and an entry here."""
+"""The families of video VAEs by name. A new one is a module of `models` and an entry here."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple

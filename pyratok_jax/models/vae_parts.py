@@ -3,7 +3,7 @@
 import abc
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, TypeVar, Unpack
+from typing import ClassVar, TypeVar, Unpack
 
 from flax import nnx
 from jaxtyping import Array, Float
@@ -48,7 +48,7 @@ class HalvingVAEConfig(VideoVAEConfig):
         check_statistics(self)
 
     @classmethod
-    def small(cls: type[C], widths: tuple[int, ...], **changes: Any) -> C:
+    def small(cls: type[C], widths: tuple[int, ...], **changes: Json) -> C:
         """Sizes for quick runs: one residual block per stage, four channels, unit statistics."""
         z = changes.get("z_dim", 4)
         values = {"layers": 1, "z_dim": z, "latents_mean": (0.0,) * z, "latents_std": (1.0,) * z}

@@ -9,8 +9,7 @@ work is counted too.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -64,7 +63,7 @@ def _of_equation(equation: core.JaxprEqn) -> float:
     return sum(count_flops(inner) for inner in _inner(params))
 
 
-def _inner(params: dict[str, Any]) -> Iterator[core.Jaxpr]:
+def _inner(params: Mapping[str, object]) -> Iterator[core.Jaxpr]:
     """Jaxprs inside an equation (calls, custom derivatives, loops of unknown length)."""
     # Rules for derivatives are functions, not jaxprs, until they are traced themselves.
     for value in params.values():
@@ -268,7 +267,7 @@ def model_flops(step: str, config: ConfigDict, bucket: Bucket, program: StepProg
     return one * program.clips
 
 
-def _unsplit(step: str, training: AbstractTraining) -> Any:
+def _unsplit(step: str, training: AbstractTraining) -> Callable[..., PyTree]:
     from flax import nnx
 
     from pyratok_jax.tokenizer import detokenize_step, tokenize_step

@@ -12,7 +12,7 @@ import difflib
 import os
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from absl import flags
 from ml_collections import ConfigDict, config_dict, config_flags
@@ -29,7 +29,7 @@ from pyratok_jax.models.pyratok.config import PyraTokConfig
 from pyratok_jax.training.config_command import help_text, resolve_config
 
 
-def training_config(**changes: Any) -> ConfigDict:
+def training_config(**changes: Json) -> ConfigDict:
     """Defaults of everything but the model, the loss and the data source.
 
     - task: "tokenizer", or another name of `registry.TASKS` and `demo.TASKS`.
@@ -102,7 +102,7 @@ def training_config(**changes: Any) -> ConfigDict:
     return updated(config, changes, "a training config")
 
 
-def tokenizer_training_config(**changes: Any) -> ConfigDict:
+def tokenizer_training_config(**changes: Json) -> ConfigDict:
     """`training_config` with the keys of a tokenizer's training; defaults are the paper's.
 
     - model: backbone (specification of the frozen VAE), head of the
@@ -185,7 +185,7 @@ def tokenizer_training_config(**changes: Any) -> ConfigDict:
     return config
 
 
-def generator_training_config(**changes: Any) -> ConfigDict:
+def generator_training_config(**changes: Json) -> ConfigDict:
     """`training_config` with the keys of a prior's training on tokens.
 
     - tokenizer: working folder of the tokenizer that made the tokens.

@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from ml_collections import ConfigDict
 
@@ -26,6 +26,8 @@ from pyratok_jax.training.config_keys import flattened, keys_of, known_values
 from pyratok_jax.training.optimizer import make_optimizer
 from pyratok_jax.training.registry import check_evaluators
 from pyratok_jax.training.system import TokenizerLoss, tokenizer_config
+
+T = TypeVar("T")
 
 
 def check_config(config: ConfigDict) -> None:
@@ -65,7 +67,7 @@ def _check_values(config: ConfigDict) -> None:
             raise UserError(f"config.optimizer.groups: {pair[0]!r}: {error}") from error
 
 
-def _naming(key: str, make: Callable[[], Any]) -> Any:
+def _naming(key: str, make: Callable[[], T]) -> T:
     """What `make` gives; its errors with the key before them."""
     try:
         return make()
@@ -78,7 +80,7 @@ def _naming(key: str, make: Callable[[], Any]) -> Any:
         raise UserError(f"config.{key}{'.' if within else ': '}{text}") from error
 
 
-def _check_weights(key: str, spec: str, check: Callable[[str], Any], converter: str) -> Any:
+def _check_weights(key: str, spec: str, check: Callable[[str], T], converter: str) -> T:
     """What `check` gives; names the command that makes a folder which is not there."""
     if not spec.startswith("builtin:") and "://" not in spec and not Path(spec).exists():
         raise UserError(

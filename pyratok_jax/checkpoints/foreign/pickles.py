@@ -14,14 +14,17 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import ml_dtypes
 import numpy as np
+from numpy.typing import DTypeLike
 
 from pyratok_jax.errors import UserError
 
-_STORAGE_DTYPES: dict[str, Any] = {
+Leaf = TypeVar("Leaf")
+
+_STORAGE_DTYPES: dict[str, DTypeLike] = {
     "DoubleStorage": np.float64,
     "FloatStorage": np.float32,
     "HalfStorage": np.float16,
@@ -101,7 +104,7 @@ class _TorchUnpickler(pickle.Unpickler):
         ("torch", "Size"): tuple,
     }
 
-    def find_class(self, module: str, name: str) -> Any:
+    def find_class(self, module: str, name: str) -> object:
         if (module, name) in self._known:
             return self._known[module, name]
         if module in ("torch", "torch.storage") and name in _STORAGE_DTYPES:
@@ -130,7 +133,7 @@ def _empty_array(kind: object, shape: object, code: object) -> np.ndarray:
 class _NumpyUnpickler(pickle.Unpickler):
     """Builds dictionaries of numpy arrays and nothing else."""
 
-    def find_class(self, module: str, name: str) -> Any:
+    def find_class(self, module: str, name: str) -> object:
         if module == "numpy" and name == "ndarray":
             return _NDArray
         if module == "numpy" and name == "dtype":
@@ -146,7 +149,7 @@ class _NumpyUnpickler(pickle.Unpickler):
         raise _Refused(f"{module}.{name}")
 
 
-def _load(unpickler: pickle.Unpickler, path: Path) -> Any:
+def _load(unpickler: pickle.Unpickler, path: Path) -> object:
     try:
         return unpickler.load()
     except _Refused as error:
@@ -161,7 +164,7 @@ def _load(unpickler: pickle.Unpickler, path: Path) -> Any:
         ) from error
 
 
-def flatten(tree: Mapping[str, Any], leaf: type, separator: str) -> dict[str, Any]:
+def flatten(tree: Mapping[str, object], leaf: type[Leaf], separator: str) -> dict[str, Leaf]:
     """The leaves of type `leaf` in nested mappings, keyed by the joined path. Others are left out.
 
     Iterative, since a hostile file may nest deeper than Python's stack.
@@ -169,9 +172,9 @@ def flatten(tree: Mapping[str, Any], leaf: type, separator: str) -> dict[str, An
     Raises:
         UserError: more entries than any weights file has.
     """
-    found: dict[str, Any] = {}
+    found: dict[str, Leaf] = {}
     visits = 0
-    stack: list[tuple[str, Any, int]] = [("", tree, 0)]
+    stack: list[tuple[str, object, int]] = [("", tree, 0)]
     while stack:
         prefix, node, depth = stack.pop()
         visits += 1
@@ -203,7 +206,9 @@ def read_numpy_pickle(path: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _flattened(path: Path, tree: Mapping[str, Any], leaf: type, separator: str) -> dict[str, Any]:
+def _flattened(
+    path: Path, tree: Mapping[str, object], leaf: type[Leaf], separator: str
+) -> dict[str, Leaf]:
     try:
         return flatten(tree, leaf, separator)
     except UserError as error:

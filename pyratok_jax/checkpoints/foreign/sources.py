@@ -286,7 +286,7 @@ def _open_pickle(path: Path) -> TensorSource:
 class _NoGlobals(pickle.Unpickler):
     """Reads plain numbers and containers; used to look at a file's magic number."""
 
-    def find_class(self, module: str, name: str) -> Any:
+    def find_class(self, module: str, name: str) -> object:
         raise pickle.UnpicklingError(f"{module}.{name}")
 
 

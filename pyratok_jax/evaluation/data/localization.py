@@ -4,11 +4,11 @@ import dataclasses
 import math
 import re
 from pathlib import Path
-from typing import Any
 
 from pyratok_jax.data.video.files import VIDEO_SUFFIXES
 from pyratok_jax.errors import UserError
 from pyratok_jax.evaluation.vision.temporal_detection import Instance
+from pyratok_jax.io import Json
 from pyratok_jax.io.documents import read_json, read_lines, with_suffix_of
 
 
@@ -64,7 +64,7 @@ def load_annotations(path: Path, subset: str = "") -> Annotations:
     return Annotations(videos, tuple(labels), dropped)
 
 
-def _instance(path: Path, video: str, row: Any) -> Instance:
+def _instance(path: Path, video: str, row: Json) -> Instance:
     try:
         start, end = (float(x) for x in row["segment"])
         if not (math.isfinite(start) and math.isfinite(end)):
@@ -94,7 +94,7 @@ def load_splits(folder: str) -> dict[str, tuple[str, ...]]:
     return splits
 
 
-def _natural(path: Path) -> list[Any]:
+def _natural(path: Path) -> list[int | str]:
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]
 
 

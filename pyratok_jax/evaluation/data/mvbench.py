@@ -4,9 +4,9 @@ import dataclasses
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from pyratok_jax.errors import UserError
+from pyratok_jax.io import Json
 from pyratok_jax.io.documents import read_json
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -109,7 +109,7 @@ def _read(root: Path, path: Path, name: str) -> list[Question]:
     return [_question(root, path, name, number, row) for number, row in enumerate(rows)]
 
 
-def _question(root: Path, path: Path, name: str, number: int, row: Any) -> Question:
+def _question(root: Path, path: Path, name: str, number: int, row: Json) -> Question:
     part = LAYOUT[name]
     try:
         options = tuple(str(option) for option in row["candidates"])

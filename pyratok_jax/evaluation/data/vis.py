@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import NotRequired, TypedDict
 
 import numpy as np
 from pycocotools import mask as coco
@@ -12,6 +12,7 @@ from pyratok_jax.data.video.files import BrokenVideoError, read_image
 from pyratok_jax.data.video.pictures import open_picture
 from pyratok_jax.errors import UserError
 from pyratok_jax.evaluation.task import BrokenItemError
+from pyratok_jax.io import Json
 from pyratok_jax.io.documents import WRONG_VALUE, read_json
 
 _IMAGES = (".jpg", ".jpeg", ".png")
@@ -120,7 +121,7 @@ def load_vis(path: Path, images: Path) -> VisData:
     return VisData(tuple(videos), categories)
 
 
-def _video(path: Path, images: Path, row: Any, tracks: list[Track]) -> VisVideo:
+def _video(path: Path, images: Path, row: Json, tracks: list[Track]) -> VisVideo:
     try:
         files = tuple(images / str(name) for name in row["file_names"])
         height, width = int(row["height"]), int(row["width"])

@@ -1,10 +1,11 @@
 """Questions about videos (MVBench): accuracy per task."""
 
 import dataclasses
+import functools
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -90,9 +91,11 @@ class VideoQuestions(Task[Answerer, Question]):
         Raises:
             UserError: no projector is named.
         """
-        settings: dict[str, Any] = {"mode": self.mode, "new_tokens": self.new_tokens}
+        answers = functools.partial(
+            LanguageAnswers, tokenizer, mode=self.mode, new_tokens=self.new_tokens
+        )
         if self.projector == BLIND:
-            return LanguageAnswers(tokenizer, None, **settings)
+            return answers(None)
         if not self.projector:
             raise UserError(
                 "the task vqa needs --set projector=DIR, trained with --config "
@@ -101,7 +104,7 @@ class VideoQuestions(Task[Answerer, Question]):
         from pyratok_jax.evaluation.models.answering import load_projector
 
         projector, digest = load_projector(self.projector, tokenizer)
-        return LanguageAnswers(tokenizer, projector, projector_hash=digest, **settings)
+        return answers(projector, projector_hash=digest)
 
     def baseline(self, kind: str) -> Answerer:
         """Oracle or random answers."""

@@ -1,7 +1,7 @@
 """Sizes and switches of a decoder-only language model; one description for all families."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Literal
 
 from pyratok_jax.errors import check_fields
 from pyratok_jax.io import Json
@@ -135,7 +135,7 @@ class LanguageConfig:
         return cls(**values)
 
 
-def tiny(**changes: Any) -> LanguageConfig:
+def tiny(**changes: Json) -> LanguageConfig:
     """A very small Llama for tests."""
     sizes = {
         "vocabulary": 96, "width": 32, "layers": 2, "heads": 4, "kv_heads": 2, "head_dim": 8,

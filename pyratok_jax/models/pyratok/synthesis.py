@@ -6,15 +6,13 @@ and the group of g token frames that share one latent frame as one vector, as a 
 codec does; frame 0, which is a latent frame by itself, has its own maps.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from pyratok_jax.nn.causal_conv import CausalConv3d
+from pyratok_jax.nn.causal_conv import CausalConv3d, LayerSettings
 from pyratok_jax.nn.grids import Stride, depth_to_space, space_to_depth
 from pyratok_jax.nn.partitioning import convolve
 from pyratok_jax.nn.stream_cache import StreamCache
@@ -48,11 +46,11 @@ class Synthesis(nnx.Module):
         self.group, self.patch = _ratios(stride, latent_stride)
         width = self.patch**2 * channels
         init = nnx.initializers.variance_scaling(0.1, "fan_in", "normal")
-        settings: dict[str, Any] = {"kernel_init": init, "rngs": rngs, "dtype": dtype}
-        self.first = nnx.Linear(bits, width, **settings)
-        self.rest = nnx.Linear(self.group * bits, width, **settings)
-        self.smooth_in = CausalConv3d(channels, hidden, (3, 3, 3), rngs=rngs, dtype=dtype)
-        self.smooth_out = CausalConv3d(hidden, channels, (3, 3, 3), rngs=rngs, dtype=dtype)
+        settings: LayerSettings = {"rngs": rngs, "dtype": dtype}
+        self.first = nnx.Linear(bits, width, kernel_init=init, **settings)
+        self.rest = nnx.Linear(self.group * bits, width, kernel_init=init, **settings)
+        self.smooth_in = CausalConv3d(channels, hidden, (3, 3, 3), **settings)
+        self.smooth_out = CausalConv3d(hidden, channels, (3, 3, 3), **settings)
         self.smooth_out.kernel[...] = jnp.zeros_like(self.smooth_out.kernel[...])
 
     def grouped(self, q: Float[Array, "b t h w bits"]) -> Float[Array, "b n h w d"]:

@@ -9,7 +9,6 @@ whole numbers allow.
 import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -49,7 +48,7 @@ class Ablation:
     scales: tuple[str, ...] = ("demo", "full")
 
 
-def _quantizer(name: str, levels: int, bits: int, **more: Any) -> dict[str, Json]:
+def _quantizer(name: str, levels: int, bits: int, **more: Json) -> dict[str, Json]:
     return {
         "model.tokenizer.quantizer": name,
         "model.tokenizer.grids": LATENT * levels,

@@ -6,7 +6,6 @@ captions, and for the order "blocks" the synthesis of the latent from codes.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +22,7 @@ from pyratok_jax.generator.loading import (
     GeneratorDescription,
     write_description,
 )
+from pyratok_jax.io import Json
 from pyratok_jax.losses.prior import PriorObjective, prior_loss
 from pyratok_jax.models.language.model import TextEncoder
 from pyratok_jax.models.prior.conditioning import Condition
@@ -276,7 +276,7 @@ def layout_of(grids: list[tuple[int, ...]], sizes: PriorConfig) -> Layout:
     return Layout(found, sizes.strides, sizes.latent_stride)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Json) -> Json:
     """A tuple where a config holds a list or a tuple of numbers."""
     return tuple(value) if isinstance(value, list | tuple) else value
 

@@ -1,7 +1,6 @@
 """Lookup-free quantisation of the final latent: one stage, or several residual ones."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -75,9 +74,11 @@ class LookupFreeLatent(base.Quantizer):
         self.depth, self.vocabulary = config.depth, config.vocabulary
         # The signs of the latent itself need nothing of other frames.
         self.streams = not config.project
-        bits, settings = config.bits, dict[str, Any](rngs=rngs, dtype=dtype)
+        bits = config.bits
         self.projection = nnx.data(
-            LatentProjection(config.channels, config.patch, bits, config.hidden, **settings)
+            LatentProjection(
+                config.channels, config.patch, bits, config.hidden, rngs=rngs, dtype=dtype
+            )
             if config.project
             else None
         )

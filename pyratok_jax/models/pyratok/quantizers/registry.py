@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
@@ -24,7 +24,7 @@ class Kind(NamedTuple):
     """
 
     quantizer: type[Quantizer]
-    config: Callable[[TokenizerSizes], Any]
+    config: Callable[[TokenizerSizes], object]
 
 
 QUANTIZERS: dict[str, Kind] = {
