@@ -22,6 +22,7 @@ RESTARTS=${RESTARTS:-10}
 
 # shellcheck source-path=SCRIPTDIR source=dry_run.sh
 source "$(dirname "$0")/dry_run.sh"
+check_numbers SLICES RESTARTS
 
 place=("--cluster=$CLUSTER" "--zone=$ZONE" ${PROJECT:+"--project=$PROJECT"})
 mount=/mnt/$BUCKET

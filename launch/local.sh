@@ -17,11 +17,9 @@ if [ $# -lt 1 ] || ! [[ $1 =~ ^[1-9][0-9]*$ ]]; then
 fi
 count=$1
 shift
-dry_run=""
-if [ "${1:-}" = "--dry-run" ]; then
-  dry_run=1
-  shift
-fi
+# shellcheck source-path=SCRIPTDIR source=dry_run.sh
+source "$(dirname "$0")/dry_run.sh"
+check_numbers PORT RESTARTS
 
 pids=()
 stopped=""

@@ -112,6 +112,25 @@ def test_no_file_of_a_known_name_lies_in_the_shared_temporary_folder(script):
     assert "/tmp/" not in lines and "mktemp" in lines
 
 
+@pytest.mark.parametrize(
+    ("script", "variables", "name"),
+    [
+        ("local.sh", {}, "RESTARTS"), ("local.sh", {}, "PORT"), ("tpu_vm.sh", SLICE, "RESTARTS"),
+        ("queued_resource.sh", QUEUED, "ROUNDS"), ("queued_resource.sh", QUEUED, "SLICES"),
+        ("gke_xpk.sh", CLUSTER, "RESTARTS"),
+    ],
+)  # fmt: skip
+def test_numbers_are_numbers(tmp_path, script, variables, name):
+    """Bash runs what an index holds; a limit that is none would let a failure restart for ever."""
+    mark = tmp_path / "made"
+    arguments = ["1"] if script == "local.sh" else ["--dry-run"]
+    for value in (f"PATH[$(touch {mark})]", "many", "-1"):
+        done = run(script, *arguments, **variables, **{name: value}, PYTHON="false")
+        assert done.returncode == 2 and f"{name} is" in done.stderr
+        assert done.stderr.count("\n") == 1
+    assert not mark.exists()
+
+
 @pytest.mark.parametrize("script", sorted(path.name for path in LAUNCH.glob("*.sh")))
 def test_scripts_parse(script):
     done = subprocess.run(["bash", "-n", str(LAUNCH / script)], capture_output=True, check=False)
