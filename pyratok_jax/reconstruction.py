@@ -126,7 +126,7 @@ class Reconstructor:
         crf: compression of the written videos, 0 (lossless but for colour) to 51.
         stream_beyond: videos of more frames are streamed as one clip, in segments; None: never.
         resize: (height, width) of wide frames, see `resized_frames`; None: frames keep their size.
-        lpips_every: LPIPS is measured on every so many frames.
+        lpips_every: LPIPS is measured on every n-th frame.
         fps, short_side: frames per second to keep and what the shorter side is shrunk to; 0: all.
 
     Raises:
@@ -179,7 +179,7 @@ class Reconstructor:
             job: the input.
             folder: where to write.
             caption: the text to encode it with; None means none.
-            advance: told the number of frames whenever some are done.
+            advance: called with the number of frames whenever some are done.
 
         Returns:
             Quality, rate, sizes and the written files, as plain JSON values.

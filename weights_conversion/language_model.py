@@ -26,7 +26,7 @@ from weights_conversion.command import convert, make_parser
 
 
 def source_config(source: TensorSource) -> LanguageConfig:
-    """The configuration that lies beside the weights, or inside them (GGUF).
+    """The configuration beside the weights, or inside them (GGUF).
 
     Raises:
         UserError: when there is none, or it describes another kind of model.

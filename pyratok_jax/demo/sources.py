@@ -125,7 +125,7 @@ def _opened(path: Path, rng: np.random.Generator) -> Image.Image:
 
 
 def _pan(picture: Image.Image, rng: np.random.Generator, frames: int, size: int) -> np.ndarray:
-    """One clip: the window moves and grows evenly; half of all cameras stand nearly still."""
+    """One clip: the window moves and grows evenly; half of all cameras hardly move."""
     width, height = picture.size
     largest = min(width, height) - 1
     side = np.exp(rng.uniform(np.log(min(size, largest)), np.log(largest)))

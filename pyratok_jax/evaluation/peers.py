@@ -18,7 +18,7 @@ MEASURED = "measured here"
 
 # Head and rows of a table, as text.
 Cells = tuple[list[str], list[list[str]]]
-_SAME = ("task", "protocol", "items_hash")  # of results that may stand in one table
+_SAME = ("task", "protocol", "items_hash")  # of results that can be compared in one table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +153,7 @@ PEERS: dict[str, tuple[Peer, ...]] = {
 
 
 def other_results(folders: Sequence[str], results: Mapping[str, Json]) -> list[dict[str, Json]]:
-    """results.json of other runs, whose rows may stand beside those of `results`.
+    """results.json of other runs, that can be compared with `results`.
 
     Raises:
         UserError: no results, or of another task, protocol, or other clips.
@@ -188,7 +188,7 @@ def comparison(
 ) -> Cells:
     """One table: this run, others of the same protocol, published figures, which are marked.
 
-    No rows where nothing stands beside this run.
+    No rows where there is nothing to compare with.
     """
     peers = PEERS.get(task.name, ())
     columns = task.row_columns()

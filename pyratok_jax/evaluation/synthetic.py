@@ -190,7 +190,7 @@ def write_vis(output: Path, scenes: Sequence[Scene], names: Sequence[str] = ()) 
 
 
 def write_davis(output: Path, scenes: Sequence[Scene]) -> None:
-    """DAVIS layout; the names of a video's objects stand in objects.json."""
+    """DAVIS layout; the names of a video's objects are in objects.json."""
     names = {}
     for number, scene in enumerate(scenes):
         video = f"scene-{number:03d}"

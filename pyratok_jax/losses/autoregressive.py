@@ -45,7 +45,7 @@ def autoregressive_loss(
         codes: +-1 codes of all levels with straight-through gradient.
         text: token ids and mask, input embeddings and mask, or the cache of a pass over the text
             (of all layers, or of at least `layers`); a row without any real token has no caption.
-        token_budget: at most so many visual tokens.
+        token_budget: maximum number of visual tokens.
         key: random key of their places; None: the middle, or the first region.
         layers: run only the first layers of the language model; None runs all.
         targets: "straight_through" or "fixed", see `Alignment.sequence`.

@@ -77,7 +77,7 @@ def batch_entropy(
 def mean_distribution(
     logits: Float[Array, "*n bits"], vocabulary: int | None = None
 ) -> Float[Array, "high low"]:
-    """Mean soft assignment; the code with id i stands at [i // low, i % low].
+    """Mean soft assignment; the code with id i is at [i // low, i % low].
 
     Raises:
         ValueError: for more bits than the matrix of all codes can have.

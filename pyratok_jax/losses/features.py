@@ -27,7 +27,7 @@ class Frames(NamedTuple):
 
 
 def choose_moments(t: int, latent_t: int, count: int, key: PRNGKeyArray | None) -> Frames:
-    """`count` latent frames (0: all), and for each the last video frame that it stands for."""
+    """`count` latent frames (0: all), and for each the last video frame that it covers."""
     chosen = choose_frames(latent_t, count, key)
     factor = (t - 1) // max(latent_t - 1, 1)
     return Frames(chosen, chosen * factor)

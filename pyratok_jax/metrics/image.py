@@ -6,7 +6,7 @@ first. Quality is measured on decoded pixels rounded to 8 bits, before any file 
 PSNR has data range 1 on [0, 1]; the headline is the mean over frames of each frame's PSNR, and
 `psnr_video` beside it takes one mean squared error over the whole video. A PSNR is capped at
 100 dB, so that identical frames leave every mean finite. SSIM is the mean over frames and colour
-channels, on positions whose window lies inside the frame: gaussian 11/1.5 (headline) and uniform
+channels, on positions whose window is inside the frame: gaussian 11/1.5 (headline) and uniform
 7x7 with sample covariances. LPIPS is the mean over frames.
 """
 
@@ -185,7 +185,7 @@ class Quality:
 
     Args:
         lpips: networks by name ("vgg", "alex"); the results are `lpips` and `lpips_alex`.
-        lpips_every: LPIPS, the slowest, is measured on frame 0 and every so many after it.
+        lpips_every: LPIPS, the slowest, is measured on every n-th frame from frame 0.
     """
 
     def __init__(

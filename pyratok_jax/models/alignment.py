@@ -1,7 +1,7 @@
 """The bridge between codes and the language model: shared code embedding, sequence, output head.
 
 The visual part of the autoregressive sequence is <SOI>, q(1), <Q-SEP>, q(2), ..., q(L): levels in
-order, tokens of a level in raster order (t, h, w). Every code is predicted from what stands
+order, tokens of a level in raster order (t, h, w). Every code is predicted from what comes
 before it. Only what is in this module trains; the language model stays as it is.
 """
 
@@ -45,7 +45,7 @@ class VisualSequence(NamedTuple):
     def predicts(self) -> Bool[np.ndarray, "n"]:
         """True where a code comes next.
 
-        Separators are not predicted: where they stand follows from the clip's size.
+        Separators are not predicted: their positions follow from the clip's size.
         """
         return (self.level >= 0) & ~self.separator
 

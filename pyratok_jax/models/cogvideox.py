@@ -34,7 +34,7 @@ class CogVideoXConfig(TimeHalvingVAEConfig):
     Attributes:
         encode_frames: frames over which the encoder's norms take their statistics: 0, the whole
             clip, as the diffusion models were trained; or 8, parts of 8 frames (the first one
-            longer by what is left over) with constant memory, as diffusers encodes.
+            longer by the remainder) with constant memory, as diffusers encodes.
     """
 
     family: ClassVar[str] = "cogvideox"
@@ -322,7 +322,7 @@ class CogVideoXVAE(WholeClipVAE):
     """The VAE. Its norms take statistics over several frames, so clips are not streamed.
 
     The decoder runs over parts of two latent frames with their own statistics, the first part
-    having three where the number is odd; frame 0 stands apart in the first part alone.
+    having three where the number is odd; only the first part treats frame 0 separately.
     """
 
     config: CogVideoXConfig

@@ -109,7 +109,7 @@ class Downsample(nnx.Module):
 
 
 class Upsample(nnx.Module):
-    """Nearest neighbour in space and maybe time, where frame 0 stands apart; then a convolution."""
+    """Nearest neighbour in space and maybe time, with frame 0 kept single; then a convolution."""
 
     def __init__(self, features: int, *, doubles_time: bool, **settings):
         self.conv = FirstFrameConv3d(features, features, edges="replicate", **settings)

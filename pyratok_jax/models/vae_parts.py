@@ -152,7 +152,7 @@ class AttentionBlock(nnx.Module):
 
 
 class MidBlock(nnx.Module):
-    """Base of what stands at the latent's resolution: residual block, attention, residual block."""
+    """Base of the blocks at the latent's resolution: residual block, attention, residual block."""
 
     def __init__(self, blocks: Sequence[nnx.Module], attention: AttentionBlock):
         self.resnets = nnx.List(blocks)

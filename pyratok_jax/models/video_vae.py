@@ -48,7 +48,7 @@ class Encoded(NamedTuple):
 class VideoVAEConfig(abc.ABC):
     """Sizes of a video VAE. Subclasses are frozen dataclasses.
 
-    Frame 0 stands apart in every family: clips have 1 + a multiple of `frame_step` frames, and a
+    Frame 0 is separate in every family: clips have 1 + a multiple of `frame_step` frames, and a
     stage of time stride dt has 1 + (t - 1) / dt of them.
 
     Attributes:
@@ -149,7 +149,7 @@ class VideoVAEConfig(abc.ABC):
         )
 
     def window(self, least: int = 17) -> int:
-        """The smallest valid number of frames that is at least so many."""
+        """The smallest valid number of frames that is at least `least`."""
         return 1 + self.frame_step * -(-(least - 1) // self.frame_step)
 
     def check_clip(self, t: int, h: int, w: int) -> None:

@@ -227,7 +227,7 @@ Edges = Literal["zero", "replicate"]
 class FirstFrameConv3d(Conv):
     """Causal convolution over (t, h, w), maybe with strides.
 
-    kt-1 copies of the first frame of the input stand before it. Frames are padded by (k-1) // 2 on
+    the input is preceded by kt-1 copies of its first frame. Frames are padded by (k-1) // 2 on
     every side, with zeros or with copies of the edge.
     """
 

@@ -1,6 +1,6 @@
 """Token grids: the tokens of a level in time and space, and resampling between grids.
 
-A level has strides (dt, ds) in pixels. Frame 0 always stands apart, as in the VAE: a clip of
+A level has strides (dt, ds) in pixels. Frame 0 is always separate, as in the VAE: a clip of
 1 + 4k frames has 1 + 4k/dt token frames, and later frames form groups of dt. The latent grid has
 strides (4, f); a level is never coarser than it in time and never finer in space.
 """

@@ -266,7 +266,7 @@ def stored_config(description: dict[str, Json], where: str) -> PyraTokConfig:
     """
     values, place = description["tokenizer"], f"{where}: tokenizer"
     vae = checked(values.get("vae"), dict[str, Json], f"{place}.vae", _ADVICE)
-    # Types and sizes first: absurd ones would make what is computed from them take for ever.
+    # Types and sizes first: with absurd ones, what is computed from them would never finish.
     check_types(values, PyraTokConfig, place, _ADVICE)
     with refusing(f"{place}.vae", _ADVICE):
         family = vae_family(vae.get("family", UNNAMED)).config

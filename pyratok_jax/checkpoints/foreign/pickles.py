@@ -40,7 +40,7 @@ _STORAGE_DTYPES: dict[str, DTypeLike] = {
 }
 # Published training checkpoints put the weights under one of these keys.
 _WRAPPERS = ("state_dict", "model", "module", "params", "model_state", "model_state_dict")
-_MAX_INDEX_BYTES = 64 << 20  # data.pkl; tensors' values lie beside it
+_MAX_INDEX_BYTES = 64 << 20  # data.pkl; tensors' values are in files of their own
 _MAX_INFLATED_BYTES = 1 << 30  # of a compressed storage: torch itself stores them as they are
 _MAX_VISITS = 1 << 20  # entries of the nested dictionaries of one file
 _MAX_ITEMS, _MAX_AXES = 1 << 48, 8
@@ -56,7 +56,7 @@ class _Storage(NamedTuple):
 
 
 class TorchTensor(NamedTuple):
-    """Where a tensor's values lie: a strided view of one storage (offset and strides in items)."""
+    """Where a tensor's values are: a strided view of one storage (offset and strides in items)."""
 
     storage: _Storage
     offset: int

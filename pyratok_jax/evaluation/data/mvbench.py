@@ -170,7 +170,7 @@ def parse_answer(text: str, options: Sequence[str]) -> int | None:
 
 
 def _named(text: str, options: Sequence[str]) -> list[int]:
-    """The options whose words stand in the text, less those within the words of a longer one."""
+    """The options whose words occur in the text, less those within the words of a longer one."""
     plain = f" {_words(text)} "
     words = [f" {_words(option)} " for option in options]
     hits = [i for i, option in enumerate(words) if option.strip() and option in plain]

@@ -67,7 +67,7 @@ class OracleAnswers:
 
 
 class RandomAnswers:
-    """Picks any option, the same one in every run and wherever the videos lie."""
+    """Picks any option, the same one in every run, whatever the paths of the videos."""
 
     checkpoint_hash = "random"
 

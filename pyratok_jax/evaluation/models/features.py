@@ -32,7 +32,7 @@ class LevelFeatures:
         values: (r, h, w, d) float32, a vector per token; tokens that only show padding are left
             out.
         rows: (frames,) for every true frame the first index of `values` that shows it.
-        cell: height and width in pixels that a token stands for.
+        cell: height and width in pixels that a token represents.
     """
 
     values: np.ndarray
@@ -248,7 +248,7 @@ def level_means(features: Features, levels: Sequence[int] | None, grid: int = 1)
     Args:
         features: of a clip.
         levels: their numbers from 0 on; None: all.
-        grid: means are taken over grid x grid parts of the picture, which stand side by side.
+        grid: means are taken over grid x grid parts of the picture and concatenated.
 
     Raises:
         UserError: a level that does not exist.

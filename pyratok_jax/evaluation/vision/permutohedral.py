@@ -75,7 +75,7 @@ def _enclose(elevated: Float[Array, "v n"]) -> tuple[Array, Array, Array]:
     """The simplex around each elevated position: corner of colour 0, ranks, barycentric weights.
 
     Returns:
-        The corner's coordinates, where each coordinate stands when the offsets from that corner
+        The corner's coordinates, the rank of each coordinate when the offsets from that corner
         are sorted (greatest first), and the weights of the corners; all (d+1, n).
     """
     dims = len(elevated)
@@ -103,7 +103,7 @@ def _corner_names(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Names (d+1, s) of the corners of the s simplices in use, and each point's simplex (n,).
 
-    Corner r lies r steps up from the origin, its coordinates of the last r ranks d+1 lower.
+    Corner r is r steps up from the origin, its coordinates of the last r ranks d+1 lower.
     """
     dims = len(origin)
     base = np.zeros(origin.shape[1], np.uint64)

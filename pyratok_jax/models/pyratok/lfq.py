@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, UInt32
 
 MAX_BITS = 32
-# What stands for the sign in the backward pass; the codes themselves are the same.
+# Surrogate of the sign in the backward pass; the codes themselves are the same.
 SURROGATES = ("identity", "tanh")
 
 

@@ -27,7 +27,7 @@ from pyratok_jax.nn.lora import add_lora
 from pyratok_jax.nn.stream_cache import Caches, StreamCache
 from pyratok_jax.nn.text_attention import TextCondition
 
-# What goes from one chunk of a clip to the next: caches of the VAE, and of the levels.
+# State carried from one chunk of a clip to the next: caches of the VAE, and of the levels.
 ChunkCaches = tuple[Caches, Caches]
 
 
@@ -37,7 +37,7 @@ class PyraTokOutput(NamedTuple):
     Attributes:
         levels: one `Level` per grid, coarse to fine.
         latent: synthesised from the codes, in the VAE's normalised scale.
-        target: the continuous latent that it stands for, same scale.
+        target: the continuous latent that it approximates, same scale.
         mean: posterior mean of the adapted encoder, in the VAE's own scale.
         logvar: its log-variance.
         stages: the four stage features.

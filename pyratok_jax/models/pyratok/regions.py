@@ -1,8 +1,9 @@
 """Tokens of every level within a budget: spread over the whole clip, or one region of it.
 
 Spread tokens form an even lattice over time and space. A region's unit is a cell of the coarsest
-grid: in space one token of the coarsest level and everything that lies under it, in time frame 0 or
-one group of later frames. A region is a rectangle of cells, over frame 0 and a run of later groups.
+grid: in space one token of the coarsest level and all finer tokens that it covers, in time frame 0
+or one group of later frames. A region is a rectangle of cells, over frame 0 and a run of later
+groups.
 """
 
 import math

@@ -2,7 +2,7 @@
 
 Layouts are channels-last. Every layer with a `kernel` has an `adapter` slot: when it is filled, the
 kernel that the layer uses is `adapter(kernel)`. Layers that look back in time take a `StreamCache`
-when a clip is streamed in chunks. Time is causal: frame 0 always stands apart, so 1 + 2n frames
+when a clip is streamed in chunks. Time is causal: frame 0 is always separate, so 1 + 2n frames
 become 1 + n and back.
 """
 

@@ -85,7 +85,7 @@ class TokenBatches(StreamLoader):
             count = int(np.prod(grid))
             ids = read.sequences[:, start : start + count]
             arrays[f"level_{number}"] = ids.astype(np.int32).reshape(-1, *grid)
-            start += count + 1  # A mark stands before each level.
+            start += count + 1  # Each level is preceded by a mark.
         arrays |= {name: read.arrays[name] for name in self._names}
         return Batch(arrays, read.rows, read.bucket)
 

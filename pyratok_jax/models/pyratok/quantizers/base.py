@@ -56,7 +56,7 @@ class Inputs(NamedTuple):
 
     Attributes:
         stages: outputs of all encoder stages.
-        target: the normalised latent that the codes are to stand for.
+        target: the normalised latent that the codes approximate.
         text: captions; None switches text guidance off.
         cache: state of a clip that is quantised in chunks (only if `Quantizer.streams`).
         key: of what is dropped at random in training; None drops nothing.
