@@ -5,15 +5,20 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
+from ml_collections import ConfigDict
 from rich.console import Console
 
 from pyratok_jax.errors import UserError, run_cli
+from pyratok_jax.io import Json
 from pyratok_jax.io.atomic import write_text
 from pyratok_jax.io.cli import command_parser
 from pyratok_jax.io.progress import PlainConsole
 from pyratok_jax.pods.topology import describe, parse_slice, prepare
+
+if TYPE_CHECKING:
+    from pyratok_jax.data.buckets import Bucket
 
 STEPS = ("train", "tokenise", "decode")
 
@@ -117,13 +122,13 @@ def main() -> int:
 
 
 def _sweep(
-    config: Any,
-    options: Any,
+    config: ConfigDict,
+    options: argparse.Namespace,
     changes: list[str],
     chips: int,
     slices: int,
-    bucket: Any,
-    console: Any,
+    bucket: "Bucket",
+    console: Console,
 ) -> None:
     """Try settings; the file grows by one line each."""
     from pyratok_jax.pods import sweep
@@ -144,7 +149,7 @@ def _sweep(
     sweep.sweep(given, shared, batch, chips * slices, Path(options.output), console)
 
 
-def finish(report: dict[str, Any], output: Path, console: Console) -> None:
+def finish(report: dict[str, Json], output: Path, console: Console) -> None:
     """Write and print a report."""
     from pyratok_jax.pods.report import ASSUMPTIONS, show
 

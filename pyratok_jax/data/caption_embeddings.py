@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from pyratok_jax.errors import UserError
+from pyratok_jax.io import Json
 from pyratok_jax.io.atomic import new_folder
 from pyratok_jax.io.documents import read_json
 from pyratok_jax.io.records import text_bytes
@@ -75,7 +76,7 @@ def _write_shards(
     batch: int,
     shard_tokens: int,
     progress: Callable[[int], None],
-) -> dict[str, Any]:
+) -> dict[str, Json]:
     rows: dict[str, tuple[int, int, int]] = {}
     parts: list[np.ndarray] = []
     shard = used = width = 0

@@ -5,6 +5,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from pyratok_jax.io import Json
+
 
 def data_config(**changes: Any) -> ConfigDict:
     """All keys that `pipeline.make_loader` reads; `changes` replace defaults.
@@ -53,7 +55,7 @@ def data_config(**changes: Any) -> ConfigDict:
     return updated(config, changes, "the data config")
 
 
-def updated(config: ConfigDict, changes: Mapping[str, Any], what: str) -> ConfigDict:
+def updated(config: ConfigDict, changes: Mapping[str, Json], what: str) -> ConfigDict:
     """The config with new values, in place.
 
     Raises:

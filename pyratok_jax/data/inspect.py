@@ -18,14 +18,14 @@ from pyratok_jax.data.sources.registry import load_source
 from pyratok_jax.data.video.decoding import Decoder
 from pyratok_jax.data.video.files import BrokenVideoError, read_image, resize_image
 from pyratok_jax.errors import EXIT_PARTIAL, run_cli
-from pyratok_jax.io import html
+from pyratok_jax.io import Json, html
 from pyratok_jax.io.atomic import write_json, write_png, write_text
 from pyratok_jax.io.cli import command_parser
 from pyratok_jax.io.progress import PlainConsole
 from pyratok_jax.io.sharded_job import check_output
 
 _TILE, _TEXT = 224, 54
-Summary = dict[str, Any]
+Summary = dict[str, Json]
 
 
 _WHAT = (
@@ -56,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def print_summary(summary: Mapping[str, Any], console: Console) -> None:
+def print_summary(summary: Mapping[str, Json], console: Console) -> None:
     """The numbers as tables on the console."""
     plain = Table(show_header=False, box=None)
     for key, value in summary.items():
@@ -187,7 +187,7 @@ def html_page(source: str, summary: Summary, sheet: Image.Image) -> str:
     return html.document(source, [html.table(numbers), html.section("Clips", picture), *sections])
 
 
-def _rows(values: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> list[tuple[Any, ...]]:
+def _rows(values: Mapping[str, Json] | Sequence[Mapping[str, Json]]) -> list[tuple[Any, ...]]:
     if isinstance(values, Mapping):
         return list(values.items())
     return [tuple(entry.values()) for entry in values]

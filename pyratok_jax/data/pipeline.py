@@ -8,7 +8,7 @@ or hosts.
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypedDict, cast
+from typing import TypedDict, cast
 
 import grain
 import numpy as np
@@ -25,6 +25,7 @@ from pyratok_jax.data.video.decoding import Decoder
 from pyratok_jax.data.video.files import BrokenVideoError
 from pyratok_jax.data.world.films import WorldRecords
 from pyratok_jax.errors import UserError
+from pyratok_jax.io import Json
 
 # Captions to (ids, mask); and to (embeddings, mask), for embeddings that were stored.
 Tokenize = Callable[[list[str | None]], tuple[np.ndarray, np.ndarray]]
@@ -88,7 +89,7 @@ class ClipSource:
         shapes: Sequence[Mapping[int, Shape]],
         plan: SamplingPlan,
         buckets: tuple[Bucket, ...],
-        config: Mapping[str, Any],
+        config: Mapping[str, Json],
         share_of: ShareOf,
     ) -> None:
         self.records, self.shapes, self.plan, self.buckets = records, shapes, plan, buckets
@@ -144,7 +145,7 @@ class ClipSource:
         return {"video": video, "caption": caption, "id": record.id, "bucket": place.bucket}
 
 
-def _decoder(config: Mapping[str, Any]) -> Decoder:
+def _decoder(config: Mapping[str, Json]) -> Decoder:
     return Decoder(config["decode_time_limit"], config["retries"], config["retry_delay"])
 
 
@@ -195,7 +196,7 @@ class ClipLoader(ResumableLoader[ClipBatch]):
         self,
         source: ClipSource,
         broken: Sequence[tuple[str, str]],
-        config: Mapping[str, Any],
+        config: Mapping[str, Json],
         tokenize: Tokenize | None,
         embed: Embed | None = None,
     ) -> None:
@@ -259,7 +260,7 @@ class ClipLoader(ResumableLoader[ClipBatch]):
 
 
 def make_loader(
-    config: Mapping[str, Any],
+    config: Mapping[str, Json],
     *,
     seed: int,
     batch_size: int,
@@ -321,7 +322,7 @@ def make_loader(
 
 
 def _fitting(
-    records: Sequence[Sequence[ClipRecord]], buckets: tuple[Bucket, ...], config: Mapping[str, Any]
+    records: Sequence[Sequence[ClipRecord]], buckets: tuple[Bucket, ...], config: Mapping[str, Json]
 ) -> tuple[list[list[np.ndarray]], list[Mapping[int, Shape]], list[tuple[str, str]]]:
     """Per source: the clips of each bucket, the known shapes; and what is broken."""
     if config["any_bucket"]:

@@ -4,7 +4,6 @@ import argparse
 import collections
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -23,6 +22,7 @@ from pyratok_jax.data.sources.examples import CLIP_SCHEMA, MEDIA_KEY
 from pyratok_jax.data.sources.registry import load_source
 from pyratok_jax.data.sources.shards import INDEX_FILE
 from pyratok_jax.errors import UserError, run_cli
+from pyratok_jax.io import Json
 from pyratok_jax.io.atomic import write_json, write_npz
 from pyratok_jax.io.cli import command_parser
 from pyratok_jax.io.progress import PlainConsole, track
@@ -114,7 +114,7 @@ def run_beam(shards: Sequence[ClipShard], runner: str, extra: Sequence[str]) -> 
         )
 
 
-def finish(shards: Sequence[ClipShard]) -> dict[str, Any]:
+def finish(shards: Sequence[ClipShard]) -> dict[str, Json]:
     """Gather the shards' reports into the dataset's metadata: the statistics, which it returns.
 
     Writes TFDS's dataset_info.json and features.json, the index of sizes, `statistics.json` and
@@ -148,7 +148,7 @@ def finish(shards: Sequence[ClipShard]) -> dict[str, Any]:
 
 def _statistics(
     clips: Sequence[ClipRow], rejected: Sequence[Rejection], options: PrepareOptions
-) -> dict[str, Any]:
+) -> dict[str, Json]:
     reasons = collections.Counter(entry["reason"].split(":")[0] for entry in rejected)
     sizes = collections.Counter(f"{clip['width']}x{clip['height']}" for clip in clips)
     buckets = collections.Counter(b for clip in clips for b in clip["buckets"].split(","))

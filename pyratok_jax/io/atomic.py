@@ -15,13 +15,13 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from etils import epath
 from PIL import Image
 
 from pyratok_jax.errors import UserError
+from pyratok_jax.io import Json
 from pyratok_jax.io.remote import is_remote
 
 PathLike = str | os.PathLike
@@ -89,7 +89,7 @@ def write_text(path: PathLike, text: str) -> None:
     write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
-def write_json(path: PathLike, value: Any, *, indent: int | None = 1) -> None:
+def write_json(path: PathLike, value: Json, *, indent: int | None = 1) -> None:
     """Write a JSON file atomically, with a newline at its end."""
     write_text(path, json.dumps(value, indent=indent) + "\n")
 

@@ -25,6 +25,7 @@ import numpy as np
 from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
 from pyratok_jax.errors import UserError, quoted, short
+from pyratok_jax.io import Json
 from pyratok_jax.io.remote import is_remote, open_path
 
 MAX_DOCUMENT_BYTES = 256 << 20
@@ -146,7 +147,7 @@ def parse_json(data: bytes | str, where: str) -> Any:
     raise UserError(f"{where} nests lists and objects deeper than {MAX_DEPTH}; it is no such file")
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Json]:
     """An object of JSON, of whose repeated keys Python would keep the last."""
     found = dict(pairs)
     if len(found) < len(pairs):
@@ -209,7 +210,7 @@ def check_types(values: Any, config: type, where: str, advice: str = "") -> None
     Raises:
         UserError: naming the field.
     """
-    values = checked(values, dict[str, Any], where, advice)
+    values = checked(values, dict[str, Json], where, advice)
     for name, kind in get_type_hints(config).items():
         if name not in values:
             continue
@@ -264,7 +265,7 @@ def read_json(
     return value if schema is object else checked(value, schema, os.fspath(path), advice)
 
 
-def read_description(folder: Path, name: str, form: str, what: str) -> dict[str, Any]:
+def read_description(folder: Path, name: str, form: str, what: str) -> dict[str, Json]:
     """The JSON object in a working folder that says what was trained there.
 
     Args:

@@ -15,18 +15,19 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from etils import epath
 
 from pyratok_jax.errors import UserError
+from pyratok_jax.io import Json
 from pyratok_jax.io.atomic import publish, write_json, write_text
 from pyratok_jax.io.documents import read_json
 from pyratok_jax.io.remote import open_path
 from pyratok_jax.io.shards import shard_name, write_tfds_metadata
 
 REPORTS, REJECTED, HASHES = "reports", "rejected.jsonl", "sha256"
-Report = dict[str, Any]
+Report = dict[str, Json]
 
 
 class Rejection(TypedDict):
@@ -113,7 +114,7 @@ class ShardedJob:
         self,
         number: int,
         local: Path,
-        report: Mapping[str, Any],
+        report: Mapping[str, Json],
         *,
         key: str | None = None,
         companions: Mapping[str, Path] | None = None,
@@ -153,7 +154,7 @@ class ShardedJob:
         return rejected
 
     def write_metadata(
-        self, features: Mapping[str, Any], lengths: list[int], size: int, description: str
+        self, features: Mapping[str, Json], lengths: list[int], size: int, description: str
     ) -> None:
         """Write TFDS's metadata, see `shards.write_tfds_metadata`."""
         write_tfds_metadata(

@@ -7,13 +7,13 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 from jax.sharding import Mesh
 from rich.console import Console
 from rich.table import Table
 
+from pyratok_jax.io import Json
 from pyratok_jax.pods.aot import HbmUsage, compile_into
 from pyratok_jax.pods.hlo import HloProgram
 from pyratok_jax.pods.programs import StepProgram, for_tpu
@@ -43,7 +43,7 @@ def measure(
     effort: str = "full",
     model_flops: float = 0.0,
     keep_text: Callable[[str], None] | None = None,
-) -> dict[str, Any]:
+) -> dict[str, Json]:
     """Compile a program; what is known of it, JSON-able.
 
     Running out of memory is a result (`memory.exceeded`); any other failure is `error`.
@@ -63,7 +63,7 @@ def measure(
         )
         lowered = jitted.lower(*program.arguments)
     traced = time.perf_counter()
-    facts: dict[str, Any] = {"clips": program.clips, "effort": effort}
+    facts: dict[str, Json] = {"clips": program.clips, "effort": effort}
     # A failed compilation may still be writing its dumps while the folder is removed.
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         answer = compile_into(lowered, effort, Path(folder))
@@ -85,7 +85,7 @@ def measure(
     return facts
 
 
-def memory_facts(memory: HbmUsage) -> dict[str, Any]:
+def memory_facts(memory: HbmUsage) -> dict[str, Json]:
     """Memory with its verdict, in bytes."""
     return {
         "verdict": memory.verdict,
@@ -113,7 +113,7 @@ def work_facts(costs: dict[str, float]) -> dict[str, float]:
 
 def program_facts(
     program: HloProgram, where: Slice, chips: int, model_flops: float, timed: bool = True
-) -> dict[str, Any]:
+) -> dict[str, Json]:
     """Cycles, seconds, MFU, collectives and costliest operations of an optimised program.
 
     Not `timed`: collectives alone; before code generation few operations have an estimate.
@@ -152,7 +152,7 @@ def program_facts(
     }
 
 
-def show(report: dict[str, Any], console: Console) -> None:
+def show(report: dict[str, Json], console: Console) -> None:
     """Print a report."""
     mesh = ", ".join(f"{axis} {size}" for axis, size in report["mesh"].items() if size > 1)
     console.print(
@@ -174,14 +174,14 @@ def show(report: dict[str, Any], console: Console) -> None:
             console.print(_collectives(facts))
 
 
-def _step(step: str, facts: dict[str, Any]) -> Table:
+def _step(step: str, facts: dict[str, Json]) -> Table:
     table = Table(title=f"{step}, {facts['clips']} clips", title_justify="left", show_header=False)
     for name, value in fact_rows(facts):
         table.add_row(name, value)
     return table
 
 
-def fact_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
+def fact_rows(facts: dict[str, Json]) -> list[tuple[str, str]]:
     """Name and value of what a step's report says, for tables of any kind."""
     found: list[tuple[str, str]] = []
     memory = facts.get("memory")
@@ -224,14 +224,14 @@ def fact_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     return found
 
 
-def _seconds(facts: dict[str, Any]) -> str:
+def _seconds(facts: dict[str, Json]) -> str:
     return (
         f"{facts['seconds_to_trace']:.0f} s, {facts['seconds_to_compile']:.0f} s "
         f"(effort {facts['effort']})"
     )
 
 
-def _costliest(facts: dict[str, Any]) -> Table:
+def _costliest(facts: dict[str, Json]) -> Table:
     table = Table("M cycles", "share", "times", "array", title_justify="left")
     # The end of a name is the most specific.
     table.add_column("operation", overflow="fold")
@@ -253,7 +253,7 @@ def arrays(shape: str) -> str:
     return ", ".join(f"{n} x {name}" if n > 1 else name for name, n in counts.items()) or shape
 
 
-def _collectives(facts: dict[str, Any]) -> Table:
+def _collectives(facts: dict[str, Json]) -> Table:
     table = Table("collective", "times", "GB sent by a chip", "of it across slices")
     for name, one in facts["collectives"].items():
         table.add_row(

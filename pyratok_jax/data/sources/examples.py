@@ -5,10 +5,10 @@ by the names that are common for them.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from pyratok_jax.data.sources.records import ClipRecord
 from pyratok_jax.data.video.files import BrokenVideoError
+from pyratok_jax.io import Json
 from pyratok_jax.io.records import ExampleSchema, Values, feature_values, parse_example
 
 CLIP_SCHEMA = ExampleSchema(
@@ -24,7 +24,7 @@ _CAPTION = ("caption", "captions", "text", "txt", "video/caption", "image/captio
 _ID = ("id", "key", "__key__", "video_id", "filename", "image/filename")
 
 
-def encode_example(values: Mapping[str, Any], media: Sequence[bytes]) -> bytes:
+def encode_example(values: Mapping[str, Json], media: Sequence[bytes]) -> bytes:
     """Serialise one clip; equal content gives equal bytes.
 
     Args:

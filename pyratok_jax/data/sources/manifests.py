@@ -18,7 +18,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Annotated, Any
+from typing import Annotated
 
 from etils import epath
 from pydantic import Field
@@ -27,6 +27,7 @@ from pyratok_jax.data.sources.records import ClipRecord
 from pyratok_jax.data.video.decoding import with_back_off
 from pyratok_jax.data.video.files import MAX_TEXT_BYTES, BrokenVideoError, check_regular
 from pyratok_jax.errors import UserError, quoted, short, storage_reason
+from pyratok_jax.io import Json
 from pyratok_jax.io.documents import checked, csv_rows, parse_json
 from pyratok_jax.io.remote import is_remote, open_path
 
@@ -97,7 +98,7 @@ def load_manifest(path: str) -> list[ClipRecord]:
     return records
 
 
-def _table_records(rows: Iterator[Any], path: str) -> Iterator[ClipRecord]:
+def _table_records(rows: Iterator[Json], path: str) -> Iterator[ClipRecord]:
     """The clips of a table, checked row by row: nothing of a refused table is held."""
     folder, repeats, size = epath.Path(path).parent, _Repeats(path), 0
     for number, row in enumerate(rows, start=1):
@@ -161,7 +162,7 @@ def _plain(text: str | None) -> str | None:
     )
 
 
-def _coco_records(table: Any, manifest: str) -> list[ClipRecord]:
+def _coco_records(table: Json, manifest: str) -> list[ClipRecord]:
     """COCO's caption annotations: one clip per image, with the first of its captions.
 
     Images lie beside the file, or in `../NAME` or `NAME` where the file is captions_NAME.json.
@@ -190,7 +191,7 @@ def _coco_records(table: Any, manifest: str) -> list[ClipRecord]:
     return records
 
 
-def _parsed(data: bytes | str, where: str) -> Any:
+def _parsed(data: bytes | str, where: str) -> Json:
     """`parse_json`. Raises: ValueError, instead of its error."""
     try:
         return parse_json(data, where)
@@ -198,7 +199,7 @@ def _parsed(data: bytes | str, where: str) -> Any:
         raise ValueError(str(error)) from error
 
 
-def _json_rows(data: bytes) -> Iterator[Any]:
+def _json_rows(data: bytes) -> Iterator[Json]:
     rows = _parsed(data, "it")
     if isinstance(rows, Mapping):
         rows = next((v for v in rows.values() if isinstance(v, list)), None)
@@ -207,13 +208,13 @@ def _json_rows(data: bytes) -> Iterator[Any]:
     yield from rows
 
 
-def _jsonl_rows(data: bytes) -> Iterator[Any]:
+def _jsonl_rows(data: bytes) -> Iterator[Json]:
     for number, line in enumerate(data.decode("utf-8-sig").split("\n"), start=1):
         if line.strip():
             yield _parsed(line, f"line {number}")
 
 
-def _csv_rows(data: bytes) -> Iterator[Any]:
+def _csv_rows(data: bytes) -> Iterator[Json]:
     for row in csv_rows(data.decode("utf-8-sig")):
         yield {name: "" if cell in _NO_VALUES else cell for name, cell in row.items()}
 
@@ -222,7 +223,7 @@ def _csv_rows(data: bytes) -> Iterator[Any]:
 _NO_VALUES = {"nan", "NaN", "None", "null", "NULL", "<NA>"}
 
 
-def _parquet_rows(data: bytes) -> Iterator[Any]:
+def _parquet_rows(data: bytes) -> Iterator[Json]:
     # Imported where it is needed: a large library that other manifests do without.
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -242,7 +243,7 @@ def _parquet_rows(data: bytes) -> Iterator[Any]:
         raise ValueError(str(error)) from error
 
 
-_READERS: dict[str, Callable[[bytes], Iterator[Any]]] = {
+_READERS: dict[str, Callable[[bytes], Iterator[Json]]] = {
     ".json": _json_rows,
     ".jsonl": _jsonl_rows,
     ".csv": _csv_rows,
@@ -250,7 +251,7 @@ _READERS: dict[str, Callable[[bytes], Iterator[Any]]] = {
 }
 
 
-def _first(row: Mapping[str, Any], names: tuple[str, ...]) -> Any:
+def _first(row: Mapping[str, Json], names: tuple[str, ...]) -> Json:
     for name in names:
         value = row.get(name)
         if isinstance(value, list | tuple):  # Several captions: the first, as COCO's.
@@ -260,13 +261,13 @@ def _first(row: Mapping[str, Any], names: tuple[str, ...]) -> Any:
     return None
 
 
-def _absent(value: Any) -> bool:
+def _absent(value: Json) -> bool:
     """Whether a cell is empty; tables say so by NaN, too."""
     blank = isinstance(value, str) and not value.strip()
     return value is None or blank or (isinstance(value, float) and math.isnan(value))
 
 
-def _text(row: Mapping[str, Any], names: tuple[str, ...], where: str) -> str | None:
+def _text(row: Mapping[str, Json], names: tuple[str, ...], where: str) -> str | None:
     """A cell that is text, or a number that names something."""
     value = _first(row, names)
     if value is None:
@@ -281,7 +282,7 @@ def _text(row: Mapping[str, Any], names: tuple[str, ...], where: str) -> str | N
     return _plain(text)
 
 
-def _record(row: Any, number: int, manifest: str, folder: epath.Path) -> ClipRecord:
+def _record(row: Json, number: int, manifest: str, folder: epath.Path) -> ClipRecord:
     where = f"row {number} of {manifest}"
     if not isinstance(row, Mapping):
         raise UserError(f"{where} is not an object with the keys path and caption: {quoted(row)}")
@@ -322,7 +323,7 @@ def _known(number: float | None, span: tuple[float, float]) -> float | None:
     return number if number is not None and span[0] < number <= span[1] else None
 
 
-def _side(row: Mapping[str, Any], names: tuple[str, ...], where: str) -> int | None:
+def _side(row: Mapping[str, Json], names: tuple[str, ...], where: str) -> int | None:
     """Pixels of a side; None for 0 and less. Raises: UserError, for more than any picture has."""
     pixels = _number(row, names, where)
     if pixels is None or pixels < 1:
@@ -332,7 +333,7 @@ def _side(row: Mapping[str, Any], names: tuple[str, ...], where: str) -> int | N
     return int(pixels)
 
 
-def _file_and_caption(row: Mapping[str, Any], where: str) -> tuple[str | None, str | None]:
+def _file_and_caption(row: Mapping[str, Json], where: str) -> tuple[str | None, str | None]:
     number, page = _text(row, ("videoid",), where), _text(row, ("page_dir",), where)
     if number is not None:  # WebVid: `name` is the caption, the file follows from two columns.
         web = f"{page}/{number}.mp4" if page else f"{number}.mp4"
@@ -351,7 +352,7 @@ _ISO = re.compile(r"PT(?=\d)(?:(\d+)H)?(?:(\d+)M)?(?:(\d+(?:\.\d*)?)S)?")
 _CLOCK = re.compile(r"(?:(\d+):)?(\d+):(\d+(?:\.\d+)?)")
 
 
-def _number(row: Mapping[str, Any], names: tuple[str, ...], where: str) -> float | None:
+def _number(row: Mapping[str, Json], names: tuple[str, ...], where: str) -> float | None:
     """A number of seconds or pixels: plain, as hours:minutes:seconds, or ISO 8601 (PT1M2S)."""
     value = _first(row, names)
     if value is None:

@@ -9,7 +9,9 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
+from av import VideoFrame
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
+from av.video.stream import VideoStream
 from jaxtyping import UInt8
 from PIL import Image
 
@@ -40,7 +42,7 @@ def unshowable(matrix: int, transfer: int, primaries: int) -> str | None:
     return None
 
 
-def pixel_aspect(stream: Any) -> Fraction:
+def pixel_aspect(stream: VideoStream) -> Fraction:
     """Width over height of a pixel, as a player shows it (1 where it is not stated or absurd)."""
     ratio = stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio
     return ratio if ratio and Fraction(1, 8) <= ratio <= 8 else Fraction(1)
@@ -92,7 +94,7 @@ def orientation(frame: Any) -> Orientation:
 
 
 def to_array(
-    frame: Any, aspect: Fraction, size: tuple[int, int] | None, scaler: VideoReformatter
+    frame: VideoFrame, aspect: Fraction, size: tuple[int, int] | None, scaler: VideoReformatter
 ) -> UInt8[np.ndarray, "h w 3"]:
     """A decoded frame as a player shows it: upright, with square pixels, over the background.
 
@@ -126,14 +128,14 @@ def to_array(
     return turned.applied(array)
 
 
-def _matrix(frame: Any) -> Colorspace | None:
+def _matrix(frame: VideoFrame) -> Colorspace | None:
     if frame.format.is_rgb:
         return None
     high = frame.width >= 1280 or frame.height > 576
     return _MATRICES.get(frame.colorspace, Colorspace.ITU709 if high else Colorspace.ITU601)
 
 
-def _range(frame: Any) -> ColorRange | None:
+def _range(frame: VideoFrame) -> ColorRange | None:
     if frame.format.is_rgb or frame.format.name.startswith(("yuvj", "gray", "ya", "mono")):
         return None
     return ColorRange.JPEG if frame.color_range == _FULL else ColorRange.MPEG

@@ -8,10 +8,11 @@ for whose next frame FFmpeg takes longer than `limits.MAX_WAIT_SECONDS`.
 
 from collections.abc import Generator, Iterator
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
+from av import VideoFrame
 from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
 
 from pyratok_jax.data.video.containers import may_be_turned
 from pyratok_jax.data.video.display import (
@@ -158,14 +159,14 @@ def span_times(path: VideoSource, start: float | None, end: float | None) -> lis
 
 def _span(
     source: VideoSource, start: float | None, end: float | None, threads: int
-) -> Iterator[tuple[float, Any, Fraction]]:
+) -> Iterator[tuple[float, VideoFrame, Fraction]]:
     """Frames of a span with their times and pixel aspects, by random access where it is exact."""
     return limited(_decoded_span(source, start, end, threads), name_of(source))
 
 
 def _decoded_span(
     source: VideoSource, start: float | None, end: float | None, threads: int
-) -> Generator[tuple[float, Any, Fraction], None, None]:
+) -> Generator[tuple[float, VideoFrame, Fraction], None, None]:
     low, high = start or 0.0, float("inf") if end is None else end
     if start is None and end is None:
         yield from _decoded(source, None, threads)
@@ -194,7 +195,7 @@ def _decoded_span(
 
 def _decoded(
     source: VideoSource, stop: int | None, threads: int
-) -> Generator[tuple[float, Any, Fraction], None, None]:
+) -> Generator[tuple[float, VideoFrame, Fraction], None, None]:
     """Times, frames and pixel aspects of a sequential decode.
 
     Raises:
@@ -218,11 +219,11 @@ def _decoded(
             raise BrokenVideoError(name_of(source), reason)
 
 
-def _size(stream: Any) -> tuple[int, int]:
+def _size(stream: VideoStream) -> tuple[int, int]:
     return stream.codec_context.width, stream.codec_context.height
 
 
-def _refuse_another_size(frame: Any, size: tuple[int, int]) -> None:
+def _refuse_another_size(frame: VideoFrame, size: tuple[int, int]) -> None:
     """Players scale such frames to a window; there is none here. Raises: UnshowableError."""
     if (frame.width, frame.height) != size and all(size):
         found = f"{frame.width}x{frame.height}"
@@ -277,7 +278,7 @@ def _clip(
 
 
 def _arrays(
-    source: VideoSource, picked: list[Any], aspect: Fraction, size: tuple[int, int] | None
+    source: VideoSource, picked: list[VideoFrame], aspect: Fraction, size: tuple[int, int] | None
 ) -> list[np.ndarray]:
     shown = _Shown(source, size)
     arrays = {id(frame): shown(frame, aspect) for frame in picked}
@@ -296,7 +297,7 @@ class _Shown:
         self._scaler = VideoReformatter()  # One for all frames: it keeps its tables.
         self._turn_is_stated = False
 
-    def __call__(self, frame: Any, aspect: Fraction) -> np.ndarray:
+    def __call__(self, frame: VideoFrame, aspect: Fraction) -> np.ndarray:
         """uint8 (h, w, 3). Raises: BrokenVideoError."""
         try:
             if not self._turn_is_stated and orientation(frame).transposed:
