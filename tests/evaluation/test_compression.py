@@ -67,7 +67,7 @@ def test_the_rate_is_matched_by_bisection(rng):
 
     def known(crf):
         calls.append(crf)
-        return codecs.Encoded((), round(1e6 * 2 ** (-crf / 6)), crf)
+        return codecs.CodedVideo((), round(1e6 * 2 ** (-crf / 6)), crf)
 
     best = codecs.match_rate(known, codec, 1e6 * 2 ** (-30.04 / 6))
     assert best.crf == pytest.approx(30.0, abs=0.11) and len(calls) <= 11

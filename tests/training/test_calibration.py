@@ -10,7 +10,12 @@ from pyratok_jax.models.pyratok.model import PyraTok
 from pyratok_jax.models.pyratok.quantizers.final_latent import each_position, energy, square_root
 from pyratok_jax.nn.grids import depth_to_space
 from pyratok_jax.nn.lowering import conv_lowering
-from pyratok_jax.training.init.calibration import Encoded, decoder_metric, metric_of, refine
+from pyratok_jax.training.init.calibration import (
+    CalibrationBatch,
+    decoder_metric,
+    metric_of,
+    refine,
+)
 from tests.tiny_tokenizer import tiny_config
 
 quantize = nnx.jit(PyraTok.quantize)
@@ -118,7 +123,7 @@ def test_the_metric_is_the_same_in_the_form_for_tpus():
 def test_descent_of_all_levels_lowers_the_error_and_leaves_the_text_path_alone():
     model = PyraTok(tiny_config(bits=8), rngs=nnx.Rngs(0))
     model.quantizer.fit([latents(0)], steps=20)
-    batch = Encoded(np.asarray(latents(0)), tuple(np.asarray(x) for x in features(model)))
+    batch = CalibrationBatch(np.asarray(latents(0)), tuple(np.asarray(x) for x in features(model)))
 
     def error():
         found = quantize(model, features(model), latents(0), None)[1]
@@ -141,7 +146,7 @@ def test_descent_of_all_levels_lowers_the_error_and_leaves_the_text_path_alone()
 
 def test_no_steps_of_descent_change_nothing():
     model = PyraTok(tiny_config(bits=8), rngs=nnx.Rngs(0))
-    batch = Encoded(np.asarray(latents(0)), tuple(np.asarray(x) for x in features(model)))
+    batch = CalibrationBatch(np.asarray(latents(0)), tuple(np.asarray(x) for x in features(model)))
     kernel = np.asarray(model.quantizer.blocks[0].head.kernel[...])
     assert np.isnan(refine(model, [batch], np.eye(4), steps=0, learning_rate=1e-3))
     np.testing.assert_array_equal(kernel, np.asarray(model.quantizer.blocks[0].head.kernel[...]))

@@ -71,7 +71,7 @@ _CANDIDATES: dict[str, tuple[Codec, ...]] = {
 NAMES = tuple(_CANDIDATES)
 
 
-class Encoded(NamedTuple):
+class CodedVideo(NamedTuple):
     """A coded clip: packets, their size in bits, and the CRF that made them."""
 
     packets: tuple[bytes, ...]
@@ -143,7 +143,7 @@ def _quiet() -> Iterator[None]:
             os.environ["SVT_LOG"] = before
 
 
-def encode(codec: Codec, video: np.ndarray, fps: float, crf: float) -> Encoded:
+def encode(codec: Codec, video: np.ndarray, fps: float, crf: float) -> CodedVideo:
     """Code a clip uint8 (t, h, w, 3) at a constant rate factor.
 
     Raises:
@@ -173,7 +173,7 @@ def encode(codec: Codec, video: np.ndarray, fps: float, crf: float) -> Encoded:
             "choose other codecs with --set codecs=..."
         ) from error
     data = tuple(_without_remarks(bytes(packet), codec) for packet in packets)
-    return Encoded(data, 8 * sum(len(packet) for packet in data), float(shown))
+    return CodedVideo(data, 8 * sum(len(packet) for packet in data), float(shown))
 
 
 def _without_remarks(packet: bytes, codec: Codec) -> bytes:
@@ -184,7 +184,7 @@ def _without_remarks(packet: bytes, codec: Codec) -> bytes:
     return b"".join(b"\x00\x00\x00\x01" + unit for unit in units if not codec.remark(unit[0]))
 
 
-def decode(codec: Codec, coded: Encoded, shape: Sequence[int]) -> np.ndarray:
+def decode(codec: Codec, coded: CodedVideo, shape: Sequence[int]) -> np.ndarray:
     """The clip uint8 of `shape` (t, h, w, 3) behind packets.
 
     Raises:
@@ -224,8 +224,8 @@ def _to_rgb(frame: av.VideoFrame) -> np.ndarray:
 
 
 def match_rate(
-    code: Callable[[float], Encoded], codec: Codec, target: float, steps: int = 9
-) -> Encoded:
+    code: Callable[[float], CodedVideo], codec: Codec, target: float, steps: int = 9
+) -> CodedVideo:
     """The encoding whose size comes closest to `target` bits, by bisection over the CRF.
 
     The bits fall with the CRF, nearly always; where even the worst quality takes more than the

@@ -235,9 +235,9 @@ class _Run:
         self, codec: codecs.Codec, video: np.ndarray, fps: float, networks: dict[str, Perceptual]
     ) -> None:
         self._codec, self._video, self._fps, self._networks = codec, video, fps, networks
-        self._known: dict[float, codecs.Encoded] = {}
+        self._known: dict[float, codecs.CodedVideo] = {}
 
-    def code(self, crf: float) -> codecs.Encoded:
+    def code(self, crf: float) -> codecs.CodedVideo:
         """The clip at a CRF of the codec's own scale."""
         crf = round(crf, 3)
         if crf not in self._known:
@@ -245,7 +245,7 @@ class _Run:
         return self._known[crf]
 
     def measure(
-        self, key: Sequence[str], coded: codecs.Encoded
+        self, key: Sequence[str], coded: codecs.CodedVideo
     ) -> tuple[dict[str, Json], np.ndarray]:
         """The measurement of an encoding, and what it decodes to."""
         decoded = codecs.decode(self._codec, coded, self._video.shape)

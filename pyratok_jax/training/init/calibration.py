@@ -90,7 +90,7 @@ _PULL = 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
-class Encoded:
+class CalibrationBatch:
     """What the frozen encoder gives for one batch: all that the levels read.
 
     Attributes:
@@ -104,7 +104,7 @@ class Encoded:
 
 def refine(
     model: PyraTok,
-    encoded: Sequence[Encoded],
+    encoded: Sequence[CalibrationBatch],
     root: Float[np.ndarray, "z z"],
     *,
     steps: int,
@@ -133,7 +133,7 @@ def refine(
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
     weights = jnp.asarray(root, jnp.float32)
 
-    def error(trained: nnx.State, fixed: nnx.State, batch: Encoded) -> tuple[Array, Array]:
+    def error(trained: nnx.State, fixed: nnx.State, batch: CalibrationBatch) -> tuple[Array, Array]:
         merged = nnx.merge(graph, trained, fixed)
         levels, latent = merged.quantize(batch.stages, batch.latent, None)
         missed = jnp.mean(jnp.square((latent - batch.latent) @ weights))
@@ -141,7 +141,9 @@ def refine(
         return missed + _PULL * sum(jnp.mean(jnp.square(x)) for x in beyond), missed
 
     @jax.jit
-    def step(trained: nnx.State, state: optax.OptState, fixed: nnx.State, batch: Encoded) -> tuple:
+    def step(
+        trained: nnx.State, state: optax.OptState, fixed: nnx.State, batch: CalibrationBatch
+    ) -> tuple:
         (_, missed), slope = jax.value_and_grad(error, has_aux=True)(trained, fixed, batch)
         updates, state = optimizer.update(slope, state, trained)
         return optax.apply_updates(trained, updates), state, missed
@@ -165,4 +167,4 @@ def _is_refined(path: tuple, variable: object) -> bool:
     )
 
 
-jax.tree_util.register_dataclass(Encoded, data_fields=["latent", "stages"], meta_fields=[])
+jax.tree_util.register_dataclass(CalibrationBatch, data_fields=["latent", "stages"], meta_fields=[])

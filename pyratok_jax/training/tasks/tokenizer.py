@@ -25,7 +25,7 @@ from pyratok_jax.models.pyratok.quantizers.final_latent import square_root
 from pyratok_jax.models.vae_families import build_vae
 from pyratok_jax.tokenizer import Tokenizer, to_model_range, to_pixels, write_description
 from pyratok_jax.tokenizer.clips import tokenizer_sizes
-from pyratok_jax.training.init.calibration import Encoded, metric_of, refine
+from pyratok_jax.training.init.calibration import CalibrationBatch, metric_of, refine
 from pyratok_jax.training.loop.contracts import CaptionedClips, ShareOf
 from pyratok_jax.training.system import (
     TokenizerLoss,
@@ -182,7 +182,7 @@ class TokenizerTask:
         partition.trainable.update(Partition(system, is_trainable).trainable)
         return left
 
-    def _encode(self, tokenizer: PyraTok, settings: ConfigDict) -> list[Encoded]:
+    def _encode(self, tokenizer: PyraTok, settings: ConfigDict) -> list[CalibrationBatch]:
         """Latents and stage features of training clips; the encoder's adapters are still zero."""
         graph, state = nnx.split(tokenizer)
 
@@ -197,7 +197,7 @@ class TokenizerTask:
         batches = [encode(state, jnp.asarray(next(loader)["video"])) for _ in numbers]
         loader.close()
         return [
-            Encoded(np.asarray(latent), tuple(np.asarray(stage) for stage in stages))
+            CalibrationBatch(np.asarray(latent), tuple(np.asarray(stage) for stage in stages))
             for latent, stages in batches
         ]
 
