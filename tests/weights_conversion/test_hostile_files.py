@@ -113,9 +113,25 @@ def gguf_nested(path):
     return path
 
 
+def memo(path):
+    """Six bytes that make Python's unpickler ask for gigabytes."""
+    path.write_bytes(b"\x80\x02}r\xff\xff\xff\x0f.")
+    return path
+
+
+def memo_in_an_archive(path):
+    return archive(path, b"\x80\x02}r\xff\xff\xff\x0f.")
+
+
+def operations(path):
+    path.write_bytes(b"\x80\x02N" + b"2" * (3 << 20) + b".")
+    return path
+
+
 HOSTILE = [
-    bomb, shared, encrypted, unknown_compression, index_of_itself, index_of_a_folder, empty_index,
-    deep_index, pipe, gguf_array, gguf_strings, gguf_counts, gguf_nested,
+    memo, memo_in_an_archive, operations, bomb, shared, encrypted, unknown_compression,
+    index_of_itself, index_of_a_folder, empty_index, deep_index, pipe, gguf_array, gguf_strings,
+    gguf_counts, gguf_nested,
 ]  # fmt: skip
 
 
@@ -125,6 +141,16 @@ def test_hostile_weight_files_are_refused(tmp_path, make):
     with pytest.raises(UserError, match=str(path)) as caught:
         open_tensors(path)
     assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize(("kind", "shape", "size"), [("F8_E4M3", [2], 2), ("F32", [0, 1 << 62], 0)])
+def test_tensors_that_numpy_cannot_hold_are_refused(tmp_path, kind, shape, size):
+    facts = {"a": {"dtype": kind, "shape": shape, "data_offsets": [0, size]}}
+    header = json.dumps(facts).encode()
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(size))
+    with pytest.raises(UserError, match="tensor a of .* cannot be read"):
+        open_tensors(path).read("a")
 
 
 class Call:

@@ -8,13 +8,14 @@ No torch is needed: a torch archive is a zip of one pickle and raw little-endian
 import io
 import math
 import pickle
+import pickletools
 import struct
 import zipfile
 import zlib
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import ml_dtypes
 import numpy as np
@@ -44,6 +45,8 @@ _MAX_INDEX_BYTES = 64 << 20  # data.pkl; tensors' values are in files of their o
 _MAX_INFLATED_BYTES = 1 << 30  # of a compressed storage: torch itself stores them as they are
 _MAX_VISITS = 1 << 20  # entries of the nested dictionaries of one file
 _MAX_ITEMS, _MAX_AXES = 1 << 48, 8
+_MAX_OPERATIONS = 1 << 21  # Of a pickle.
+_MEMO_OPERATIONS = ("PUT", "BINPUT", "LONG_BINPUT")
 _LOCAL_HEADER = 30  # bytes of a zip member's header before its name
 
 
@@ -149,9 +152,25 @@ class _NumpyUnpickler(pickle.Unpickler):
         raise _Refused(f"{module}.{name}")
 
 
-def _load(unpickler: pickle.Unpickler, path: Path) -> object:
+def _check_operations(file: BinaryIO) -> None:
+    """Walk over the operations of a pickle without doing them; the file is at its beginning again.
+
+    Python's unpickler makes room for as many places as the largest number that is given to one.
+
+    Raises:
+        ValueError: more operations than any weights file has, or places that nothing needs.
+    """
+    for number, (operation, argument, _) in enumerate(pickletools.genops(file), start=1):
+        place = argument if operation.name in _MEMO_OPERATIONS else 0
+        if number > _MAX_OPERATIONS or (isinstance(place, int) and place > number):
+            raise ValueError(f"operation {number} is {operation.name} {argument}")
+    file.seek(0)
+
+
+def _load(kind: type[pickle.Unpickler], file: BinaryIO, path: Path) -> object:
     try:
-        return unpickler.load()
+        _check_operations(file)
+        return kind(file).load()
     except _Refused as error:
         raise UserError(
             f"{path}: the pickle asks for {error}, which is no part of a weights file; it was not "
@@ -197,7 +216,7 @@ def read_numpy_pickle(path: Path) -> dict[str, np.ndarray]:
         UserError: when the file is no pickle, or asks for anything but numpy arrays.
     """
     with path.open("rb") as file:
-        tree = _load(_NumpyUnpickler(file), path)
+        tree = _load(_NumpyUnpickler, file, path)
     if not isinstance(tree, Mapping):
         raise UserError(f"{path}: holds a {type(tree).__name__}, expected a dictionary of arrays")
     arrays = _flattened(path, tree, np.ndarray, "/")
@@ -265,7 +284,7 @@ class TorchArchive:
             for name, info in members.items()
             if name.startswith(root + "data/")
         }
-        tree = _load(_TorchUnpickler(io.BytesIO(pickled)), path)
+        tree = _load(_TorchUnpickler, io.BytesIO(pickled), path)
         for key in _WRAPPERS:
             if isinstance(tree, Mapping) and isinstance(tree.get(key), Mapping):
                 tree = tree[key]

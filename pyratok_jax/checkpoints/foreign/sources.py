@@ -19,6 +19,7 @@ from pyratok_jax.errors import UserError
 from pyratok_jax.io.documents import read_json
 
 MAX_FACTS, MAX_TENSORS, MAX_NESTING = 1 << 16, 1 << 20, 8
+MAX_TEXTS = 1 << 20  # In all arrays of a header: tokens and merges.
 _STRING, _ARRAY = 8, 9
 # Bytes of a value by its type: (u)int8, (u)int16, (u)int32, float32, bool, (u)int64, float64.
 _SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
@@ -36,7 +37,7 @@ def check_header(path: Path) -> None:
 
 class _Header:
     def __init__(self, file: BinaryIO, size: int) -> None:
-        self._file, self._size = file, size
+        self._file, self._size, self._texts = file, size, 0
 
     def check(self) -> None:
         _, version = self._file.read(4), self._number(4)
@@ -61,6 +62,9 @@ class _Header:
                 return
             if count * 8 > self._left():
                 raise ValueError(f"an array of {count} entries in {self._left()} bytes")
+            self._texts += count
+            if self._texts > MAX_TEXTS:
+                raise ValueError(f"more than {MAX_TEXTS} entries, more than any tokenizer has")
             for _ in range(count):
                 self._value(inner, depth + 1)
         else:
@@ -256,7 +260,18 @@ def _open_safetensors(path: Path) -> TensorSource:
             f"{path}: not a whole safetensors file ({error}); the download may be cut off, so "
             "fetch it again"
         ) from error
-    return TensorSource(path, "safetensors", [path], info, handle.get_tensor, handle.metadata())
+
+    def read(key: str) -> np.ndarray:
+        try:
+            return handle.get_tensor(key)
+        except (safetensors.SafetensorError, ValueError, AttributeError) as error:
+            # Absurd empty shapes, and types that NumPy has not.
+            raise UserError(
+                f"{path}: tensor {key} of {info[key].dtype} {list(info[key].shape)} cannot be read "
+                f"({error}); convert it to bfloat16 or float32 first"
+            ) from error
+
+    return TensorSource(path, "safetensors", [path], info, read, handle.metadata())
 
 
 def _open_torch(path: Path) -> TensorSource:
@@ -268,26 +283,19 @@ def _open_torch(path: Path) -> TensorSource:
     return TensorSource(path, "torch", [path], info, archive.read)
 
 
+# What torch older than 1.6 begins a file with: a pickle of its magic number.
+_LEGACY_TORCH = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
+
+
 def _open_pickle(path: Path) -> TensorSource:
     """A plain numpy pickle, or a torch file older than 1.6 (a run of pickles)."""
     with path.open("rb") as file:
-        try:
-            first = pickle.Unpickler.load(_NoGlobals(file))
-        except Exception:
-            first = None
-    if isinstance(first, int) and first == 0x1950A86A20F9469CFC6C:
-        return _open_legacy_torch(path)
+        if file.read(len(_LEGACY_TORCH)) == _LEGACY_TORCH:
+            return _open_legacy_torch(path)
     arrays = read_numpy_pickle(path)
     source = sources_from_arrays(arrays, str(path))
     source.files = [path]
     return source
-
-
-class _NoGlobals(pickle.Unpickler):
-    """Reads plain numbers and containers; used to look at a file's magic number."""
-
-    def find_class(self, module: str, name: str) -> object:
-        raise pickle.UnpicklingError(f"{module}.{name}")
 
 
 def _open_legacy_torch(path: Path) -> TensorSource:
