@@ -4,6 +4,7 @@ import struct
 import threading
 import time
 from fractions import Fraction
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -20,6 +21,7 @@ from pyratok_jax.data.video.files import (
     probe,
     read_clip,
 )
+from pyratok_jax.data.video.timeline import packets_of
 from tests.data.test_video_matrix import (
     COUNT,
     FPS,
@@ -245,3 +247,24 @@ def test_a_reader_that_is_left_ends_its_thread(tmp_path):
     while threading.active_count() > before and time.monotonic() < until:
         time.sleep(0.05)
     assert threading.active_count() <= before
+
+
+def test_streams_that_appear_late_do_not_matter():
+    """PyAV reads past its list of streams then, as memory happens to be."""
+
+    def demux(stream):
+        yield from "abc"
+        raise IndexError
+
+    assert list(packets_of(SimpleNamespace(demux=demux), None)) == ["a", "b", "c"]
+
+
+def test_a_rate_that_a_broken_clock_gives_is_measured(tmp_path):
+    path = written(tmp_path / "film.mp4", "mp4", "h264")
+    data = bytearray(path.read_bytes())
+    place = data.find(b"mdhd") + 16  # The time scale: seconds per tick become years.
+    data[place : place + 4] = bytes(3) + b"\x01"
+    place = data.find(b"stts") + 16
+    data[place : place + 4] = b"\x00\x01\x00\x00"
+    path.write_bytes(data)
+    assert probe(path).fps >= 1e-3

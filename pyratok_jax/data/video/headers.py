@@ -20,7 +20,7 @@ from pyratok_jax.data.video.opening import (
     opened,
 )
 from pyratok_jax.data.video.pictures import read_image
-from pyratok_jax.data.video.timeline import tolerance
+from pyratok_jax.data.video.timeline import packets_of, tolerance
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class VideoInfo:
 # Containers in which no header says how long they are, or only what the first and last time are.
 _UNMEASURED = ("mpeg", "mpegvideo", "mpegts")
 _MOST_REORDERED = 16  # Frames.
-# Rates above are those of a clock in milliseconds, not of frames.
-_MOST_FPS = 480
+# Rates above are those of a clock in milliseconds, not of frames; those below of a broken clock.
+_LEAST_FPS, _MOST_FPS = 1e-3, 480
 
 
 def frame_rate(source: VideoSource, container: Any, stream: Any) -> float:
@@ -50,7 +50,8 @@ def frame_rate(source: VideoSource, container: Any, stream: Any) -> float:
         container: its container, which is not read from.
         stream: its video stream.
     """
-    stated = [r for r in (stream.average_rate, stream.guessed_rate) if r and 0 < r <= _MOST_FPS]
+    rates = (stream.average_rate, stream.guessed_rate)
+    stated = [rate for rate in rates if rate and _LEAST_FPS <= rate <= _MOST_FPS]
     if stated:
         return float(stated[0])
     with opened(source) as (other, same):
@@ -74,7 +75,7 @@ def clock_of(source: VideoSource) -> tuple[float, float]:
 
 def _packet_spans(container: Any, stream: Any) -> Iterator[tuple[float, float]]:
     """Begin and end of the frames of a stream, by its packets, in seconds on its clock."""
-    for packet in container.demux(stream):
+    for packet in packets_of(container, stream):
         if packet.size and packet.pts is not None and not packet.is_discard:
             begin = float(packet.pts * stream.time_base)
             yield begin, begin + float((packet.duration or 0) * stream.time_base)
@@ -105,7 +106,7 @@ def _measured(container: Any, stream: Any, fps: float) -> tuple[int, float]:
     """
     frames, seconds, least = 0, 0.0, None
     begin = end = 0.0
-    for packet in container.demux(stream):
+    for packet in packets_of(container, stream):
         if not packet.size or packet.pts is None or packet.is_discard:
             continue
         time = float(packet.pts * stream.time_base)

@@ -16,7 +16,7 @@ from pyratok_jax.data.video.opening import BrokenVideoError
 T = TypeVar("T")
 
 MAX_WAIT_SECONDS = 120.0  # For the next frame, a header, or a short clip.
-_AHEAD = 2  # Frames.
+_AHEAD = 1  # Frames.
 _POLL_SECONDS = 0.2
 
 

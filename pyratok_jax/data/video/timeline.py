@@ -76,6 +76,20 @@ class FrameClock:
         return self._slots.popleft() if self._slots else None
 
 
+def packets_of(container: Any, stream: Any) -> Iterator[Any]:
+    """The packets of a stream in coded order, then an empty one, which flushes the decoder.
+
+    At its very end PyAV may ask for streams that appeared after the header (transport streams).
+    """
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets)
+        except (StopIteration, IndexError):
+            return
+        yield packet
+
+
 def timed_frames(container: Any, stream: Any, rate: float) -> Iterator[tuple[float, Any]]:
     """(time, frame) of a whole video, from a container that was just opened."""
     clock, decoder, skipped = (
@@ -85,7 +99,7 @@ def timed_frames(container: Any, stream: Any, rate: float) -> Iterator[tuple[flo
     )
     # FFmpeg's decoder of HEVC leaves damaged pictures out without an error.
     complete = stream.codec_context.name != "hevc" or container.format.name not in _INDEXED
-    for packet in container.demux(stream):
+    for packet in packets_of(container, stream):
         clock.see(packet)
         if not complete:
             skipped.see(packet)
@@ -267,7 +281,7 @@ def land(container: Any, stream: Any, time: float) -> tuple[int, Any, Iterator[A
         return None
     if _alpha_decoder(stream) is not None:
         return None
-    packets = container.demux(stream)
+    packets = packets_of(container, stream)
     first = next(packets, None)
     if first is None or first.pts is None:
         return None
@@ -282,7 +296,7 @@ def land(container: Any, stream: Any, time: float) -> tuple[int, Any, Iterator[A
     target, before = int(np.floor(wanted)), None
     for _ in range(_MOST_SEEKS):
         container.seek(target, stream=stream, backward=True)
-        packets = container.demux(stream)
+        packets = packets_of(container, stream)
         key = next(packets, None)
         if key is None or key.pts is None or not key.is_keyframe or key.is_discard:
             return None
