@@ -76,8 +76,10 @@ def open_picture(path: VideoSource) -> Iterator[Image.Image]:
             yield ImageOps.exif_transpose(stored)
     except FileNotFoundError as error:
         raise BrokenVideoError(name, "no such file", is_remote(path)) from error
+    except UnidentifiedImageError as error:
+        raise BrokenVideoError(name, f"not an image of {', '.join(_FORMATS)}") from error
     except (
-        UnidentifiedImageError, OSError, ValueError, SyntaxError, TypeError, KeyError, IndexError,
+        OSError, ValueError, SyntaxError, TypeError, KeyError, IndexError,
         AttributeError, OverflowError, struct.error, zlib.error, Image.DecompressionBombError,
     ) as error:  # fmt: skip
         # All of these are raised by Pillow for damaged files.

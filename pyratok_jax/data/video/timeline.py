@@ -92,39 +92,40 @@ def packets_of(container: Any, stream: Any) -> Iterator[Any]:
 
 def timed_frames(container: Any, stream: Any, rate: float) -> Iterator[tuple[float, Any]]:
     """(time, frame) of a whole video, from a container that was just opened."""
-    clock, decoder, skipped = (
-        FrameClock(container, stream, rate),
-        _alpha_decoder(stream),
-        _Skipped(),
-    )
-    # FFmpeg's decoder of HEVC leaves damaged pictures out without an error.
-    complete = stream.codec_context.name != "hevc" or container.format.name not in _INDEXED
+    clock, decoder = FrameClock(container, stream, rate), _alpha_decoder(stream)
+    skipped = _Skipped(stream if container.format.name in _INDEXED else None)
     for packet in packets_of(container, stream):
         clock.see(packet)
-        if not complete:
-            skipped.see(packet)
+        skipped.see(packet)
         for frame in decoder.decode(packet) if decoder is not None else packet.decode():
-            if not complete:
-                skipped.refuse_before(frame.pts)
+            skipped.refuse_before(frame.pts)
             yield clock.time(frame), frame
-    if not complete:
-        skipped.refuse_before(None)
+    skipped.refuse_before(None)
 
 
 class _Skipped:
-    """Notices pictures that a decoder leaves out after the first one that it gives."""
+    """Notices pictures that a decoder leaves out after the first one that it gives.
 
-    def __init__(self) -> None:
+    FFmpeg's decoder of HEVC does so with damaged ones, without an error; others are not looked at.
+
+    Args:
+        stream: of a container that knows the times of all packets; None for others.
+    """
+
+    def __init__(self, stream: Any | None) -> None:
+        self._silent = stream is not None and stream.codec_context.name == "hevc"
         self._awaited: list[int] = []
         self._begun = False
 
     def see(self, packet: Any) -> None:
         """Every packet, before it is decoded."""
-        if packet.size and packet.pts is not None and not packet.is_discard:
+        if self._silent and packet.size and packet.pts is not None and not packet.is_discard:
             heapq.heappush(self._awaited, packet.pts)
 
     def refuse_before(self, stamp: int | None) -> None:
         """At each frame's stamp in order, None at the end. Raises: UnshowableError."""
+        if not self._silent:
+            return
         while self._awaited and (stamp is None or self._awaited[0] < stamp):
             heapq.heappop(self._awaited)
             if self._begun:
@@ -252,10 +253,11 @@ class UntrustedTimes(Exception):
 def _decode_on(
     stream: Any, origin: int, key: Any, packets: Iterator[Any]
 ) -> Iterator[tuple[float, Any]]:
-    last = key.pts - 1
+    last, skipped = key.pts - 1, _Skipped(stream)
     for packet in _with_first(key, packets):
         if packet.size and (packet.pts is None or packet.is_discard):
             raise UntrustedTimes
+        skipped.see(packet)
         for frame in packet.decode():
             if frame.pts is None or frame.is_corrupt:
                 raise UntrustedTimes
@@ -263,8 +265,10 @@ def _decode_on(
                 continue  # It refers to frames before the key frame (open GOP).
             if frame.pts <= last:
                 raise UntrustedTimes
+            skipped.refuse_before(frame.pts)
             last = frame.pts
             yield (frame.pts - origin) * float(stream.time_base), frame
+    skipped.refuse_before(None)
 
 
 def _with_first(first: T, rest: Iterator[T]) -> Iterator[T]:
