@@ -106,8 +106,8 @@ def main() -> None:
     from pyratok_jax.nn.partitioning import over_devices
     from pyratok_jax.pods.aot import compile_into
     from pyratok_jax.pods.hlo import HloProgram
-    from pyratok_jax.pods.plan import traced_flops
     from pyratok_jax.training.distributed.sharding import make_mesh, split_of
+    from pyratok_jax.training.loop.flops import traced_flops
 
     count = options.fsdp * options.spatial
     sizes = {"data": 1, "fsdp": options.fsdp, "spatial": options.spatial, "tensor": 1, "slices": 1}

@@ -1,6 +1,6 @@
 """The held-out clips of a data config: one centred clip of each record, always the same."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -58,3 +58,10 @@ def _fps(media: Any) -> float:
         return probe(media).fps
     except BrokenVideoError:
         return 25.0
+
+
+def other_caption(clips: Sequence[HeldoutClip], clip: HeldoutClip) -> str | None:
+    """The next caption, around the end, that differs from a clip's own; None: there is none."""
+    start = [other.name for other in clips].index(clip.name)
+    captions = [other.caption for other in (*clips[start:], *clips[:start])]
+    return next((c for c in captions if c and c != clip.caption), None)

@@ -77,7 +77,9 @@ footer { margin-top: 52px; color: var(--faint); font-size: 14px; }
 """
 
 
-def document(title: str, body: Iterable[str], *, style: str = "", script: str = "") -> str:
+def document(
+    title: str, body: Iterable[str], *, style: str = "", script: str = "", refresh: int = 0
+) -> str:
     """A whole page.
 
     Args:
@@ -85,12 +87,13 @@ def document(title: str, body: Iterable[str], *, style: str = "", script: str = 
         body: sections and other parts, in order; plain text among them is escaped.
         style: CSS rules of this page, after the common ones. Trusted: it is not escaped.
         script: JavaScript that runs at the end of the page. Trusted likewise.
+        refresh: seconds after which a browser loads the page again; 0: never.
     """
     return str(
         Markup(
             "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
             "<meta name='viewport' content='width=device-width, initial-scale=1'>"
-            "<link rel='icon' href='data:,'>"
+            "<link rel='icon' href='data:,'>{refresh}"
             "<title>{title}</title><style>{style}</style></head><body><main>"
             "<h1>{title}</h1>{body}<footer>Written by PyraTok-JAX {version}.</footer>"
             "</main>{script}</body></html>\n"
@@ -99,6 +102,9 @@ def document(title: str, body: Iterable[str], *, style: str = "", script: str = 
             style=Markup(_STYLE + style),
             body=join(body),
             version=__version__,
+            refresh=Markup("<meta http-equiv='refresh' content='{}'>").format(refresh)
+            if refresh
+            else "",
             script=Markup(f"<script>{script}</script>") if script else "",
         )
     )

@@ -4,6 +4,7 @@ import jax
 from flax import nnx
 
 from pyratok_jax.nn.causal_conv import KEPT
+from pyratok_jax.nn.trace import checkpoint
 
 POLICIES = ("none", "convs", "stages", "all", "auto")
 # Pixels of a device's clips up to which "auto" keeps the outputs of convolutions.
@@ -36,6 +37,6 @@ def rematerialised(policy: str, pixels: int = 0, *, inner: bool = False):
             return module(x, cache)
         # Split and merged by hand: nnx.remat writes the state back, which a frozen module forbids.
         graph, state = nnx.split(module)
-        return jax.checkpoint(lambda state, x: nnx.merge(graph, state)(x), policy=keep)(state, x)
+        return checkpoint(lambda state, x: nnx.merge(graph, state)(x), policy=keep)(state, x)
 
     return run

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, PyTree
 
+from pyratok_jax.nn.trace import checkpoint
+
 # Path of a layer in the network -> the frames that it needs of the chunks before.
 Caches = dict[str, Array]
 
@@ -114,7 +116,7 @@ def in_parts(
         cache = StreamCache(module, caches)
         return module(part, cache), cache.caches
 
-    run = jax.checkpoint(run) if remat else run
+    run = checkpoint(run) if remat else run
     result, caches = run(state, None, x[:, :first])
     if x.shape[1] == first:
         return result

@@ -8,7 +8,8 @@ is traced again, never reused.
 
 import contextlib
 import dataclasses
-from typing import NamedTuple, TypedDict, Unpack
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import jax
 from jax.sharding import PartitionSpec as P
@@ -48,6 +49,7 @@ class TraceOptions:
         split: sharding of videos over the mesh, outside `shard_map`.
         height_axis: inside `shard_map`, the mesh axis over which the height is sharded.
         strips: strips into which each device's rows are cut and stacked in the batch.
+        remat: whether networks may rematerialise activations; off where FLOPs are counted.
     """
 
     lowering: str | None = None
@@ -55,6 +57,7 @@ class TraceOptions:
     split: Split = Split()
     height_axis: str | None = None
     strips: int = 1
+    remat: bool = True
 
 
 class Changes(TypedDict, total=False):
@@ -65,6 +68,7 @@ class Changes(TypedDict, total=False):
     split: Split
     height_axis: str | None
     strips: int
+    remat: bool
 
 
 _CONTEXT = jax.make_user_context(default_value=TraceOptions())
@@ -83,3 +87,13 @@ def tracing(options: TraceOptions) -> contextlib.AbstractContextManager[None]:
 def override(**changes: Unpack[Changes]) -> contextlib.AbstractContextManager[None]:
     """Trace with some of the current options replaced."""
     return _CONTEXT(dataclasses.replace(current(), **changes))
+
+
+def without_remat() -> contextlib.AbstractContextManager[None]:
+    """Trace within this block as if all activations were kept, to count a program's FLOPs."""
+    return override(remat=False)
+
+
+def checkpoint(run: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """`jax.checkpoint` with its options; `run` itself within `without_remat`."""
+    return jax.checkpoint(run, **options) if current().remat else run

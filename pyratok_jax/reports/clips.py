@@ -2,7 +2,7 @@
 
 import dataclasses
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -30,6 +30,7 @@ class ReportClip:
         step0: of the same model before training; None leaves it out.
         token_maps: one video per level (`pictures.token_maps`), cropped like the others.
         levels: what to call each level; "level 1" and so on where empty.
+        more: further reconstructions by what they are called, such as those of the first levels.
     """
 
     name: str
@@ -41,6 +42,7 @@ class ReportClip:
     step0: np.ndarray | None = None
     token_maps: Sequence[np.ndarray] = ()
     levels: Sequence[str] = ()
+    more: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.levels and len(self.levels) != len(self.token_maps):
@@ -62,7 +64,9 @@ class ReportClip:
             "ceiling": self.ceiling,
             "at step 0": self.step0,
         }
-        return {name: video for name, video in videos.items() if video is not None}
+        return {name: video for name, video in videos.items() if video is not None} | dict(
+            self.more
+        )
 
     def psnr(self) -> dict[str, float]:
         """PSNR in dB of every decoded version, mean over frames."""

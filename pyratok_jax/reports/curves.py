@@ -56,15 +56,20 @@ def plain_label(text: str) -> str:
     return f"\u200b{plain}" if plain.startswith("_") else plain
 
 
-def curve_svg(points: Points, *, size: tuple[float, float] = (3.3, 1.75)) -> Markup:
+def curve_svg(
+    points: Points, *, size: tuple[float, float] = (3.3, 1.75), chance: float | None = None
+) -> Markup:
     """One value over the steps as an SVG element; long noisy curves get a smoothed line.
 
     Points that are not finite are left out; a positive curve over more than a factor of 30 has a
-    logarithmic axis.
+    logarithmic axis. `chance`, what guessing gives, is a dashed line.
     """
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=size, layout="constrained")
-        _draw_curve(figure.subplots(), points, _ACCENT)
+        axis = figure.subplots()
+        _draw_curve(axis, points, _ACCENT)
+        if chance is not None:
+            axis.axhline(chance, color=_INK, linewidth=1.0, linestyle="--", alpha=0.6)
         return _svg(figure)
 
 

@@ -15,10 +15,19 @@ from pyratok_jax.reports import player
 from pyratok_jax.reports.clips import ReportClip, contact_sheet
 from pyratok_jax.reports.curves import Points, curve_svg, rate_chart
 from pyratok_jax.reports.pictures import ERROR_FULL_SCALE, error_colours, token_maps
-from pyratok_jax.reports.tables import headline, html_table
+from pyratok_jax.reports.tables import code_use_table, headline, html_table
 
 __all__ = ["ReportClip", "token_maps", "write_report"]
 
+CURVE_STYLE = """
+.curves { display: grid; grid-template-columns: repeat(auto-fill, minmax(270px, 1fr)); gap: 14px; }
+.curve { margin: 0; padding: 10px 12px; }
+.curve figcaption {
+  display: flex; justify-content: space-between; gap: 12px; font-size: 14px; margin-bottom: 4px;
+  font-weight: 550; overflow-wrap: anywhere;
+}
+.curve figcaption span:last-child { font-weight: 400; color: var(--faint); }
+"""
 _MAIN = frozenset(("input", "reconstruction", "error"))
 _STYLE = (
     player.STYLE
@@ -36,18 +45,14 @@ _STYLE = (
 .card header p { margin: 2px 0 0; }
 .legend { display: flex; align-items: center; gap: 8px; font-size: 14px; color: var(--faint); }
 .legend i { display: block; width: 160px; height: 10px; border-radius: 2px; }
-.curves { display: grid; grid-template-columns: repeat(auto-fill, minmax(270px, 1fr)); gap: 14px; }
-.curve { margin: 0; padding: 10px 12px; }
-.curve figcaption { font-weight: 550; overflow-wrap: anywhere; }
-.curve figcaption span:last-child { font-weight: 400; }
 @media (max-width: 760px) {
   .tiles { grid-template-columns: 1fr 1fr; }
   .tile:first-child { grid-column: 1 / -1; }
   .tile b { font-size: 24px; }
   .card { padding: 12px; }
-  .curves { grid-template-columns: 1fr; }
 }
 """
+    + CURVE_STYLE
 )
 
 
@@ -71,8 +76,9 @@ def write_report(
         curves: (step, value) points by name, in the order of the page.
         table: one row per compared model: `name`, and any of psnr, psnr_video, ssim,
             ssim_uniform, lpips, lpips_alex, bpp, utilisation (a number or a list per level),
-            perplexity, `levels` (`CodeUsage.summary()`); other keys become columns too. `role`
-            "model", "ceiling" or "step0" puts a row into the headline.
+            perplexity; other keys become columns too. `levels` (`CodeUsage.summary()`) go into
+            a table of their own, in place of utilisation and perplexity. `role` "model",
+            "ceiling", "step0" or "calibrated" puts a row into the headline.
         settings: what the run was made with, nested or flat.
         rate_distortion: (bpp, PSNR) points by name, for a chart; None leaves it out.
         language: what is said of the words in the tokens; None leaves it out.
@@ -85,7 +91,8 @@ def write_report(
     # Sections without content are left out.
     sections = [
         _tiles(table),
-        html_table(table),
+        html_table([_without_levels(row) for row in table]),
+        html.section("Use of codes", _code_use(table)),
         html.section("Clips", *shown),
         html.section("Language", *filter(None, [language])),
         html.section("Rate and distortion", rate_chart(rate_distortion or {})),
@@ -100,6 +107,20 @@ def write_report(
         with atomic_path(written["contact_sheet"]) as scratch:
             contact_sheet(title, clips).save(scratch, "PNG")
     return written
+
+
+def _without_levels(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A row without the use of codes, which has a table of its own where it is known by level."""
+    if not row.get("levels"):
+        return row
+    hidden = ("levels", "utilisation", "perplexity", "tokens")
+    return {key: value for key, value in row.items() if key not in hidden}
+
+
+def _code_use(table: Sequence[Mapping[str, Any]]) -> Markup:
+    found = code_use_table(table)
+    note = "Of the clips shown here; n tokens hold at most n different codes."
+    return html.paragraph(note, faint=True) + found if found else found
 
 
 def _tiles(table: Sequence[Mapping[str, Any]]) -> Markup:
@@ -141,6 +162,18 @@ def _clip(clip: ReportClip) -> Markup:
 # Shown first, in this order, with the names that they should have.
 _FIRST = {"loss": "loss", "psnr": "psnr", "l1": "l1", "ssim": "1 - SSIM", "lpips": "lpips"}
 _CHANCE = "autoregressive/chance"
+_PRIMARY = 12  # Curves that are shown at once; the others are folded.
+
+
+def chance_of(name: str, curves: Mapping[str, Points]) -> float | None:
+    """What guessing gives, for the curves of predictions; None for all others."""
+    if name == "autoregressive/bit_accuracy":
+        return 0.5
+    chance = curves.get(_CHANCE)
+    nats = name == "autoregressive" or name.startswith("autoregressive/level_")
+    if chance and (nats or "/nats/" in name and "/gain/" not in name):
+        return chance[-1][1]
+    return 0.0 if "/nats/gain/" in name else None
 
 
 def named_curves(curves: Mapping[str, Points]) -> dict[str, Points]:
@@ -157,23 +190,52 @@ def named_curves(curves: Mapping[str, Points]) -> dict[str, Points]:
     for name, points in left.items():
         if name == "autoregressive" and chance:
             name = f"autoregressive (chance: {chance[-1][1]:.4g})"
-        named[name] = points
+        if name != _CHANCE:
+            named[name] = points
     return named
 
 
-def _curves(curves: Mapping[str, Points]) -> Markup:
+def curve_figures(
+    named: Mapping[str, Points], chances: Mapping[str, float | None] | None = None
+) -> Markup:
+    """A grid of charts, each with its name and its last value.
+
+    Args:
+        named: (step, value) points by what a chart is called.
+        chances: a level that is drawn into a chart, by its name.
+    """
     figure = Markup(
         "<figure class='card curve'><figcaption><span>{}</span><span>{}</span></figcaption>{}"
         "</figure>"
     )
     figures = []
-    for name, points in named_curves(curves).items():
+    for name, points in named.items():
         finite = [value for _, value in points if np.isfinite(value)]
         last = f"{finite[-1]:.4g}" if finite else "no value"
-        figures.append(figure.format(name, last, curve_svg(points)))
-    about = "Over training steps; at the right the last value. The bold line is a running mean."
-    grid = Markup("<div class='curves'>{}</div>").format(html.join(figures))
-    return html.paragraph(about, faint=True) + grid
+        drawn = curve_svg(points, chance=(chances or {}).get(name))
+        figures.append(figure.format(name, last, drawn))
+    return (
+        Markup("<div class='curves'>{}</div>").format(html.join(figures)) if figures else Markup()
+    )
+
+
+def _curves(curves: Mapping[str, Points]) -> Markup:
+    """The first curves of `named_curves`; the others, and those that never change, are folded."""
+    named = named_curves(curves)
+    chances = {name: chance_of(name.partition(" (")[0], curves) for name in named}
+    changing = [name for name, points in named.items() if len({value for _, value in points}) > 1]
+    first = changing[:_PRIMARY] or list(named)[:_PRIMARY]
+    about = (
+        "Over training steps; at the right the last value. A bold line over a pale one is a "
+        "running mean; a dashed one is what guessing gives."
+    )
+    rest = {name: points for name, points in named.items() if name not in first}
+    more = curve_figures(rest, chances) if rest else ""
+    return (
+        html.paragraph(about, faint=True)
+        + curve_figures({name: named[name] for name in first}, chances)
+        + html.folded(f"{len(rest)} more curves", more)
+    )
 
 
 def _settings(settings: Mapping[str, Any]) -> list[Markup]:

@@ -99,6 +99,38 @@ def markdown_table(rows: Sequence[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _gains(psnr: float, by_role: Mapping[Any, Row]) -> list[tuple[float, str]]:
+    """What each part of the making of a model gave, in dB: calibration, then training steps."""
+    random = by_role.get("step0", {}).get("psnr")
+    calibrated = by_role.get("calibrated", {}).get("psnr")
+    if calibrated is None:
+        return [] if random is None else [(psnr - random, "over the model at step 0")]
+    gains = [(psnr - calibrated, "from the training steps, after calibration")]
+    if random is not None:
+        gains.insert(0, (calibrated - random, "from calibration, before the first step"))
+    return gains
+
+
+def code_use_table(rows: Sequence[Row]) -> Markup:
+    """How many different codes the tokens of each level hold, of those that they could hold.
+
+    n tokens hold at most n different codes: the share is of the smaller of tokens and vocabulary.
+    Nothing without a row that has `levels` (`CodeUsage.summary`).
+    """
+    cells = []
+    for row in rows:
+        for level in row.get("levels") or ():
+            vocabulary = level["distinct"] + level["dead"]
+            possible = min(level["tokens"], vocabulary)
+            share = f"{level['distinct'] / possible:.1%}" if possible else "–"
+            cells.append(
+                [f"level {level['level']}", level["tokens"], level["distinct"], share, vocabulary,
+                 f"{level['perplexity']:.0f}"]
+            )  # fmt: skip
+    head = ["", "tokens", "different codes", "of those possible", "vocabulary", "perplexity"]
+    return html.table(cells, head)
+
+
 def headline(rows: Sequence[Row]) -> list[tuple[str, str, str]]:
     """(figure, unit, what it is) of the numbers that answer first how good the model is."""
     by_role = {row.get("role"): row for row in rows}
@@ -107,13 +139,11 @@ def headline(rows: Sequence[Row]) -> list[tuple[str, str, str]]:
     psnr = model.get("psnr")
     if psnr is not None:
         tiles.append((f"{psnr:.2f}", "dB", "PSNR of the reconstruction"))
-        for role, text, sign in (("step0", "over the model at step 0", 1), ("ceiling", "", -1)):
-            other = by_role.get(role, {}).get("psnr")
-            if other is not None:
-                gap = sign * (psnr - other)
-                text = text or ("below" if gap >= 0 else "above") + " the unquantised ceiling"
-                figure = f"{gap:+.2f}" if role == "step0" else f"{abs(gap):.2f}"
-                tiles.append((figure, "dB", text))
+        tiles += [(f"{gain:+.2f}", "dB", text) for gain, text in _gains(psnr, by_role)]
+        ceiling = by_role.get("ceiling", {}).get("psnr")
+        if ceiling is not None:
+            where = "below" if ceiling >= psnr else "above"
+            tiles.append((f"{abs(ceiling - psnr):.2f}", "dB", f"{where} the unquantised ceiling"))
     if model.get("lpips") is not None:
         tiles.append((f"{model['lpips']:.3f}", "", "LPIPS, lower is better"))
     if model.get("bpp") is not None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from pyratok_jax.data.heldout import HeldoutClip
+from pyratok_jax.data.heldout import HeldoutClip, other_caption
 from pyratok_jax.io.atomic import write_json
 from pyratok_jax.metrics.code_usage import code_usage
 from pyratok_jax.metrics.image import PROTOCOL, quality
@@ -16,7 +16,8 @@ from pyratok_jax.tokenizer import EncodedClip, Tokenizer, mean_bits_per_pixel
 
 TRAINED, CEILING = "trained", "frozen VAE, no quantisation (ceiling)"
 START, CALIBRATED = "same model at step 0", "after calibration, before step 1"
-_ROLES = {TRAINED: "model", CEILING: "ceiling", START: "step0", CALIBRATED: ""}
+_ROLES = {TRAINED: "model", CEILING: "ceiling", START: "step0", CALIBRATED: "calibrated"}
+NO_CAPTION, OTHER_CAPTION = "trained, no caption", "trained, another clip's caption"
 
 
 def reconstruct_all(tokenizer: Tokenizer, clips: Sequence[HeldoutClip]) -> dict[str, np.ndarray]:
@@ -58,13 +59,16 @@ def report_training(
         CEILING: {c.name: tokenizer.reconstruct_continuous(c.video) for c in clips},
         **before,
     }
+    built = _built_up(tokenizer, encoded)
+    versions |= built | _other_captions(tokenizer, clips, versions[TRAINED])
     originals = [clip.video for clip in clips]
     rows = []
     for name, videos in versions.items():
         measured = quality(originals, [videos[c.name] for c in clips], lpips)
-        rows.append({"name": name, "role": _ROLES[name], **measured})
+        rows.append({"name": name, "role": _ROLES.get(name, ""), **measured})
     rows[0] |= _rate(list(encoded.values()), tokenizer.config.vocabulary_size)
-    shown = [_shown(tokenizer, clip, encoded[clip.name], versions) for clip in clips]
+    extra = [*built, OTHER_CAPTION] if OTHER_CAPTION in versions else list(built)
+    shown = [_shown(tokenizer, clip, encoded[clip.name], versions, extra) for clip in clips]
     outputs = write_report(
         workdir,
         title="PyraTok training",
@@ -78,6 +82,42 @@ def report_training(
     outputs["metrics"] = workdir / "metrics.json"
     write_json(outputs["metrics"], metrics | dict(facts))
     return outputs
+
+
+def _built_up(
+    tokenizer: Tokenizer, encoded: Mapping[str, EncodedClip]
+) -> dict[str, dict[str, np.ndarray]]:
+    """Reconstructions from the first levels alone, all but the last added one by one."""
+    if not tokenizer.builds_up:
+        return {}
+    found = {}
+    for levels in range(1, len(tokenizer.config.grids)):
+        name = "level 1 alone" if levels == 1 else f"levels 1 to {levels}"
+        found[name] = {
+            clip: tokenizer.decode_first(tokens, levels) for clip, tokens in encoded.items()
+        }
+    return found
+
+
+def _other_captions(
+    tokenizer: Tokenizer, clips: Sequence[HeldoutClip], trained: Mapping[str, np.ndarray]
+) -> dict[str, dict[str, np.ndarray]]:
+    """Reconstructions of clips that were encoded with no caption, and with another clip's.
+
+    A clip for which there is no other caption keeps its reconstruction. Nothing where the levels
+    do not read captions, or no two captions differ.
+    """
+    others = {clip.name: other_caption(clips, clip) for clip in clips}
+    if tokenizer.text is None or not tokenizer.config.text_guidance or not any(others.values()):
+        return {}
+    swapped = {
+        clip.name: tokenizer.reconstruct(clip.video, others[clip.name])
+        if others[clip.name]
+        else trained[clip.name]
+        for clip in clips
+    }
+    return {NO_CAPTION: {c.name: tokenizer.reconstruct(c.video) for c in clips},
+            OTHER_CAPTION: swapped}  # fmt: skip
 
 
 def _rate(encoded: Sequence[EncodedClip], vocabulary: int) -> dict[str, Any]:
@@ -96,6 +136,7 @@ def _shown(
     clip: HeldoutClip,
     encoded: EncodedClip,
     versions: Mapping[str, Mapping[str, np.ndarray]],
+    extra: Sequence[str],
 ) -> ReportClip:
     embeddings = tuple(x[0] for x in tokenizer.code_embeddings(encoded.batch))
     padding = encoded.padding
@@ -112,5 +153,6 @@ def _shown(
         ceiling=versions[CEILING][clip.name],
         step0=versions[START][clip.name] if START in versions else None,
         token_maps=[padding.crop(video) for video in maps],
+        more={name: versions[name][clip.name] for name in extra},
         levels=[f"level {i} (1:{dt} frames, {ds} px)" for i, (dt, ds) in enumerate(grids, start=1)],
     )

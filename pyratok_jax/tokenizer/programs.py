@@ -52,6 +52,13 @@ def detokenize_step(graph: nnx.GraphDef) -> Callable[[State, Ids], Array]:
     return detokenize
 
 
+def _detokenize_first_step(graph: nnx.GraphDef) -> Callable[[State, Ids, Array], Array]:
+    def detokenize_first(state: State, ids: Ids, levels: Array) -> Array:
+        return to_pixels(nnx.merge(graph, state).detokenize_first(ids, levels))
+
+    return detokenize_first
+
+
 def _tokenize_next_step(
     graph: nnx.GraphDef,
 ) -> Callable[[State, Array, Text, PyTree], tuple[Ids, PyTree]]:
@@ -91,6 +98,7 @@ class Programs:
     Attributes:
         tokenize: (video, text) -> ids.
         detokenize: (ids,) -> video.
+        detokenize_first: (ids, number of levels) -> video of the first levels alone.
         tokenize_next: (video, text, caches) -> ids, caches.
         detokenize_next: (ids, caches) -> video, caches.
         reconstruct_continuous: (video,) -> video, by the frozen VAE without quantisation.
@@ -99,6 +107,7 @@ class Programs:
 
     tokenize: Callable[[Array, Text], Ids]
     detokenize: Callable[[Ids], Array]
+    detokenize_first: Callable[[Ids, Array], Array]
     tokenize_next: Callable[[Array, Text, PyTree], tuple[Ids, PyTree]]
     detokenize_next: Callable[[Ids, PyTree], tuple[Array, PyTree]]
     reconstruct_continuous: Callable[[Array], Array]
@@ -127,6 +136,7 @@ class Programs:
         return cls(
             tokenize=program(tokenize_step),
             detokenize=program(detokenize_step),
+            detokenize_first=program(_detokenize_first_step),
             tokenize_next=program(_tokenize_next_step),
             detokenize_next=program(_detokenize_next_step),
             reconstruct_continuous=program(_continuous_step),

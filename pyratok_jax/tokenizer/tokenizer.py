@@ -20,7 +20,7 @@ from pyratok_jax.models.language.model import TextEncoder
 from pyratok_jax.models.pyratok.lfq import ids_to_bits
 from pyratok_jax.models.pyratok.model import PyraTok
 from pyratok_jax.nn.text_attention import TextCondition
-from pyratok_jax.tokenizer.clips import Captions, ClipTokenizer, Ids
+from pyratok_jax.tokenizer.clips import Captions, ClipTokenizer, EncodedClip, Ids
 from pyratok_jax.tokenizer.programs import Programs
 
 
@@ -151,6 +151,24 @@ class Tokenizer(ClipTokenizer):
         self._check_height(ids[0].shape[2] * self.config.grids[0][1])
         levels = tuple(jnp.asarray(level, jnp.uint32) for level in ids)
         return np.asarray(self._programs.detokenize(levels))
+
+    @property
+    def builds_up(self) -> bool:
+        """Whether there are several levels, the first of which alone give a coarser picture."""
+        return self.model.quantizer.builds_up and len(self.config.grids) > 1
+
+    def decode_first(self, encoded: EncodedClip, levels: int) -> UInt8[np.ndarray, "*b t h w 3"]:
+        """Reconstruction from the first levels alone, cropped like `decode`.
+
+        Raises:
+            ValueError: not between 1 and all levels, or a tokenizer that does not `builds_up`.
+        """
+        if not 1 <= levels <= len(self.config.grids):
+            raise ValueError(f"{levels} levels of {len(self.config.grids)}")
+        ids = tuple(jnp.asarray(level, jnp.uint32) for level in encoded.batch)
+        video = np.asarray(self._programs.detokenize_first(ids, jnp.asarray(levels)))
+        video = encoded.padding.crop(video)
+        return video if encoded.batched else video[0]
 
     def decode_next(
         self, ids: Sequence[np.ndarray], caches: PyTree = None

@@ -23,6 +23,7 @@ TASKS = {
 # Kind of an entry of `config.evaluators` -> its class.
 EVALUATORS = {
     "heldout": "pyratok_jax.training.evaluators.heldout:HeldoutReconstruction",
+    "zero_shot": "pyratok_jax.training.evaluators.zero_shot:ZeroShot",
     "heldout_tokens": "pyratok_jax.training.evaluators.heldout_tokens:HeldoutTokens",
 }
 

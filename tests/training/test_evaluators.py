@@ -1,5 +1,6 @@
 """Evaluators run when they are due, on an unchanged model, and survive an interruption."""
 
+import shutil
 import sys
 
 import jax
@@ -7,11 +8,11 @@ import numpy as np
 import pytest
 
 from pyratok_jax.checkpoints.partition import Partition
-from pyratok_jax.data.heldout import HeldoutClip
+from pyratok_jax.data.heldout import HeldoutClip, other_caption
 from pyratok_jax.errors import UserError
 from pyratok_jax.training.config import parse_flags, training_config
 from pyratok_jax.training.distributed.sharding import make_mesh
-from pyratok_jax.training.evaluators.heldout import HeldoutReconstruction, other_caption
+from pyratok_jax.training.evaluators.heldout import HeldoutReconstruction
 from pyratok_jax.training.loop.contracts import ModelView
 from pyratok_jax.training.loop.loop import train
 from pyratok_jax.training.registry import make_evaluators
@@ -168,3 +169,70 @@ def test_held_out_clips_tell_how_much_language_is_in_the_tokens(world, weight):
         assert trained[f"nats/gain/level_{n}"] == pytest.approx(gain, abs=1e-5)
     assert any(abs(trained[name]) > 1e-4 for name in gains)
     assert trained["psnr"] == pytest.approx(found["psnr"])
+
+
+def zero_shot(world, **options):
+    settings = tiny_config(world)
+    settings.loss.weights.update({"drift_dinov3": 0.0, "retention": 0.0})
+    settings.data.heldout = (str(world / "videos"),)
+    settings.evaluators = ({"name": "zero_shot", "every": 1, **options},)
+    task = TokenizerTask(settings)
+    (made,) = make_evaluators(settings, task)
+    return made, task, make_mesh(settings.mesh)
+
+
+def test_zero_shot_finds_the_caption_that_the_codes_mean(world, monkeypatch):
+    """By the right features it is always right; by those of the next clip always wrong."""
+    made, task, mesh = zero_shot(world, buckets=("5x16x16",), clips=3)
+    partition = Partition(task.system, task.is_trainable)
+    view = ModelView(mesh, partition, partition.trainable, partition.frozen)
+    with jax.set_mesh(mesh):
+        first = made.run(view, 0).metrics
+    assert set(first) == {"top1", "chance_top1", "margin", "videos"}
+    assert first["chance_top1"] == pytest.approx(100 / 3) and first["videos"] == 3
+    texts = np.eye(3, dtype=np.float32)
+    features = iter([*texts, *texts[[1, 2, 0]]])
+    monkeypatch.setattr(made, "_programs", (lambda *_: next(features)[None], lambda *_: texts))
+    with jax.set_mesh(mesh):
+        right, wrong = made.run(view, 1).metrics, made.run(view, 2).metrics
+    assert right["top1"] == 100.0 and right["margin"] == pytest.approx(1.0)
+    assert wrong["top1"] == 0.0 and wrong["margin"] == pytest.approx(-0.5)
+
+
+@pytest.mark.slow
+def test_zero_shot_of_a_folder_of_classes_scores_as_the_saved_tokenizer_does(world, tmp_path):
+    from pyratok_jax.evaluation.models.features import TokenizerFeatures
+    from pyratok_jax.evaluation.tasks.classification import Classification
+
+    for number, label in enumerate(("RedSquare", "GreenSquare")):
+        (tmp_path / label).mkdir()
+        shutil.copy(world / "videos" / f"clip{number}.mp4", tmp_path / label)
+    options = {"data": str(tmp_path), "frames": 5, "side": 32}
+    made, task, mesh = zero_shot(world, **options, template="a {}")
+    assert made._texts == ["a green square", "a red square"]
+    partition = Partition(task.system, task.is_trainable)
+    with jax.set_mesh(mesh):
+        view = ModelView(mesh, partition, partition.trainable, partition.frozen)
+        found = made.run(view, 0).metrics
+    protocol = Classification(**options, templates="a {}")
+    model = TokenizerFeatures(task.wrap(task.system))
+    protocol.prepare(model)
+    items = {item.id: protocol.evaluate_item(model, item) for item in protocol.items()}
+    assert found["top1"] == protocol.aggregate(items)["top1"]
+    scores = {name: item["scores"] for name, item in items.items()}
+    margins = [s[item["label"]] - s[1 - item["label"]] for s, item in
+               zip(scores.values(), items.values(), strict=True)]  # fmt: skip
+    assert found["margin"] == pytest.approx(np.mean(margins), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"template": "a video"}, "needs {} once"),
+        ({"clips": 1}, "at least two classes or captions"),
+        ({"data": "no/such/folder"}, "is no folder"),
+    ],
+)
+def test_zero_shot_refuses_what_cannot_be_measured(world, options, message):
+    with pytest.raises(UserError, match=message):
+        zero_shot(world, buckets=("5x16x16",), **options)

@@ -42,14 +42,19 @@ def test_a_run_leaves_what_it_names(finished):
     workdir, outputs = finished
     assert {"checkpoint", "report", "contact_sheet", "metrics"} <= outputs.keys()
     assert all(path.exists() for path in outputs.values())
-    rows = {row["role"] or "calibrated": row for row in json.loads(
-        outputs["metrics"].read_text())["heldout"]}  # fmt: skip
-    assert {"model", "ceiling", "step0"} <= rows.keys()
+    rows = {row["role"]: row for row in json.loads(
+        outputs["metrics"].read_text())["heldout"] if row["role"]}  # fmt: skip
+    assert {"model", "ceiling", "step0", "calibrated"} <= rows.keys()
     tokens = 5 * 4 + 3 * 4 + 2 * 4 + 2 * 16
     assert rows["model"]["bpp"] == pytest.approx(tokens * 6 / (5 * 32 * 32))
     page = outputs["report"].read_text()
     assert "<video" in page and not re.search(r'(src|href)="https?://', page)
-    assert list(workdir.glob("events*"))
+    assert any(b"_hparams_" in path.read_bytes() for path in workdir.glob("events*"))
+    # What calibration and what training gave, and the levels one by one.
+    assert "from calibration, before" in page and "from the training steps, after" in page
+    named = {row["name"] for row in json.loads(outputs["metrics"].read_text())["heldout"]}
+    assert {"level 1 alone", "levels 1 to 2", "levels 1 to 3", "trained"} <= named
+    assert "levels 1 to 4" not in named and "of those possible" in page and "1 - SSIM" in page
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [5, 10, 15, 15, 20, 20]
     wanted = "l1 ssim commitment entropy hierarchy text text_codebook autoregressive drift_vae"

@@ -272,6 +272,8 @@ def without_tensorboard():
     stub.SummaryWriter = lambda folder: types.SimpleNamespace(
         write_scalars=lambda *values: None,
         write_images=lambda *values: None,
+        write_hparams=lambda *values: None,
+        write_texts=lambda *values: None,
         close=lambda: None,
     )
     sys.modules["clu.metric_writers"] = stub

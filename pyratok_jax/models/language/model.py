@@ -20,6 +20,7 @@ from pyratok_jax.models.language.kernels import GROUPS, quantize_kernel
 from pyratok_jax.models.language.layers import DecoderLayer, LayerContext, Linear, RMSNorm
 from pyratok_jax.nn.partitioning import constrain_token_sharding
 from pyratok_jax.nn.text_attention import TextCondition
+from pyratok_jax.nn.trace import checkpoint
 
 # Rematerialisation policies of a layer: save everything, its matrix products, or its input and the
 # output of attention.
@@ -232,7 +233,7 @@ def _scan(
     body: Callable[[Array, PyTree], tuple[Array, PyTree]], remat: str, x: Array, stacked: PyTree
 ) -> tuple[Array, PyTree, PyTree]:
     if remat != "none":
-        body = jax.checkpoint(body, prevent_cse=False, policy=_POLICIES[remat])
+        body = checkpoint(body, prevent_cse=False, policy=_POLICIES[remat])
     x, (states, pair) = jax.lax.scan(body, x, stacked)
     return x, states, pair
 

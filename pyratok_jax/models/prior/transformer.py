@@ -19,6 +19,7 @@ from pyratok_jax.models.prior.attention import Segment, attend, attend_static, t
 from pyratok_jax.models.prior.config import PriorConfig
 from pyratok_jax.models.prior.layout import Visibility, visible
 from pyratok_jax.nn.partitioning import constrain_batch_sharding
+from pyratok_jax.nn.trace import checkpoint
 
 _EPS = 1e-6
 KeyValues = tuple[Float[Array, "... kv e"], Float[Array, "... kv e"]]  # Of one layer or of all.
@@ -191,6 +192,6 @@ class Transformer(nnx.Module):
             return run(nnx.merge(graph, weights), constrain_batch_sharding(x), extra)
 
         if self.config.remat:
-            body = jax.checkpoint(body, prevent_cse=False)
+            body = checkpoint(body, prevent_cse=False)
         x, found = jax.lax.scan(body, x, (weights, extra))
         return self.norm(x), found

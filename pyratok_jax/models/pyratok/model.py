@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, PRNGKeyArray, UInt32
+from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt32
 
 from pyratok_jax.models import video_vae
 from pyratok_jax.models.pyratok.config import PyraTokConfig
@@ -170,6 +170,17 @@ class PyraTok(nnx.Module):
         """
         codes = tuple(ids_to_bits(level, self.config.bits) for level in ids)
         return jnp.clip(self.decode_bits(codes), -1.0, 1.0)
+
+    def detokenize_first(
+        self, ids: tuple[UInt32[Array, "b _t _h _w"], ...], levels: Int[Array, ""]
+    ) -> Float[Array, "b T H W 3"]:
+        """Video of the first `levels` levels alone, clamped to [-1, 1].
+
+        Raises:
+            ValueError: the quantiser has no latent of its first levels (`Quantizer.builds_up`).
+        """
+        codes = tuple(ids_to_bits(level, self.config.bits) for level in ids)
+        return jnp.clip(self.decode(self.quantizer.synthesize_first(codes, levels)), -1.0, 1.0)
 
     @property
     def streams(self) -> bool:

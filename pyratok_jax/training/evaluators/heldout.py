@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from pyratok_jax.checkpoints.partition import Arrays, Partition
 from pyratok_jax.data.captions import CaptionTokenizer
-from pyratok_jax.data.heldout import HeldoutClip, heldout_clips
+from pyratok_jax.data.heldout import HeldoutClip, heldout_clips, other_caption
 from pyratok_jax.data.padding import ClipSizes, Padding
 from pyratok_jax.errors import UserError
 from pyratok_jax.metrics.image import quality
@@ -185,10 +185,3 @@ class HeldoutReconstruction:
 def _captioned(batch: Arrays, captions: str) -> CaptionedClips:
     """A batch's clips with one of its two sets of captions."""
     return CaptionedClips(batch["video"], batch[f"{captions}_ids"], batch[f"{captions}_mask"])
-
-
-def other_caption(clips: Sequence[HeldoutClip], clip: HeldoutClip) -> str | None:
-    """The next caption, around the end, that differs from a clip's own; None: there is none."""
-    start = [other.name for other in clips].index(clip.name)
-    captions = [other.caption for other in (*clips[start:], *clips[:start])]
-    return next((c for c in captions if c and c != clip.caption), None)

@@ -43,9 +43,18 @@ from pyratok_jax.training.loop.monitoring import (
     over_processes,
     profiled_steps,
 )
+from pyratok_jax.training.loop.progress_page import ProgressPage
+from pyratok_jax.training.loop.throughput import Throughput
 from pyratok_jax.training.optimizer import make_optimizer
 from pyratok_jax.training.registry import make_evaluators
-from pyratok_jax.training.step import Batch, Metrics, TrainState, initial_state, make_train_step
+from pyratok_jax.training.step import (
+    Batch,
+    Metrics,
+    Step,
+    TrainState,
+    initial_state,
+    make_train_step,
+)
 
 # Metrics of one step that no logged row holds yet: on devices, or as a checkpoint had them.
 Unlogged = Mapping[str, ArrayLike]
@@ -70,30 +79,30 @@ def place(
     return state, frozen, optimizer
 
 
-def jit_step(
+def plain_step(
     task: Task[S],
     partition: Partition[S],
     config: ConfigDict,
     optimizer: optax.GradientTransformation,
-    state: TrainState,
-) -> jax.stages.Wrapped:
-    """The step `(state, frozen, batch, seed) -> (state, metrics)`, jitted with its state donated.
-
-    The new state is sharded as `state` is.
-    """
+) -> Step:
+    """The step `(state, frozen, batch, seed) -> (state, metrics)`, not jitted."""
 
     def loss(
         params: Arrays, frozen: Arrays, batch: Batch, key: PRNGKeyArray, progress: Float[Array, ""]
     ) -> tuple[Float[Array, ""], Metrics]:
         return task.loss(partition.merge(params, frozen), batch, key, progress)
 
-    step = make_train_step(
+    return make_train_step(
         loss,
         optimizer,
         steps=config.steps,
         accumulate=config.accumulate,
         ema_decay=config.ema_decay,
     )
+
+
+def jit_step(step: Step, state: TrainState) -> jax.stages.Wrapped:
+    """The step with its state donated; the new state is sharded as `state` is."""
     shardings = jax.tree.map(lambda x: x.sharding, state)
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
 
@@ -132,16 +141,19 @@ class Loop(Generic[S]):
         self._loader, self._checkpoints = loader, checkpoints
         with jax.set_mesh(mesh):
             state, self.frozen, optimizer = place(partition, config, mesh)
-            self._step: AheadOfTime[tuple[TrainState, Metrics]] = AheadOfTime(
-                jit_step(task, partition, config, optimizer, state)
-            )
+            step = plain_step(task, partition, config, optimizer)
+            self._step: AheadOfTime[tuple[TrainState, Metrics]] = AheadOfTime(jit_step(step, state))
             self.state, self._unlogged = _restored(checkpoints, state, loader)
         self.start = int(self.state.step)
         primary = jax.process_index() == 0
         self._log = MetricsLog(workdir, start=self.start, primary=primary)
+        self._log.write_settings(config)
         self._bar = StepBar(self.start, config.steps, enabled=primary)
         self._workdir = workdir
         self.timer = StepTimer()
+        self._throughput = Throughput(step, mesh, config.steps)
+        self._failure_told = False
+        self._page = ProgressPage(workdir, config.steps, primary=primary)
         self._waits = ProcessAllGather(mesh)
         self._consensus = StopConsensus(stop, mesh)
         self._profiler = Profiler(profiled_steps(config.profile_steps), workdir)
@@ -154,6 +166,8 @@ class Loop(Generic[S]):
     def __exit__(self, *error: object) -> None:
         self._bar.__exit__(*error)
         self._profiler.close()
+        self._throughput.close()
+        self._page.close(ended=not any(error))
         self._log.close()
 
     def run(self) -> None:
@@ -207,6 +221,7 @@ class Loop(Generic[S]):
         # The time limit of a step does not hold for compilation.
         compiled = not first and self._step.is_compiled(*inputs)
         report_phase(number, Phase.IN_STEP if compiled else Phase.FIRST_STEP)
+        self._throughput.add(batch.rows, arrays, inputs)
         self.state, metrics = self._step(*inputs)
         del inputs, arrays
         self._consensus.step_started()
@@ -231,7 +246,9 @@ class Loop(Generic[S]):
         means["skipped_clips"] = float(len(self._loader.broken))
         self._unlogged.clear()
         self._log.write(number, means)
+        self._page.metrics(number, means)
         self._log_timing(number)
+        self._page.write()
         self._bar.show(number, means)
         warning = self._guard.check(means)
         if warning is not None:
@@ -249,7 +266,13 @@ class Loop(Generic[S]):
         window = self.timer.window()
         if window is not None:
             waits = self._waits.finish(self._waits.start(window[1]))
-            self._log.write_timing(number, {"seconds_per_step": window[0], **over_processes(waits)})
+            rates = self._throughput.rates(number, window[0])
+            timing = {"seconds_per_step": window[0], **rates, **over_processes(waits)}
+            self._log.write_timing(number, timing)
+            self._page.timing(number, timing)
+            if self._throughput.failure and not self._failure_told:
+                self._failure_told = True
+                self._bar.say(f"MFU is not measured: {self._throughput.failure}")
 
     def _evaluate(self, number: int) -> None:
         """Run the evaluators that are due.
@@ -270,7 +293,9 @@ class Loop(Generic[S]):
                 report_phase(number, Phase.EVALUATING)
                 found = evaluator.run(view, number)
                 self._log.write_evaluation(number, evaluator.name, found)
+                self._page.evaluation(number, evaluator.name, found)
                 self._bar.say_metrics(evaluator.name, number, found.metrics)
+            self._page.write()
 
     def _save(self) -> None:
         # As text of all bits: the row that these become must be the one of an unbroken run.

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from pyratok_jax.errors import UserError
 from pyratok_jax.io.atomic import write_text
 from pyratok_jax.io.documents import checked, parse_json, read_limited
 from pyratok_jax.io.progress import PlainConsole, progress_bar
+from pyratok_jax.training.config_keys import flattened
 from pyratok_jax.training.loop.contracts import Evaluation
 
 _Line = dict[str, float]
@@ -49,6 +51,17 @@ class MetricsLog:
             _continued(workdir / "timing.jsonl", start),
             SummaryWriter(str(workdir)),
         )
+
+    def write_settings(self, config: ConfigDict) -> None:
+        """Record the config in TensorBoard: as hyper-parameters of the run, and as a text."""
+        if self._outputs is not None:
+            values = dict(flattened(config))
+            plain = {
+                k: v if isinstance(v, int | float | str) else str(v) for k, v in values.items()
+            }
+            self._outputs.tensorboard.write_hparams(plain)
+            text = "".join(f"    {key} = {value!r}\n" for key, value in values.items())
+            self._outputs.tensorboard.write_texts(0, {"config": text})
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Record one step's numbers."""

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Bool, Float, Int, UInt8
 from ml_collections import ConfigDict
 
 from pyratok_jax.checkpoints.hub import pinned
@@ -20,6 +20,7 @@ from pyratok_jax.data.pipeline import ClipLoader, make_loader
 from pyratok_jax.errors import UserError
 from pyratok_jax.io.progress import PlainConsole, track
 from pyratok_jax.losses.autoregressive import clip_nats
+from pyratok_jax.losses.text import unit
 from pyratok_jax.models.pyratok.model import PyraTok
 from pyratok_jax.models.pyratok.quantizers.final_latent import square_root
 from pyratok_jax.models.vae_families import build_vae
@@ -39,7 +40,7 @@ from pyratok_jax.training.tasks.clip_batches import ClipBatches, pipeline_batche
 
 
 class TokenizerTask:
-    """The `contracts.Task` of a tokenizer; also both tasks of `evaluators.heldout`."""
+    """The `contracts.Task` of a tokenizer; also the tasks of `evaluators`."""
 
     def __init__(self, config: ConfigDict):
         self.config = config
@@ -133,6 +134,25 @@ class TokenizerTask:
             self.loss.token_budget or None,
             layers=self.loss.language_layers,
         )
+
+    def video_features(
+        self, system: TokenizerSystem, video: UInt8[Array, "b t h w 3"]
+    ) -> Float[Array, "b d"]:
+        """The mean over levels of each level's unit mean code, in the text space; no captions."""
+        levels = system.tokenizer.encode(to_model_range(video)).levels
+        means = [
+            unit(system.alignment.text_embed(level.q, number).astype(jnp.float32).mean((1, 2, 3)))
+            for number, level in enumerate(levels)
+        ]
+        return unit(jnp.mean(jnp.stack(means), axis=0))
+
+    def text_features(
+        self, system: TokenizerSystem, ids: Int[Array, "n l"], mask: Bool[Array, "n l"]
+    ) -> Float[Array, "n d"]:
+        """Texts in the text space, where codes are compared with them, at unit length."""
+        text = system.text(ids, mask)
+        text = text._replace(embeddings=text.embeddings.astype(jnp.float32))
+        return unit(system.tokenizer.captions(text).pooled)
 
     def wrap(self, system: TokenizerSystem) -> Tokenizer:
         """The tokenizer of a system, to be measured without a checkpoint."""

@@ -16,6 +16,7 @@ from pyratok_jax.models.pyratok.quantizers.final_latent import share_left
 from pyratok_jax.models.pyratok.quantizers.registry import QUANTIZERS, Kind, build_quantizer
 from pyratok_jax.models.pyratok.quantizers.vector import nearest
 from tests.losses.tiny import captions, clip, tiny_config
+from tests.tiny_tokenizer import tiny_tokenizer
 
 # Compiled as a whole: one by one, operations take long to compile.
 apply = nnx.jit(lambda quantizer, latent, text: quantizer((), latent, text))
@@ -44,6 +45,39 @@ def make(case: str, text_width: int | None = None):
 
 def latents(seed=0):
     return jax.random.normal(jax.random.key(seed), (2, 3, 4, 4, 4))
+
+
+def random_codes(shapes, bits):
+    return tuple(
+        jnp.where(jax.random.normal(jax.random.key(n), (1, *shape, bits)) > 0, 1.0, -1.0)
+        for n, shape in enumerate(shapes)
+    )
+
+
+@pytest.mark.parametrize("case", ["lapq", "residual", "residual-projected"])
+def test_the_first_levels_alone_give_a_latent_that_the_others_add_to(case):
+    if case == "lapq":
+        model = tiny_tokenizer().model
+        quantizer = model.quantizer
+        codes = random_codes(model.grid_shapes(5, 32, 32), model.config.bits)
+    else:
+        quantizer = make(case)
+        levels, _ = apply(quantizer, latents(), None)
+        codes = tuple(level.q for level in levels)
+    first = nnx.jit(lambda quantizer, codes, count: quantizer.synthesize_first(codes, count))
+    whole = np.asarray(synthesize(quantizer, codes))
+    np.testing.assert_allclose(first(quantizer, codes, jnp.asarray(len(codes))), whole, atol=1e-5)
+    others = (codes[0], *(-q for q in codes[1:]))
+    coarse = np.asarray(first(quantizer, codes, jnp.asarray(1)))
+    np.testing.assert_array_equal(coarse, first(quantizer, others, jnp.asarray(1)))
+    assert np.abs(coarse - whole).max() > 1e-3
+
+
+def test_other_quantisers_have_no_latent_of_their_first_levels():
+    quantizer = make("vq")
+    assert not quantizer.builds_up
+    with pytest.raises(ValueError, match="first levels alone"):
+        quantizer.synthesize_first((), jnp.asarray(1))
 
 
 @pytest.mark.parametrize("case", list(CASES))

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from pyratok_jax.models.pyratok.inputs import InputsByLevel
 from pyratok_jax.nn.grids import Stride
@@ -162,12 +162,15 @@ class Quantizer(nnx.Module, abc.ABC):
         streams: whether clips can be quantised in chunks with carried caches.
         has_bit_logits: whether `Level.z` are logits of independent bits, for which the entropy,
             hierarchy and text terms of the objective are defined.
+        builds_up: whether each level adds to the latent of the levels before it, so that the first
+            ones alone give a coarser picture (`synthesize_first`).
     """
 
     reads_stages: ClassVar[bool] = False
     makes_tokens: ClassVar[bool] = True
     streams: bool = False
     has_bit_logits: ClassVar[bool] = True
+    builds_up: ClassVar[bool] = False
 
     def __call__(
         self, stages: Stages, target: Latent, text: Text, cache: Cache = None, key: Key = None
@@ -182,6 +185,14 @@ class Quantizer(nnx.Module, abc.ABC):
     @abc.abstractmethod
     def synthesize(self, codes: Codes, cache: Cache = None) -> Latent:
         """Normalised latent of the codes of all levels; with a cache, of one chunk of a clip."""
+
+    def synthesize_first(self, codes: Codes, levels: Int[Array, ""]) -> Latent:
+        """Normalised latent of the first `levels` levels alone; the codes of the others are unread.
+
+        Raises:
+            ValueError: a quantiser that does not `builds_up`.
+        """
+        raise ValueError(f"{type(self).__name__} has no latent of its first levels alone")
 
     def fit(
         self,

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from pyratok_jax.models.pyratok.lapq import LaPQBlock, LevelSizes
 from pyratok_jax.models.pyratok.quantizers import base
@@ -69,6 +69,7 @@ class LaPQ(base.Quantizer):
 
     reads_stages = True
     streams = True
+    builds_up = True
 
     def __init__(self, config: LaPQConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
         """Build with random weights."""
@@ -115,6 +116,12 @@ class LaPQ(base.Quantizer):
         """The sum of all levels' syntheses, in the order in which `__call__` adds them."""
         parts = [synthesis(q, cache) for synthesis, q in zip(self.synthesis, codes, strict=True)]
         return sum(parts[1:], parts[0])
+
+    def synthesize_first(self, codes: base.Codes, levels: Int[Array, ""]) -> base.Latent:
+        """The sum of the first levels' syntheses."""
+        parts = [synthesis(q) for synthesis, q in zip(self.synthesis, codes, strict=True)]
+        kept = [jnp.where(number < levels, part, 0.0) for number, part in enumerate(parts)]
+        return sum(kept[1:], kept[0])
 
     def fit_to(self, data: base.FitData) -> list[float]:
         """Fit every level's linear maps in turn (`lapq_fitting`)."""

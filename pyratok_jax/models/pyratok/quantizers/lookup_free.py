@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
+from jaxtyping import Array, Int
 
 from pyratok_jax.models.pyratok.lfq import quantize
 from pyratok_jax.models.pyratok.quantizers import base, final_latent
@@ -118,6 +119,11 @@ class LookupFreeLatent(base.Quantizer):
             fixed = jax.lax.stop_gradient(q)
             total = total + 2.0**-stage * (fixed + (q - fixed) / self.depth)
         return total if self.projection is None else self.projection.latent(total)
+
+    def synthesize_first(self, codes: base.Codes, levels: Int[Array, ""]) -> base.Latent:
+        """Of codes that are 0 in the other levels."""
+        kept = (jnp.where(number < levels, q, 0.0) for number, q in enumerate(codes))
+        return self.synthesize(tuple(kept))
 
     def fit_to(self, data: base.FitData) -> list[float]:
         """Fit the projection in closed form.

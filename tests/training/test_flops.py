@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from pyratok_jax.pods.plan import traced_flops
+from pyratok_jax.training.loop.flops import traced_flops
 
 
 def shape(*sizes):
