@@ -1,0 +1,163 @@
+"""Teach the head that predicts tokens from captions, on a tokenizer that stays as it is.
+
+    python -m benchmarks.world_reading --tokenizer runs/world/aligned-0 --output runs/world_read
+
+`world_alignment` trains levels and the embedding of codes in the text space; the head through which
+the frozen language model predicts tokens is still fresh after it. Here only that head, the codes'
+embedding in the model's input space and the markers of the sequence learn, on stored latents of the
+world; with `--shuffled` each video keeps another's caption (the control: own captions gain
+nothing). Prints nats per token of held-out videos under their own caption, none and another's.
+"""
+
+import argparse
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+from flax import nnx
+from jaxtyping import Array
+
+from benchmarks.world_alignment import Levels, mixed
+from benchmarks.world_features import Networks, Videos, load_videos
+from pyratok_jax.checkpoints.partition import Partition
+from pyratok_jax.data.world.vocabulary import seen_names
+from pyratok_jax.evaluation.world_set import classes
+from pyratok_jax.io.atomic import write_json
+from pyratok_jax.losses.autoregressive import autoregressive_loss, caption_nats
+from pyratok_jax.models.language.model import LanguageModel
+from pyratok_jax.tokenizer import DESCRIPTION, load_tokenizer
+from pyratok_jax.training.optimizer import make_optimizer
+
+HELDOUT = 48
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    p.add_argument("--tokenizer", required=True, help="working folder of world_alignment --save")
+    p.add_argument("--output", type=Path, required=True, help="folder of the tokenizer with it")
+    p.add_argument("--results", type=Path, help="JSON file of the measurements")
+    p.add_argument("--cache", type=Path, default=Path("runs/world_features"), help="folder")
+    p.add_argument("--films", type=int, default=5100, help="training videos")
+    p.add_argument("--steps", type=int, default=250)
+    p.add_argument("--batch", type=int, default=24)
+    p.add_argument("--learning-rate", type=float, default=3e-3)
+    p.add_argument("--tokens", type=int, default=64, help="of a video that are predicted")
+    p.add_argument("--layers", type=int, default=6, help="of the language model")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--shuffled", action="store_true", help="train on captions of other videos")
+    return p
+
+
+def learns(name: str, variable: nnx.Variable) -> bool:
+    """Whether an array is of the head, the codes' embedding or the markers."""
+    kept = name.startswith("alignment.") and "text_embed" not in name and "temperature" not in name
+    return kept and isinstance(variable, nnx.Param)
+
+
+def codes_of(system: Levels, latent: Array) -> tuple[Array, ...]:
+    """Codes without a caption, from which no gradient is taken."""
+    stages = tuple(jnp.zeros((len(latent), 1, 1, 1, 1)) for _ in range(4))
+    levels, _ = system.tokenizer.quantize(stages, latent, None)
+    return tuple(jax.lax.stop_gradient(level.q) for level in levels)
+
+
+def train(args: argparse.Namespace, system: Levels, model: LanguageModel, videos: Videos) -> Levels:
+    """Descend from a fresh head."""
+    partition = Partition(system, learns)
+    optimizer = make_optimizer(
+        {"name": "adamw", "learning_rate": args.learning_rate, "warmup": min(10, args.steps // 4),
+         "schedule": "cosine", "final_share": 0.05, "b1": 0.9, "b2": 0.99, "weight_decay": 0.0,
+         "clip_norm": 1.0, "groups": ()},
+        args.steps,
+    )  # fmt: skip
+
+    def loss(trainable: Any, frozen: Any, model: LanguageModel, latent: Array, ids: Array,
+             mask: Array, key: Array) -> Array:  # fmt: skip
+        merged = partition.merge(trainable, frozen)
+        return autoregressive_loss(
+            merged.alignment, model, codes_of(merged, latent), (ids, mask), args.tokens, key,
+            layers=args.layers, targets="fixed",
+        )[0]  # fmt: skip
+
+    @nnx.jit
+    def step(trainable: Any, state: Any, frozen: Any, model: LanguageModel, *batch: Array) -> Any:
+        value, grads = jax.value_and_grad(loss)(trainable, frozen, model, *batch)
+        updates, state = optimizer.update(grads, state, trainable)
+        return optax.apply_updates(trainable, updates), state, value
+
+    trainable, frozen = partition.trainable, partition.frozen
+    state, rng, begin = optimizer.init(trainable), np.random.default_rng(args.seed), time.time()
+    owner = rng.permutation(len(videos)) if args.shuffled else np.arange(len(videos))
+    none = np.zeros(0, int)
+    for number in range(args.steps):
+        rows = rng.choice(len(videos), args.batch, replace=False)
+        _, latent = mixed(videos, np.zeros((0, 0, 0, 0, 0)), rows, none)
+        words = jnp.asarray(videos.ids[owner[rows]]), jnp.asarray(videos.mask[owner[rows]])
+        key = jax.random.key(number)
+        trainable, state, value = step(trainable, state, frozen, model, latent, *words, key)
+        if number % 25 == 0 or number == args.steps - 1:
+            print(f"  step {number} {time.time() - begin:.0f} s {float(value):.3f}", flush=True)
+    return partition.merge(trainable, frozen)
+
+
+def measure(
+    args: argparse.Namespace, system: Levels, model: LanguageModel, videos: Videos
+) -> dict[str, float]:
+    """Nats per token of all tokens of held-out videos, by caption and level."""
+
+    @nnx.jit
+    def run(system: Levels, model: LanguageModel, latent: Array, ids: Array, mask: Array) -> Any:
+        codes = codes_of(system, latent)
+        return caption_nats(system.alignment, model, codes, ids, mask, None, layers=args.layers)
+
+    parts = []
+    for first in range(0, len(videos), 12):
+        rows = np.arange(first, first + 12)
+        latent = jnp.asarray(videos.latent[rows], jnp.float32)
+        words = jnp.asarray(videos.ids[rows]), jnp.asarray(videos.mask[rows])
+        parts.append(jax.device_get(run(system, model, latent, *words)))
+    return {name: round(float(np.mean([p[name] for p in parts])), 4) for name in parts[0]}
+
+
+def save(args: argparse.Namespace, system: Levels) -> None:
+    """The tokenizer's folder, with the head."""
+    args.output.mkdir(parents=True, exist_ok=True)
+    shutil.copy(Path(args.tokenizer) / DESCRIPTION, args.output / DESCRIPTION)
+    arrays = Partition(system, lambda name, _: not name.startswith("tokenizer.vae."))
+    with ocp.StandardCheckpointer() as checkpointer:
+        place = args.output.resolve() / "checkpoints" / str(args.steps) / "state"
+        checkpointer.save(place, {"params": arrays.trainable}, force=True)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train, measure and write."""
+    args = parser().parse_args(argv)
+    networks, names = Networks(), seen_names()
+    tokenizer = load_tokenizer(args.tokenizer)
+    if tokenizer.alignment is None or tokenizer.text is None:
+        raise SystemExit(f"--tokenizer {args.tokenizer} has no language model")
+    system, model = Levels(tokenizer.model, tokenizer.alignment), tokenizer.text.language_model
+    videos = load_videos(networks, args.cache, names, args.films, (0, 0))
+    heldout = load_videos(networks, args.cache, classes(names), HELDOUT, (9, 4))
+    system = train(args, system, model, videos)
+    save(args, system)
+    found = measure(args, system, model, heldout)
+    settings = {k: v for k, v in vars(args).items() if not isinstance(v, Path)}
+    print(json.dumps(found))
+    if args.results:
+        write_json(args.results, {"settings": settings, "nats": found})
+
+
+if __name__ == "__main__":
+    main()
