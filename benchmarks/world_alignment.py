@@ -49,7 +49,6 @@ from pyratok_jax.io.atomic import write_json
 from pyratok_jax.losses.text import code_features, peak_cosines, unit
 from pyratok_jax.models.alignment import Alignment
 from pyratok_jax.models.pyratok.config import PyraTokConfig
-from pyratok_jax.models.pyratok.inputs import LevelInputs
 from pyratok_jax.models.pyratok.model import PyraTok
 from pyratok_jax.models.pyratok.quantizers.final_latent import square_root
 from pyratok_jax.models.text_statistics import pool_words
@@ -61,13 +60,6 @@ from pyratok_jax.training.system import is_trainable
 
 VARIANTS = ("aligned", "shuffled", "off")
 TEXT_HIDDEN = 256  # width of the code embedding's hidden layer
-# The first level reads the latent alone, two more what it leaves over, the last one both.
-LATENT_FIRST = (
-    LevelInputs(),
-    LevelInputs(feature=False, residual="bypass"),
-    LevelInputs(feature=False, residual="bypass"),
-    LevelInputs(residual="bypass"),
-)
 FITTED = 64  # videos that the levels' start is fitted to
 TEXT_MODULES = r"alignment\.|attention\.|text_prior|null_text"
 
@@ -191,7 +183,7 @@ def build(
         vae=backbone.config, grids=settings.grids, stages=settings.stages,
         width=settings.width, heads=4,
         synthesis_width=32, lora_rank=0, text_width=width,
-        inputs=LATENT_FIRST if settings.inputs == "latent-first" else settings.inputs,
+        inputs=settings.inputs,
         surrogate=settings.surrogate,
     )  # fmt: skip
     tokenizer = PyraTok(config, rngs=nnx.Rngs(seed), vae=networks.vae())

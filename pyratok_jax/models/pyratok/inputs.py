@@ -49,14 +49,22 @@ class LevelInputs:
 InputsByLevel = tuple[LevelInputs, ...]
 # The residual in every level's logits: configurations that do not name their inputs.
 UNNAMED_INPUTS = "residual-everywhere"
-# Name -> inputs of the coarse half of the levels, and of the fine half.
-INPUT_PRESETS: dict[str, tuple[LevelInputs, LevelInputs]] = {
+# Name -> inputs of the coarse and of the fine half of the levels, or of the first level, those
+# between and the last one.
+INPUT_PRESETS: dict[str, InputsByLevel] = {
     "paper": (LevelInputs(), LevelInputs()),
     UNNAMED_INPUTS: (LevelInputs(residual="bypass"), LevelInputs(residual="bypass")),
     "residual-fine": (LevelInputs(), LevelInputs(residual="trunk")),
     "residual-dropped": (
         LevelInputs(residual="trunk", residual_dropout=0.5),
         LevelInputs(residual="trunk"),
+    ),
+    # The first level names what is shown, undisturbed by what is left of the latent; the next ones
+    # code that alone.
+    "latent-first": (
+        LevelInputs(),
+        LevelInputs(feature=False, residual="bypass"),
+        LevelInputs(residual="bypass"),
     ),
 }
 
@@ -74,7 +82,11 @@ def level_inputs(
     if isinstance(inputs, str):
         if inputs not in INPUT_PRESETS:
             raise ValueError(f"inputs {inputs!r} is not one of {', '.join(INPUT_PRESETS)}")
-        coarse, fine = INPUT_PRESETS[inputs]
+        preset = INPUT_PRESETS[inputs]
+        if len(preset) == 3:
+            first, between, last = preset
+            return (first, *(between,) * (levels - 2), last)[:levels]
+        coarse, fine = preset
         return (coarse,) * (levels // 2) + (fine,) * (levels - levels // 2)
     if len(inputs) != levels:
         raise ValueError(f"{levels} levels need as many inputs, not {len(inputs)}")
