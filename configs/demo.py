@@ -95,8 +95,8 @@ def get_config(argument: str = "") -> ConfigDict:
 
 def _start_from_world(config: ConfigDict) -> None:
     """Levels that name things already, trained on real scenes and the world together."""
-    config.init_from, config.calibration.batches = "builtin:world", 0
-    config.data.sources, config.data.weights = ("builtin:demo", "builtin:world"), (0.5, 0.5)
+    config.init_from, config.calibration.adapt_steps = "builtin:world", 500
+    config.data.sources, config.data.weights = ("builtin:demo", "builtin:world"), (0.7, 0.3)
     config.language.layers = 6  # Of the head that the shipped tokenizer has.
     # A level that sees the caption can copy it into its codes; most must learn from the video.
     config.loss.hidden_captions = 0.9

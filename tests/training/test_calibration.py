@@ -150,3 +150,20 @@ def test_no_steps_of_descent_change_nothing():
     kernel = np.asarray(model.quantizer.blocks[0].head.kernel[...])
     assert np.isnan(refine(model, [batch], np.eye(4), steps=0, learning_rate=1e-3))
     np.testing.assert_array_equal(kernel, np.asarray(model.quantizer.blocks[0].head.kernel[...]))
+
+
+def test_codes_of_a_first_level_that_is_kept_stay_while_the_error_falls():
+    model = PyraTok(tiny_config(bits=8), rngs=nnx.Rngs(0))
+    model.quantizer.fit([latents(0)], steps=20)
+    batch = CalibrationBatch(np.asarray(latents(0)), tuple(np.asarray(x) for x in features(model)))
+
+    def run():
+        levels, found = quantize(model, features(model), latents(0), None)
+        return levels[0].z, levels[1].z, float(jnp.mean((found - latents(0)) ** 2))
+
+    first, second, error = run()
+    refine(model, [batch], np.eye(4), steps=30, learning_rate=2e-3, keep_first=True)
+    kept, moved, less = run()
+    np.testing.assert_array_equal(kept, first)
+    assert not np.array_equal(moved, second)
+    assert less < 0.95 * error

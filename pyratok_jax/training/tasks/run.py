@@ -74,6 +74,7 @@ def first_weights(task: TokenizerTask, partition: Partition) -> list[float]:
     """
     if task.config.init_from:
         report_handover(task.config.init_from, start_from(task.config.init_from, partition))
+        task.adapt(partition)
         return []
     return task.calibrate(partition)
 
