@@ -75,7 +75,7 @@ def narrow_lpips(net):
 
 def demo_config(**changes):
     """`configs/demo.py`, every loss and all shipped weights, on clips of 5x32x32, levels drawn."""
-    config = runpy.run_path("configs/demo.py")["get_config"]()
+    config = runpy.run_path("configs/demo.py")["get_config"]("pyramid")
     config.update(changes)
     config.data.buckets = ("5x32x32",)
     config.model.tokenizer.grids = "pyramid"
