@@ -1,7 +1,7 @@
 """What a tokenizer's tokens say of held-out videos of the world, for the report of a training.
 
 Three measurements, none of which shows the levels a caption: which of twelve things a video shows,
-by the cosine of its tokens with names; how well the language model predicts the tokens when it
+by the cosine of its first level's tokens with names; how well the language model predicts the tokens when it
 reads the video's own caption, and that of another video; and where in a frame each phrase is found.
 """
 
@@ -94,7 +94,8 @@ def check_language(
     extractor = TokenizerFeatures(tokenizer, FRAMES)
     queries = _queries(extractor, names)
     found = [
-        pooled_similarity(extractor.video(_pixels(scene)), queries, "peaks") for scene in scenes
+        pooled_similarity(extractor.video(_pixels(scene)), queries, "peaks", levels=[0])
+        for scene in scenes
     ]
     right = [int(np.argmax(x)) == names.index(name) for x, name in zip(found, shown, strict=True)]
     nats = _nats(tokenizer, scenes[:READ], layers, rng) if read else {}
