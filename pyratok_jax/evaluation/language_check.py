@@ -1,8 +1,9 @@
 """What a tokenizer's tokens say of held-out videos of the world, for the report of a training.
 
 Three measurements, none of which shows the levels a caption: which of twelve things a video shows,
-by the cosine of its first level's tokens with names; how well the language model predicts the tokens when it
-reads the video's own caption, and that of another video; and where in a frame each phrase is found.
+by the cosine of its first level's tokens with names; how well the language model predicts the
+tokens when it reads the video's own caption, and that of another video; and where in a frame each
+phrase is found.
 """
 
 import dataclasses
