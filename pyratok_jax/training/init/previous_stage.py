@@ -18,6 +18,8 @@ from pyratok_jax.errors import UserError
 from pyratok_jax.io.progress import PlainConsole
 from pyratok_jax.tokenizer.loading import PARAMETERS, tokenizer_folder, trained_arrays
 
+_NAMED = 8  # fresh arrays that are named at most
+
 
 class Handover(NamedTuple):
     """What a stage took over from the one before.
@@ -73,5 +75,7 @@ def report_handover(folder: str, handover: Handover) -> None:
     step = "" if handover.step is None else f", step {handover.step}"
     text = f"started from {folder}{step}: {len(handover.taken)} arrays taken over"
     if handover.fresh:
-        text += f"; new in this stage, kept as initialised: {', '.join(handover.fresh)}"
+        more = len(handover.fresh) - _NAMED
+        text += f"; new in this stage, kept as initialised: {', '.join(handover.fresh[:_NAMED])}"
+        text += f" and {more} more" if more > 0 else ""
     PlainConsole().print(text, soft_wrap=True)
