@@ -54,7 +54,14 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--fps", type=float, default=0.0, help="frames per second to take; 0: all")
     p.add_argument("--side", type=int, default=256, help="most pixels of the shorter side")
     p.add_argument("--window", type=int, default=17, help="frames encoded together")
-    p.add_argument("--level", type=int, default=0, help="for --segment, from 1; 0: the last")
+    p.add_argument(
+        "--level", type=int, default=0,
+        help="for --segment and --question, from 1; 0: the last, and for a question all",
+    )  # fmt: skip
+    p.add_argument(
+        "--pooling", choices=("mean", "tokens", "peaks"), default="mean",
+        help="of the tokens that a --question's answers are compared with",
+    )  # fmt: skip
     p.add_argument("--threshold", type=float, default=0.5, help="share of the similarity's range")
     p.add_argument("--crf-iterations", type=int, default=5, help="for --segment; 0: no field")
     p.add_argument("--smooth", type=int, default=25, help="frames that --find averages over")
@@ -194,7 +201,10 @@ def find(
 def answer(asked: "ClipQuestions", arguments: argparse.Namespace) -> dict[str, Json]:
     """The choice, and every choice's score."""
     choices = [choice.strip() for choice in arguments.choices.split(",") if choice.strip()]
-    found = asked.choose(arguments.question, choices, arguments.projector)
+    found = asked.choose(
+        arguments.question, choices, arguments.projector, pooling=arguments.pooling,
+        level=arguments.level - 1 if arguments.level else None,
+    )  # fmt: skip
     for choice, score in zip(choices, found.scores, strict=True):
         print(f"{'->' if choice == choices[found.option] else '  '} {choice}: {score:.4f}")
     return {

@@ -28,8 +28,8 @@ from pyratok_jax.evaluation.models.answering import LanguageAnswers, load_projec
 from pyratok_jax.evaluation.models.features import (
     Features,
     TokenizerFeatures,
-    level_means,
     normalized,
+    pooled_similarity,
 )
 from pyratok_jax.evaluation.vision.masks import (
     FieldSettings,
@@ -176,14 +176,18 @@ class ClipQuestions:
             for row in scores
         ]
 
-    def choose(self, question: str, options: Sequence[str], projector: str = "") -> Choice:
+    def choose(
+        self, question: str, options: Sequence[str], projector: str = "",
+        *, pooling: str = "mean", level: int | None = None,
+    ) -> Choice:  # fmt: skip
         """The best of some options as an answer.
 
         With a projector's working folder the tokenizer's language model reads the tokens and the
-        question; without one, each option is compared with the clip as a sentence.
+        question; without one, each option is compared with the clip as a sentence, by the tokens
+        of one level (from 0; None: all), pooled as `features.POOLINGS` say.
 
         Raises:
-            UserError: fewer than two options or too many, or an unfit projector.
+            UserError: fewer than two options or too many, an unfit projector, or no such level.
         """
         if not 2 <= len(options) <= len(LETTERS):
             raise UserError(f"{len(options)} choices: expected 2 to {len(LETTERS)} of them")
@@ -195,10 +199,11 @@ class ClipQuestions:
             asked = Question("user", 0, "", question, tuple(options), -1)
             scores = answers.answer(self.clip.frames, asked).scores
             return Choice(int(np.argmax(scores)), scores, "log-likelihood per token")
-        pooled = normalized(level_means(self.features, None).mean(axis=0))
+        levels = None if level is None else [self._level(level)]
         texts = self.texts([f"{question} {option}." for option in options])
         # What the options have in common, the question, says nothing about which is right.
-        similarity = normalized(texts - texts.mean(axis=0)) @ pooled
+        queries = normalized(texts - texts.mean(axis=0))
+        similarity = pooled_similarity(self.features, queries, pooling, levels)
         return Choice(int(np.argmax(similarity)), tuple(similarity.tolist()), "cosine")
 
     def attention(self, caption: str, level: int) -> tuple[list[str], Float[np.ndarray, "n t h w"]]:

@@ -133,6 +133,11 @@ def test_moments_are_when_the_tokens_say_so(known):
 
 def test_choices_are_compared_by_what_tells_them_apart(known):
     assert known.choose("Which colour?", ["grey", "red"]).option == 0
+    for pooling in ("tokens", "peaks"):
+        found = known.choose("Which colour?", ["grey", "red"], pooling=pooling, level=0)
+        assert found.option == 0
+    with pytest.raises(UserError, match="level"):
+        known.choose("Which colour?", ["grey", "red"], level=9)
 
 
 def test_frames_are_taken_at_a_rate_and_up_to_a_number(clip):
