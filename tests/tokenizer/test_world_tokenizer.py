@@ -1,5 +1,8 @@
 """`builtin:world`: what the shipped tokenizer's tokens say of held-out videos of the world."""
 
+import dataclasses
+import runpy
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from pyratok_jax.errors import UserError
 from pyratok_jax.evaluation.world_set import classes, single
 from pyratok_jax.losses.text import peak_cosines
 from pyratok_jax.tokenizer.loading import tokenizer_folder
+from pyratok_jax.training.system import tokenizer_config
 
 VIDEOS = 48
 
@@ -60,6 +64,14 @@ def test_a_decoded_video_is_far_better_than_a_flat_picture(tokenizer, videos):
     errors, spreads = (np.mean((x - clips) ** 2, axis=(1, 2, 3, 4)) for x in (rebuilt, flat))
     gain = 10 * np.log10(spreads / errors)
     assert gain.mean() > 6.0  # dB; docs/proof.md: 8
+
+
+def test_the_demo_that_starts_from_it_has_its_levels(tokenizer):
+    config = runpy.run_path("configs/demo.py")["get_config"]("world")
+    wanted = tokenizer_config(config, tokenizer.config.vae, tokenizer.config.text_width)
+    assert dataclasses.replace(wanted, lora_rank=0, lora_alpha=tokenizer.config.lora_alpha) == (
+        dataclasses.replace(tokenizer.config, lora_rank=0)
+    )
 
 
 def test_other_names_are_refused():

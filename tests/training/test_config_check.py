@@ -87,7 +87,7 @@ def test_each_mistake_is_one_line_that_names_its_key(key, value, message):
 
 
 @pytest.mark.parametrize(
-    "config", ["demo", "demo:compact", "world:stage3", "demo_backbone", "demo_vision"]
+    "config", ["demo", "demo:compact", "demo:world", "world:stage3", "demo_backbone", "demo_vision"]
 )
 def test_the_shipped_configs_pass(config):
     file, _, argument = config.partition(":")

@@ -2,12 +2,15 @@
 
 import runpy
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from pyratok_jax.checkpoints.partition import Partition
 from pyratok_jax.checkpoints.working_folder import read_parameters
 from pyratok_jax.errors import UserError
+from pyratok_jax.tokenizer.loading import tokenizer_folder, trained_arrays
 from pyratok_jax.training.abstract import abstract_training
 from pyratok_jax.training.init import previous_stage
 from pyratok_jax.training.init.previous_stage import start_from
@@ -43,6 +46,34 @@ def test_each_stage_of_the_recipe_starts_from_the_one_before(
     handover = start_from("/mnt/BUCKET/before", recipe[after])
     assert handover.step == 7 and set(handover.fresh) == fresh
     assert set(handover.taken) == wanted - fresh
+
+
+def test_a_stage_starts_from_the_shipped_tokenizer(tmp_path):
+    arrays = trained_arrays(tokenizer_folder("builtin:world"), None)
+
+    class Head(nnx.Module):
+        """One kernel that the tokenizer has too, and one of its own."""
+
+        def __init__(self) -> None:
+            self.kernel = nnx.Param(jnp.zeros_like(arrays["alignment.head.kernel"]))
+
+    class System(nnx.Module):
+        def __init__(self) -> None:
+            self.alignment = nnx.Dict(head=Head(), other=Head())
+
+    partition = Partition(System(), lambda name, variable: True)
+    handover = start_from("builtin:world", partition)
+    assert handover.step is None
+    assert handover.taken == ("alignment.head.kernel",)
+    assert handover.fresh == ("alignment.other.kernel",)
+    assert np.any(arrays["alignment.head.kernel"] != 0)
+    assert arrays_equal(
+        {"k": partition.trainable["alignment.head.kernel"]}, {"k": arrays["alignment.head.kernel"]}
+    )
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        start_from(str(tmp_path), partition)
+    with pytest.raises(UserError, match="no shipped tokenizer"):
+        start_from("builtin:moon", partition)
 
 
 @pytest.fixture(scope="module")
