@@ -47,13 +47,19 @@ def sha256_of(path: Path) -> str:
 def remembered_hash(path: Path, compute: Callable[[], str]) -> str:
     """A hash of a file or folder, kept in the cache by the sizes and times of its files.
 
+    The time of the last change of a file's attributes counts, too: the time of modification can be
+    set to any value, as copying tools do.
+
     Args:
         path: a file, or a folder of files.
         compute: called where these sizes and times are new; gives 64 hexadecimal digits.
     """
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
     stats = [(str(file), file.stat()) for file in files if file.is_file()]
-    state = [str(path.resolve()), *((name, s.st_size, s.st_mtime_ns) for name, s in stats)]
+    state = [
+        str(path.resolve()),
+        *((name, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for name, s in stats),
+    ]
     key = hashlib.sha256(json.dumps(state).encode()).hexdigest()
     try:
         record = cache_folder() / "hashes" / key

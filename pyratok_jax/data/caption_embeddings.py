@@ -18,6 +18,8 @@ from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from pyratok_jax.assets.fetch import file_hash, sha256_of
+from pyratok_jax.checkpoints.verification import enabled
 from pyratok_jax.errors import UserError
 from pyratok_jax.io import Json
 from pyratok_jax.io.atomic import new_folder
@@ -91,11 +93,16 @@ def _write_shards(
             parts.append(kept)
         progress(len(group))
         if used >= shard_tokens:
-            save_file({"values": np.concatenate(parts)}, folder / f"shard-{shard:05d}.safetensors")
+            save_file({"values": np.concatenate(parts)}, folder / _shard_name(shard))
             parts, used, shard = [], 0, shard + 1
     if parts:
-        save_file({"values": np.concatenate(parts)}, folder / f"shard-{shard:05d}.safetensors")
-    return {"width": width, "captions": rows}
+        save_file({"values": np.concatenate(parts)}, folder / _shard_name(shard))
+    files = {path.name: sha256_of(path) for path in sorted(folder.glob("shard-*"))}
+    return {"width": width, "captions": rows, "files": files}
+
+
+def _shard_name(number: int) -> str:
+    return f"shard-{number:05d}.safetensors"
 
 
 def _groups(captions: Iterable[str], batch: int) -> Iterator[list[str]]:
@@ -118,13 +125,17 @@ _Size = Annotated[int, Field(ge=0, le=1 << 17)]
 
 @dataclasses.dataclass(frozen=True)
 class _Index:
-    """`index.json`: sizes, and (shard, first row, rows) by the hash of a caption."""
+    """`index.json`: sizes, (shard, first row, rows) by the hash of a caption, hashes of shards.
+
+    Indices from before shards were hashed name no `files`.
+    """
 
     format: str
     width: _Size
     length: _Size
     model: str
     captions: dict[str, tuple[_Number, _Number, _Number]]
+    files: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 class StoredCaptions:
@@ -147,7 +158,7 @@ class StoredCaptions:
         if index.format != FORMAT:
             raise UserError(f"{folder}: index.json is not of caption embeddings")
         self.width, self.length, self.model = index.width, index.length, index.model
-        self._rows = index.captions
+        self._rows, self._hashes = index.captions, index.files
         self._files: dict[int, Any] = {}
 
     def __call__(
@@ -176,7 +187,12 @@ class StoredCaptions:
             )
         shard, first, count = place
         if shard not in self._files:
-            path = self.folder / f"shard-{shard:05d}.safetensors"
+            path = self.folder / _shard_name(shard)
+            recorded = self._hashes.get(path.name)
+            if enabled() and recorded and path.is_file() and file_hash(path) != recorded:
+                raise UserError(
+                    f"{path}: holds other bytes than were stored; store the embeddings again"
+                )
             try:
                 self._files[shard] = safe_open(path, "np").get_slice("values")
             except (OSError, SafetensorError) as error:

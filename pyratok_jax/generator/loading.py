@@ -6,7 +6,7 @@
 import dataclasses
 import hashlib
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -73,7 +73,7 @@ class GeneratorDescription:
     sampling: dict[str, Json]
     size: tuple[int, int, int]
     fps: float
-    dtype: str = "float32"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
 
 def write_description(workdir: Path, description: GeneratorDescription) -> None:

@@ -17,10 +17,10 @@ import numpy as np
 from flax import nnx
 from pydantic import Field
 
+from pyratok_jax.checkpoints import verification
 from pyratok_jax.checkpoints.hub import PREFIX, local_folder
 from pyratok_jax.checkpoints.partition import Arrays, restore_module
 from pyratok_jax.checkpoints.pretrained import load_backbone, load_language
-from pyratok_jax.checkpoints.verification import weights_hash
 from pyratok_jax.checkpoints.weights import damage_refused
 from pyratok_jax.checkpoints.working_folder import is_step, newest_step, read_parameters
 from pyratok_jax.data.captions import CaptionTokenizer
@@ -126,7 +126,7 @@ def load_tokenizer(
                 lambda: Alignment(**values, rngs=nnx.Rngs(0)), "alignment", arrays, misfit
             )
     own = {k: np.asarray(v) for k, v in arrays.items()}
-    parts = [weights_hash(own), vae.sha256, language_hash, config.fingerprint()]
+    parts = [verification.weights_hash(own), vae.sha256, language_hash, config.fingerprint()]
     digest = hashlib.sha256("|".join(parts).encode()).hexdigest()
     return Tokenizer(
         model,
@@ -175,11 +175,20 @@ def trained_arrays(workdir: Path, step: int | None) -> Arrays:
     """
     if step is not None:
         return read_parameters(workdir, step)
-    import safetensors.flax
+    import safetensors
 
-    advice = "download or publish the folder again"
-    with damage_refused(lambda error: f"{workdir / PARAMETERS} is damaged ({error}); {advice}"):
-        return safetensors.flax.load_file(workdir / PARAMETERS)
+    path, advice = workdir / PARAMETERS, "download or publish the folder again"
+    with (
+        damage_refused(lambda error: f"{path} is damaged ({error}); {advice}"),
+        safetensors.safe_open(path, "flax") as file,
+    ):
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        recorded = (file.metadata() or {}).get("sha256")
+    if verification.enabled() and recorded:
+        found = verification.weights_hash({k: np.asarray(x) for k, x in arrays.items()})
+        if found != recorded:
+            raise UserError(f"{path} holds other values than were published; {advice}")
+    return arrays
 
 
 def frozen_part(workdir: Path, said: Mapping[str, Json], name: str) -> str:

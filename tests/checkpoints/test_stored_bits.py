@@ -1,6 +1,7 @@
 """What is loaded is what was stored: hashes of frozen weights, checksums of checkpoints."""
 
 import json
+import os
 import shutil
 import zipfile
 
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import safetensors.numpy
 
 from pyratok_jax.assets.fetch import extract_member
 from pyratok_jax.checkpoints import verification
@@ -19,7 +21,7 @@ from pyratok_jax.checkpoints.weights import load_checkpoint
 from pyratok_jax.checkpoints.working_folder import checksums, newest_step, read_parameters
 from pyratok_jax.errors import UserError
 from pyratok_jax.models.language.config import tiny as tiny_language
-from pyratok_jax.tokenizer.loading import stored_config
+from pyratok_jax.tokenizer.loading import PARAMETERS, stored_config, trained_arrays
 from pyratok_jax.training.checkpoints import Checkpoints
 from pyratok_jax.training.config import training_config
 from pyratok_jax.training.step import initial_state
@@ -62,6 +64,18 @@ def test_a_hash_is_computed_once_for_the_same_files(tmp_path, monkeypatch):
     assert len(calls) == 1
 
 
+def test_a_change_that_keeps_the_time_of_modification_is_seen(tmp_path):
+    folder = write(tmp_path / "one")
+    load_checkpoint(folder, SHAPES)
+    file = max((folder / "weights").rglob("d/*"), key=lambda path: path.stat().st_size)
+    before, data = file.stat(), bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(UserError, match="weights"):
+        load_checkpoint(folder, SHAPES)
+
+
 def test_values_that_are_not_finite_are_refused(tmp_path):
     folder = write(tmp_path / "one", ARRAYS | {"b": np.array([1, np.nan, 0, 0], np.float32)})
     with pytest.raises(UserError, match="b has values that are not finite"):
@@ -96,6 +110,16 @@ def test_a_record_without_a_key_is_refused(tmp_path, key):
     (folder / "config.json").write_text(json.dumps(record))
     with pytest.raises(UserError, match=f"config.json: {key}"):
         load_backbone(str(folder))
+
+
+def test_a_flipped_bit_of_published_arrays_is_refused(tmp_path):
+    path = tmp_path / PARAMETERS
+    path.write_bytes(safetensors.numpy.save(ARRAYS, {"sha256": verification.weights_hash(ARRAYS)}))
+    assert np.array_equal(trained_arrays(tmp_path, None)["b"], ARRAYS["b"])
+    path.write_bytes(safetensors.numpy.save(ARRAYS | {"b": np.zeros(4, np.float32)},
+                     {"sha256": verification.weights_hash(ARRAYS)}))  # fmt: skip
+    with pytest.raises(UserError, match="holds other values than were published"):
+        trained_arrays(tmp_path, None)
 
 
 def test_files_copied_along_are_compared(tmp_path):

@@ -46,6 +46,16 @@ def test_unknown_captions_and_folders_are_refused(folder, tmp_path):
         StoredCaptions(folder)(["a"])
 
 
+def test_a_flipped_bit_of_an_embedding_is_refused(folder, monkeypatch):
+    monkeypatch.delenv("PYRATOK_VERIFY", raising=False)
+    path = sorted(folder.glob("shard-*"))[0]
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="holds other bytes than were stored"):
+        StoredCaptions(folder)(["a"])
+
+
 def test_a_failure_leaves_nothing(tmp_path):
     def bad(group):
         values, mask = _embed(group)

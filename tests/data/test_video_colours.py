@@ -87,6 +87,27 @@ def test_hdr_is_refused_in_one_line(tmp_path, transfer, name):
         assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("stated", "name"),
+    [("max-cll=1000,400", "light level data"), ("atc-sei=18", "HLG"), ("atc-sei=16", "PQ"),
+     ("colorprim=bt709:transfer=bt709:colormatrix=bt709:max-cll=1000,400", None)],
+)  # fmt: skip
+def test_hdr_that_messages_in_the_pictures_alone_state_is_refused(tmp_path, stated, name):
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("libx265", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p10le"
+        stream.options = {"preset": "ultrafast", "x265-params": f"log-level=none:{stated}"}
+        out.mux(stream.encode(av.VideoFrame(96, 64, "yuv420p10le")))
+        out.mux(stream.encode())
+    if name is None:  # It says that it is SDR.
+        assert len(list(iter_frames(path))) == 1
+        return
+    for read in (lambda p: list(iter_frames(p)), lambda p: read_clip(p, start=0, frames=1)):
+        with pytest.raises(BrokenVideoError, match=rf"HDR \({name}\)"):
+            read(path)
+
+
 @pytest.mark.parametrize(("primaries", "name"), [(9, "BT.2020"), (12, "Display P3")])
 def test_a_wide_gamut_is_refused_in_one_line(tmp_path, primaries, name):
     path = coloured(tmp_path / "a.mkv", CODES["709"], False, primaries=primaries)

@@ -129,8 +129,18 @@ def damage_metrics(folder, data):
 
 
 def damage_data(folder, data):
+    """Of a checkpoint from before data states had a hash."""
     path = folder / "checkpoints" / "12" / "data" / "metadata"
-    path.write_text(json.dumps(json.loads(path.read_text()) | data))
+    values = json.loads(path.read_text()) | data
+    del values["data_sha256"]
+    path.write_text(json.dumps(values))
+
+
+def exchange_in_data(folder, pair):
+    path = folder / "checkpoints" / "12" / "data" / "metadata"
+    text = path.read_text()
+    assert text.count(pair[0]) == 1
+    path.write_text(text.replace(*pair))
 
 
 @pytest.mark.parametrize(
@@ -139,6 +149,7 @@ def damage_data(folder, data):
         (damage_metrics, b'{"step": 3, "lo\xf3s": 1}\n{"step": 6}\n', "line 1 is damaged"),
         (damage_metrics, b'{"loss": 3}\n', "line 1 .*no step"),
         (damage_data, {"loader": {"step": -5, "seed": 0}}, "its step is -5; .*an older one"),
+        (exchange_in_data, ('"broken": {}', '"broken": {"a": "b"}'), "data holds other values"),
         (damage_data, {"loader": []}, "data state of the checkpoint of step 12"),
         (damage_data, {"pending": [{"loss": "x"}]}, "data state of the checkpoint of step 12"),
     ],

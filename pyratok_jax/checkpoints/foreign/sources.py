@@ -20,6 +20,8 @@ from pyratok_jax.io.documents import read_json
 
 MAX_FACTS, MAX_TENSORS, MAX_NESTING = 1 << 16, 1 << 20, 8
 MAX_TEXTS = 1 << 20  # In all arrays of a header: tokens and merges.
+MAX_NUMBERS = 1 << 22  # Likewise: scores and types of tokens.
+MAX_LISTS = 1 << 12  # In lists.
 _STRING, _ARRAY = 8, 9
 # Bytes of a value by its type: (u)int8, (u)int16, (u)int32, float32, bool, (u)int64, float64.
 _SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
@@ -37,7 +39,7 @@ def check_header(path: Path) -> None:
 
 class _Header:
     def __init__(self, file: BinaryIO, size: int) -> None:
-        self._file, self._size, self._texts = file, size, 0
+        self._file, self._size, self._texts, self._numbers, self._lists = file, size, 0, 0, 0
 
     def check(self) -> None:
         _, version = self._file.read(4), self._number(4)
@@ -59,12 +61,16 @@ class _Header:
             inner, count = self._number(4), self._number(8)
             if inner in _SIZES:
                 self._skip(count * _SIZES[inner])
+                self._numbers += count
+                if self._numbers > MAX_NUMBERS:
+                    raise ValueError(f"more than {MAX_NUMBERS} numbers in its arrays")
                 return
             if count * 8 > self._left():
                 raise ValueError(f"an array of {count} entries in {self._left()} bytes")
             self._texts += count
-            if self._texts > MAX_TEXTS:
-                raise ValueError(f"more than {MAX_TEXTS} entries, more than any tokenizer has")
+            self._lists += count if inner == _ARRAY else 0
+            if self._texts > MAX_TEXTS or self._lists > MAX_LISTS:
+                raise ValueError(f"{count} more entries in its lists, more than any tokenizer has")
             for _ in range(count):
                 self._value(inner, depth + 1)
         else:
@@ -325,9 +331,11 @@ def _open_legacy_torch(path: Path) -> TensorSource:
 def _open_gguf(path: Path) -> TensorSource:
     import gguf
 
+    from pyratok_jax.checkpoints.foreign.gguf_header import Facts, HeaderReader
+
     try:
         check_header(path)
-        reader = gguf.GGUFReader(path)
+        reader = HeaderReader(path)
     except Exception as error:
         raise UserError(
             f"{path}: not a whole GGUF file ({type(error).__name__}: {error}); fetch it again"
@@ -352,22 +360,4 @@ def _open_gguf(path: Path) -> TensorSource:
             ) from error
         return values.reshape(info[key].shape)
 
-    return TensorSource(path, "gguf", [path], info, read, _GGUFMetadata(reader.fields))
-
-
-class _GGUFMetadata(dict):
-    """GGUF key-value facts, unpacked on first use (token lists are long and slow to unpack)."""
-
-    def __init__(self, fields: dict[str, Any]) -> None:
-        super().__init__(fields)
-
-    def __getitem__(self, key: str) -> Any:
-        value = super().__getitem__(key)
-        return value.contents() if hasattr(value, "contents") else value
-
-    def get(self, key: str, default: Any = None) -> Any:
-        """The unpacked value, or `default`."""
-        try:
-            return self[key]
-        except KeyError:
-            return default
+    return TensorSource(path, "gguf", [path], info, read, Facts(reader.fields))

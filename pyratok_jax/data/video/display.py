@@ -25,6 +25,12 @@ _MATRICES = {
 _HDR = {16: "PQ", 18: "HLG"}  # Transfer characteristics of ITU-T H.273.
 _WIDE = {9: "BT.2020", 10: "XYZ", 11: "DCI-P3", 12: "Display P3"}  # Colour primaries, likewise.
 _RGB, _NOT_STATED, _FULL = 0, (2, 3), 2
+# What only HDR is accompanied by, where nothing else states the transfer characteristics.
+_HDR_SIDE_DATA = {
+    "MASTERING_DISPLAY_METADATA": "mastering display", "CONTENT_LIGHT_LEVEL": "light level",
+    "DYNAMIC_HDR_PLUS": "HDR10+", "DYNAMIC_HDR_VIVID": "HDR Vivid",
+    "DOVI_RPU_BUFFER": "Dolby Vision", "DOVI_METADATA": "Dolby Vision",
+}  # fmt: skip
 
 
 class UnshowableError(ValueError):
@@ -40,6 +46,12 @@ def unshowable(matrix: int, transfer: int, primaries: int) -> str | None:
     if matrix not in _MATRICES and matrix != _RGB and matrix not in _NOT_STATED:
         return f"its colour matrix (code {matrix} of ITU-T H.273) is not supported"
     return None
+
+
+def _hdr_by_side_data(frame: VideoFrame) -> str | None:
+    stated = frame.side_data
+    kind = next((kind for key, kind in _HDR_SIDE_DATA.items() if stated.get(key)), None)
+    return kind and f"its colours are HDR ({kind} data); convert it to SDR (BT.709) first"
 
 
 def pixel_aspect(stream: VideoStream) -> Fraction:
@@ -108,6 +120,8 @@ def to_array(
         UnshowableError: see `unshowable`.
     """
     reason = unshowable(frame.colorspace, frame.color_trc, frame.color_primaries)
+    if reason is None and frame.color_trc in _NOT_STATED:
+        reason = _hdr_by_side_data(frame)
     if reason is not None:
         raise UnshowableError(reason)
     turned = orientation(frame)
