@@ -11,6 +11,7 @@ the control, whose faithfulness must be at chance. OUT/results.json has a row pe
 """
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
@@ -26,9 +27,18 @@ from pyratok_jax.tokenizer import load_tokenizer
 from pyratok_jax.tokens.schema import TokenRecord
 
 ORDERS = ("blocks", "raster", "masked")
-KEPT = ("faithful", "faithful_chance", "nats", "random_nats", "fvd", "fvd_reconstruction",
-        "dynamic_degree", "faithfulness")  # fmt: skip
+KEPT = ("faithful", "faithful_chance", "faithful_reconstruction", "nats", "random_nats", "fvd",
+        "fvd_reconstruction", "dynamic_degree", "faithfulness")  # fmt: skip
 FPS = 10.0
+
+
+def world_numbers(count: int, things: int) -> list[int]:
+    """Numbers of the first `count` training films of so many things; 0: of any number."""
+
+    def wanted(number: int) -> bool:
+        return things in (0, len(world_film("world", number).scene.things))
+
+    return list(itertools.islice(filter(wanted, itertools.count()), count))
 
 
 def write_tokens(arguments: argparse.Namespace, folder: Path) -> None:
@@ -39,9 +49,10 @@ def write_tokens(arguments: argparse.Namespace, folder: Path) -> None:
     count, shift = arguments.clips, arguments.clips // 2 if arguments.shuffled else 0
 
     def records() -> Iterator[TokenRecord]:
-        for number in range(count):
+        numbers = world_numbers(count, arguments.things)
+        for place, number in enumerate(numbers):
             film = world_film("world", number)
-            caption = world_film("world", (number + shift) % count).caption
+            caption = world_film("world", numbers[(place + shift) % count]).caption
             video = film.draw(arguments.frames, arguments.side, arguments.side)
             clip = Clip(caption, number, 0, tokenizer.encode(video))
             yield sample_record(clip, f"film{number:07d}", fps=FPS, generator="",
@@ -68,7 +79,7 @@ def evaluate(arguments: argparse.Namespace, workdir: Path, guidance: float) -> d
     settings = {
         "samples": arguments.samples, "frames": arguments.frames, "side": arguments.side,
         "guidance": guidance, "fvd": str(arguments.fvd).lower(),
-        "temperature": arguments.temperature,
+        "temperature": arguments.temperature, "things": arguments.things,
     }  # fmt: skip
     pairs = [word for name, value in settings.items() if value != ""
              for word in ("--set", f"{name}={value}")]  # fmt: skip
@@ -91,7 +102,8 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
                  str(workdir), f"--config.tokenizer={arguments.tokenizer}",
                  f"--config.tokens.path={tokens}", f"--config.model.order={order}",
                  f"--config.steps={arguments.steps}", f"--config.seed={seed}",
-                 f"--config.optimizer.warmup={min(30, arguments.steps // 4)}")  # fmt: skip
+                 f"--config.optimizer.warmup={min(30, arguments.steps // 4)}",
+                 *arguments.config)  # fmt: skip
             for guidance in arguments.guidance.split(","):
                 rows.append(
                     {"order": order, "seed": int(seed), "guidance": float(guidance),
@@ -114,6 +126,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=4000, help="of each training")
     parser.add_argument("--clips", type=int, default=20_000, help="training films")
     parser.add_argument("--samples", type=int, default=200, help="held-out prompts")
+    parser.add_argument("--things", type=int, default=0, help="in a film; 0: 1 to 3")
+    parser.add_argument("--config", action="append", default=[], metavar="--config.KEY=VALUE",
+                        help="passed on to every training; may be repeated")  # fmt: skip
     parser.add_argument("--frames", type=int, default=9)
     parser.add_argument("--side", type=int, default=64)
     parser.add_argument("--fvd", action="store_true", help="needs 16 frames and I3D's weights")

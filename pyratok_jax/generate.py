@@ -36,8 +36,11 @@ def parser() -> argparse.ArgumentParser:
         "index.html to look at them. Sample n of a seed is the same in a batch of any size. Exit "
         "codes: 0 done, 2 a mistake in the arguments or files, 1 a defect.",
     )
-    none = argparse.SUPPRESS
-    p.add_argument("--checkpoint", required=True, help="the --workdir of a training")
+    p.add_argument(
+        "--checkpoint", required=True,
+        help="the --workdir of a training, a published folder, hf://ORG/NAME, or builtin:world, "
+        "which is shipped with this package",
+    )  # fmt: skip
     p.add_argument("--output", required=True, type=local_path, help="folder for the results")
     p.add_argument("--tokenizer", default="", help="its folder, where it has moved")
     what = p.add_argument_group("what")

@@ -1,10 +1,10 @@
-"""A trained tokenizer as a folder to hand on: `python -m pyratok_jax.publish --help`."""
+"""A trained tokenizer or prior as a folder to hand on: `python -m pyratok_jax.publish --help`."""
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from pyratok_jax.errors import run_cli
+from pyratok_jax.errors import UserError, run_cli
 from pyratok_jax.io.cli import command_parser
 
 
@@ -12,16 +12,30 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = command_parser(
         "pyratok_jax.publish",
-        "Write a trained tokenizer as a folder that can be uploaded: model.safetensors, "
-        "tokenizer.json, the training's config and a model card with the measured numbers. "
-        "load_tokenizer reads it, from a disk or as hf://ORG/NAME.",
-        examples=["runs/demo --output my-tokenizer", "runs/own --output x --bundle backbone"],
+        "Write a trained tokenizer, or a prior, as a folder that can be uploaded: "
+        "model.safetensors, tokenizer.json or generator.json, the training's config and a model "
+        "card with the measured numbers. load_tokenizer or load_generator reads it, from a disk or "
+        "as hf://ORG/NAME.",
+        examples=[
+            "runs/demo --output my-tokenizer",
+            "runs/own --output x --bundle backbone",
+            "runs/generator --output my-prior --tokenizer hf://ORG/NAME --results results",
+        ],
     )
     p.add_argument("run", help="working folder of a training, or its checkpoints/STEP")
     p.add_argument("--output", required=True, help="a new folder")
     p.add_argument(
-        "--bundle", nargs="*", choices=("backbone", "language"), default=[],
-        help="frozen weights to copy into it; others are named by their hash",
+        "--bundle", nargs="*", choices=("backbone", "language", "tokenizer"), default=[],
+        help="frozen parts to copy into it; others are named by their hash. Of a prior: language "
+        "and tokenizer",
+    )  # fmt: skip
+    p.add_argument(
+        "--tokenizer", default="",
+        help="of a prior: how its folder names the tokenizer; empty: as the training did",
+    )  # fmt: skip
+    p.add_argument(
+        "--results", nargs="*", default=[],
+        help="of a prior: --output of evaluate --task generation, whose figures the card shows",
     )  # fmt: skip
     p.add_argument("--license", default="", help="of the model card, such as apache-2.0")
     return p
@@ -30,17 +44,32 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
     arguments = parser().parse_args(argv)
-    from pyratok_jax.tokenizer.publishing import publish
-
-    folder = publish(
-        Path(arguments.run),
-        Path(arguments.output),
-        bundle=tuple(arguments.bundle),
-        license=arguments.license,
-    )
+    folder = _publish(arguments)
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         print(f"written: {file}")
     print(f"upload: hf upload ORG/NAME {folder}")
+
+
+def _publish(arguments: argparse.Namespace) -> Path:
+    """Write the folder of whatever `run` is.
+
+    Raises:
+        UserError: an option that is not for it, or as the publishing functions.
+    """
+    from pyratok_jax.generator.publishing import Publication, is_generator, publish_generator
+    from pyratok_jax.tokenizer.publishing import publish
+
+    run, output, bundle = Path(arguments.run), Path(arguments.output), tuple(arguments.bundle)
+    if is_generator(run):
+        if "backbone" in bundle:
+            raise UserError("--bundle backbone: a prior has none; give --bundle tokenizer")
+        how = Publication(bundle, arguments.license, arguments.tokenizer, tuple(arguments.results))
+        return publish_generator(run, output, how)
+    if arguments.tokenizer or arguments.results or "tokenizer" in bundle:
+        raise UserError(
+            f"{run} is no prior: --tokenizer, --results and --bundle tokenizer are for priors"
+        )
+    return publish(run, output, bundle=bundle, license=arguments.license)
 
 
 if __name__ == "__main__":

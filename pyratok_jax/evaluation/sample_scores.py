@@ -141,7 +141,8 @@ def code_figures(parts: Sequence[Partial]) -> Metrics:
 def faithfulness(parts: Sequence[Partial]) -> Metrics:
     """Shares of samples that show what their world prompt says, and what chance is.
 
-    Chance is what the same videos score under the prompts of other samples.
+    Chance is what the same videos score under the prompts of other samples. What the tokenizer's
+    reconstructions of the real clips show is what the prior could reach.
     """
     rows = [row for part in parts for row in part.get("world", ())]
     if not rows:
@@ -154,10 +155,16 @@ def faithfulness(parts: Sequence[Partial]) -> Metrics:
     shifts = range(1, min(_SHIFTS, len(rows) - 1) + 1)
     others = [_scores(asked[shift:] + asked[:shift], seen) for shift in shifts]
     if others:
-        table.append(_row("chance (prompts of other samples)", np.concatenate(others)))
+        chance = _row("chance (prompts of other samples)", np.concatenate(others))
+        table.append(chance)
     found: Metrics = {"faithfulness": table, "faithful": table[0]["everything"]}
+    rebuilt = [row for part in parts for row in part.get("world_rebuilt", ())]
+    if rebuilt:
+        pairs = ([[Seen(*one) for one in row[key]] for row in rebuilt] for key in ("asked", "seen"))
+        table.append(_row("reconstructions of the real clips", _scores(*pairs)))
+        found["faithful_reconstruction"] = table[-1]["everything"]
     if others:
-        found["faithful_chance"] = table[-1]["everything"]
+        found["faithful_chance"] = chance["everything"]
     return found
 
 

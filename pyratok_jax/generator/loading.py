@@ -1,10 +1,11 @@
-"""Reading a trained prior from its working folder.
+"""Reading a trained prior from its working folder, or from a published one.
 
 `generator.json` says what the prior is, and which frozen parts it needs.
 """
 
 import dataclasses
 import hashlib
+from importlib import resources
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,10 +14,10 @@ import numpy as np
 from flax import nnx
 from pydantic import Field
 
+from pyratok_jax.checkpoints.hub import PREFIX, local_folder
 from pyratok_jax.checkpoints.partition import restore_module
 from pyratok_jax.checkpoints.pretrained import load_language
 from pyratok_jax.checkpoints.verification import weights_hash
-from pyratok_jax.checkpoints.working_folder import is_step, newest_step, read_parameters
 from pyratok_jax.data.captions import CaptionTokenizer
 from pyratok_jax.errors import UserError
 from pyratok_jax.generator.generator import Generator
@@ -28,6 +29,11 @@ from pyratok_jax.models.prior.config import PriorConfig
 from pyratok_jax.models.prior.model import Prior
 from pyratok_jax.models.prior.sampling import Sampling
 from pyratok_jax.tokenizer import Tokenizer, load_tokenizer
+from pyratok_jax.tokenizer.loading import frozen_part, locate, trained_arrays
+
+WORLD = "builtin:world"  # the prior that is shipped with this package, a published folder
+SHIPPED = Path(str(resources.files("pyratok_jax") / "assets" / "world_prior"))
+TOKENIZER = "tokenizer"  # of a published folder: the bundled tokenizer
 
 DESCRIPTION = "generator.json"
 FORMAT = "pyratok-jax-generator-1"
@@ -92,29 +98,29 @@ def read_description(workdir: Path) -> GeneratorDescription:
 
 
 def load_generator(
-    checkpoint: str | Path, *, tokenizer: str | Path | Tokenizer | None = None
+    checkpoint: str | Path,
+    *,
+    tokenizer: str | Path | Tokenizer | None = None,
+    language: str | None = None,
 ) -> Generator:
     """The generator in a working folder (its newest checkpoint) or in its `checkpoints/STEP`.
 
     Args:
-        checkpoint: the `--workdir` of a training with `task="generator"`.
+        checkpoint: the `--workdir` of a training with `task="generator"`, a folder written by
+            `python -m pyratok_jax.publish`, either on the Hub (`hf://ORG/NAME`), or
+            "builtin:world", a small prior of `builtin:world` videos that is shipped with this
+            package.
         tokenizer: in place of the folder that the training names, where it has moved.
+        language: likewise of its language model, where that is not the tokenizer's.
 
     Raises:
         UserError: no such folder, no generator's, or another tokenizer or language model than it
             was trained with.
     """
-    path = Path(checkpoint)
-    if not path.exists():
-        raise UserError(f"--checkpoint {path}: no such folder; name the --workdir of a training")
-    workdir, step = path, newest_step(path) if path.is_dir() else None
-    if path.parent.name == "checkpoints" and is_step(path.name):
-        workdir, step = path.parent.parent, int(path.name)
+    workdir, step = locate(generator_folder(checkpoint))
     description = read_description(workdir)
-    if step is None:
-        raise UserError(f"--checkpoint {path} holds no checkpoint; resume its training")
     if not isinstance(tokenizer, Tokenizer):
-        tokenizer = load_tokenizer(tokenizer or description.tokenizer)
+        tokenizer = load_tokenizer(tokenizer or _tokenizer_of(workdir, description.tokenizer))
     if tokenizer.checkpoint_hash != description.tokenizer_hash:
         raise UserError(
             f"{workdir} was trained on tokens of another tokenizer "
@@ -127,29 +133,14 @@ def load_generator(
         sampling = Sampling.from_dict(description.sampling)
     if sizes.strides != tokenizer.config.grids or sizes.bits != tokenizer.config.bits:
         raise UserError(f"{where}: its grids or bits are not those of the tokenizer; {ADVICE}")
-    arrays = read_parameters(workdir, step)
+    arrays = trained_arrays(workdir, step)
     prior, own = restore_module(
         lambda: Prior(sizes, rngs=nnx.Rngs(0), dtype=jnp.dtype(description.dtype)),
         "prior",
         {name: jnp.asarray(value) for name, value in arrays.items()},
         f"{workdir}: its checkpoint does not fit its {DESCRIPTION}",
     )
-    text, captions = None, None
-    if description.language is not None:
-        said = description.language
-        if said.spec:
-            language = load_language(said.spec)
-            if language.sha256 != said.sha256:
-                raise UserError(
-                    f"the language model {said.spec} is not the one that {workdir} was trained "
-                    "with; put the original weights back"
-                )
-            text, words = TextEncoder(language.model), language.tokenizer
-        elif tokenizer.text is not None and tokenizer.captions is not None:
-            text, words = tokenizer.text, tokenizer.captions.tokenizer
-        else:
-            raise UserError("the tokenizer has no language model; name the one it was trained with")
-        captions = CaptionTokenizer(words, said.length)
+    text, captions = _text_of(workdir, description.language, tokenizer, language)
     parts = [
         weights_hash({name: np.asarray(value) for name, value in own.items()}),
         tokenizer.checkpoint_hash,
@@ -166,3 +157,63 @@ def load_generator(
         fps=description.fps,
         checkpoint_hash=hashlib.sha256("|".join(parts).encode()).hexdigest(),
     )
+
+
+def generator_folder(checkpoint: str | Path) -> Path:
+    """The local folder of a prior: shipped, on the Hub, or on this machine.
+
+    Raises:
+        UserError: no such shipped prior, or the Hub cannot be reached.
+    """
+    if not str(checkpoint).startswith("builtin:"):
+        return local_folder(checkpoint)
+    if str(checkpoint) != WORLD:
+        raise UserError(f"no shipped prior {checkpoint}; there is {WORLD}")
+    if not (SHIPPED / DESCRIPTION).is_file():
+        raise UserError(
+            f"this installation ships no prior {WORLD}; train one, see docs/generation.md"
+        )
+    return SHIPPED
+
+
+def _tokenizer_of(workdir: Path, spec: str) -> str:
+    """Where a prior's tokenizer is: bundled, or where the training had it.
+
+    Raises:
+        UserError: it is nowhere.
+    """
+    bundled = workdir / TOKENIZER
+    if bundled.is_dir():
+        return str(bundled)
+    if not spec.startswith(("builtin:", PREFIX)) and not Path(spec).exists():
+        raise UserError(
+            f"the tokenizer that {workdir} was trained with was at {spec}, which does not exist "
+            "here; give its folder with --tokenizer DIR (load_generator(..., tokenizer=DIR))"
+        )
+    return spec
+
+
+def _text_of(
+    workdir: Path, said: FrozenText | None, tokenizer: Tokenizer, language: str | None
+) -> tuple[TextEncoder | None, CaptionTokenizer | None]:
+    """What embeds prompts, and its word tokenizer; neither for a prior without text.
+
+    Raises:
+        UserError: the language model is missing, or another one than in training.
+    """
+    if said is None:
+        return None, None
+    if said.spec:
+        spec = language or frozen_part(workdir, dataclasses.asdict(said), "language")
+        found = load_language(spec)
+        if found.sha256 != said.sha256:
+            raise UserError(
+                f"the language model {spec} is not the one that {workdir} was trained with; put "
+                "the original weights back"
+            )
+        text, words = TextEncoder(found.model), found.tokenizer
+    elif tokenizer.text is not None and tokenizer.captions is not None:
+        text, words = tokenizer.text, tokenizer.captions.tokenizer
+    else:
+        raise UserError("the tokenizer has no language model; name the one it was trained with")
+    return text, CaptionTokenizer(words, said.length)

@@ -45,8 +45,6 @@ def publish(run: Path, output: Path, *, bundle: tuple[str, ...] = (), license: s
         UserError: no trained tokenizer, frozen weights that cannot be found, or an output that
             exists.
     """
-    import safetensors.numpy
-
     if output.exists():
         raise UserError(f"--output {output} exists; name a new folder")
     workdir, step = locate(run)
@@ -59,14 +57,9 @@ def publish(run: Path, output: Path, *, bundle: tuple[str, ...] = (), license: s
             said = description[_BUNDLED[name]]
             if said is None or str(said["spec"]).startswith("builtin:"):
                 continue  # There is none, or every installation has it.
-            _bundle(Path(frozen_part(workdir, said, name)), folder / FROZEN / name)
+            bundle_frozen(Path(frozen_part(workdir, said, name)), folder / FROZEN / name)
             said["spec"] = f"{FROZEN}/{name}"
-        # Not `save_file`, whose file is its owner's alone: a folder for others is readable by them.
-        content = safetensors.numpy.save(
-            {name: np.array(value, order="C") for name, value in arrays.items()},
-            {"format": "flax", "step": str(step), "sha256": weights_hash(arrays)},
-        )
-        (folder / PARAMETERS).write_bytes(content)
+        write_parameters(folder / PARAMETERS, arrays, step)
         _write(folder / DESCRIPTION, description)
         metrics = read_json(workdir / "metrics.json") if _has_metrics(workdir) else {}
         card = model_card(description, metrics, step, license)
@@ -77,7 +70,19 @@ def publish(run: Path, output: Path, *, bundle: tuple[str, ...] = (), license: s
     return output
 
 
-def _bundle(source: Path, target: Path) -> None:
+def write_parameters(path: Path, arrays: Mapping[str, np.ndarray], step: int) -> None:
+    """Trained arrays as safetensors, with their step and hash, readable by everyone."""
+    import safetensors.numpy
+
+    # Not `save_file`, whose file is its owner's alone: a folder for others is readable by them.
+    content = safetensors.numpy.save(
+        {name: np.array(value, order="C") for name, value in arrays.items()},
+        {"format": "flax", "step": str(step), "sha256": weights_hash(arrays)},
+    )
+    path.write_bytes(content)
+
+
+def bundle_frozen(source: Path, target: Path) -> None:
     """Converted weights with one safetensors file in place of Orbax's folder."""
     import safetensors.flax
 

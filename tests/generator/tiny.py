@@ -74,7 +74,7 @@ def config(tokens: Path, order: str, **changes) -> ConfigDict:
     made = generator_training_config(
         **({"steps": 6, "batch_size": 2, "log_every": 2, "ema_decay": 0.0} | changes)
     )
-    made.tokenizer = "tiny"
+    made.tokenizer = "builtin:tiny"
     made.tokens.path = str(tokens)
     made.tokens.threads = 1
     made.checkpoint.every = 3

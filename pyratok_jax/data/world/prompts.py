@@ -47,7 +47,13 @@ def readable(film: WorldFilm, drawn: Film) -> bool:
 
 
 def heldout_prompts(
-    count: int, frames: int, side: int, *, seed: int = 0, kinds: Sequence[str] = KINDS
+    count: int,
+    frames: int,
+    side: int,
+    *,
+    seed: int = 0,
+    kinds: Sequence[str] = KINDS,
+    things: int = 0,
 ) -> list[WorldPrompt]:
     """The first `count` prompts whose own film is readable at a size.
 
@@ -56,12 +62,14 @@ def heldout_prompts(
         frames, side: size of the films, square.
         seed: of the world.
         kinds: of films that are taken.
+        things: how many such a film shows; 0: any number.
     """
     found: list[WorldPrompt] = []
     number = 0
     while len(found) < count:
         film = world_film("world-heldout", number, seed)
-        if film.scene.kind in kinds and readable(film, film.film(frames, side, side)):
+        wanted = film.scene.kind in kinds and things in (0, len(film.scene.things))
+        if wanted and readable(film, film.film(frames, side, side)):
             found.append(WorldPrompt(number, film.scene.kind, film.caption, things_of(film)))
         number += 1
     return found

@@ -61,7 +61,15 @@ class Reference:
 
 
 def references(
-    data: str, *, samples: int, frames: int, interval: int, side: int, seed: int, condition: str
+    data: str,
+    *,
+    samples: int,
+    frames: int,
+    interval: int,
+    side: int,
+    seed: int,
+    condition: str,
+    things: int = 0,
 ) -> list[Reference]:
     """As many real clips as samples, in a random order that the seed fixes.
 
@@ -76,13 +84,14 @@ def references(
         side: of the clips.
         seed: of the order.
         condition: what `Reference.prompt` is: "captions", "classes" or "none".
+        things: of world prompts, how many things they name; 0: any number.
 
     Raises:
         UserError: no clip is long enough, or has no caption where one is needed.
     """
     world = parse_world(data)
     if world is not None and world.split == "world-heldout" and condition == "captions":
-        return _world(world, samples, frames, side)
+        return _world(world, samples, frames, side, things)
     records = load_source(data)
     order = np.random.default_rng(seed).permutation(len(records))
     # Of very many clips only as many are looked at as are needed.
@@ -105,8 +114,10 @@ def references(
     return [found[number % len(found)] for number in range(samples)]
 
 
-def _world(records: WorldRecords, samples: int, frames: int, side: int) -> list[Reference]:
-    prompts = heldout_prompts(samples, frames, side, seed=records.seed, kinds=KINDS)
+def _world(
+    records: WorldRecords, samples: int, frames: int, side: int, things: int
+) -> list[Reference]:
+    prompts = heldout_prompts(samples, frames, side, seed=records.seed, kinds=KINDS, things=things)
     if prompts[-1].number >= len(records):
         most = sum(prompt.number < len(records) for prompt in prompts)
         raise UserError(

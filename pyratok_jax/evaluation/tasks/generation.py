@@ -89,6 +89,7 @@ class Generation(Task[SampleModel, Block]):
     condition: str = "captions"
     covariance: str = "unbiased"
     through: int = 0
+    things: int = 0
     repeats: int = 1
     seed: int = 0
     batch: int = 8
@@ -137,6 +138,8 @@ class Generation(Task[SampleModel, Block]):
         for name in ("samples", "frames", "interval", "side", "repeats", "batch"):
             if getattr(self, name) < 1:
                 raise UserError(f"--set {name}={getattr(self, name)}: expected at least 1")
+        if self.things not in range(4):
+            raise UserError(f"--set things={self.things}: expected 1 to 3, 0 for any number")
         if self.through < 0:
             raise UserError(f"--set through={self.through}: expected a side in pixels, 0 for none")
         if self.claims:
@@ -184,7 +187,7 @@ class Generation(Task[SampleModel, Block]):
         """Blocks of samples, `repeats` times over the real clips."""
         found = references(
             self.data, samples=self.samples, frames=self.frames, interval=self.interval,
-            side=self.side, seed=self.seed, condition=self.condition,
+            side=self.side, seed=self.seed, condition=self.condition, things=self.things,
         )  # fmt: skip
         different = len({one.record.id for one in found})
         if different < self.samples:
@@ -238,11 +241,7 @@ class Generation(Task[SampleModel, Block]):
         part |= _codes("made", [one.ids for one in made])
         if self.prior and block.first < self.samples:
             part |= self._looks(model, block, real, prompts)
-        if block.references[0].world is not None and self.frames >= LEAST_FRAMES:
-            part["world"] = [
-                _world(one, sample.video)
-                for one, sample in zip(block.references, made, strict=True)
-            ]
+        part |= self._faithful("world", block, [one.video for one in made])
         return part
 
     def aggregate(self, partials: Mapping[str, Partial]) -> Metrics:
@@ -315,6 +314,13 @@ class Generation(Task[SampleModel, Block]):
         found = [self._features(clip) for clip in clips]
         return {name: np.stack([one for one in found if one is not None])}
 
+    def _faithful(self, name: str, block: Block, clips: Sequence[np.ndarray]) -> Partial:
+        """What clips show, beside what their world prompts ask for."""
+        if block.references[0].world is None or self.frames < LEAST_FRAMES:
+            return {}
+        pairs = zip(block.references, clips, strict=True)
+        return {name: [_world(one, clip) for one, clip in pairs]}
+
     def _looks(
         self, model: SampleModel, block: Block, real: list[np.ndarray], prompts: list[str]
     ) -> Partial:
@@ -331,6 +337,7 @@ class Generation(Task[SampleModel, Block]):
             "terms": names,
             "nats": np.array([[one.nats[name] for name in names] for one in seen]),
             **self._featured("fvd_rebuilt", [one.rebuilt for one in seen]),
+            **self._faithful("world_rebuilt", block, [one.rebuilt for one in seen]),
             **_codes("real", [one.ids for one in seen]),
         }
 
