@@ -11,6 +11,7 @@ the control, whose faithfulness must be at chance. OUT/results.json has a row pe
 """
 
 import argparse
+import dataclasses
 import itertools
 import json
 import subprocess
@@ -18,6 +19,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from pyratok_jax.data.world.films import world_film
 from pyratok_jax.generator import Clip
@@ -30,6 +33,7 @@ ORDERS = ("blocks", "raster", "masked")
 KEPT = ("faithful", "faithful_chance", "faithful_reconstruction", "nats", "random_nats", "fvd",
         "fvd_reconstruction", "dynamic_degree", "faithfulness")  # fmt: skip
 FPS = 10.0
+BATCH = 32  # films that are encoded together
 
 
 def world_numbers(count: int, things: int) -> list[int]:
@@ -50,13 +54,17 @@ def write_tokens(arguments: argparse.Namespace, folder: Path) -> None:
 
     def records() -> Iterator[TokenRecord]:
         numbers = world_numbers(count, arguments.things)
-        for place, number in enumerate(numbers):
-            film = world_film("world", number)
-            caption = world_film("world", numbers[(place + shift) % count]).caption
-            video = film.draw(arguments.frames, arguments.side, arguments.side)
-            clip = Clip(caption, number, 0, tokenizer.encode(video))
-            yield sample_record(clip, f"film{number:07d}", fps=FPS, generator="",
-                                checkpoint=tokenizer.checkpoint_hash)  # fmt: skip
+        films = [world_film("world", number) for number in numbers]
+        for start in range(0, count, BATCH):
+            rows = range(start, min(start + BATCH, count))
+            videos = [films[n].draw(arguments.frames, arguments.side, arguments.side) for n in rows]
+            batch = tokenizer.encode(np.stack(videos))
+            for place, row in enumerate(rows):
+                ids = tuple(level[place] for level in batch.ids)
+                caption = films[(row + shift) % count].caption
+                clip = Clip(caption, numbers[row], 0, dataclasses.replace(batch, ids=ids))
+                yield sample_record(clip, f"film{numbers[row]:07d}", fps=FPS, generator="",
+                                    checkpoint=tokenizer.checkpoint_hash)  # fmt: skip
 
     part = folder.with_name(folder.name + ".part")
     part.mkdir(parents=True, exist_ok=True)

@@ -36,6 +36,7 @@ def parser() -> argparse.ArgumentParser:
         "index.html to look at them. Sample n of a seed is the same in a batch of any size. Exit "
         "codes: 0 done, 2 a mistake in the arguments or files, 1 a defect.",
     )
+    none = argparse.SUPPRESS
     p.add_argument(
         "--checkpoint", required=True,
         help="the --workdir of a training, a published folder, hf://ORG/NAME, or builtin:world, "

@@ -9,6 +9,8 @@ from scipy import ndimage
 from pyratok_jax.data.world.films import world_film
 from pyratok_jax.data.world.prompts import heldout_prompts, readable, things_of
 from pyratok_jax.data.world.reader import Faithfulness, Seen, compare, read_video
+from pyratok_jax.data.world.tracks import find_tracks
+from pyratok_jax.data.world.vocabulary import COLOURS
 
 FIELDS = [field.name for field in dataclasses.fields(Faithfulness)]
 SIZE = 9, 64, 64
@@ -55,6 +57,22 @@ def test_soft_and_noisy_films_as_a_tokenizer_leaves_them_are_still_read(true_fil
         noisy = soft + rng.normal(0, 6, soft.shape)
         worn.append(read_video(np.clip(noisy, 0, 255).astype(np.uint8)))
     assert share_right(true_films[:40], worn)["everything"] >= 0.85
+
+
+def test_fringes_specks_and_pale_traces_are_no_things():
+    film = next(pair for pair in films(20, seed=41) if len(things_of(pair[0])) == 1)
+    asked, frames = things_of(film[0]), film[1].copy()
+    (track,) = find_tracks(frames)
+    other = COLOURS["green" if track.colour != "green" else "red"]
+    for number, mask in zip(track.frames, track.masks, strict=True):
+        edge = ndimage.binary_dilation(mask, iterations=2) & ~ndimage.binary_dilation(mask)
+        frames[number][edge] = other
+    frames[3:5, 2:5, 2:5] = other  # 9 of 4,096 pixels, in two frames
+    away = np.argmin(track.masks.any(axis=0).sum(axis=1))
+    pale = (0.3 * np.array(COLOURS[track.colour]) + 0.7 * 128).astype(np.uint8)
+    frames[2:5, away : away + 3, -14:-2] = pale
+    seen = compare(asked, read_video(frames))
+    assert seen.colour and seen.count and seen.motion
 
 
 def test_films_of_other_prompts_are_found_to_be_wrong(true_films, seen):

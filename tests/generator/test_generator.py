@@ -1,18 +1,19 @@
 """A prior from token files to videos: training, exact resume, the command, and what is refused."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
-from pyratok_jax import generate
+from pyratok_jax import generate, publish
 from pyratok_jax.checkpoints.working_folder import read_parameters
 from pyratok_jax.data.video.files import iter_frames
 from pyratok_jax.data.video.pictures import read_image
 from pyratok_jax.data.video.writer import VideoWriter
 from pyratok_jax.errors import UserError
-from pyratok_jax.generator import load_generator, loading
-from pyratok_jax.generator.loading import DESCRIPTION
+from pyratok_jax.generator import load_generator, loading, publishing
+from pyratok_jax.generator.loading import DESCRIPTION, read_description
 from pyratok_jax.tokenizer import Tokenizer
 from pyratok_jax.tokens.dataset import TokenDataset, read_all
 from pyratok_jax.tokens.decoding import Selection, decode_all
@@ -201,6 +202,46 @@ def test_a_picture_begins_the_clip(workdir, monkeypatch):
         generator.generate("a b", video=many, task="inpainting")
 
 
+def test_a_published_prior_gives_the_samples_of_the_run(workdir, patched, tmp_path):
+    results = tmp_path / "results"
+    results.mkdir()
+    row = {"prompts": "own", "number": 4, "colour": 0.5, "shape": 0.25, "count": 1.0,
+           "motion": 0.75, "everything": 0.125}  # fmt: skip
+    found = {"task": "generation", "data": "builtin:world-heldout", "protocol": {"samples": 4},
+             "metrics": {"faithfulness": [row], "nats": 1.5}}  # fmt: skip
+    (results / "results.json").write_text(json.dumps(found))
+    folder = tmp_path / "published"
+    publish.main([str(workdir), "--output", str(folder), "--results", str(results)])
+    card = (folder / "README.md").read_text()
+    assert "| own | 4 | 50.0% | 25.0% | 100.0% | 75.0% | 12.5% |" in card and "1.500" in card
+    ours, theirs = load_generator(workdir), load_generator(folder)
+    assert ours.checkpoint_hash == theirs.checkpoint_hash
+    (mine,), (other,) = ours.generate("a b", seed=3), theirs.generate("a b", seed=3)
+    for a, b in zip(mine.encoded.ids, other.encoded.ids, strict=True):
+        np.testing.assert_array_equal(a, b)
+    with pytest.raises(UserError, match="exists"):
+        publish.main([str(workdir), "--output", str(folder)])
+    with pytest.raises(UserError, match="published folder already"):
+        publish.main([str(folder), "--output", str(tmp_path / "again")])
+
+
+def test_what_cannot_be_published_is_refused(workdir, patched, tmp_path, monkeypatch):
+    output = ["--output", str(tmp_path / "o")]
+    with pytest.raises(UserError, match="has none"):
+        publish.main([str(workdir), *output, "--bundle", "backbone"])
+    (tmp_path / "results.json").write_text('{"task": "reconstruction"}')
+    with pytest.raises(UserError, match="not of evaluate --task generation"):
+        publish.main([str(workdir), *output, "--results", str(tmp_path)])
+    other = dataclasses.replace(read_description(workdir), tokenizer_hash="cd" * 32)
+    monkeypatch.setattr(publishing, "read_description", lambda folder: other)
+    monkeypatch.setattr(publishing, "load_tokenizer", lambda path: tokenizer())
+    with pytest.raises(UserError, match="not the one whose tokens"):
+        publish.main([str(workdir), *output, "--tokenizer", "builtin:world"])
+    assert not (tmp_path / "o").exists()
+    with pytest.raises(UserError, match="no shipped prior builtin:other"):
+        load_generator("builtin:other")
+
+
 REFUSED = [
     (["--prompt", "x", "--prompts", "f"], "either --prompt"),
     ([], "either --prompt"),
@@ -234,7 +275,7 @@ def test_empty_files_other_folders_and_other_tokens_are_refused(workdir, tokens,
         generate.main(["--checkpoint", str(workdir), *output, "--prompts", str(empty)])
     with pytest.raises(UserError, match="no such folder"):
         generate.main(["--checkpoint", str(tmp_path / "none"), *output, "--prompt", "x"])
-    with pytest.raises(UserError, match="holds no generator"):
+    with pytest.raises(UserError, match="holds no checkpoint"):
         generate.main(["--checkpoint", str(tokens), *output, "--prompt", "x"])
     other = write_tokens(tmp_path / "other", checkpoint="cd" * 32)
     with pytest.raises(UserError, match="tokens of another tokenizer"):

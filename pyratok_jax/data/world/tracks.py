@@ -17,6 +17,11 @@ from pyratok_jax.data.world.vocabulary import COLOURS
 CHROMA = 55.0
 # Of the picture: less is noise. The smallest thing, half shrunk, covers about 0.005.
 _LEAST_AREA = 0.0025
+# What no thing stays below in all of its frames; the smallest thing covers 0.016 at its largest,
+# and the palest has a chroma of 90.
+_LEAST_PEAK, _LEAST_CHROMA = 0.012, 75.0
+# A decoder leaves a pale trace where a thing was, of less than this share of its chroma.
+_TRACE = 0.6
 # Blobs of one colour that are looked at: of noise there are very many.
 _MOST = 6
 # Holes below this share of a component are texture; that of a ring is larger.
@@ -47,6 +52,7 @@ class _Blob:
     mask: Bool[np.ndarray, "h w"]
     centre: tuple[float, float]
     area: float
+    chroma: float  # of its vivid pixels, the fifth part with most of it left out
 
 
 def colour_map(video: UInt8[np.ndarray, "t h w 3"]) -> Int[np.ndarray, "t h w"]:
@@ -69,15 +75,37 @@ def _hue(pixels: Float[np.ndarray, "*n 3"]) -> Float[np.ndarray, "*n"]:
 
 
 def find_tracks(video: UInt8[np.ndarray, "t h w 3"]) -> list[Track]:
-    """All things of a video without cuts."""
-    colours, found = colour_map(video), []
+    """All things of a video without cuts; fringes, specks and pale traces are none."""
+    colours = colour_map(video)
+    frames = [_frame_blobs(*pair) for pair in zip(colours, _chroma(video), strict=True)]
+    found = []
     for number, colour in enumerate(COLOURS):
-        blobs = [_blobs(frame == number) for frame in colours]
-        found += _follow(colour, blobs)
+        blobs = [frame[number] for frame in frames]
+        peak = max((b.chroma for some in blobs for b in some if b.area >= _LEAST_PEAK), default=0.0)
+        if peak >= _LEAST_CHROMA:
+            real = [[b for b in some if b.chroma >= _TRACE * peak] for some in blobs]
+            found += [t for t in _follow(colour, real) if t.areas.max() >= _LEAST_PEAK]
     return found
 
 
-def _blobs(mask: Bool[np.ndarray, "h w"]) -> list[_Blob]:
+def _chroma(pixels: UInt8[np.ndarray, "*n 3"]) -> Float[np.ndarray, "*n"]:
+    return (pixels.max(axis=-1) - pixels.min(axis=-1)).astype(np.float32)
+
+
+def _frame_blobs(
+    colours: Int[np.ndarray, "h w"], chroma: Float[np.ndarray, "h w"]
+) -> list[list[_Blob]]:
+    """Of one frame, by colour; what touches a larger blob of another colour is its fringe."""
+    found = [_blobs(colours == number, chroma) for number in range(len(COLOURS))]
+    everything = sorted((blob for some in found for blob in some), key=lambda b: -b.area)
+    fringes = set[int]()
+    for place, large in enumerate(everything):
+        near = ndimage.binary_dilation(large.mask, np.ones((3, 3)))
+        fringes |= {id(b) for b in everything[place + 1 :] if (b.mask & near).any()}
+    return [[blob for blob in some if id(blob) not in fringes] for some in found]
+
+
+def _blobs(mask: Bool[np.ndarray, "h w"], chroma: Float[np.ndarray, "h w"]) -> list[_Blob]:
     """Connected parts that are large enough, the largest first."""
     least = _LEAST_AREA * mask.size
     if mask.sum() < least:
@@ -94,7 +122,8 @@ def _blobs(mask: Bool[np.ndarray, "h w"]) -> list[_Blob]:
         y, x = np.nonzero(part)
         height, width = mask.shape
         centre = ((x.mean() + 0.5) / width, (y.mean() + 0.5) / height)
-        blobs.append(_Blob(part, centre, part.sum() / mask.size))
+        vivid = float(np.percentile(chroma[part & mask], 80))
+        blobs.append(_Blob(part, centre, part.sum() / mask.size, vivid))
     blobs.sort(key=lambda blob: -blob.area)
     return blobs
 
