@@ -67,6 +67,7 @@ MARKS: dict[str, tuple[str, ...]] = {
         "tokens/test_export.py",
         "training/test_ablations.py",
         "training/test_backbone.py",
+        "training/test_backbone_families.py::test_every_command",
         "training/test_evaluators.py",
         "training/test_meshes.py",
         "training/test_monitoring.py",

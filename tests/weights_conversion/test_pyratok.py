@@ -9,9 +9,12 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
+from pyratok_jax import decode_tokens, evaluate, export_tokens, reconstruct
+from pyratok_jax.data.video.files import iter_frames
 from pyratok_jax.errors import UserError
 from pyratok_jax.models.wan_vae.config import WanVAEConfig
 from pyratok_jax.tokenizer.loading import load_tokenizer
+from tests.data.synthetic import numbered_frames, write_video
 from tests.models.wan_vae.reference import torch_vae
 from weights_conversion.pyratok import main
 from weights_conversion.wan_vae_published import diffusers_config
@@ -53,6 +56,39 @@ def write(folder, tensors, **more):
 
 def run(given, output, *more):
     return main(["--input", str(given), "--output", str(output), *more])
+
+
+@pytest.mark.slow
+def test_every_command_takes_the_folder(tmp_path, tensors):
+    """With the released code's resize, streamed, and in windows."""
+    work, videos, small = (tmp_path / name for name in ("work", "videos", "small"))
+    assert run(write(tmp_path / "in", tensors), work) == 0
+    for folder, (height, width) in ((videos, (16, 32)), (small, (12, 20))):
+        folder.mkdir()
+        write_video(folder / "clip.mp4", numbered_frames(9, height, width))
+    common = ["--checkpoint", str(work), "--lpips", "none", "--window", "5"]
+    for name, folder, latents, more in (
+        ("windows", videos, 2 + 2, []),  # the second window is padded to 5 frames
+        ("streamed", videos, 3, ["--stream-beyond", "5"]),
+        ("resized", small, 2 + 2, ["--resize", "16x32"]),
+    ):
+        output = tmp_path / name
+        arguments = [*common, "--input", str(folder), "--output", str(output), *more]
+        assert reconstruct.main(arguments) == 0
+        measured = json.loads((output / "metrics.json").read_text())
+        assert measured["frames"] == 9 and measured["tokens"] == latents * 4 * 2 * 4, name
+    export_tokens.main(["--checkpoint", str(work), "--input", str(videos), "--window", "5",
+                        "--output", str(tmp_path / "tokens"), "--shards", "1"])  # fmt: skip
+    decode_tokens.main(["--checkpoint", str(work), "--input", str(tmp_path / "tokens"),
+                        "--output", str(tmp_path / "decoded")])  # fmt: skip
+    (decoded,) = (tmp_path / "decoded").rglob("*.mp4")
+    assert [frame.shape for frame in iter_frames(str(decoded))] == [(16, 32, 3)] * 9
+    evaluate.main(["--task", "reconstruction", "--checkpoint", str(work), "--data", str(videos),
+                   "--output", str(tmp_path / "results"), "--set=frames=5", "--set=side=16",
+                   "--set=lpips=none"])  # fmt: skip
+    results = json.loads((tmp_path / "results/results.json").read_text())
+    # Four stages of 16 bits at 2 x 2 x 2 positions.
+    assert results["bpp"] == pytest.approx(4 * 16 * 8 / (5 * 16 * 16))
 
 
 @pytest.mark.slow

@@ -228,6 +228,13 @@ def test_other_files_are_refused(tmp_path):
         main(["--input", str(given), "--output", "o", "--config", str(other)])
 
 
+def test_one_half_of_a_vae_is_refused_by_name(tmp_path):
+    save_file({"output_norm.weight": np.zeros(2, np.float32)}, tmp_path / "encoder.safetensors")
+    with pytest.raises(UserError, match=r"one half of a VAE, decoder.safetensors is missing"):
+        main(["--input", str(tmp_path), "--output", str(tmp_path / "out")])
+    assert os.listdir(tmp_path) == ["encoder.safetensors"]
+
+
 def test_a_prefix_and_motion_auras_class_name(tmp_path):
     tensors = tensors_of("cogvideox", "diffusers", arrays_of("cogvideox"))
     tensors = {f"vae.{k}": v for k, v in tensors.items()} | {"unet.w": np.zeros(2, np.float32)}

@@ -174,7 +174,13 @@ def open_vae(path: str | Path) -> TensorSource:
     """
     path = Path(path)
     files = {side: path / f"{side}.safetensors" for side in ("encoder", "decoder")}
-    if not all(file.is_file() for file in files.values()):
+    missing = [file.name for file in files.values() if not file.is_file()]
+    if len(missing) == 1:
+        raise UserError(
+            f"{path}: holds one half of a VAE, {missing[0]} is missing; fetch it into the same "
+            "folder, or name the file to read"
+        )
+    if missing:
         return open_tensors(path)
     halves = {side: open_tensors(file) for side, file in files.items()}
     info = {f"{side}.{key}": value for side, half in halves.items()

@@ -84,13 +84,13 @@ class Extractor(Protocol):
 class TokenizerFeatures:
     """The code embeddings of a trained tokenizer.
 
-    Clips longer than `window` frames are encoded window by window, each on its own, so that
-    memory does not grow with their length.
+    Clips longer than `window` frames, or the next number that the VAE takes, are encoded window by
+    window, each on its own, so that memory does not grow with their length.
     """
 
     def __init__(self, tokenizer: "Tokenizer", window: int = 33) -> None:
         self.tokenizer = tokenizer
-        self.window = window
+        self.window = tokenizer.config.vae.window(window)
         self.checkpoint_hash: str = tokenizer.checkpoint_hash
 
     def video(
