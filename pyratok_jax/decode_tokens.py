@@ -1,14 +1,16 @@
 """Tokens back to video: `python -m pyratok_jax.decode_tokens --help`."""
 
 import argparse
+import contextlib
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich.console import Console
 
 from pyratok_jax.errors import EXIT_PARTIAL, UserError, run_cli
-from pyratok_jax.io.cli import add_frozen, add_no_verify, command_parser, frozen_options, local_path
+from pyratok_jax.io.cli import add_frozen, add_no_verify, command_parser, frozen_options
+from pyratok_jax.io.mirror import output_folder
 from pyratok_jax.io.progress import PlainConsole, progress_bar
+from pyratok_jax.io.remote import AnyPath, any_path, check_writable, is_remote
 from pyratok_jax.tokenizer import load_tokenizer, local_devices
 from pyratok_jax.tokens.dataset import TokenDataset, read_all
 from pyratok_jax.tokens.decoding import Outcome, Selection, decode_all, parse_frames
@@ -24,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--checkpoint", required=True, help="working folder of the tokenizer")
     p.add_argument("--input", required=True, help="folder of a dataset, or a shard")
-    p.add_argument("--output", required=True, type=local_path, help="folder for the videos")
+    p.add_argument("--output", required=True, help="folder for the videos (local or gs://)")
     p.add_argument("--ids", nargs="+", default=[], help="only these videos")
     p.add_argument("--frames", default=":", help="only frames FIRST:END of every video")
     p.add_argument("--png", action="store_true", help="numbered PNG files instead of mp4")
@@ -51,7 +53,7 @@ def _total(path: str, selection: Selection) -> int | None:
     return frames if whole and isinstance(frames, int) and frames >= 0 else None
 
 
-def report(outcome: Outcome, selection: Selection, output: Path, console: Console) -> int:
+def report(outcome: Outcome, selection: Selection, output: AnyPath, console: Console) -> int:
     """Say what was written and what is wrong: the exit code.
 
     Raises:
@@ -70,9 +72,11 @@ def report(outcome: Outcome, selection: Selection, output: Path, console: Consol
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command."""
     arguments, console = parser().parse_args(argv), PlainConsole()
-    output = Path(arguments.output)
-    if output.exists() and not output.is_dir():
-        raise UserError(f"--output {output} is a file; give a folder")
+    output = any_path(arguments.output)
+    if output.exists() and (is_remote(output) or not output.is_dir()):
+        found = "exists already; give another" if is_remote(output) else "is a file; give a folder"
+        raise UserError(f"--output {output} {found}")
+    check_writable(output, "--output")
     if not 0 <= arguments.crf <= 51:
         raise UserError(f"--crf {arguments.crf} is not within 0 .. 51")
     selection = Selection(frozenset(arguments.ids), *parse_frames(arguments.frames))
@@ -80,12 +84,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     tokenizer = load_tokenizer(arguments.checkpoint, **frozen_options(arguments))
     if arguments.spatial != 1:
         tokenizer = tokenizer.split_rows(local_devices(arguments.spatial))
-    with progress_bar(console) as bar:
+    with contextlib.ExitStack() as stack:
+        # Uploaded before it is said to be there.
+        folder = stack.enter_context(output_folder(output))
+        bar = stack.enter_context(progress_bar(console))
         task = bar.add_task("frames", total=_total(arguments.input, selection))
         outcome = decode_all(
             items,
             tokenizer,
-            output,
+            folder,
             selection,
             crf=None if arguments.png else arguments.crf,
             force=arguments.force,

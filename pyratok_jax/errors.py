@@ -84,6 +84,9 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _TF_ERRORS = "tensorflow.python.framework.errors"
 # As fsspec says it: "Please install gcsfs to access Google Storage".
 _NO_CLIENT = re.compile(r"[Ii]nstall \w+ to access")
+# Packages of the clients whose errors are no OSErrors or name no file, and what TensorStore says.
+_CLIENTS = ("aiohttp", "gcsfs", "google", "requests")
+_OF_TENSORSTORE = ('Error opening "zarr" driver: ', "Error reading gs://", "Error writing gs://")
 _REFUSED = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR,
     errno.EEXIST, errno.ENOTEMPTY, errno.ENOENT, errno.EIO, errno.ESTALE, errno.EBUSY,
@@ -126,7 +129,8 @@ def environment_reason(error: BaseException) -> str | None:
 # Optional packages by the name that is imported: what pip installs, and the extra that has it.
 _OPTIONAL = {
     "apache_beam": ("apache-beam", "beam"), "constriction": ("constriction", "compress"),
-    "diffusers": ("diffusers", "test"), "pycocotools": ("pycocotools", "evaluation"),
+    "diffusers": ("diffusers", "test"), "gcsfs": ("gcsfs", "gcs"),
+    "pycocotools": ("pycocotools", "evaluation"),
     "skvideo": ("sk-video", "demo"), "torch": ("torch", "test"),
     "trackeval": ("trackeval", "evaluation"),
 }  # fmt: skip
@@ -167,6 +171,9 @@ def storage_reason(error: BaseException) -> str | None:
     }
     if "OpError" in kinds:
         return "no such file" if "NotFoundError" in kinds else text
+    package = type(error).__module__.partition(".")[0]
+    if package in _CLIENTS or any(mark in text for mark in _OF_TENSORSTORE):
+        return text.partition(" [")[0] or type(error).__name__
     if isinstance(error, ImportError) and _NO_CLIENT.search(text):
         return text
     return None

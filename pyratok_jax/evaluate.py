@@ -21,8 +21,10 @@ from pyratok_jax.evaluation.engine import (
 )
 from pyratok_jax.evaluation.task import TASKS, Model, Task, load_task, parse_settings
 from pyratok_jax.io import Json
-from pyratok_jax.io.cli import add_no_verify, command_parser, local_path
+from pyratok_jax.io.cli import add_no_verify, command_parser
+from pyratok_jax.io.mirror import output_folder
 from pyratok_jax.io.progress import PlainConsole
+from pyratok_jax.io.remote import AnyPath, any_path, check_writable
 
 
 def parser() -> argparse.ArgumentParser:
@@ -63,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
         "of generation styleganv, tats, larp, magvit, msrvtt, msrvtt-2048, webvid",
     )
     p.add_argument("--data", help="the task's data: see --task list")
-    p.add_argument("--output", type=local_path, help="folder for the results")
+    p.add_argument("--output", help="folder for the results (local or gs://)")
     p.add_argument("--limit", type=int, default=0, help="evaluate the first items only; 0: all")
     p.add_argument(
         "--set",
@@ -121,9 +123,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(f"--{name} is missing; it is needed to run the task {kind.name}")
     if arguments.limit < 0:
         raise UserError(f"--limit {arguments.limit}: expected a number of items, 0 for all")
-    output = Path(arguments.output)
+    output = any_path(arguments.output)
     if output.exists() and not output.is_dir():
         raise UserError(f"--output {output} is a file; give a folder")
+    check_writable(output, "--output")
     settings = _protocol(kind, arguments.protocol) | parse_settings(kind, arguments.set)
     task = kind(data=arguments.data, **settings)
     task.check()
@@ -206,7 +209,7 @@ def load_model(task: Task, checkpoint: str) -> Model:
 def run(
     task: Task,
     model: Model,
-    output: Path,
+    output: AnyPath,
     arguments: argparse.Namespace,
     shard: Shard,
     console: Console,
@@ -245,7 +248,7 @@ def _wait_for_all(task: Task) -> None:
 
 
 def finish(
-    task: Task, model: Model, output: Path, arguments: argparse.Namespace, console: Console
+    task: Task, model: Model, output: AnyPath, arguments: argparse.Namespace, console: Console
 ) -> None:
     """Merge all partial results into the results, if none is missing.
 
@@ -289,7 +292,9 @@ def finish(
         method=arguments.name or "",
     )
     others = other_results(arguments.beside, results)
-    written = write_results(output, task, gathered, results, others)
+    with output_folder(output) as folder:
+        files = write_results(folder, task, gathered, results, others)
+        written = [output / path.relative_to(folder) for path in files]
     console.print(markdown_row(task, results), markup=False, soft_wrap=True)
     console.print(comparison_table(task, results, others), markup=False, soft_wrap=True)
     if gathered.broken:

@@ -13,6 +13,7 @@ from pyratok_jax.errors import EXIT_PARTIAL, UserError, require, run_cli
 from pyratok_jax.io.cli import add_frozen, add_no_verify, command_parser, frozen_options
 from pyratok_jax.io.locks import folder_lock
 from pyratok_jax.io.progress import PlainConsole, progress_bar
+from pyratok_jax.io.remote import is_remote
 from pyratok_jax.io.sharded_job import REJECTED, check_output
 from pyratok_jax.io.shards import FORMATS
 from pyratok_jax.tokenizer import Tokenizer, load_tokenizer, local_devices
@@ -137,7 +138,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         str(output), options, provenance_of(tokenizer), arguments.input,
         source_fingerprint(records), len(records),
     )  # fmt: skip
-    output.mkdir(parents=True, exist_ok=True)
+    if not is_remote(output):
+        output.mkdir(parents=True, exist_ok=True)
     lock = folder_lock(
         output, machine.index, machine.count, "exporting to", "give another --output"
     )

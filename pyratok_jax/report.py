@@ -3,7 +3,6 @@
 import argparse
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from rich.table import Table
 
@@ -13,6 +12,7 @@ from pyratok_jax.io.atomic import write_text
 from pyratok_jax.io.cli import command_parser
 from pyratok_jax.io.documents import read_json
 from pyratok_jax.io.progress import PlainConsole
+from pyratok_jax.io.remote import AnyPath, any_path
 from pyratok_jax.training.config_keys import flattened
 
 _MEASURES = ("psnr", "psnr_video", "ssim", "lpips", "bpp")
@@ -30,13 +30,13 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def results_of(run: Path) -> dict[str, Json]:
+def results_of(run: AnyPath) -> dict[str, Json]:
     """The figures of a run's trained model, with the step.
 
     Raises:
         UserError: the folder holds no report.
     """
-    if not (run / "metrics.json").is_file():
+    if not (run / "metrics.json").exists():
         raise UserError(f"{run} has no metrics.json: it holds no finished training")
     content = read_json(run / "metrics.json", dict[str, Json])
     rows = [row for row in content.get("heldout", []) if row.get("role") == "model"]
@@ -63,7 +63,7 @@ def differences(configs: Sequence[Mapping[str, Json]]) -> list[tuple[str, list[s
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
     arguments, console = parser().parse_args(argv), PlainConsole()
-    runs = [Path(run) for run in arguments.runs]
+    runs = [any_path(run) for run in arguments.runs]
     figures = [results_of(run) for run in runs]
     configs = [read_json(run / "config.json", dict[str, Json]) for run in runs]
     heads = ["", *(str(run) for run in runs)]
@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             html.section("Held-out clips", html.table([heads, *rows])),
             html.section("Differences of the configs", html.table([heads, *changed])),
         ]
-        write_text(Path(arguments.output), html.document("Comparison of trainings", sections))
+        write_text(any_path(arguments.output), html.document("Comparison of trainings", sections))
         console.print(f"written: {arguments.output}", soft_wrap=True)
 
 

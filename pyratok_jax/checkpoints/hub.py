@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pyratok_jax.errors import UserError
+from pyratok_jax.io.mirror import cached_folder
 
 PREFIX = "hf://"
 _PATTERN = re.compile(
@@ -45,10 +46,10 @@ def parse_hub(spec: str) -> HubFolder:
 
 
 def local_folder(spec: str | Path, *, only: tuple[str, ...] = FILES) -> Path:
-    """The local folder of a specification; what is on the Hub is downloaded into its cache.
+    """The local folder of a specification; what is elsewhere is downloaded into a cache.
 
     Args:
-        spec: a folder, or `hf://...`.
+        spec: a folder, local or on a storage service (`gs://...`), or `hf://...`.
         only: patterns of the files that are needed.
 
     Raises:
@@ -56,7 +57,11 @@ def local_folder(spec: str | Path, *, only: tuple[str, ...] = FILES) -> Path:
             files are not in the cache.
     """
     if not str(spec).startswith(PREFIX):
-        return Path(spec)
+        try:
+            # Converted weights also lie in folders of arrays, which the Hub's patterns leave out.
+            return cached_folder(spec, ("*",) if only == FILES else only)
+        except FileNotFoundError as error:
+            raise UserError(f"{spec}: no such folder, or it holds no weights") from error
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils.tqdm import disable_progress_bars
 

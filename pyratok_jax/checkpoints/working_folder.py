@@ -6,7 +6,6 @@ taken over any shards in any order, so it does not depend on the mesh.
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -19,6 +18,7 @@ from pyratok_jax.checkpoints.partition import Arrays
 from pyratok_jax.checkpoints.weights import damage_refused
 from pyratok_jax.errors import UserError
 from pyratok_jax.io.documents import read_json
+from pyratok_jax.io.remote import AnyPath, absolute, is_remote
 
 _PART = 1 << 22  # Bytes weighted at once.
 
@@ -83,16 +83,19 @@ def check(tree: PyTree, recorded: Mapping[str, int], where: str, advice: str) ->
 CHECKSUMS = "checksums"  # key of a checkpoint's data item
 
 
-def newest_step(workdir: Path) -> int | None:
+def newest_step(workdir: AnyPath) -> int | None:
     """Step of the newest complete checkpoint of a working folder."""
     return max(steps_of(workdir), default=None)
 
 
-def steps_of(workdir: Path) -> list[int]:
+def steps_of(workdir: AnyPath) -> list[int]:
     """Steps of the complete checkpoints of a working folder, ascending."""
     folder = workdir / "checkpoints"
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    return sorted(int(name) for name in names if is_step(name))
+    steps = [path for path in folder.iterdir() if is_step(path.name)] if folder.is_dir() else []
+    if is_remote(folder):
+        # On a disk Orbax renames what is complete; an object marks it on a storage service.
+        steps = [path for path in steps if (path / "commit_success.txt").exists()]
+    return sorted(int(path.name) for path in steps)
 
 
 def is_step(name: str) -> bool:
@@ -100,7 +103,7 @@ def is_step(name: str) -> bool:
     return name.isascii() and name.isdigit()
 
 
-def older_advice(workdir: Path, step: int) -> str:
+def older_advice(workdir: AnyPath, step: int) -> str:
     """What to do about a damaged checkpoint."""
     older = [other for other in steps_of(workdir) if other < step]
     place = workdir / "checkpoints"
@@ -109,13 +112,13 @@ def older_advice(workdir: Path, step: int) -> str:
     return f"restore {place / str(step)} from a copy, or train again in another --workdir"
 
 
-def read_parameters(workdir: Path, step: int, prefer_ema: bool = True) -> Arrays:
+def read_parameters(workdir: AnyPath, step: int, prefer_ema: bool = True) -> Arrays:
     """Trainable arrays by name of one checkpoint (their averages, where it keeps some).
 
     Raises:
         UserError: it cannot be read.
     """
-    path = (workdir / "checkpoints" / str(step) / "state").absolute()
+    path = absolute(workdir / "checkpoints" / str(step) / "state")
     advice = older_advice(workdir, step)
     with (
         damage_refused(

@@ -26,6 +26,7 @@ from pyratok_jax.io import Json
 from pyratok_jax.io.atomic import write_json, write_npz
 from pyratok_jax.io.cli import command_parser
 from pyratok_jax.io.progress import PlainConsole, track
+from pyratok_jax.io.remote import is_remote
 from pyratok_jax.io.sharded_job import REJECTED, Rejection, check_output
 from pyratok_jax.io.shards import FORMATS, shard_files
 
@@ -221,7 +222,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     _refuse_other_shards(shards, output)
     done = sum(shard.is_done() for shard in shards)
     console.print(f"{len(records)} records, {len(shards)} shards, {done} of them already written")
-    output.mkdir(parents=True, exist_ok=True)
+    if not is_remote(output):
+        output.mkdir(parents=True, exist_ok=True)
     waiting = [shard for shard in shards if not shard.is_done()]
     if waiting and arguments.runner == "none":
         run_local(waiting, console)

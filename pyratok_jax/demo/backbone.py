@@ -24,6 +24,7 @@ from pyratok_jax.errors import UserError, run_cli
 from pyratok_jax.io import Json
 from pyratok_jax.io.atomic import write_npz
 from pyratok_jax.io.documents import read_json, read_npz, refusing
+from pyratok_jax.io.remote import AnyPath
 from pyratok_jax.models import video_vae
 from pyratok_jax.models.vae_families import config_to_dict
 from pyratok_jax.models.wan_vae.config import WanVAEConfig
@@ -153,7 +154,7 @@ class BackboneTask(PhasedTask):
         """The whole VAE but its linear path, which stays as it was fitted."""
         return name.startswith("vae.") and not name.startswith("vae.linear.")
 
-    def prepare(self, workdir: Path) -> None:
+    def prepare(self, workdir: AnyPath) -> None:
         """The weights before the first step, and at every start those of the linear path.
 
         The linear path is fitted once, to batches of the first phase of clips, and kept in
@@ -251,7 +252,7 @@ def chroma(video: Float[Array, "*n 3"]) -> Float[Array, "*n 2"]:
     return video @ matrix
 
 
-def run(config: ConfigDict, workdir: Path) -> dict[str, Path] | None:
+def run(config: ConfigDict, workdir: AnyPath) -> dict[str, AnyPath] | None:
     """Train the VAE and write its averaged weights; None when interrupted (and saved).
 
     Raises:
@@ -299,7 +300,7 @@ def put_arrays(module: nnx.Module, arrays: Mapping[str, np.ndarray]) -> None:
     nnx.update(module, state)
 
 
-def export_newest(workdir: Path) -> dict[str, Path]:
+def export_newest(workdir: AnyPath) -> dict[str, AnyPath]:
     """Write the averaged weights of a working folder's newest checkpoint.
 
         python -m pyratok_jax.demo.backbone WORKDIR
@@ -319,7 +320,7 @@ def export_newest(workdir: Path) -> dict[str, Path]:
     return export(task, partition.merge(read_parameters(workdir, step), partition.frozen), workdir)
 
 
-def export(task: BackboneTask, system: BackboneSystem, workdir: Path) -> dict[str, Path]:
+def export(task: BackboneTask, system: BackboneSystem, workdir: AnyPath) -> dict[str, AnyPath]:
     """Measure the latents' mean and deviation on batches of training, write the weights."""
     graph, state = nnx.split(system.vae)
     encode = jax.jit(lambda s, x: nnx.merge(graph, s).encode(to_model_range(x)).mean)

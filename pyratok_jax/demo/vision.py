@@ -5,8 +5,6 @@ in for them where nothing better is given: its patches predict the deepest convo
 an ImageNet-trained VGG16 at their place, its class token their mean over the picture.
 """
 
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +15,7 @@ from ml_collections import ConfigDict
 from pyratok_jax.checkpoints.partition import module_arrays
 from pyratok_jax.checkpoints.pretrained import write_weights
 from pyratok_jax.demo.clips import PhasedTask
+from pyratok_jax.io.remote import AnyPath
 from pyratok_jax.losses.features import cosine
 from pyratok_jax.models.dino import Dino, DinoConfig
 from pyratok_jax.models.perceptual.lpips import LPIPS
@@ -68,7 +67,7 @@ class VisionTask(PhasedTask):
         return terms["patches"] + terms["summary"], terms
 
 
-def run(config: ConfigDict, workdir: Path) -> dict[str, Path] | None:
+def run(config: ConfigDict, workdir: AnyPath) -> dict[str, AnyPath] | None:
     """Train the network and write its weights; None when interrupted (and saved).
 
     Raises:
@@ -81,7 +80,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Path] | None:
     return {"checkpoint": workdir / "checkpoints", "weights": export(trained, workdir)}
 
 
-def export(trained: Trained, workdir: Path) -> Path:
+def export(trained: Trained, workdir: AnyPath) -> AnyPath:
     """Write the student's (averaged) weights."""
     weights = trained.state.ema or trained.state.params
     student = trained.partition.merge(weights, trained.frozen).student

@@ -3,6 +3,9 @@
 Paths may be local or remote (anything `epath` opens). Local files are flushed to the disk before
 they are renamed, so that a machine that loses power leaves the old file or the new one. A crash
 leaves a hidden scratch file at most; writers of the same file do not disturb each other.
+
+An object of a storage service appears when its upload is complete: it is written to a local
+scratch file first, and uploaded when that is finished.
 """
 
 import contextlib
@@ -27,6 +30,7 @@ from pyratok_jax.io.remote import is_remote
 PathLike = str | os.PathLike
 # Below the 255 bytes of file systems, with room for endings and for scratch names.
 _LONGEST_NAME = 200
+_WHOLE = 64 << 20  # Bytes of a file that is uploaded in one piece.
 
 
 def short_name(name: str, origin: str | None = None) -> str:
@@ -46,12 +50,19 @@ def short_name(name: str, origin: str | None = None) -> str:
 
 @contextlib.contextmanager
 def atomic_path(path: PathLike) -> Iterator[epath.Path]:
-    """A scratch path beside `path`, with its suffix; renamed to it when the block ends.
+    """A scratch path, with the suffix of `path`, which becomes it when the block ends.
 
+    It lies beside a local path and is renamed; for a remote one it is a local file and is uploaded.
     When the block raises, the scratch file is removed and a file already at `path` stays. Missing
     parent folders are made.
     """
     target = epath.Path(path)
+    if is_remote(path):
+        with tempfile.TemporaryDirectory() as folder:
+            local = epath.Path(folder) / target.name
+            yield local
+            _upload(local, target)
+        return
     if target.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -67,6 +78,19 @@ def atomic_path(path: PathLike) -> Iterator[epath.Path]:
         raise
 
 
+def _upload(local: epath.Path, target: epath.Path) -> None:
+    """Copy a local file to a storage service, where it appears whole.
+
+    What is left open by an error must not be closed as if it were complete: so the file is read
+    before the upload begins, in parts only where it is large.
+    """
+    if local.stat().length <= _WHOLE:
+        target.write_bytes(local.read_bytes())
+        return
+    with local.open("rb") as source, target.open("wb") as copy:
+        shutil.copyfileobj(source, copy, 1 << 24)
+
+
 def _flush(path: epath.Path) -> None:
     """Have the system write a local file, or the names in a folder, to the disk."""
     if is_remote(path):
@@ -80,6 +104,9 @@ def _flush(path: epath.Path) -> None:
 
 def write_bytes(path: PathLike, data: bytes) -> None:
     """Write a file atomically."""
+    if is_remote(path):
+        epath.Path(path).write_bytes(data)
+        return
     with atomic_path(path) as scratch:
         scratch.write_bytes(data)
 
@@ -111,8 +138,12 @@ def write_png(path: PathLike, picture: Image.Image | np.ndarray) -> None:
 def publish(local: Path, path: PathLike) -> None:
     """Move a finished local file to its place, local or remote, atomically."""
     target = epath.Path(path)
+    if is_remote(target):
+        _upload(epath.Path(local), target)
+        local.unlink()
+        return
     target.parent.mkdir(parents=True, exist_ok=True)
-    if not is_remote(target) and os.stat(target.parent).st_dev == os.stat(local).st_dev:
+    if os.stat(target.parent).st_dev == os.stat(local).st_dev:
         _flush(epath.Path(local))
         os.replace(local, target)
         _flush(target.parent)

@@ -26,7 +26,7 @@ from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
 from pyratok_jax.errors import UserError, quoted, short
 from pyratok_jax.io import Json
-from pyratok_jax.io.remote import is_remote, open_path
+from pyratok_jax.io.remote import AnyPath, is_remote, open_path
 
 MAX_DOCUMENT_BYTES = 256 << 20
 MAX_ARRAYS_BYTES = 1 << 30
@@ -265,7 +265,7 @@ def read_json(
     return value if schema is object else checked(value, schema, os.fspath(path), advice)
 
 
-def read_description(folder: Path, name: str, form: str, what: str) -> dict[str, Json]:
+def read_description(folder: AnyPath, name: str, form: str, what: str) -> dict[str, Json]:
     """The JSON object in a working folder that says what was trained there.
 
     Args:

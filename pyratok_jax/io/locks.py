@@ -1,7 +1,8 @@
 """Locks of folders that one command may write to at a time.
 
 A lock ends with its process, however that ends, so there are no stale ones: a lock file that no
-process holds is taken over. Remote folders (with ://) have no locks.
+process holds is taken over. On a storage service a lock is an object that its holder writes again
+every few seconds: one that stays as it is has no holder any more.
 """
 
 import contextlib
@@ -9,11 +10,18 @@ import fcntl
 import os
 import re
 import socket
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from etils import epath
+
 from pyratok_jax.errors import UserError
 from pyratok_jax.io.remote import is_remote
+
+# Seconds between two writes of a remote lock; one that stays as it is for longer has no holder.
+_RENEWED, _EXPIRES = 15.0, 60.0
 
 
 @contextlib.contextmanager
@@ -36,7 +44,8 @@ def folder_lock(
         UserError: another process is at work there; it is named.
     """
     if is_remote(folder):
-        yield
+        with _remote_lock(epath.Path(folder), index, count, what, advice):
+            yield
         return
     place = Path(folder)
     own = place / f".lock.{index}-of-{count}"
@@ -45,7 +54,7 @@ def folder_lock(
             raise _occupied(own, what, advice)
         try:
             file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.write(_me())
             file.flush()
             # The own place first: of two that start at once, none can miss the other.
             for other in sorted(place.glob(".lock.*-of-*")):
@@ -56,6 +65,61 @@ def folder_lock(
         finally:
             with contextlib.suppress(OSError):
                 file.truncate(0)
+
+
+@contextlib.contextmanager
+def _remote_lock(
+    folder: epath.Path, index: int, count: int, what: str, advice: str
+) -> Iterator[None]:
+    name = f".lock.{index}-of-{count}"
+    for other in sorted(folder.glob(".lock.*-of-*")):
+        same_run = other.name != name and other.name.endswith(f"-of-{count}")
+        if not same_run and _is_renewed(other):
+            raise _occupied(other, what, advice)
+    own, ended = folder / name, threading.Event()
+
+    def renew() -> None:
+        number = 0
+        while not ended.is_set():
+            number += 1
+            with contextlib.suppress(Exception):  # The next one is soon enough.
+                own.write_text(f"{_me()}, renewed {number} times since {began}")
+            ended.wait(_RENEWED)
+
+    began = time.strftime("%Y-%m-%d %H:%M:%S")
+    own.write_text(_me())
+    thread = threading.Thread(target=renew, name="remote-lock", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        with contextlib.suppress(Exception):
+            own.unlink(missing_ok=True)
+
+
+def _me() -> str:
+    return f"process {os.getpid()} on {socket.gethostname()}"
+
+
+def _is_renewed(lock: epath.Path) -> bool:
+    """Whether a remote lock has a holder: found at once for a process of this machine."""
+    try:
+        before = lock.read_text()
+        match = re.match(r"process (\d+) on (\S+?)(,|$)", before)
+        if match and match[2] == socket.gethostname() and not Path(f"/proc/{match[1]}").exists():
+            return False
+        if match and match[1] == str(os.getpid()) and match[2] == socket.gethostname():
+            return True
+        end = time.monotonic() + _EXPIRES
+        while time.monotonic() < end:
+            time.sleep(1.0)
+            if lock.read_text() != before:
+                return True
+    except FileNotFoundError:
+        pass
+    return False
 
 
 def _try_lock(descriptor: int) -> bool:
@@ -75,9 +139,9 @@ def _is_held(path: Path) -> bool:
         return not _try_lock(file.fileno())
 
 
-def _occupied(lock: Path, what: str, advice: str) -> UserError:
+def _occupied(lock: Path | epath.Path, what: str, advice: str) -> UserError:
     place = lock.name.removeprefix(".lock.").replace("-", " ")
-    owner = lock.read_text(errors="replace").strip() or "another process"
+    owner = lock.read_bytes().decode(errors="replace").strip() or "another process"
     return UserError(
         f"{owner} is {what} {lock.parent} (as part {place}); wait for it to end, stop it, or "
         f"{advice}"

@@ -2,20 +2,31 @@
 
 The clients of storage services try again for minutes where there is no network. So the first path
 of a service in a process asks whether the service answers, for a few seconds at most.
+
+Where gcsfs is installed (the extra `gcs`), it is the client behind every `gs://` path: it tries
+failed requests again, its refusals are Python's own errors, and TensorFlow is not loaded. Without
+it `etils.epath` uses TensorFlow's client, which reads and writes files but no working folders.
 """
 
 import functools
 import http.client
+import importlib.util
 import os
 import ssl
 import threading
 import time
 import urllib.error
 import urllib.request
+import uuid
+from pathlib import Path
+from typing import TypeAlias
 
 from etils import epath
 
 from pyratok_jax.errors import UserError
+
+# A path whose methods are those that both kinds have: local paths stay those of Python.
+AnyPath: TypeAlias = Path | epath.Path
 
 SCHEMES = ("gs", "s3", "az", "abfs", "hf")
 # Asked for an answer of any kind; clients of the other services give up by themselves.
@@ -23,6 +34,24 @@ _ADDRESSES = {"gs": "https://storage.googleapis.com/"}
 # Other addresses that the client of Google Cloud Storage is told to use: not asked.
 _OTHER_ADDRESSES = ("STORAGE_EMULATOR_HOST", "GCS_TESTBENCH_ENDPOINT")
 _ATTEMPTS, _WAIT, _TIMEOUT = 3, 0.5, 3.0  # Times, seconds between them, seconds for each.
+
+
+def _choose_client() -> None:
+    """Have `etils.epath` and fsspec, here and in worker processes, use gcsfs if it is installed.
+
+    Listings are not cached: TensorStore and other processes write to the same folders.
+    """
+    if importlib.util.find_spec("gcsfs") is None:
+        return
+    os.environ.setdefault("EPATH_USE_TF", "false")
+    os.environ.setdefault("FSSPEC_GCS_USE_LISTINGS_CACHE", "False")
+    import fsspec
+
+    for protocol in ("gs", "gcs"):
+        fsspec.config.conf.setdefault(protocol, {}).setdefault("use_listings_cache", False)
+
+
+_choose_client()
 
 
 class UnreachableError(UserError):
@@ -55,6 +84,57 @@ def open_path(path: str | os.PathLike) -> epath.Path:
                 "network, or name a local copy"
             )
     return epath.Path(path)
+
+
+def any_path(name: str | os.PathLike) -> AnyPath:
+    """A local path as Python's own, one on a storage service as `etils.epath`'s.
+
+    Raises:
+        UserError: as `open_path`.
+    """
+    return open_path(name) if is_remote(name) else Path(name)
+
+
+def absolute(path: AnyPath) -> AnyPath:
+    """A path that does not depend on the current folder; addresses stay as they are."""
+    return path if is_remote(path) else Path(path).absolute()
+
+
+def check_writable(folder: AnyPath, option: str) -> None:
+    """Refuse a remote folder that cannot be written to, before any work begins.
+
+    An object is written and removed: services have no folders that could be asked.
+
+    Args:
+        folder: local ones are not looked at.
+        option: that named the folder, for the message.
+
+    Raises:
+        UserError: no such bucket, or no credentials.
+    """
+    if not is_remote(folder):
+        return
+    probe = epath.Path(folder) / f".probe-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    try:
+        probe.write_bytes(b"")
+        probe.unlink(missing_ok=True)
+    except FileNotFoundError as error:
+        bucket = os.fspath(folder).partition("://")[2].partition("/")[0]
+        raise UserError(
+            f"{option} {folder}: there is no bucket {bucket}, or it is hidden from you; make it "
+            "(gcloud storage buckets create), or name another folder"
+        ) from error
+    except Exception as error:
+        # The errors of the client, its HTTP library and its login have no common class.
+        raise UserError(f"{option} {folder} cannot be written to: {refusal(error)}") from error
+
+
+def refusal(error: BaseException) -> str:
+    """What a storage service's client says of a failed request, in one line."""
+    text = " ".join(str(error).split())[:300] or type(error).__name__
+    if getattr(error, "code", None) in (401, 403, "401", "403") or "Forbidden" in text:
+        text += "; log in (gcloud auth application-default login) or grant storage.objectAdmin"
+    return text
 
 
 @functools.cache

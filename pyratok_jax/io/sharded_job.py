@@ -23,7 +23,7 @@ from pyratok_jax.errors import UserError
 from pyratok_jax.io import Json
 from pyratok_jax.io.atomic import publish, write_json, write_text
 from pyratok_jax.io.documents import read_json
-from pyratok_jax.io.remote import open_path
+from pyratok_jax.io.remote import check_writable, open_path
 from pyratok_jax.io.shards import shard_name, write_tfds_metadata
 
 REPORTS, REJECTED, HASHES = "reports", "rejected.jsonl", "sha256"
@@ -180,4 +180,5 @@ def check_output(output: str) -> epath.Path:
     path = open_path(output)
     if path.exists() and not path.is_dir():
         raise UserError(f"--output {output} is a file; give a folder")
+    check_writable(path, "--output")
     return path

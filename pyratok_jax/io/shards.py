@@ -15,6 +15,7 @@ import numpy as np
 from etils import epath
 
 from pyratok_jax.errors import UserError
+from pyratok_jax.io.mirror import cached_file
 from pyratok_jax.io.remote import is_remote
 from pyratok_jax.io.tfrecords import TFRecordFile
 
@@ -91,7 +92,9 @@ class ArrayRecordFile:
         from array_record.python.array_record_data_source import ArrayRecordDataSource
         from array_record.python.array_record_module import ArrayRecordReader
 
-        size = epath.Path(file).stat().length
+        # The library opens files of a disk alone.
+        file = os.fspath(cached_file(file))
+        size = os.stat(file).st_size
         self._source: Sequence[bytes] = () if not size else ArrayRecordDataSource([file])
         if size and not len(self._source):
             # The library takes a file without its end for an empty one, until it is read.

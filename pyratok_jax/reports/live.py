@@ -2,7 +2,6 @@
 
 import datetime
 from collections.abc import Mapping
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +11,7 @@ from PIL import Image
 
 from pyratok_jax.io import html
 from pyratok_jax.io.atomic import write_text
+from pyratok_jax.io.remote import AnyPath
 from pyratok_jax.reports.curves import Points
 from pyratok_jax.reports.report import CURVE_STYLE, chance_of, curve_figures, named_curves
 
@@ -58,7 +58,7 @@ class LiveTraining(NamedTuple):
     ended: bool = False
 
 
-def write_live_page(path: Path, training: LiveTraining, refresh: int = 30) -> None:
+def write_live_page(path: AnyPath, training: LiveTraining, refresh: int = 30) -> None:
     """Write the page atomically; a browser loads it again after `refresh` seconds (0: never)."""
     step, steps = training.step, training.steps
     bar = Markup("<progress value='{}' max='{}'></progress>").format(step, steps)

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ from markupsafe import Markup
 
 from pyratok_jax.io import html
 from pyratok_jax.io.atomic import atomic_path, write_text
+from pyratok_jax.io.remote import AnyPath, any_path
 from pyratok_jax.metrics.image import PROTOCOL
 from pyratok_jax.reports import player
 from pyratok_jax.reports.clips import ReportClip, contact_sheet
@@ -66,7 +66,7 @@ def write_report(
     settings: Mapping[str, Any],
     rate_distortion: Mapping[str, Points] | None = None,
     language: Markup | None = None,
-) -> dict[str, Path]:
+) -> dict[str, AnyPath]:
     """Write both files atomically and say where they are.
 
     Args:
@@ -86,7 +86,7 @@ def write_report(
     Returns:
         Paths by "report" and, with clips, "contact_sheet".
     """
-    folder = Path(folder)
+    folder = any_path(folder)
     shown = [_reading(), *(_clip(clip) for clip in clips)] if clips else []
     # Sections without content are left out.
     sections = [
@@ -100,7 +100,7 @@ def write_report(
         html.section("Settings and protocol", *_settings(settings)),
     ]
     page = html.document(title, sections, style=_STYLE, script=player.SCRIPT)
-    written = {"report": folder / "report.html"}
+    written: dict[str, AnyPath] = {"report": folder / "report.html"}
     write_text(written["report"], page)
     if clips:
         written["contact_sheet"] = folder / "contact_sheet.png"

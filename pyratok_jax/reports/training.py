@@ -1,7 +1,6 @@
 """What a tokenizer's training leaves for people: held-out clips measured, shown and tabulated."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +8,7 @@ from markupsafe import Markup
 
 from pyratok_jax.data.heldout import HeldoutClip, other_caption
 from pyratok_jax.io.atomic import write_json
+from pyratok_jax.io.remote import AnyPath
 from pyratok_jax.metrics.code_usage import code_usage
 from pyratok_jax.metrics.image import PROTOCOL, quality
 from pyratok_jax.reports.report import ReportClip, token_maps, write_report
@@ -29,14 +29,14 @@ def report_training(
     tokenizer: Tokenizer,
     clips: Sequence[HeldoutClip],
     before: Mapping[str, Mapping[str, np.ndarray]],
-    workdir: Path,
+    workdir: AnyPath,
     *,
     curves: Mapping[str, Any],
     settings: Mapping[str, Any],
     lpips: Mapping[str, Any] | None,
     facts: Mapping[str, Any],
     language: Markup | None = None,
-) -> dict[str, Path]:
+) -> dict[str, AnyPath]:
     """Measure the trained tokenizer and its baselines; write metrics.json, report and pictures.
 
     Args:

@@ -28,6 +28,8 @@ from pyratok_jax.errors import UserError
 from pyratok_jax.io import Json, documents
 from pyratok_jax.io.atomic import write_json
 from pyratok_jax.io.documents import check_sizes, check_types, checked, read_json, refusing
+from pyratok_jax.io.mirror import cached_file
+from pyratok_jax.io.remote import AnyPath, is_remote, open_path
 from pyratok_jax.models.alignment import Alignment
 from pyratok_jax.models.language.model import TextEncoder
 from pyratok_jax.models.pyratok.config import PyraTokConfig
@@ -44,7 +46,7 @@ _ADVICE = "restore the file as the training wrote it, or resume the training, wh
 
 
 def write_description(
-    workdir: Path,
+    workdir: AnyPath,
     config: PyraTokConfig,
     *,
     backbone: dict[str, str],
@@ -74,7 +76,7 @@ def write_description(
 
 
 def load_tokenizer(
-    checkpoint: str | Path, *, backbone: str | None = None, language: str | None = None
+    checkpoint: str | AnyPath, *, backbone: str | None = None, language: str | None = None
 ) -> Tokenizer:
     """The tokenizer in a working folder (its newest checkpoint) or in its `checkpoints/STEP`.
 
@@ -135,16 +137,18 @@ def load_tokenizer(
         alignment=alignment,
         checkpoint_hash=digest,
         # What is named by a specification stays so: its folder is another on every machine.
-        folder=workdir if Path(checkpoint).exists() else None,
+        folder=workdir if isinstance(workdir, Path) and Path(checkpoint).exists() else None,
     )
 
 
-def tokenizer_folder(checkpoint: str | Path) -> Path:
+def tokenizer_folder(checkpoint: str | AnyPath) -> AnyPath:
     """The local folder of a tokenizer: shipped, on the Hub, or on this machine.
 
     Raises:
         UserError: no such shipped tokenizer, or the Hub cannot be reached.
     """
+    if is_remote(checkpoint) and not str(checkpoint).startswith(PREFIX):
+        return open_path(checkpoint)
     if not str(checkpoint).startswith("builtin:"):
         return local_folder(checkpoint)
     if str(checkpoint) != WORLD:
@@ -152,19 +156,19 @@ def tokenizer_folder(checkpoint: str | Path) -> Path:
     return Path(str(resources.files("pyratok_jax") / "assets" / "world"))
 
 
-def locate(path: Path) -> tuple[Path, int | None]:
+def locate(path: AnyPath) -> tuple[AnyPath, int | None]:
     """(working folder, step) of what the user named; no step for a published folder."""
     if not path.exists():
         raise UserError(f"--checkpoint {path}: no such folder; name the --workdir of a training")
     if path.parent.name == "checkpoints" and is_step(path.name):
         return path.parent.parent, int(path.name)
     step = newest_step(path) if path.is_dir() else None
-    if step is None and not (path / PARAMETERS).is_file():
+    if step is None and not (path / PARAMETERS).exists():
         raise UserError(f"--checkpoint {path} holds no checkpoint; name a training's --workdir")
     return path, step
 
 
-def trained_arrays(workdir: Path, step: int | None) -> Arrays:
+def trained_arrays(workdir: AnyPath, step: int | None) -> Arrays:
     """The trained arrays by name: of a checkpoint, or of a published folder's safetensors.
 
     Args:
@@ -180,7 +184,7 @@ def trained_arrays(workdir: Path, step: int | None) -> Arrays:
     path, advice = workdir / PARAMETERS, "download or publish the folder again"
     with (
         damage_refused(lambda error: f"{path} is damaged ({error}); {advice}"),
-        safetensors.safe_open(path, "flax") as file,
+        safetensors.safe_open(cached_file(path), "flax") as file,
     ):
         arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         recorded = (file.metadata() or {}).get("sha256")
@@ -191,7 +195,7 @@ def trained_arrays(workdir: Path, step: int | None) -> Arrays:
     return arrays
 
 
-def frozen_part(workdir: Path, said: Mapping[str, Json], name: str) -> str:
+def frozen_part(workdir: AnyPath, said: Mapping[str, Json], name: str) -> str:
     """Where the frozen weights of a description are: a specification for `pretrained`.
 
     They are known by their hash. Looked for, in this order: where the training had them, in the
@@ -207,13 +211,13 @@ def frozen_part(workdir: Path, said: Mapping[str, Json], name: str) -> str:
         UserError: they are nowhere.
     """
     spec = str(said["spec"])
-    if spec.startswith(("builtin:", PREFIX)) or Path(spec).exists():
+    if spec.startswith("builtin:") or is_remote(spec) or Path(spec).exists():
         return spec
-    places = [workdir / FROZEN / name]
+    places: list[AnyPath] = [workdir / FROZEN / name]
     for root in filter(None, os.environ.get("PYRATOK_WEIGHTS", "").split(os.pathsep)):
         places += sorted(path.parent for path in Path(root).glob("*/config.json"))
     for place in places:
-        if (place / "config.json").is_file():
+        if (place / "config.json").exists():
             found = read_json(place / "config.json")
             if isinstance(found, dict) and found.get("sha256") == said["sha256"]:
                 return str(place)
@@ -252,7 +256,7 @@ class Description:
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
 
-def read_description(workdir: Path) -> dict[str, Json]:
+def read_description(workdir: AnyPath) -> dict[str, Json]:
     """The content of `tokenizer.json`, with the keys of `Description`.
 
     Raises:
@@ -288,7 +292,7 @@ def stored_config(description: dict[str, Json], where: str) -> PyraTokConfig:
     return config
 
 
-def _same(workdir: Path, what: str, said: dict[str, str], found: str) -> None:
+def _same(workdir: AnyPath, what: str, said: dict[str, str], found: str) -> None:
     if said["sha256"] != found:
         raise UserError(
             f"the {what} {said['spec']} is not the one that {workdir} was trained with (SHA-256 "

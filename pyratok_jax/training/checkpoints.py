@@ -21,22 +21,27 @@ from ml_collections import ConfigDict
 from pyratok_jax.checkpoints import verification
 from pyratok_jax.checkpoints.weights import damage_refused
 from pyratok_jax.checkpoints.working_folder import CHECKSUMS, checksums, newest_step, older_advice
-from pyratok_jax.errors import UserError, is_full_disk
+from pyratok_jax.errors import UserError, is_full_disk, require
 from pyratok_jax.io import Json
 from pyratok_jax.io.locks import folder_lock
+from pyratok_jax.io.remote import AnyPath, absolute, any_path, check_writable, is_remote
 from pyratok_jax.training.run_record import Changes, RunRecord
 from pyratok_jax.training.step import TrainState
 
 
 @contextlib.contextmanager
-def locked(workdir: str | Path) -> Iterator[None]:
+def locked(workdir: str | AnyPath) -> Iterator[None]:
     """Hold a working folder, which is made, for this training alone.
 
     Raises:
         UserError: another training is at work there, or the folder cannot be made.
     """
     try:
-        Path(workdir).mkdir(parents=True, exist_ok=True)
+        if is_remote(workdir):
+            require("gcsfs")
+            check_writable(any_path(workdir), "--workdir")
+        else:
+            Path(workdir).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--workdir {workdir}: {error.strerror or error}") from error
     index, count = jax.process_index(), jax.process_count()
@@ -62,13 +67,14 @@ class Checkpoints:
             (`run_record`).
     """
 
-    def __init__(self, workdir: str | Path, config: ConfigDict):
+    def __init__(self, workdir: str | AnyPath, config: ConfigDict):
         self.workdir = epath.Path(workdir)
         if self.workdir.exists() and not self.workdir.is_dir():
             raise UserError(f"--workdir {workdir} is a file; name a folder")
         try:
-            self.workdir.mkdir(parents=True, exist_ok=True)
-            self._record = RunRecord(self.workdir, config, newest_step(Path(self.workdir)))
+            if not is_remote(workdir):
+                self.workdir.mkdir(parents=True, exist_ok=True)
+            self._record = RunRecord(self.workdir, config, newest_step(self.workdir))
         except OSError as error:
             if is_full_disk(error):
                 raise
@@ -82,7 +88,7 @@ class Checkpoints:
             cleanup_tmp_directories=True,
         )
         self._manager = ocp.CheckpointManager(
-            (self.workdir / "checkpoints").resolve(), options=options
+            absolute(self.workdir / "checkpoints"), options=options
         )
         self._every = config.checkpoint.every
 
@@ -120,7 +126,7 @@ class Checkpoints:
             return None
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, _tree(state))
         place = f"{self.workdir}/checkpoints/{step}"
-        advice = older_advice(Path(self.workdir), step)
+        advice = older_advice(self.workdir, step)
         args = ocp.args.Composite(
             state=ocp.args.StandardRestore(target), data=ocp.args.JsonRestore()
         )

@@ -20,6 +20,7 @@ from ml_collections import ConfigDict, config_dict, config_flags
 from pyratok_jax.data.config import data_config, updated
 from pyratok_jax.errors import UserError
 from pyratok_jax.io import Json
+from pyratok_jax.io.remote import AnyPath, any_path
 from pyratok_jax.losses.objective import LossSettings, LossWeights
 from pyratok_jax.losses.prior import PriorObjective
 from pyratok_jax.models.masking import MaskingConfig
@@ -234,11 +235,11 @@ class Command(NamedTuple):
     """What a command line of `train` asks for: `--xla_dump_to` may be empty."""
 
     config: ConfigDict
-    workdir: Path
+    workdir: AnyPath
     xla_dump_to: str
 
 
-def parse_flags(arguments: list[str], *, default_config: str) -> tuple[ConfigDict, Path]:
+def parse_flags(arguments: list[str], *, default_config: str) -> tuple[ConfigDict, AnyPath]:
     """The config and the working folder that a command line asks for; see `parse_command`."""
     command = parse_command(arguments, default_config=default_config)
     return command.config, command.workdir
@@ -271,15 +272,10 @@ def parse_command(arguments: list[str], *, default_config: str) -> Command:
     if rest[1:]:
         raise UserError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
     workdir = values["workdir"].value or f"runs/{Path(named.partition(':')[0]).stem}"
-    if "://" in workdir:
-        raise UserError(
-            f"--workdir {workdir}: buckets are written to through the file system; mount it on "
-            "every host (gcsfuse; docs/pods.md) and name the folder it is mounted at"
-        )
     assert config is not None
     if values["profile_steps"].value:
         config.profile_steps = values["profile_steps"].value
-    return Command(config, Path(workdir), values["xla_dump_to"].value or "")
+    return Command(config, any_path(workdir), values["xla_dump_to"].value or "")
 
 
 def _define(values: flags.FlagValues, arguments: list[str], default_config: str) -> None:
@@ -293,7 +289,8 @@ def _define(values: flags.FlagValues, arguments: list[str], default_config: str)
     flags.DEFINE_string(
         "workdir",
         "",
-        "Folder of checkpoints and results; continued when it holds a checkpoint. Default: "
+        "Folder of checkpoints and results, local or gs://BUCKET/...; resumed when it holds a "
+        "checkpoint. Default: "
         "runs/NAME_OF_THE_CONFIG.",
         flag_values=values,
     )

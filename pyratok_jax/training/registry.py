@@ -3,17 +3,17 @@
 import importlib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from pyratok_jax.errors import UserError
 from pyratok_jax.io import Json
+from pyratok_jax.io.remote import AnyPath
 from pyratok_jax.training.loop.contracts import Evaluator, S, Task
 
 # Trains to the end and gives the files it wrote, by what they are; None: interrupted and saved.
-Run = Callable[[ConfigDict, Path], dict[str, Path] | None]
+Run = Callable[[ConfigDict, AnyPath], dict[str, AnyPath] | None]
 # `config.task` -> where its `Run` is. The demo's own are in `demo.TASKS`.
 TASKS = {
     "tokenizer": "pyratok_jax.training.tasks.run:run",

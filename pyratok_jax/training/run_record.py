@@ -15,7 +15,6 @@ and `{key: [old, new]}`. Together they are the config in force, which a resume i
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 import jax
 from etils import epath
@@ -26,6 +25,7 @@ from pyratok_jax.errors import UserError
 from pyratok_jax.io import Json
 from pyratok_jax.io.atomic import write_json, write_text
 from pyratok_jax.io.documents import checked, parse_json, read_json, read_lines, read_text
+from pyratok_jax.io.remote import AnyPath
 from pyratok_jax.models.pyratok.inputs import UNNAMED_INPUTS
 
 CONFIG, CHANGES = "config.json", "config_changes.jsonl"
@@ -96,7 +96,7 @@ class RunRecord:
             write_text(path, (read_text(path) if path.exists() else "") + line + "\n")
 
 
-def refuse_another_owner(description: Path, key: str, owner: str) -> None:
+def refuse_another_owner(description: AnyPath, key: str, owner: str) -> None:
     """Refuse to resume a training for another tokenizer than it began with.
 
     A tokenizer that was trained further under the same name is another one.

@@ -65,8 +65,8 @@ def test_flags_are_in_the_help_and_understood(capsys, tmp_path):
 
     command = parse("--profile_steps=10:15", f"--xla_dump_to={tmp_path}")
     assert command.config.profile_steps == "10:15" and command.xla_dump_to == str(tmp_path)
-    with pytest.raises(UserError, match="mount it on every host"):
-        parse("--workdir=gs://bucket/run")
+    with pytest.raises(UserError, match="only files and gs"):
+        parse("--workdir=http://bucket/run")
     with pytest.raises(SystemExit):
         parse("--help")
     text = capsys.readouterr().out

@@ -274,6 +274,7 @@ def without_tensorboard():
         write_images=lambda *values: None,
         write_hparams=lambda *values: None,
         write_texts=lambda *values: None,
+        flush=lambda: None,
         close=lambda: None,
     )
     sys.modules["clu.metric_writers"] = stub

@@ -8,7 +8,6 @@ import contextlib
 import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Generic, NamedTuple
 
 import jax
@@ -22,6 +21,7 @@ from ml_collections import ConfigDict
 from pyratok_jax.checkpoints.partition import Arrays, Partition
 from pyratok_jax.errors import UserError
 from pyratok_jax.io.documents import refusing
+from pyratok_jax.io.remote import AnyPath
 from pyratok_jax.training.checkpoints import Checkpoints
 from pyratok_jax.training.distributed.coordinator import AheadOfTime, barrier
 from pyratok_jax.training.distributed.heartbeat import Phase, report_phase
@@ -122,7 +122,7 @@ class Loop(Generic[S]):
     def __init__(
         self,
         config: ConfigDict,
-        workdir: Path,
+        workdir: AnyPath,
         task: Task[S],
         partition: Partition[S],
         mesh: Mesh,
@@ -298,6 +298,7 @@ class Loop(Generic[S]):
             self._page.write()
 
     def _save(self) -> None:
+        self._log.flush()
         # As text of all bits: the row that these become must be the one of an unbroken run.
         unlogged = [
             {name: float(value).hex() for name, value in values.items()}
@@ -358,7 +359,7 @@ class Trained(NamedTuple, Generic[S]):
 
 def train(
     config: ConfigDict,
-    workdir: Path,
+    workdir: AnyPath,
     task: Task[S],
     *,
     on_start: Callable[[Partition[S]], object] | None = None,

@@ -11,7 +11,9 @@ from ml_collections import ConfigDict
 from pyratok_jax.errors import UserError
 from pyratok_jax.io.atomic import write_text
 from pyratok_jax.io.documents import checked, parse_json, read_limited
+from pyratok_jax.io.mirror import Mirror
 from pyratok_jax.io.progress import PlainConsole, progress_bar
+from pyratok_jax.io.remote import AnyPath
 from pyratok_jax.training.config_keys import flattened
 from pyratok_jax.training.loop.contracts import Evaluation
 
@@ -37,19 +39,24 @@ class MetricsLog:
     Only process 0 writes. Lines of steps after `start`, from a run that was cut off, are dropped.
     What depends on the clock has a file of its own, so that a training that was interrupted leaves
     the same metrics as one that was not.
+
+    Objects of a storage service cannot be appended to: for a remote working folder the files are
+    written locally, and uploaded whole every half minute and before each checkpoint.
     """
 
-    def __init__(self, workdir: Path, *, start: int, primary: bool = True):
+    def __init__(self, workdir: AnyPath, *, start: int, primary: bool = True):
         self._outputs: _Outputs | None = None
         if not primary:
             return
+        self._mirror = Mirror(workdir)
+        folder = self._mirror.folder
         # Imported here: it loads TensorFlow.
         from clu.metric_writers import SummaryWriter
 
         self._outputs = _Outputs(
-            _continued(workdir / "metrics.jsonl", start),
-            _continued(workdir / "timing.jsonl", start),
-            SummaryWriter(str(workdir)),
+            _continued(workdir / "metrics.jsonl", folder, start),
+            _continued(workdir / "timing.jsonl", folder, start),
+            SummaryWriter(str(folder)),
         )
 
     def write_settings(self, config: ConfigDict) -> None:
@@ -68,6 +75,7 @@ class MetricsLog:
         if self._outputs is not None:
             _append(self._outputs.metrics, step, values)
             self._outputs.tensorboard.write_scalars(step, dict(values))
+            self._mirror.push()
 
     def write_evaluation(self, step: int, name: str, evaluation: Evaluation) -> None:
         """Record what the evaluator `name` has found, in a line of its own."""
@@ -84,11 +92,18 @@ class MetricsLog:
                 step, {f"timing/{name}": x for name, x in values.items()}
             )
 
+    def flush(self) -> None:
+        """Write all lines: before a checkpoint, from which a run resumes with these lines."""
+        if self._outputs is not None:
+            self._outputs.tensorboard.flush()
+            self._mirror.push(now=True)
+
     def close(self) -> None:
         """Flush and close."""
         if self._outputs is not None:
             for output in self._outputs:
                 output.close()
+            self._mirror.close()
 
 
 def _append(file: TextIO, step: int, values: Mapping[str, float]) -> None:
@@ -96,14 +111,15 @@ def _append(file: TextIO, step: int, values: Mapping[str, float]) -> None:
     file.flush()
 
 
-def _continued(path: Path, start: int) -> TextIO:
-    """The file, open for appending, with no line of a step after `start`."""
+def _continued(path: AnyPath, folder: Path, start: int) -> TextIO:
+    """The file in `folder`, open for appending, with the lines of `path` up to step `start`."""
     lines = [line for line in read_metrics(path) if line["step"] <= start]
-    write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
-    return path.open("a")
+    own = folder / path.name
+    write_text(own, "".join(json.dumps(line) + "\n" for line in lines))
+    return own.open("a")
 
 
-def read_metrics(path: Path) -> list[dict[str, float]]:
+def read_metrics(path: AnyPath) -> list[dict[str, float]]:
     """The lines of a metrics file; a last line that was cut off is left out.
 
     Raises:
@@ -126,7 +142,7 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     return lines
 
 
-def curves(path: Path) -> dict[str, list[tuple[int, float]]]:
+def curves(path: AnyPath) -> dict[str, list[tuple[int, float]]]:
     """Name -> (step, value) pairs of a metrics file."""
     found: dict[str, list[tuple[int, float]]] = {}
     for line in read_metrics(path):

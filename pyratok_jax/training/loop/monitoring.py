@@ -21,6 +21,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from pyratok_jax.errors import UserError
+from pyratok_jax.io.mirror import Mirror
+from pyratok_jax.io.remote import AnyPath
 from pyratok_jax.training.distributed.coordinator import INDEX
 from pyratok_jax.training.distributed.transfer import ProcessAllGather
 
@@ -199,16 +201,18 @@ def profiled_steps(text: str) -> range:
 class Profiler:
     """Writes a trace of the wanted steps into the working folder."""
 
-    def __init__(self, steps: range, workdir: Path):
+    def __init__(self, steps: range, workdir: AnyPath):
         self.folder = workdir / "profile"
         if jax.process_count() > 1:
             self.folder /= f"process_{jax.process_index()}"
         self._steps, self._running = steps, False
+        self._mirror: Mirror | None = None
 
     def before(self, step: int) -> None:
         """Begin, if this step is the first one wanted (or a resumed run's first among them)."""
         if step in self._steps and not self._running:
-            jax.profiler.start_trace(str(self.folder))
+            self._mirror = Mirror(self.folder)
+            jax.profiler.start_trace(str(self._mirror.folder))
             self._running = True
 
     def after(self, step: int, last: bool, result: object) -> bool:
@@ -224,6 +228,9 @@ class Profiler:
         if self._running:
             jax.profiler.stop_trace()
             self._running = False
+        if self._mirror is not None:
+            self._mirror.close()
+            self._mirror = None
 
 
 def dump_programs(folder: str) -> Path | None:

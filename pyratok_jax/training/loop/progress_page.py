@@ -3,11 +3,11 @@
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 
+from pyratok_jax.io.remote import AnyPath
 from pyratok_jax.reports.live import LiveTraining, write_live_page
 from pyratok_jax.training.loop.contracts import Evaluation
 
@@ -25,7 +25,7 @@ class ProgressPage:
     this run: they begin where it was resumed. `report.html` shows the finished training.
     """
 
-    def __init__(self, workdir: Path, steps: int, *, primary: bool, period: float = _PERIOD):
+    def __init__(self, workdir: AnyPath, steps: int, *, primary: bool, period: float = _PERIOD):
         self._path, self._steps, self._period = workdir / PAGE, steps, period
         self._drawer = ThreadPoolExecutor(1, "progress-page") if primary else None
         self._drawing: Future[None] | None = None

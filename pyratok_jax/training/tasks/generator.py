@@ -5,7 +5,6 @@ captions, and for the order "blocks" the synthesis of the latent from codes.
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +22,7 @@ from pyratok_jax.generator.loading import (
     write_description,
 )
 from pyratok_jax.io import Json
+from pyratok_jax.io.remote import AnyPath
 from pyratok_jax.losses.prior import PriorObjective, prior_loss
 from pyratok_jax.models.language.model import TextEncoder
 from pyratok_jax.models.prior.conditioning import Condition
@@ -230,7 +230,7 @@ class GeneratorTask:
             synthesize=system.synthesize,
         )
 
-    def describe(self, workdir: Path) -> None:
+    def describe(self, workdir: AnyPath) -> None:
         """Write `generator.json`, which `load_generator` reads beside the checkpoints."""
         record = self.dataset[0]
         folder = self.tokenizer.folder
@@ -281,7 +281,7 @@ def _plain(value: Json) -> Json:
     return tuple(value) if isinstance(value, list | tuple) else value
 
 
-def run(config: ConfigDict, workdir: Path) -> dict[str, Path] | None:
+def run(config: ConfigDict, workdir: AnyPath) -> dict[str, AnyPath] | None:
     """Train; None when the training was interrupted (and saved).
 
     Raises:

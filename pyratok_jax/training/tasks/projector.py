@@ -5,8 +5,6 @@ so that it continues with the clip's caption. `evaluation.models.projector` load
 question answering.
 """
 
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import optax
@@ -19,6 +17,7 @@ from pyratok_jax.errors import UserError
 from pyratok_jax.evaluation.models.answering import DESCRIPTION, FORMAT, make_projector
 from pyratok_jax.io import Json
 from pyratok_jax.io.atomic import write_json
+from pyratok_jax.io.remote import AnyPath
 from pyratok_jax.models.alignment import Alignment
 from pyratok_jax.models.language.model import LanguageModel
 from pyratok_jax.models.projector import Projector
@@ -121,7 +120,7 @@ class ProjectorTask:
         return caption_loss(system, batch)
 
 
-def run(config: ConfigDict, workdir: Path) -> dict[str, Path] | None:
+def run(config: ConfigDict, workdir: AnyPath) -> dict[str, AnyPath] | None:
     """Train; None when the training was interrupted (and saved).
 
     Raises:

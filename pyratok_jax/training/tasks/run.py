@@ -4,7 +4,6 @@ The report compares the trained model with itself before training. That is measu
 step and kept in `before.npz`, since a run that is interrupted and resumed no longer has that model.
 """
 
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,6 +18,7 @@ from pyratok_jax.evaluation.language_check import check_language, language_secti
 from pyratok_jax.io.atomic import atomic_path
 from pyratok_jax.io.documents import read_npz, refusing
 from pyratok_jax.io.progress import PlainConsole
+from pyratok_jax.io.remote import AnyPath
 from pyratok_jax.reports.training import CALIBRATED, START, reconstruct_all, report_training
 from pyratok_jax.tokenizer import DESCRIPTION, load_tokenizer
 from pyratok_jax.tokenizer.loading import read_description
@@ -31,7 +31,7 @@ BEFORE = "before.npz"
 _MAX_BEFORE_BYTES = 16 << 30
 
 
-def run(config: ConfigDict, workdir: Path) -> dict[str, Path] | None:
+def run(config: ConfigDict, workdir: AnyPath) -> dict[str, AnyPath] | None:
     """Train and report; None when the training was interrupted (and saved).
 
     Raises:
@@ -79,7 +79,7 @@ def first_weights(task: TokenizerTask, partition: Partition) -> list[float]:
     return task.calibrate(partition)
 
 
-def check_frozen(workdir: Path, backbone: str, language: str) -> None:
+def check_frozen(workdir: AnyPath, backbone: str, language: str) -> None:
     """Refuse to resume with other frozen weights than the run in `workdir` began with.
 
     Raises:
@@ -107,8 +107,8 @@ def _rebuilt(
 
 
 def _report(
-    task: TokenizerTask, trained: Trained, clips: list[HeldoutClip], workdir: Path
-) -> dict[str, Path]:
+    task: TokenizerTask, trained: Trained, clips: list[HeldoutClip], workdir: AnyPath
+) -> dict[str, AnyPath]:
     lpips = None
     if task.config.report.lpips:
         from pyratok_jax.checkpoints.foreign.lpips import load_lpips
@@ -144,7 +144,7 @@ def _report(
     return {"checkpoint": workdir / "checkpoints", **outputs, "TensorBoard events": workdir}
 
 
-def _write_before(workdir: Path, before: dict[str, dict[str, np.ndarray]]) -> None:
+def _write_before(workdir: AnyPath, before: dict[str, dict[str, np.ndarray]]) -> None:
     arrays: dict[str, Any] = {
         f"{stage}|{name}": video
         for stage, videos in before.items()
@@ -154,7 +154,7 @@ def _write_before(workdir: Path, before: dict[str, dict[str, np.ndarray]]) -> No
         np.savez_compressed(scratch, **arrays)
 
 
-def _read_before(workdir: Path) -> dict[str, dict[str, np.ndarray]]:
+def _read_before(workdir: AnyPath) -> dict[str, dict[str, np.ndarray]]:
     """Reconstructions before training by stage and clip; empty where there is no such file."""
     found: dict[str, dict[str, np.ndarray]] = {}
     path = workdir / BEFORE

@@ -1,7 +1,6 @@
 """Training a tokenizer: frozen parts, data, loss, and data-dependent initialisation."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +18,7 @@ from pyratok_jax.data.padding import ClipSizes
 from pyratok_jax.data.pipeline import ClipLoader, make_loader
 from pyratok_jax.errors import UserError
 from pyratok_jax.io.progress import PlainConsole, track
+from pyratok_jax.io.remote import AnyPath
 from pyratok_jax.losses.autoregressive import clip_nats
 from pyratok_jax.losses.text import unit
 from pyratok_jax.models.pyratok.model import PyraTok
@@ -244,7 +244,7 @@ class TokenizerTask:
             for latent, stages in batches
         ]
 
-    def describe(self, workdir: Path) -> None:
+    def describe(self, workdir: AnyPath) -> None:
         """Write `tokenizer.json`, which `load_tokenizer` reads beside the checkpoints."""
         width = self.language.model.config.width
         write_description(

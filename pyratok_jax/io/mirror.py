@@ -1,0 +1,154 @@
+"""Local folders whose files are kept on a storage service as well, and the reverse.
+
+Objects of a storage service cannot be appended to. What grows (logs, traces) is written to a local
+folder, whose changed files are uploaded from time to time, each as a whole. What libraries open
+only on a disk (weights, ArrayRecord files) is downloaded to a cache first.
+"""
+
+import contextlib
+import fnmatch
+import hashlib
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from etils import epath
+
+from pyratok_jax.io.atomic import atomic_path, publish
+from pyratok_jax.io.remote import AnyPath, is_remote, open_path
+
+_CACHE = "PYRATOK_CACHE"
+
+
+class Mirror:
+    """The folder in which files of `target` are written: itself, or a local one for a remote one.
+
+    Attributes:
+        folder: where to write.
+    """
+
+    def __init__(self, target: AnyPath, period: float = 30.0) -> None:
+        """Begin with an empty local folder.
+
+        Args:
+            target: the folder that holds the files in the end, local or remote.
+            period: least seconds between two uploads by `push`.
+        """
+        self._target = epath.Path(target) if is_remote(target) else None
+        self._scratch = tempfile.TemporaryDirectory(prefix="pyratok-") if self._target else None
+        self.folder = Path(self._scratch.name) if self._scratch else Path(target)
+        self._period, self._pushed = period, time.monotonic()
+        self._known: dict[Path, tuple[int, int]] = {}
+
+    def push(self, *, now: bool = False) -> None:
+        """Upload what has changed, at most once per period unless `now`."""
+        if self._target is None or (not now and time.monotonic() - self._pushed < self._period):
+            return
+        for path in sorted(self.folder.rglob("*")):
+            if not path.is_file():
+                continue
+            found = path.stat()
+            state = found.st_size, found.st_mtime_ns
+            if self._known.get(path) != state:
+                place = self._target / path.relative_to(self.folder).as_posix()
+                with atomic_path(place) as copy:
+                    shutil.copyfile(path, copy)
+                self._known[path] = state
+        self._pushed = time.monotonic()
+
+    def close(self) -> None:
+        """Upload the rest and remove the local folder."""
+        if self._scratch is not None:
+            self.push(now=True)
+            self._scratch.cleanup()
+
+
+@contextlib.contextmanager
+def output_folder(target: str | os.PathLike) -> Iterator[Path]:
+    """A local folder for a command's results: the target, or one that is uploaded at the end.
+
+    Args:
+        target: local or remote. Files of a remote one are uploaded one by one when the block ends,
+            also when it ends with an error: what is finished is kept.
+    """
+    if not is_remote(target):
+        yield Path(target)
+        return
+    place = open_path(target)
+    with tempfile.TemporaryDirectory(prefix="pyratok-") as scratch:
+        folder = Path(scratch)
+        try:
+            yield folder
+        finally:
+            for path in sorted(folder.rglob("*")):
+                if path.is_file() and not path.name.startswith(".part-"):
+                    publish(path, place / path.relative_to(folder).as_posix())
+
+
+def cached_file(path: str | os.PathLike) -> Path:
+    """The local file, or a local copy of a remote one, which is downloaded once.
+
+    Copies lie in the folder that the environment variable PYRATOK_CACHE names, or below the
+    system's folder for temporary files. A file that has changed is downloaded again.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    if not is_remote(path):
+        return Path(path)
+    source = open_path(path)
+    found = source.stat()
+    key = hashlib.sha256(f"{source}|{found.length}|{found.mtime}".encode()).hexdigest()[:24]
+    default = Path(tempfile.gettempdir()) / f"pyratok-cache-{os.getuid()}"
+    copy = Path(os.environ.get(_CACHE) or default) / key / source.name
+    if not copy.is_file():
+        with (
+            atomic_path(copy) as scratch,
+            source.open("rb") as remote,
+            scratch.open("wb") as local,
+        ):
+            shutil.copyfileobj(remote, local, 1 << 24)
+    return copy
+
+
+def cached_folder(path: str | os.PathLike, only: Sequence[str] = ("*",)) -> Path:
+    """A local copy of the files below a remote folder, each by `cached_file`; local ones stay.
+
+    Args:
+        path: of the folder.
+        only: patterns of the names of files in the folder itself that are wanted; with "*" the
+            files of folders in it as well.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    if not is_remote(path):
+        return Path(path)
+    source = open_path(path)
+    files = {
+        file.relative_to(source).as_posix(): file
+        for file in _files(source)
+        if any(fnmatch.fnmatch(file.relative_to(source).as_posix(), one) for one in only)
+    }
+    if not files:
+        raise FileNotFoundError(f"{path} holds no file")
+    copies = {name: cached_file(file) for name, file in files.items()}
+    key = hashlib.sha256("|".join(map(str, copies.values())).encode()).hexdigest()[:24]
+    folder = next(iter(copies.values())).parents[1] / key / source.name
+    for name, copy in copies.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            os.link(copy, folder / name)
+    return folder
+
+
+def _files(folder: epath.Path) -> Iterator[epath.Path]:
+    """All files below a remote folder, sorted."""
+    for entry in sorted(folder.iterdir()):
+        if entry.is_dir():
+            yield from _files(entry)
+        else:
+            yield entry
