@@ -17,7 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from pyratok_jax.models.vae_parts import ClipEncoder, WholeClipVAE
-from pyratok_jax.models.video_vae import VideoVAEConfig, check_statistics
+from pyratok_jax.models.video_vae import VideoVAEConfig, check_multiples, check_statistics
 from pyratok_jax.nn.causal_conv import KEPT, Conv2d, FirstFrameConv3d, LayerSettings
 from pyratok_jax.nn.grids import Stride
 from pyratok_jax.nn.group_norm import GroupNorm
@@ -36,6 +36,8 @@ _STD = (
     0.8244560132752793, 0.917259975397747, 0.9294154431013696, 1.3720942357788521,
     0.881393668867029, 0.9168315692124348, 0.9185249279345552, 0.9274757570805041,
 )  # fmt: skip
+
+HEAD = 32  # channels of a head, and groups of every norm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +76,11 @@ class MochiConfig(VideoVAEConfig):
             raise ValueError(f"{stages} time_strides need {stages + 1} widths on each side")
         if len(self.layers) != stages + 2:
             raise ValueError(f"{stages} time_strides need {stages + 2} numbers of layers")
+        check_multiples("time_strides", self.time_strides)
+        for name, widths in (
+            ("encoder_widths", self.encoder_widths), ("decoder_widths", self.decoder_widths)
+        ):  # fmt: skip
+            check_multiples(name, widths, HEAD)
 
     @property
     def temporal_factor(self) -> int:
@@ -115,7 +122,6 @@ def tiny(width: int = 32, **changes) -> MochiConfig:
 
 
 FREQUENCIES = (6, 7)  # of the Fourier features: sin and cos of 2 pi 2^k x
-HEAD = 32  # channels of a head
 SCORES = 2**27  # attention scores that are held at once; beyond, rows of frames follow each other
 _TINY = 1e-12
 

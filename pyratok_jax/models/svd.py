@@ -21,12 +21,15 @@ from pyratok_jax.models.vae_parts import (
     ResidualStage,
     WholeClipVAE,
 )
+from pyratok_jax.models.video_vae import check_multiples
 from pyratok_jax.nn.causal_conv import KEPT, Conv2d, LayerSettings, TimeConv
 from pyratok_jax.nn.grids import Stride
 from pyratok_jax.nn.group_norm import GroupNorm
 from pyratok_jax.nn.halo import cut, in_strips, join, strips_of
 from pyratok_jax.nn.remat import rematerialised
 from pyratok_jax.nn.stream_cache import StreamCache
+
+GROUPS = 32  # of every norm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +44,10 @@ class SVDConfig(HalvingVAEConfig):
     z_dim: int = 4
     latents_mean: tuple[float, ...] = (0.0,) * 4
     latents_std: tuple[float, ...] = (1 / 0.18215,) * 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_multiples("widths", self.widths, GROUPS)
 
     @property
     def temporal_factor(self) -> int:
@@ -65,7 +72,7 @@ def tiny(width: int = 32, **changes) -> SVDConfig:
 def frame_norm(features: int, **settings) -> GroupNorm:
     """Group norm over each frame, 32 groups."""
     param_dtype = settings.get("param_dtype", jnp.float32)
-    return GroupNorm(features, 32, epsilon=1e-6, per_frame=True, param_dtype=param_dtype)
+    return GroupNorm(features, GROUPS, epsilon=1e-6, per_frame=True, param_dtype=param_dtype)
 
 
 class ResidualBlock(nnx.Module):
@@ -93,7 +100,7 @@ class TimeBlock(nnx.Module):
     def __init__(self, features: int, **settings):
         param_dtype = settings.get("param_dtype", jnp.float32)
         self.norm1, self.norm2 = (
-            GroupNorm(features, 32, epsilon=1e-5, param_dtype=param_dtype) for _ in range(2)
+            GroupNorm(features, GROUPS, epsilon=1e-5, param_dtype=param_dtype) for _ in range(2)
         )
         self.conv1, self.conv2 = (
             TimeConv(features, features, (3, 1, 1), **settings) for _ in range(2)

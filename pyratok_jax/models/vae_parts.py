@@ -13,6 +13,7 @@ from pyratok_jax.models.video_vae import (
     Encoded,
     VideoVAE,
     VideoVAEConfig,
+    check_multiples,
     check_statistics,
 )
 from pyratok_jax.nn.causal_conv import Conv2d, LayerSettings
@@ -46,6 +47,10 @@ class HalvingVAEConfig(VideoVAEConfig):
 
     def __post_init__(self) -> None:
         check_statistics(self)
+        check_multiples("layers", (self.layers,))
+        check_multiples("widths", self.widths)
+        if not self.widths:
+            raise ValueError("widths is empty")
 
     @classmethod
     def small(cls: type[C], widths: tuple[int, ...], **changes: Json) -> C:
@@ -89,6 +94,8 @@ class TimeHalvingVAEConfig(HalvingVAEConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_multiples("groups", (self.groups,))
+        check_multiples("widths", self.widths, self.groups)
         if not 0 <= self.time_levels < len(self.widths):
             raise ValueError(f"time_levels {self.time_levels} needs more stages than that")
 

@@ -6,6 +6,7 @@ and a line in `vae_families`. Tokenizer, training and tools know a VAE by this i
 
 import abc
 import dataclasses
+from collections.abc import Iterable
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -167,13 +168,28 @@ class VideoVAEConfig(abc.ABC):
 
 
 def check_statistics(config: VideoVAEConfig) -> None:
-    """Refuse latent statistics that do not have one entry per channel.
+    """Refuse latent statistics without one entry per channel, or deviations that are not positive.
 
     Raises:
         ValueError: naming the fields.
     """
     if not len(config.latents_mean) == len(config.latents_std) == config.z_dim:
         raise ValueError(f"latents_mean and latents_std need {config.z_dim} entries")
+    for value in config.latents_std:
+        if isinstance(value, int | float) and not value > 0:
+            raise ValueError(f"latents_std has {value}, expected positive numbers")
+
+
+def check_multiples(name: str, sizes: Iterable[int], of: int = 1) -> None:
+    """Refuse sizes that are not positive multiples of `of`.
+
+    Raises:
+        ValueError: naming the field and the first wrong size.
+    """
+    for size in sizes:
+        if isinstance(size, int) and (size < 1 or size % of):
+            multiples = f"multiples of {of}" if of > 1 else "numbers"
+            raise ValueError(f"{name} has {size}, expected positive {multiples}")
 
 
 class VideoVAE(nnx.Module, abc.ABC):

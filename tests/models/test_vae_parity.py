@@ -11,6 +11,7 @@ from pyratok_jax.models import hunyuan_video, mochi, svd
 from pyratok_jax.models.vae_families import build_vae
 from pyratok_jax.models.video_vae import VideoVAE, decode_next
 from tests.models.vae_reference import (
+    bfloat16_errors,
     from_torch,
     noise,
     our_vae,
@@ -139,6 +140,7 @@ def test_default_grids():
 @SLOW
 @pytest.mark.parametrize("family", PUBLISHED)
 def test_published_sizes(family):
+    """Parity at full width, and what bfloat16 activations change there (`pytest -s`)."""
     config, parameters = PUBLISHED[family]
     config = CONVERTERS[family].comparable(config)
     model = torch_vae(config)
@@ -152,3 +154,5 @@ def test_published_sizes(family):
     errors.append(relative(quick(lambda vae, z: vae.decode(z), vae, z), decoded))
     print(family, count, "relative errors", *(f"{error:.1e}" for error in errors))
     assert max(errors) < 1e-5
+    narrow = our_vae(model, config, dtype="bfloat16")
+    assert max(bfloat16_errors(vae, narrow, video, z)) < 0.1

@@ -13,8 +13,8 @@ from pyratok_jax.models.vae_families import build_vae
 from tests.models.wan_vae.reference import from_torch, noise, quick, relative, to_torch
 from weights_conversion.vae.converting import CONVERTERS, Layout, make_plan
 
-__all__ = ["from_torch", "noise", "our_vae", "parity", "quick", "relative", "taps", "to_torch",
-           "torch_vae"]  # fmt: skip
+__all__ = ["bfloat16_errors", "from_torch", "noise", "our_vae", "parity", "quick", "relative",
+           "taps", "to_torch", "torch_vae"]  # fmt: skip
 
 
 def torch_vae(config, seed: int = 0) -> Any:
@@ -66,3 +66,14 @@ def parity(encoded, moments, stages) -> float:
     pairs = [(encoded.mean, mean), (encoded.logvar, np.clip(logvar, -30, 20))]
     pairs += [(a, from_torch(b)) for a, b in zip(encoded.stages, stages, strict=True)]
     return max(relative(a, b) for a, b in pairs)
+
+
+def bfloat16_errors(wide, narrow, video, z) -> tuple[float, float]:
+    """Relative errors of encode and decode with bfloat16 activations, over the same weights."""
+    halves = ((lambda vae, x: vae.encode(x).mean, video), (lambda vae, z: vae.decode(z), z))
+    errors = []
+    for run, given in halves:
+        expected, found = (np.asarray(quick(run, vae, given), np.float32) for vae in (wide, narrow))
+        errors.append(relative(found, expected))
+    print("bfloat16: encode {:.1e}, decode {:.1e}".format(*errors))
+    return errors[0], errors[1]

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
+from pyratok_jax.checkpoints.foreign.sources import sources_from_arrays
 from pyratok_jax.checkpoints.pretrained import load_backbone
 from pyratok_jax.checkpoints.weights import read_config
 from pyratok_jax.errors import UserError
@@ -19,7 +20,14 @@ from pyratok_jax.models import cogvideox, hunyuan_video, mochi, svd
 from pyratok_jax.models.wan_vae.config import WAN21
 from weights_conversion.vae import converting
 from weights_conversion.vae.__main__ import main
-from weights_conversion.vae.converting import CONVERTERS, WEIGHTS, recognise, vae_shapes
+from weights_conversion.vae.converting import (
+    CONVERTERS,
+    WEIGHTS,
+    Layout,
+    recognise,
+    source_config,
+    vae_shapes,
+)
 from weights_conversion.vae.naming import to_diffusers_tensors
 
 TINY = {
@@ -228,6 +236,32 @@ def test_other_files_are_refused(tmp_path):
         main(["--input", str(given), "--output", "o", "--config", str(other)])
 
 
+@pytest.mark.parametrize(
+    ("family", "changes", "message"),
+    [
+        ("mochi", {"temporal_expansions": [1, 2, 0]}, "time_strides has 0, expected positive"),
+        ("mochi", {"temporal_expansions": [1, -1, 3]}, "time_strides has -1"),
+        ("mochi", {"spatial_expansions": [4, 4, 4]}, r"spatial_expansions is \[4, 4, 4\]"),
+        ("mochi", {"encoder_block_out_channels": [32, 32, 32, 7]}, "has 7, .* multiples of 32"),
+        ("mochi", {"latents_std": [1.0, 1.0, 0.0, 1.0]}, "latents_std has 0.0, expected"),
+        ("cogvideox", {"scaling_factor": -1}, "latents_std has -1.0, expected positive"),
+        ("cogvideox", {"temporal_compression_ratio": 3}, "ratio is 3, expected a power of two"),
+        ("cogvideox", {"norm_num_groups": 0}, "groups has 0, expected positive"),
+        ("hunyuan_video", {"norm_num_groups": 7}, "widths has 8, .* multiples of 7"),
+        ("svd", {"layers_per_block": 0}, "layers has 0, expected positive"),
+        ("svd", {"block_out_channels": [48, 64]}, "widths has 48, .* multiples of 32"),
+    ],
+)
+def test_impossible_sizes_in_a_published_config_are_refused(tmp_path, family, changes, message):
+    converter = CONVERTERS[family]
+    values = {"_class_name": converter.class_names[0], **converter.to_diffusers(TINY[family])}
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(values | changes))
+    layout = Layout(converter, converter.namings[0], "")
+    with pytest.raises(UserError, match=f"no usable VAE configuration .*{message}"):
+        source_config(sources_from_arrays({}), layout, file)
+
+
 def test_one_half_of_a_vae_is_refused_by_name(tmp_path):
     save_file({"output_norm.weight": np.zeros(2, np.float32)}, tmp_path / "encoder.safetensors")
     with pytest.raises(UserError, match=r"one half of a VAE, decoder.safetensors is missing"):
@@ -259,7 +293,6 @@ def test_qwen_image_has_wans_names():
     """Every tensor of diffusers' QwenImage VAE has a place in Wan 2.1's, and the other way."""
     from diffusers import AutoencoderKLQwenImage
 
-    from pyratok_jax.checkpoints.foreign.sources import sources_from_arrays
     from weights_conversion.wan_vae import make_plan
 
     with torch.device("meta"):

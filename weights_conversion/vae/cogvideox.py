@@ -2,6 +2,7 @@
 
 import re
 
+from pyratok_jax.errors import quoted
 from pyratok_jax.io import Json
 from pyratok_jax.models.cogvideox import COGVIDEOX_2B, CogVideoXConfig
 from weights_conversion.vae.naming import Converter, Naming, Place, diffusers_sizes
@@ -32,10 +33,13 @@ def _skip(key: str) -> str | None:
 def from_diffusers(values: dict[str, Json]) -> CogVideoXConfig:
     """Sizes from a published config.json."""
     ratio = values.get("temporal_compression_ratio", 4)
+    levels = int(ratio).bit_length() - 1
+    if ratio != 2**levels:
+        raise ValueError(f"temporal_compression_ratio is {quoted(ratio)}, expected a power of two")
     return CogVideoXConfig(
         **diffusers_sizes(values, COGVIDEOX_2B),
         groups=values.get("norm_num_groups", 32),
-        time_levels=int(ratio).bit_length() - 1,
+        time_levels=levels,
     )
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 
+from pyratok_jax.errors import quoted
 from pyratok_jax.io import Json
 from pyratok_jax.models.mochi import MOCHI, MochiConfig
 from weights_conversion.vae.naming import Converter, Naming, Place
@@ -75,7 +76,11 @@ def from_diffusers(values: dict[str, Json]) -> MochiConfig:
     given: dict[str, Json] = {
         ours: tuple(values[theirs]) for theirs, ours in names.items() if values.get(theirs)
     }
-    return MochiConfig(**given, z_dim=values.get("latent_channels", 12))
+    config = MochiConfig(**given, z_dim=values.get("latent_channels", 12))
+    expected = [2] * len(config.time_strides)
+    if (spatial := values.get("spatial_expansions", expected)) != expected:
+        raise ValueError(f"spatial_expansions is {quoted(spatial)}, expected {expected}")
+    return config
 
 
 def to_diffusers(config: MochiConfig) -> dict[str, Json]:

@@ -174,3 +174,5 @@ def test_published_sizes():
     errors.append(reference.relative(reference.quick(CogVideoXVAE.decode, vae, z), decoded))
     print("relative errors", *(f"{error:.1e}" for error in errors))
     assert max(errors) < 1e-5
+    narrow = reference.our_vae(model, COGVIDEOX_2B, dtype="bfloat16")
+    assert max(reference.bfloat16_errors(vae, narrow, video, z)) < 0.1
