@@ -5,7 +5,7 @@ import dataclasses
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -21,7 +21,7 @@ from pyratok_jax.evaluation.engine import (
 )
 from pyratok_jax.evaluation.task import TASKS, Model, Task, load_task, parse_settings
 from pyratok_jax.io import Json
-from pyratok_jax.io.cli import add_no_verify, command_parser
+from pyratok_jax.io.cli import add_frozen, add_no_verify, command_parser, frozen_options
 from pyratok_jax.io.mirror import output_folder
 from pyratok_jax.io.progress import PlainConsole
 from pyratok_jax.io.remote import AnyPath, any_path, check_writable
@@ -86,6 +86,7 @@ def parser() -> argparse.ArgumentParser:
         help="take the shard from JAX's processes (one per host of a TPU slice)",
     )
     p.add_argument("--restart", action="store_true", help="forget the results in --output")
+    add_frozen(p)
     add_no_verify(p)
     return p
 
@@ -132,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     task.check()
     shard = _shard(arguments)
     if arguments.reconstructions is None:
-        model = load_models(task, arguments.checkpoint)
+        model = load_models(task, arguments.checkpoint, frozen_options(arguments))
     else:
         clips = [item.id for item in unique_items(task, arguments.limit)]
         model = task.external(arguments.reconstructions, arguments.rate, arguments.name, clips)
@@ -175,7 +176,9 @@ def _shard(arguments: argparse.Namespace) -> Shard:
     return Shard(jax.process_index(), jax.process_count())
 
 
-def load_models(task: Task, checkpoints: Sequence[str]) -> Model:
+def load_models(
+    task: Task, checkpoints: Sequence[str], frozen: Mapping[str, str] | None = None
+) -> Model:
     """What the task's items are evaluated with, of one checkpoint or several.
 
     Raises:
@@ -191,11 +194,11 @@ def load_models(task: Task, checkpoints: Sequence[str]) -> Model:
     if len(set(names)) < len(names):
         raise UserError("--checkpoint names the same folder twice")
     return task.join(
-        {n: load_model(task, checkpoint) for n, checkpoint in zip(names, checkpoints, strict=True)}
+        {n: load_model(task, c, frozen) for n, c in zip(names, checkpoints, strict=True)}
     )
 
 
-def load_model(task: Task, checkpoint: str) -> Model:
+def load_model(task: Task, checkpoint: str, frozen: Mapping[str, str] | None = None) -> Model:
     """What the task's items are evaluated with.
 
     Raises:
@@ -203,7 +206,7 @@ def load_model(task: Task, checkpoint: str) -> Model:
     """
     if checkpoint in task.baselines:
         return task.baseline(checkpoint)
-    return task.load(checkpoint)
+    return task.load(checkpoint, **(frozen or {}))
 
 
 def run(

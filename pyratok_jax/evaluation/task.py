@@ -117,15 +117,19 @@ class Task(abc.ABC, Generic[ModelT, ContentT]):
     def wrap(self, tokenizer: "Tokenizer") -> ModelT:
         """The model that `evaluate_item` gets, of a trained tokenizer."""
 
-    def load(self, checkpoint: str) -> ModelT:
+    def load(self, checkpoint: str, **frozen: str) -> ModelT:
         """The model in a folder: that of a tokenizer, but for tasks that evaluate something else.
+
+        Args:
+            checkpoint: the folder.
+            frozen: where its frozen weights are, as options of `load_tokenizer`.
 
         Raises:
             UserError: there is none.
         """
         from pyratok_jax.tokenizer import load_tokenizer
 
-        return self.wrap(load_tokenizer(checkpoint))
+        return self.wrap(load_tokenizer(checkpoint, **frozen))
 
     def baseline(self, kind: str) -> ModelT:
         """A model that tests the task itself: `oracle`, which knows the truth, or `random`.

@@ -26,7 +26,7 @@ class HeaderReader(gguf.GGUFReader):
         """(bytes, parts, indices of those that are the value, types) of the value at an offset."""
         if raw_type != GGUFValueType.ARRAY:
             return super()._get_field_parts(orig_offs, raw_type)
-        number, count = struct.unpack_from("<IQ", self.data, orig_offs)
+        number, count = struct.unpack_from("<IQ", self.data.data, orig_offs)
         inner, begin = GGUFValueType(number), orig_offs + 12
         values: np.ndarray | list[bytes]
         if inner in _NUMBERS:
@@ -41,7 +41,7 @@ class HeaderReader(gguf.GGUFReader):
 
 def _texts(data: np.ndarray, begin: int, count: int) -> tuple[list[bytes], int]:
     """Texts, each after its length, and the bytes that they take together."""
-    view, at, texts = memoryview(data), begin, []
+    view, at, texts = data.data, begin, []
     for _ in range(count):
         (length,) = struct.unpack_from("<Q", view, at)
         at += 8 + length

@@ -110,10 +110,12 @@ class Generation(Task[SampleModel, Block]):
         """Refused: a tokenizer draws nothing."""
         raise UserError("the task generation takes the --workdir of a trained prior")
 
-    def load(self, checkpoint: str) -> SampleModel:
+    def load(self, checkpoint: str, **frozen: str) -> SampleModel:
         """A prior, with the sampling that the settings say."""
         from pyratok_jax.generator import load_generator
 
+        if frozen:
+            raise UserError(f"--{next(iter(frozen))} belongs to a tokenizer, not to a prior")
         generator = load_generator(checkpoint)
         return PriorSamples(generator, self._sampling(generator.sampling))
 
