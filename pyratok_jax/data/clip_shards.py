@@ -11,7 +11,7 @@ import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import Literal, TypedDict, get_type_hints
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from pyratok_jax.data.sources.payloads import MAX_MEDIA_BYTES, clip_payload
 from pyratok_jax.data.sources.records import ClipRecord
 from pyratok_jax.data.video.decoding import Decoder
 from pyratok_jax.data.video.files import BrokenVideoError, VideoInfo, is_image
+from pyratok_jax.errors import UserError
+from pyratok_jax.io import Json
+from pyratok_jax.io.documents import checked
 from pyratok_jax.io.records import text_bytes
 from pyratok_jax.io.sharded_job import Rejection, ShardedJob
 from pyratok_jax.io.shards import ShardWriter
@@ -74,6 +77,14 @@ class ClipRow(TypedDict):
     bytes: int
 
 
+def _dataclass_of(rows: type) -> type:
+    """A dataclass with a TypedDict's fields: pydantic checks those from Python 3.12 on only."""
+    return dataclasses.make_dataclass(rows.__name__, list(get_type_hints(rows).items()))
+
+
+_ROWS = {"clips": _dataclass_of(ClipRow), "rejected": _dataclass_of(Rejection)}  # Of a report.
+
+
 @dataclasses.dataclass(frozen=True)
 class ClipShard:
     """One shard to write: its number, and the records whose clips it holds."""
@@ -97,6 +108,27 @@ class ClipShard:
     def is_done(self) -> bool:
         """Whether the shard was already written from the same records with the same options."""
         return self.job.is_done(self.number, self.key())
+
+    def withdraw_if_damaged(self, *, compare: bool) -> bool:
+        """Have the shard written again where it is done, but it or its report is damaged.
+
+        Args:
+            compare: read the shard whole, and compare it with what was written.
+        """
+        key = self.key()
+        report = self.job.finished_report(self.number, key)
+        if report is None:
+            return False
+        try:
+            for name, row in _ROWS.items():
+                for entry in checked(report.get(name), list[dict[str, Json]], "its report"):
+                    checked(entry, row, "its report")
+            damaged = compare and not self.job.is_intact(self.number, key)
+        except UserError:
+            damaged = True
+        if damaged:
+            self.job.withdraw(self.number)
+        return damaged
 
 
 def plan_shards(

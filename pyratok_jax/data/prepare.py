@@ -10,6 +10,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 from rich.console import Console
 
+from pyratok_jax.checkpoints import verification
 from pyratok_jax.data.buckets import parse_buckets
 from pyratok_jax.data.clip_shards import (
     ClipRow,
@@ -24,7 +25,7 @@ from pyratok_jax.data.sources.shards import INDEX_FILE
 from pyratok_jax.errors import UserError, run_cli
 from pyratok_jax.io import Json
 from pyratok_jax.io.atomic import write_json, write_npz
-from pyratok_jax.io.cli import command_parser
+from pyratok_jax.io.cli import add_no_verify, command_parser
 from pyratok_jax.io.progress import PlainConsole, track
 from pyratok_jax.io.remote import is_remote
 from pyratok_jax.io.sharded_job import REJECTED, Rejection, check_output
@@ -72,6 +73,7 @@ def parser() -> argparse.ArgumentParser:
         help="Beam runner (DirectRunner, DataflowRunner, FlinkRunner, SparkRunner), or none: "
         "in this process, without Beam",
     )  # fmt: skip
+    add_no_verify(p)
     return p
 
 
@@ -220,6 +222,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     records = load_source(arguments.input)
     shards = plan_shards(records, str(output), options)
     _refuse_other_shards(shards, output)
+    for shard in shards:
+        if shard.withdraw_if_damaged(compare=verification.enabled()):
+            name = shard.job.shard_name(shard.number)
+            console.print(f"{name} is damaged and is written again", soft_wrap=True)
     done = sum(shard.is_done() for shard in shards)
     console.print(f"{len(records)} records, {len(shards)} shards, {done} of them already written")
     if not is_remote(output):

@@ -86,12 +86,16 @@ class ShardedJob:
         there = all(self.report_path(number, suffix).exists() for suffix in self.companions)
         return report if whole and there else None
 
-    def is_intact(self, number: int) -> bool:
+    def is_intact(self, number: int, key: str | None = None) -> bool:
         """Whether a finished shard and its companions hold the bytes that were published.
 
         They are read whole. Reports of old name no hashes; their shards count as intact.
+
+        Args:
+            number: of the shard.
+            key: as for `finished_report`.
         """
-        report = self.finished_report(number)
+        report = self.finished_report(number, key)
         hashes = (report or {}).get(HASHES)
         if not isinstance(hashes, dict):
             return True

@@ -163,6 +163,24 @@ def test_same_bytes_again_and_resumed_without_redoing(raw, prepared, tmp_path, m
     assert last.stat().st_mtime_ns == stamps[last.name]
 
 
+def test_damaged_shards_are_written_again(raw, prepared, tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("PYRATOK_VERIFY", raising=False)
+    other = tmp_path / "again"
+    shutil.copytree(prepared, other)
+    shards = sorted(other.glob("clips-train*"))
+    data = bytearray(shards[0].read_bytes())
+    data[len(data) // 2] ^= 1
+    shards[0].write_bytes(data)
+    report = other / "reports" / "00001.json"
+    values = json.loads(report.read_text())
+    values["clips"][0]["frames"] = "many"
+    report.write_text(json.dumps(values))
+    prepare(raw, other)
+    assert hashes(other) == hashes(prepared)
+    said = capsys.readouterr().out
+    assert all(f"{path.name} is damaged" in said for path in shards)
+
+
 def test_reencoding_gives_the_same_bytes_in_every_process(raw, tmp_path):
     prepare(raw, tmp_path / "a", "--store", "reencode", "--height", "24")
     code = (
