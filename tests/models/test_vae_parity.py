@@ -31,6 +31,9 @@ PUBLISHED = {
     "svd": (svd.SVD, 97_742_847),
 }
 
+# Decode at published widths: from diffusers' float64, its float32 is 1.3e-5 away and ours 7.5e-6.
+ROUNDING = {"hunyuan_video": 2e-5}
+
 
 def tiny(family):
     return {"hunyuan_video": hunyuan_video, "mochi": mochi, "svd": svd}[family].tiny()
@@ -153,6 +156,6 @@ def test_published_sizes(family):
     errors = [parity(quick(VideoVAE.encode, vae, video), *torch_encode(model, family, video))]
     errors.append(relative(quick(lambda vae, z: vae.decode(z), vae, z), decoded))
     print(family, count, "relative errors", *(f"{error:.1e}" for error in errors))
-    assert max(errors) < 1e-5
+    assert errors[0] < 1e-5 and errors[1] < ROUNDING.get(family, 1e-5)
     narrow = our_vae(model, config, dtype="bfloat16")
     assert max(bfloat16_errors(vae, narrow, video, z)) < 0.1
