@@ -22,6 +22,7 @@ MARKS: dict[str, tuple[str, ...]] = {
         "losses/test_objective.py",
         "models/pyratok/test_model.py",
         "training/test_calibration.py",
+        "training/test_bucket.py",
         "data/test_video_matrix.py",
         "test_api.py",
         "tokenizer/test_publish.py",

@@ -13,6 +13,7 @@ import http.client
 import importlib.util
 import os
 import ssl
+import sys
 import threading
 import time
 import urllib.error
@@ -44,11 +45,11 @@ def _choose_client() -> None:
     if importlib.util.find_spec("gcsfs") is None:
         return
     os.environ.setdefault("EPATH_USE_TF", "false")
-    os.environ.setdefault("FSSPEC_GCS_USE_LISTINGS_CACHE", "False")
-    import fsspec
-
-    for protocol in ("gs", "gcs"):
-        fsspec.config.conf.setdefault(protocol, {}).setdefault("use_listings_cache", False)
+    # fsspec reads these when it is imported, which takes too long to be done here.
+    for protocol in ("GS", "GCS"):
+        os.environ.setdefault(f"FSSPEC_{protocol}", '{"use_listings_cache": false}')
+    if (fsspec := sys.modules.get("fsspec")) is not None:
+        fsspec.config.set_conf_env(fsspec.config.conf)
 
 
 _choose_client()

@@ -122,6 +122,14 @@ def test_tokens_results_and_reports_are_written_there(bucket, tmp_path, monkeypa
     assert "20.0" in written["report"].read_text()
 
 
+def test_what_others_write_is_listed_at_once(bucket):
+    folder = any_path("gs://bucket/listed")
+    bucket.store("listed/a", b"a")
+    assert [path.name for path in folder.iterdir()] == ["a"]
+    bucket.store("listed/b", b"b")  # As TensorStore or another process does.
+    assert sorted(path.name for path in folder.iterdir()) == ["a", "b"]
+
+
 def test_runs_in_a_bucket_are_compared(bucket, capsys):
     for name, psnr in (("a", 21.25), ("b", 22.5)):
         row = {"name": "trained", "role": "model", "psnr": psnr}
