@@ -51,6 +51,8 @@ MARKS: dict[str, tuple[str, ...]] = {
         "models/language/test_quantization.py::test_model",
         "models/pyratok/test_attention_maps.py",
         "models/pyratok/test_lfq.py::test_nearest_valid_code",
+        "models/perceptual/test_c3d.py",
+        "models/perceptual/test_clip.py",
         "models/perceptual/test_lpips.py::test_distances_equal_the_reference",
         "models/perceptual/test_lpips.py::test_equal_images",
         "models/pyratok/test_quantizers.py::test_a_fitted_start",

@@ -10,6 +10,7 @@ from pyratok_jax.data.world.reader import Faithfulness, Seen, compare
 from pyratok_jax.evaluation.task import Metrics, Partial
 from pyratok_jax.metrics import fvd
 from pyratok_jax.metrics.code_usage import CodeUsage
+from pyratok_jax.metrics.inception_score import SPLITS, inception_score
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(Faithfulness))
 # With whose prompts the chance of faithfulness is measured: those of the next samples.
@@ -106,6 +107,20 @@ def means_of(parts: Sequence[Partial], measures: Sequence[str]) -> Metrics:
         {"measure": name, "samples": means["made"][i], "real clips": means["real"][i]}
         for i, name in enumerate(measures)
     ]
+    return found
+
+
+def quality(parts: Sequence[Partial]) -> Metrics:
+    """Inception score and CLIPSIM of samples, and of the real clips to read them by."""
+    found: Metrics = {}
+    for name, suffix in (("made", ""), ("real", "_real")):
+        logits, likeness = _joined(parts, f"classes_{name}"), _joined(parts, f"clipsim_{name}")
+        if logits is not None and len(logits) >= SPLITS:
+            score, deviation = inception_score(logits)
+            found |= {f"inception_score{suffix}": score,
+                      f"inception_score{suffix}_deviation": deviation}  # fmt: skip
+        if likeness is not None and len(likeness):
+            found[f"clipsim{suffix}"] = float(likeness.mean())
     return found
 
 

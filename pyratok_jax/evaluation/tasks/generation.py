@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from PIL import Image
 
+from pyratok_jax.checkpoints.scorers import load_c3d, load_clip
 from pyratok_jax.data.video.files import BrokenVideoError
 from pyratok_jax.data.world.reader import LEAST_FRAMES, read_video
 from pyratok_jax.errors import UserError
@@ -35,6 +36,7 @@ from pyratok_jax.evaluation.sample_scores import (
     means_of,
     nearest,
     pitfalls,
+    quality,
 )
 from pyratok_jax.evaluation.task import (
     Item,
@@ -45,7 +47,7 @@ from pyratok_jax.evaluation.task import (
     clip_facts,
     parse_numbers,
 )
-from pyratok_jax.metrics import fvd, temporal
+from pyratok_jax.metrics import fvd, inception_score, temporal, text_similarity
 
 if TYPE_CHECKING:
     from pyratok_jax.models.prior.sampling import Sampling
@@ -76,6 +78,7 @@ class Generation(Task[SampleModel, Block]):
     data_help = "the real clips: any source; builtin:world-heldout gives its prompts"
     columns = (
         ("fvd", "FVD", 1), ("fvd_reconstruction", "rFVD", 1), ("nats", "nats/token", 3),
+        ("inception_score", "IS", 2), ("clipsim", "CLIPSIM", 4),
         ("dynamic_degree", "dynamic", 2), ("faithful", "faithful", 3),
     )  # fmt: skip
     protocols: ClassVar = GENERATION_PROTOCOLS
@@ -94,6 +97,8 @@ class Generation(Task[SampleModel, Block]):
     seed: int = 0
     batch: int = 8
     fvd: bool = True
+    c3d: str = ""
+    clip: str = ""
     prior: bool = True
     guidance: float = -1.0
     temperature: str = ""
@@ -104,6 +109,8 @@ class Generation(Task[SampleModel, Block]):
 
     def __post_init__(self) -> None:
         self._features: Callable[[np.ndarray], np.ndarray | None] | None = None
+        self._classes: inception_score.VideoClasses | None = None
+        self._likeness: text_similarity.TextSimilarity | None = None
         self._rate: float | None = None  # Of the first real clip.
 
     def wrap(self, tokenizer: "Tokenizer") -> SampleModel:
@@ -180,6 +187,10 @@ class Generation(Task[SampleModel, Block]):
             "metrics": {
                 "fvd": fvd.PROTOCOL + f"; covariances {self.covariance}"
                 + (f"; frames resized to {self.through} before" if self.through else ""),
+                "inception_score": inception_score.PROTOCOL if self.c3d
+                else "not measured: --set c3d=DIR of weights_conversion.c3d",
+                "clipsim": text_similarity.PROTOCOL if self.clip
+                else "not measured: --set clip=DIR of weights_conversion.clip",
                 **temporal.PROTOCOL,
                 "TC": "the column of published tables is defined nowhere; not computed",
             },
@@ -217,6 +228,10 @@ class Generation(Task[SampleModel, Block]):
             self._not_the_protocol(f"frames are not as far apart in time: {found_rates}")
         if self._measures_fvd():
             self._features = fvd.load_features()
+        if self.c3d:
+            self._classes = inception_score.VideoClasses(load_c3d(self.c3d))
+        if self.clip:
+            self._likeness = text_similarity.TextSimilarity(load_clip(self.clip))
 
     def evaluate_item(self, model: SampleModel, item: Item[Block]) -> Partial:
         """Draw a block, and all that is measured of each sample and of its real clip."""
@@ -239,7 +254,7 @@ class Generation(Task[SampleModel, Block]):
                 part[f"time_{name}"] = np.array(
                     [[row[m] for m in temporal.MEASURES] for row in rows]
                 )
-            part |= self._featured(f"fvd_{name}", clips)
+            part |= self._featured(f"fvd_{name}", clips) | self._scored(name, clips, prompts)
         part |= _codes("made", [one.ids for one in made])
         if self.prior and block.first < self.samples:
             part |= self._looks(model, block, real, prompts)
@@ -253,7 +268,7 @@ class Generation(Task[SampleModel, Block]):
         metrics: Metrics = {"samples": sum(len(part["prompts"]) for part in parts)}
         metrics |= distances(parts, self.samples, biased) | nearest(parts)
         metrics |= means_of(parts, temporal.MEASURES)
-        metrics |= code_figures(parts) | faithfulness(parts)
+        metrics |= code_figures(parts) | faithfulness(parts) | quality(parts)
         metrics["checks"] = pitfalls(
             parts, metrics, samples=self.samples, repeats=self.repeats, interval=self.interval,
             measured=self._measures_fvd(),
@@ -315,6 +330,18 @@ class Generation(Task[SampleModel, Block]):
             clips = [np.stack([resized(frame, through) for frame in clip]) for clip in clips]
         found = [self._features(clip) for clip in clips]
         return {name: np.stack([one for one in found if one is not None])}
+
+    def _scored(self, name: str, clips: Sequence[np.ndarray], prompts: list[str]) -> Partial:
+        """Logits of C3D and likeness to the prompts, where weights of them were given."""
+        part: Partial = {}
+        if self._classes is not None:
+            found = [self._classes(clip) for clip in clips]
+            rows = [one for one in found if one is not None]
+            part |= {f"classes_{name}": np.stack(rows)} if rows else {}
+        if self._likeness is not None:
+            pairs = [(c, p) for c, p in zip(clips, prompts, strict=True) if p]
+            part[f"clipsim_{name}"] = np.array([self._likeness(*pair) for pair in pairs])
+        return part
 
     def _faithful(self, name: str, block: Block, clips: Sequence[np.ndarray]) -> Partial:
         """What clips show, beside what their world prompts ask for."""
