@@ -47,7 +47,7 @@ def square(frame: UInt8[np.ndarray, "h w 3"], side: int) -> Float[np.ndarray, "s
     """The central square in [0, 1], as CLIP's own preprocessing makes it."""
     height, width = frame.shape[:2]
     scale = side / min(height, width)
-    size = tuple(max(side, int(scale * n)) for n in (width, height))
+    size = max(side, int(scale * width)), max(side, int(scale * height))
     picture = np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC))
     top, left = (picture.shape[0] - side) // 2, (picture.shape[1] - side) // 2
     return picture[top : top + side, left : left + side].astype(np.float32) / 255.0
