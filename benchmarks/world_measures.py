@@ -1,5 +1,12 @@
-"""What `world_alignment` measures of trained levels, on stored features of held-out videos."""
+"""What a tokenizer's tokens of held-out videos of the world say and rebuild.
 
+    python -m benchmarks.world_measures --tokenizer builtin:world --output results.json
+
+`world_alignment` measures the same at the end of each training, less the PSNR against the videos.
+"""
+
+import argparse
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,14 +16,17 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from benchmarks.world_features import Networks, Videos
+from benchmarks.world_features import FRAMES, SIDE, Networks, Videos, load_videos, single
 from pyratok_jax.data.config import data_config
 from pyratok_jax.data.heldout import heldout_clips
+from pyratok_jax.data.world.vocabulary import seen_names, unseen_names
+from pyratok_jax.evaluation.world_set import classes
+from pyratok_jax.io.atomic import write_json
 from pyratok_jax.losses.text import code_features, peak_cosines, unit
 from pyratok_jax.models.alignment import Alignment
 from pyratok_jax.models.pyratok.model import PyraTok
 from pyratok_jax.nn.text_attention import TextCondition
-from pyratok_jax.tokenizer import to_model_range
+from pyratok_jax.tokenizer import Tokenizer, load_tokenizer, to_model_range
 
 DECODED = 24  # videos whose pixels are measured
 
@@ -137,7 +147,7 @@ def measure(
     tokenizer: PyraTok, alignment: Alignment, networks: Networks, tests: Mapping[str, Videos],
     folder: Path,
 ) -> dict[str, Any]:  # fmt: skip
-    """All measurements."""
+    """All of `heldout_videos`; rows of levels end with that of their mean."""
     found: dict[str, Any] = {}
     for kind in ("seen", "unseen"):
         videos = tests[kind]
@@ -155,12 +165,60 @@ def measure(
             found["psnr of codes"] = round(psnr(tokenizer, latent[few], rebuilt[few]), 3)
             found["psnr of held-out scenes"] = round(scene_psnr(tokenizer), 3)
             found["effects"] = effects(tokenizer, alignment, videos, names, vectors)
-    videos = tests["retrieval"]
+    return found | retrieval(tokenizer, alignment, tests["retrieval"])
+
+
+def retrieval(tokenizer: PyraTok, alignment: Alignment, videos: Videos) -> dict[str, Any]:
+    """Videos whose own caption is the best of all captions, percent by level and by their mean."""
     rows = np.arange(len(videos))
     stages, latent = videos.features(rows)
     captions = unit(tokenizer.captions(videos.text(rows)).pooled)
     _, scores, _ = encode(tokenizer, alignment, stages, latent, None, captions)
-    best = np.asarray(scores).mean(axis=0).argmax(axis=1)
-    right = [videos.captions[b] == videos.captions[i] for i, b in enumerate(best)]
-    found[f"retrieval R@1 of {len(right)}"] = round(100 * float(np.mean(right)), 1)
-    return found
+    levels = [*np.asarray(scores), np.asarray(scores).mean(axis=0)]
+    own = np.array(videos.captions)
+    right = [round(100 * float(np.mean(own[s.argmax(axis=1)] == own)), 1) for s in levels]
+    return {f"retrieval R@1 of {len(rows)}, by level": right[:-1],
+            f"retrieval R@1 of {len(rows)}": right[-1]}  # fmt: skip
+
+
+def video_psnr(tokenizer: Tokenizer) -> dict[str, float]:
+    """Mean PSNR in dB of held-out videos rebuilt from tokens, and of flat mean colours."""
+    names, errors = classes(seen_names()), []
+    for number in range(DECODED):
+        clip = single((9, 1, number), names[number % len(names)]).draw(FRAMES, SIDE, SIDE)
+        pictures = tokenizer.reconstruct(clip), clip.mean(axis=(0, 1, 2), keepdims=True)
+        errors.append([np.mean((x.astype(float) - clip) ** 2) for x in pictures])
+    rebuilt, flat = np.mean(10 * np.log10(255.0**2 / np.array(errors)), axis=0)
+    return {"psnr of videos": round(rebuilt, 2), "psnr of flat pictures": round(flat, 2)}
+
+
+def heldout_videos(networks: Networks, folder: Path, count: int) -> dict[str, Videos]:
+    """Held-out videos of 12 classes whose pairs training has seen and has not, and 100 others."""
+    seen, unseen = seen_names(), unseen_names()
+    return {
+        "seen": load_videos(networks, folder, classes(seen), count, (9, 1)),
+        "unseen": load_videos(networks, folder, classes(unseen), count, (9, 2)),
+        "retrieval": load_videos(networks, folder, seen, 100, (9, 3)),
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure a tokenizer that was saved or shipped."""
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument("--tokenizer", default="builtin:world", help="folder, or what is shipped")
+    p.add_argument("--cache", type=Path, default=Path("runs/world_features"), help="folder")
+    p.add_argument("--test", type=int, default=144, help="held-out videos of 12 classes")
+    p.add_argument("--output", type=Path, help="JSON file")
+    args = p.parse_args(argv)
+    tokenizer, networks = load_tokenizer(args.tokenizer), Networks()
+    assert tokenizer.alignment is not None, "it was trained without a text term"
+    found: dict[str, Any] = {"checkpoint": tokenizer.checkpoint_hash, **video_psnr(tokenizer)}
+    tests = heldout_videos(networks, args.cache, args.test)
+    found |= measure(tokenizer.model, tokenizer.alignment, networks, tests, args.cache)
+    print(json.dumps(found))
+    if args.output:
+        write_json(args.output, found)
+
+
+if __name__ == "__main__":
+    main()
