@@ -7,7 +7,6 @@ r"""C3D weights of UCF-101 for the Inception score, from a .npz of Chainer or a 
 """
 
 import argparse
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ from pyratok_jax.checkpoints.foreign.sources import (
 from pyratok_jax.checkpoints.partition import module_shapes
 from pyratok_jax.checkpoints.scorers import C3D_KIND
 from pyratok_jax.errors import UserError, run_cli
+from pyratok_jax.io.documents import read_npz
 from pyratok_jax.models.perceptual.c3d import C3D, FRAMES, LAYERS, SIDE
 from weights_conversion.command import convert, make_parser
 
@@ -30,30 +30,13 @@ _CONVOLUTIONS = [layer[0] for layer in LAYERS if isinstance(layer, tuple)]
 _LINEAR = ["fc6", "fc7", "fc8"]
 
 
-def open_npz(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of a .npz, without pickles.
-
-    Raises:
-        UserError: no such file, none of numpy's, or one of more than 2 GiB.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            size = sum(member.file_size for member in archive.infolist())
-            if size > _MOST:
-                raise UserError(f"{path}: {size:,} bytes of arrays, at most {_MOST:,} are read")
-        with np.load(path, allow_pickle=False) as arrays:
-            return {name: np.asarray(arrays[name]) for name in arrays.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: no .npz file of arrays ({error})") from error
-
-
 def read_mean(path: Path) -> np.ndarray:
     """(16, 112, 112, 3) BGR, the centre of a mean clip (3, 16, h, w) or of its flat values.
 
     Raises:
         UserError: other numbers of values, frames or channels.
     """
-    arrays = open_npz(path)
+    arrays = read_npz(path, max_bytes=_MOST)
     if len(arrays) != 1:
         raise UserError(f"{path}: expected one array, found {', '.join(arrays) or 'none'}")
     (mean,) = arrays.values()
@@ -113,7 +96,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     path = Path(options.input)
     if path.suffix == ".npz":
-        source = sources_from_arrays(open_npz(path), str(path))
+        source = sources_from_arrays(read_npz(path, max_bytes=_MOST), str(path))
     else:
         source = open_tensors(path)
     plan = make_plan(source, read_mean(options.mean))

@@ -19,7 +19,7 @@ import numpy as np
 
 from pyratok_jax.assets.fetch import sha256_of
 from pyratok_jax.checkpoints.foreign.sources import TensorSource
-from pyratok_jax.checkpoints.verification import weights_hash
+from pyratok_jax.checkpoints.verification import record_hash, weights_hash
 from pyratok_jax.checkpoints.weights import FORMAT, as_dtype, as_sharding
 from pyratok_jax.errors import UserError
 from pyratok_jax.io import Json
@@ -262,6 +262,7 @@ def write_checkpoint(
             "source": [file.name for file in plan.source.files],
             "shapes": {name: list(shape) for name, shape in plan.shapes.items()},
             "config": dict(config),
+            "config_sha256": record_hash(dict(config)),
             "files": {},
         }
         for file in copy:

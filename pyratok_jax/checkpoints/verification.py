@@ -6,6 +6,7 @@ sets, leaves the comparison out.
 """
 
 import hashlib
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 
 from pyratok_jax.assets.fetch import file_hash, remembered_hash
 from pyratok_jax.errors import UserError
+from pyratok_jax.io import Json
 
 VARIABLE = "PYRATOK_VERIFY"
 Arrays = Mapping[str, np.ndarray] | Iterator[tuple[str, np.ndarray]]
@@ -34,6 +36,31 @@ def weights_hash(arrays: Arrays) -> str:
         digest.update(f"{name}|{np.dtype(array.dtype).name}|{tuple(array.shape)}|".encode())
         digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
+
+
+def record_hash(values: Json) -> str:
+    """SHA-256 of a JSON value, whatever the order of its keys."""
+    text = json.dumps(json.loads(json.dumps(values)), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def verify_record(where: str, values: Json, sha256: str, advice: str) -> None:
+    """Compare the hash of stored settings with the recorded one.
+
+    Args:
+        where: file and key, for the message.
+        values: the settings.
+        sha256: recorded; empty in files that were written before there was one.
+        advice: what to do, for the message.
+
+    Raises:
+        UserError: another hash.
+    """
+    if enabled() and sha256 and record_hash(values) != sha256:
+        raise UserError(
+            f"{where}: its values are not those that were written (another SHA-256 than "
+            f"{sha256[:12]}); {advice}"
+        )
 
 
 def verify_folder(weights: Path, sha256: str, read: Callable[[], Arrays]) -> None:

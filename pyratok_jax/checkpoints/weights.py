@@ -20,7 +20,12 @@ import ml_dtypes
 import numpy as np
 from pydantic import Field
 
-from pyratok_jax.checkpoints.verification import enabled, verify_folder, weights_hash
+from pyratok_jax.checkpoints.verification import (
+    enabled,
+    verify_folder,
+    verify_record,
+    weights_hash,
+)
 from pyratok_jax.errors import UserError
 from pyratok_jax.io import Json
 from pyratok_jax.io.documents import checked, read_json
@@ -62,7 +67,7 @@ def as_dtype(dtype: DTypeLike) -> np.dtype:
 
 @dataclasses.dataclass(frozen=True)
 class FolderRecord:
-    """What `config.json` of a converted folder holds; folders of old name no `files`."""
+    """What `config.json` of a converted folder holds; older ones lack the last two."""
 
     format: str
     kind: str
@@ -72,6 +77,7 @@ class FolderRecord:
     config: dict[str, Json]
     source: list[str] = dataclasses.field(default_factory=list)
     files: dict[str, str] = dataclasses.field(default_factory=dict)
+    config_sha256: str = ""
 
 
 def read_config(folder: str | Path, *kinds: str) -> dict[str, Json]:
@@ -116,6 +122,7 @@ def load_checkpoint(
 
     path = Path(folder) / "config.json"
     record = checked(read_json(path), FolderRecord, os.fspath(path), _ADVICE)
+    verify_record(f"{path}: config", record.config, record.config_sha256, _ADVICE)
     stored = {name: tuple(shape) for name, shape in record.shapes.items()}
     wanted = {name: tuple(shape) for name, shape in shapes.items()}
     if stored != wanted:

@@ -10,8 +10,6 @@ import json
 import logging
 import os
 import traceback
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,7 +22,7 @@ from pyratok_jax.errors import UserError
 from pyratok_jax.evaluation.task import BrokenItemError, ContentT, Item, ModelT, Partial, Task
 from pyratok_jax.io import Json
 from pyratok_jax.io.atomic import write_bytes, write_text
-from pyratok_jax.io.documents import WRONG_VALUE, read_json
+from pyratok_jax.io.documents import BROKEN_ZIP, WRONG_VALUE, read_json
 from pyratok_jax.io.progress import progress_bar
 from pyratok_jax.io.records import text_bytes
 
@@ -99,7 +97,7 @@ class PartialStore:
                 record = json.loads(file[_JSON].tobytes())
                 arrays = {key[2:]: file[key] for key in file.files if key.startswith("a_")}
             return {**record["values"], **arrays} if record["id"] == item else None
-        except (*WRONG_VALUE, OSError, RecursionError, EOFError, zipfile.BadZipFile, zlib.error):
+        except (*WRONG_VALUE, *BROKEN_ZIP, OSError, RecursionError):
             return None
 
     def remove(self) -> None:

@@ -115,7 +115,7 @@ def check_language(
 def language_section(found: LanguageFindings) -> Markup:
     """The findings for a page."""
     rows: list[Sequence[object]] = [
-        (f"which of 12 things is shown, {found.videos} held-out videos", f"{found.top1} %",
+        (f"which of {round(100 / found.chance)} things is shown, {found.videos} held-out videos", f"{found.top1} %",
          f"{found.chance} %"),
     ]  # fmt: skip
     levels = sorted(name.partition("/")[2] for name in found.nats if name.startswith("own/"))

@@ -37,7 +37,7 @@ _MOST_WIDTH, _MOST_LAYERS, _COUNTS = 1 << 20, 128, ("layers", "blocks", "depth")
 WRONG_VALUE = (
     ValueError, TypeError, KeyError, AttributeError, IndexError, ZeroDivisionError, OverflowError,
 )  # fmt: skip
-_BROKEN_ZIP = (
+BROKEN_ZIP = (
     OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError,
     MemoryError, SyntaxError, struct.error,
 )  # fmt: skip
@@ -303,7 +303,7 @@ def read_npz(
             raise ValueError(f"its arrays have {size} bytes, expected at most {max_bytes}")
         with np.load(io.BytesIO(data), allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
-    except (*WRONG_VALUE, *_BROKEN_ZIP) as error:
+    except (*WRONG_VALUE, *BROKEN_ZIP) as error:
         reason = short(str(error)) or type(error).__name__
         message = f"{path} is no readable npz file ({reason})"
         raise UserError(f"{message}; {advice}" if advice else message) from error

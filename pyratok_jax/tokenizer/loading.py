@@ -72,7 +72,13 @@ def write_description(
         "alignment": alignment,
         "dtype": dtype,
     }
+    values["sha256"] = verification.record_hash(_settings(values))
     write_json(workdir / DESCRIPTION, values)
+
+
+def _settings(description: Mapping[str, Json]) -> dict[str, Json]:
+    """What of a description has a hash: all but where frozen parts are, which may move."""
+    return {name: description.get(name) for name in ("tokenizer", "alignment", "dtype")}
 
 
 def load_tokenizer(
@@ -127,6 +133,9 @@ def load_tokenizer(
             alignment, _ = restore_module(
                 lambda: Alignment(**values, rngs=nnx.Rngs(0)), "alignment", arrays, misfit
             )
+    verification.verify_record(
+        where, _settings(description), description.get("sha256", ""), _ADVICE
+    )
     own = {k: np.asarray(v) for k, v in arrays.items()}
     parts = [verification.weights_hash(own), vae.sha256, language_hash, config.fingerprint()]
     digest = hashlib.sha256("|".join(parts).encode()).hexdigest()
@@ -254,6 +263,7 @@ class Description:
     alignment: dict[str, Json] | None
     # Before descriptions had a dtype, every tokenizer was read as float32.
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    sha256: str = ""  # of the settings; older ones have none
 
 
 def read_description(workdir: AnyPath) -> dict[str, Json]:

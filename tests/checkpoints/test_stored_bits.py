@@ -37,9 +37,9 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.delenv("PYRATOK_VERIFY", raising=False)
 
 
-def write(folder, arrays=ARRAYS, copy=()):
+def write(folder, arrays=ARRAYS, copy=(), config=None):
     plan = match(sources_from_arrays(arrays), [Entry(n, n) for n in arrays], SHAPES)
-    return write_checkpoint(folder, kind="wan_vae", config={}, plan=plan, copy=copy)
+    return write_checkpoint(folder, kind="wan_vae", config=config or {}, plan=plan, copy=copy)
 
 
 def test_other_weights_under_the_old_config_are_refused(tmp_path, monkeypatch):
@@ -120,6 +120,27 @@ def test_a_flipped_bit_of_published_arrays_is_refused(tmp_path):
                      {"sha256": verification.weights_hash(ARRAYS)}))  # fmt: skip
     with pytest.raises(UserError, match="holds other values than were published"):
         trained_arrays(tmp_path, None)
+
+
+def test_a_changed_setting_that_is_still_possible_is_refused(tmp_path, monkeypatch):
+    folder = write(tmp_path / "one", config={"theta": 10000.0, "names": ("a", "b")})
+    load_checkpoint(folder, SHAPES)
+    file = folder / "config.json"
+    before = file.read_text()
+    file.write_text(before.replace("10000.0", "10001.0"))
+    with pytest.raises(UserError, match=r"config\.json: config: its values are not those"):
+        load_checkpoint(folder, SHAPES)
+    monkeypatch.setenv("PYRATOK_VERIFY", "0")
+    load_checkpoint(folder, SHAPES)
+    monkeypatch.delenv("PYRATOK_VERIFY")
+    # Another order or another layout of the file is not another setting.
+    record = json.loads(before)
+    record["config"] = dict(reversed(record["config"].items()))
+    file.write_text(json.dumps(record))
+    load_checkpoint(folder, SHAPES)
+    del record["config_sha256"]  # As folders of old.
+    file.write_text(json.dumps(record))
+    load_checkpoint(folder, SHAPES)
 
 
 def test_files_copied_along_are_compared(tmp_path):

@@ -97,6 +97,10 @@ def test_frozen_weights_are_found_by_content_or_where_they_are_said_to_be(
     assert tokenizer.checkpoint_hash == pt.load_tokenizer(copy).checkpoint_hash
     with pytest.raises(UserError, match="not the one"):
         pt.load_tokenizer(copy, backbone="builtin:demo-backbone")
+    description["tokenizer"]["lora_alpha"] += 1  # Possible, and not what was trained.
+    (copy / "tokenizer.json").write_text(json.dumps(description))
+    with pytest.raises(UserError, match="its values are not those that were written"):
+        pt.load_tokenizer(copy)
 
 
 @pytest.fixture
