@@ -114,10 +114,8 @@ def check_language(
 
 def language_section(found: LanguageFindings) -> Markup:
     """The findings for a page."""
-    rows: list[Sequence[object]] = [
-        (f"which of {round(100 / found.chance)} things is shown, {found.videos} held-out videos", f"{found.top1} %",
-         f"{found.chance} %"),
-    ]  # fmt: skip
+    named = f"which of {round(100 / found.chance)} things is shown, {found.videos} held-out videos"
+    rows: list[Sequence[object]] = [(named, f"{found.top1} %", f"{found.chance} %")]
     levels = sorted(name.partition("/")[2] for name in found.nats if name.startswith("own/"))
     for level in levels:
         own, other = (found.nats[f"{kind}/{level}"] for kind in ("own", "shuffled"))
