@@ -5,7 +5,7 @@
 #       launch/gke_xpk.sh [--dry-run] --config configs/tpu_v5.py:stage1 [more flags]
 #
 # Variables: WORKLOAD (name), SLICES, PROJECT, RUN (folder inside the bucket; the same folder is the
-# same run), RESTARTS. IMAGE holds this repository at /app and its packages (docs/pods.md). A workload
+# same run), RESTARTS. IMAGE is made by launch/Dockerfile. A workload
 # that has ended keeps its name until `xpk workload delete`.
 set -euo pipefail
 
@@ -13,7 +13,7 @@ CLUSTER=${CLUSTER:?set CLUSTER to the name of the GKE cluster}
 ZONE=${ZONE:?set ZONE to its zone}
 TPU_TYPE=${TPU_TYPE:?set TPU_TYPE to the type of its slices, such as v5p-128}
 BUCKET=${BUCKET:?set BUCKET to a bucket with hierarchical namespace}
-IMAGE=${IMAGE:?set IMAGE to a container image with this repository at /app}
+IMAGE=${IMAGE:?set IMAGE to an image made by launch/Dockerfile}
 WORKLOAD=${WORKLOAD:-pyratok}
 SLICES=${SLICES:-1}
 PROJECT=${PROJECT:-}
