@@ -17,9 +17,10 @@ from pathlib import Path
 
 from etils import epath
 
-from pyratok_jax.assets.fetch import cache_folder
 from pyratok_jax.io.atomic import atomic_path, publish
 from pyratok_jax.io.remote import AnyPath, is_remote, open_path
+
+_CACHE = "PYRATOK_CACHE"
 
 
 class Mirror:
@@ -90,8 +91,8 @@ def output_folder(target: str | os.PathLike) -> Iterator[Path]:
 def cached_file(path: str | os.PathLike) -> Path:
     """The local file, or a local copy of a remote one, which is downloaded once.
 
-    Copies lie in the cache folder (`assets.fetch.cache_folder`), which is the user's own. A file
-    that has changed is downloaded again.
+    Copies lie in the cache of fetched files (`assets.fetch`), which is the user's own. A file that
+    has changed is downloaded again.
 
     Raises:
         FileNotFoundError: there is none.
@@ -101,7 +102,8 @@ def cached_file(path: str | os.PathLike) -> Path:
     source = open_path(path)
     found = source.stat()
     key = hashlib.sha256(f"{source}|{found.length}|{found.mtime}".encode()).hexdigest()[:24]
-    copy = cache_folder() / "storage" / key / source.name
+    cache = Path(os.environ.get(_CACHE) or Path.home() / ".cache" / "pyratok_jax")
+    copy = cache / "storage" / key / source.name
     if not copy.is_file():
         with (
             atomic_path(copy) as scratch,
