@@ -29,6 +29,7 @@ from pyratok_jax.tokenizer.publishing import (
     CARD,
     TRAINING,
     bundle_frozen,
+    checkpoint_of,
     publish,
     write_parameters,
 )
@@ -74,11 +75,7 @@ def publish_generator(run: Path, output: Path, how: Publication = Publication())
         UserError: no trained prior, parts that cannot be found, another tokenizer than that of
             the training, results of another checkpoint, or an output that exists.
     """
-    if output.exists():
-        raise UserError(f"--output {output} exists; name a new folder")
-    workdir, step = locate(run)
-    if step is None:
-        raise UserError(f"{run} is a published folder already")
+    workdir, step = checkpoint_of(run, output)
     description = read_description(workdir)
     if how.tokenizer:
         _check_tokenizer(how.tokenizer, description)

@@ -18,6 +18,7 @@ from pyratok_jax.errors import UserError
 from pyratok_jax.io import Json
 from pyratok_jax.io.atomic import new_folder
 from pyratok_jax.io.documents import read_json
+from pyratok_jax.io.remote import AnyPath
 from pyratok_jax.tokenizer.loading import (
     DESCRIPTION,
     FROZEN,
@@ -45,11 +46,7 @@ def publish(run: Path, output: Path, *, bundle: tuple[str, ...] = (), license: s
         UserError: no trained tokenizer, frozen weights that cannot be found, or an output that
             exists.
     """
-    if output.exists():
-        raise UserError(f"--output {output} exists; name a new folder")
-    workdir, step = locate(run)
-    if step is None:
-        raise UserError(f"{run} is a published folder already")
+    workdir, step = checkpoint_of(run, output)
     description = read_description(workdir)
     arrays = {name: np.asarray(value) for name, value in read_parameters(workdir, step).items()}
     with new_folder(output) as folder:
@@ -68,6 +65,24 @@ def publish(run: Path, output: Path, *, bundle: tuple[str, ...] = (), license: s
             card += f"\nThe training's settings are in `{TRAINING}`.\n"
         (folder / CARD).write_text(card)
     return output
+
+
+def checkpoint_of(run: Path, output: Path) -> tuple[AnyPath, int]:
+    """Working folder and step of the checkpoint that is published into a new folder.
+
+    Args:
+        run: working folder of a training, or its `checkpoints/STEP`.
+        output: a folder that does not exist.
+
+    Raises:
+        UserError: no checkpoint, a published folder, or an output that exists.
+    """
+    if output.exists():
+        raise UserError(f"--output {output} exists; name a new folder")
+    workdir, step = locate(run)
+    if step is None:
+        raise UserError(f"{run} is a published folder already")
+    return workdir, step
 
 
 def write_parameters(path: Path, arrays: Mapping[str, np.ndarray], step: int) -> None:

@@ -5,8 +5,6 @@ tokenizer, `tokenizer.json` (see `pyratok_jax.tokenizer`).
 """
 
 import contextlib
-import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -50,13 +48,6 @@ def locked(workdir: str | AnyPath) -> Iterator[None]:
 
 
 _DATA_HASH = "data_sha256"  # key of a checkpoint's data item
-
-
-def _hash_of(data: Mapping[str, Json]) -> str:
-    """SHA-256 of a data state as JSON gives it back."""
-    return hashlib.sha256(
-        json.dumps(json.loads(json.dumps(data)), sort_keys=True).encode()
-    ).hexdigest()
 
 
 class Checkpoints:
@@ -111,7 +102,10 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         tree = _tree(state)
-        values = dict(data) | {CHECKSUMS: _checksums(tree), _DATA_HASH: _hash_of(data)}
+        values = dict(data) | {
+            CHECKSUMS: _checksums(tree),
+            _DATA_HASH: verification.record_hash(data),
+        }
         args = ocp.args.Composite(state=ocp.args.StandardSave(tree), data=ocp.args.JsonSave(values))
         self._manager.save(step, args=args, force=True)
 
@@ -143,7 +137,7 @@ class Checkpoints:
         recorded, data_hash = data.pop(CHECKSUMS, None), data.pop(_DATA_HASH, None)
         if verification.enabled() and recorded and _checksums(found["state"]) != recorded:
             raise UserError(f"{place}/state holds other bits than were saved; {advice}")
-        if verification.enabled() and data_hash and data_hash != _hash_of(data):
+        if verification.enabled() and data_hash and data_hash != verification.record_hash(data):
             raise UserError(f"{place}/data holds other values than were saved; {advice}")
         restored = _state(found["state"], state)
         if int(restored.step) != step:
