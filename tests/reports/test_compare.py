@@ -25,7 +25,7 @@ def test_runs_are_compared(tmp_path, capsys):
     text = capsys.readouterr().out
     for shown in ("23.5", "24.25", "0.25", "0.125", "learning"):
         assert shown in text
-    assert "b1" not in text and "40" not in text
+    assert "b1" not in text and "40.0" not in text
     assert "24.25" in page.read_text() and "optimizer.learning_rate" in page.read_text()
 
 
