@@ -9,7 +9,7 @@ from pyratok_jax.losses.text import unit
 from pyratok_jax.models.text_statistics import TextStatistics, pool_words
 from pyratok_jax.nn.text_attention import TextCondition
 from pyratok_jax.training.optimizer import is_statistic, make_optimizer
-from tests.training.test_step import optimizer_config
+from tests.training.loop.test_step import optimizer_config
 
 WIDTH = 5
 

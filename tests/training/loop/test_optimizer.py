@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pyratok_jax.training.optimizer import make_optimizer
-from tests.training.test_step import optimizer_config
+from tests.training.loop.test_step import optimizer_config
 
 PARAMS = {
     "alignment.text_in": jnp.ones((4, 4)),

@@ -10,7 +10,7 @@ import pytest
 from pyratok_jax.training.distributed import coordinator
 from pyratok_jax.training.distributed.coordinator import AheadOfTime, Coordinator
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 class Client:

@@ -1,7 +1,7 @@
 """Priors of the three orders on a tokenizer's tokens of the world, and how faithful they are.
 
-    python -m benchmarks.world_generation --tokenizer builtin:world --output runs/world_generation
-    python -m benchmarks.world_generation --tokenizer RUN --output OUT --shuffled --seeds 0,1,2
+    python -m benchmarks.world.generation --tokenizer builtin:world --output runs/world_generation
+    python -m benchmarks.world.generation --tokenizer RUN --output OUT --shuffled --seeds 0,1,2
 
 Writes the tokens of training films once; then for each order and seed trains
 `configs/generator.py:demo` and evaluates it with `--task generation` on prompts of held-out films,

@@ -1,8 +1,8 @@
 """What a tokenizer's tokens of held-out videos of the world say and rebuild.
 
-    python -m benchmarks.world_measures --tokenizer builtin:world --output results.json
+    python -m benchmarks.world.measures --tokenizer builtin:world --output results.json
 
-`world_alignment` measures the same at the end of each training, less the PSNR against the videos.
+`alignment.py` measures the same at the end of each training, less the PSNR against the videos.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from benchmarks.world_features import FRAMES, SIDE, Networks, Videos, load_videos, single
+from benchmarks.world.features import FRAMES, SIDE, Networks, Videos, load_videos, single
 from pyratok_jax.data.config import data_config
 from pyratok_jax.data.heldout import heldout_clips
 from pyratok_jax.data.world.vocabulary import seen_names, unseen_names

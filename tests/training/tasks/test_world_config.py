@@ -12,7 +12,7 @@ import pytest
 from pyratok_jax.errors import UserError
 from pyratok_jax.training.system import TokenizerLoss
 
-make = runpy.run_path(str(Path(__file__).parents[2] / "configs" / "world.py"))["get_config"]
+make = runpy.run_path(str(Path(__file__).parents[3] / "configs" / "world.py"))["get_config"]
 
 
 def test_stages_share_one_schedule_of_masking_and_turn_the_losses_on():

@@ -1,8 +1,8 @@
 """Teach the head that predicts tokens from captions, on a tokenizer that stays as it is.
 
-    python -m benchmarks.world_reading --tokenizer runs/world/aligned-0 --output runs/world_read
+    python -m benchmarks.world.reading --tokenizer runs/world/aligned-0 --output runs/world_read
 
-`world_alignment` trains levels and the embedding of codes in the text space; the head through which
+`alignment.py` trains levels and the embedding of codes in the text space; the head through which
 the frozen language model predicts tokens is still fresh after it. Here only that head, the codes'
 embedding in the model's input space and the markers of the sequence learn, on stored latents of the
 world; with `--shuffled` each video keeps another's caption (the control: own captions gain
@@ -25,8 +25,8 @@ import orbax.checkpoint as ocp
 from flax import nnx
 from jaxtyping import Array
 
-from benchmarks.world_alignment import Levels, mixed
-from benchmarks.world_features import Networks, Videos, load_videos
+from benchmarks.world.alignment import Levels, mixed
+from benchmarks.world.features import Networks, Videos, load_videos
 from pyratok_jax.checkpoints.partition import Partition
 from pyratok_jax.data.world.vocabulary import seen_names
 from pyratok_jax.evaluation.world_set import classes
@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    p.add_argument("--tokenizer", required=True, help="working folder of world_alignment --save")
+    p.add_argument("--tokenizer", required=True, help="working folder of alignment.py --save")
     p.add_argument("--output", type=Path, required=True, help="folder of the tokenizer with it")
     p.add_argument("--results", type=Path, help="JSON file of the measurements")
     p.add_argument("--cache", type=Path, default=Path("runs/world_features"), help="folder")

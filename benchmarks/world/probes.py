@@ -1,6 +1,6 @@
-"""What stored features of the world hold, by closed-form probes: bounds for `world_alignment`.
+"""What stored features of the world hold, by closed-form probes: bounds for `alignment.py`.
 
-    python -m benchmarks.world_probes
+    python -m benchmarks.world.probes
 
 Ridge regressions from the frozen encoder's features to colour, shape and motion, trained on the
 training videos and tested on held-out ones, whose pairs of colour and shape are seen or unseen in
@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from benchmarks.world_features import Networks, Videos, load_videos
-from benchmarks.world_measures import queries
+from benchmarks.world.features import Networks, Videos, load_videos
+from benchmarks.world.measures import queries
 from pyratok_jax.data.world.vocabulary import (
     COLOURS,
     MOTIONS,

@@ -22,7 +22,7 @@ from pyratok_jax.data.video.files import (
     read_clip,
 )
 from pyratok_jax.data.video.timeline import packets_of
-from tests.data.test_video_matrix import (
+from tests.data.video.test_video_matrix import (
     COUNT,
     FPS,
     HEIGHT,

@@ -1,9 +1,9 @@
 """How much language gets into the tokens: the levels trained on stored features of the world.
 
-    python -m benchmarks.world_alignment --output results.json
-    python -m benchmarks.world_alignment --variants aligned --seeds 0 --save runs/world
+    python -m benchmarks.world.alignment --output results.json
+    python -m benchmarks.world.alignment --variants aligned --seeds 0 --save runs/world
 
-Encoder and language model are run once, on all videos and captions (`world_features`); a step then
+Encoder and language model are run once, on all videos and captions (`features.py`); a step then
 costs the levels alone. Every variant of every seed runs in one process, so the step is compiled
 once; with `--output`, the same command resumes after the last finished training. Measured on
 held-out videos, encoded with the null caption unless said otherwise. `--save` writes each trained
@@ -32,7 +32,7 @@ import orbax.checkpoint as ocp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from benchmarks.world_features import (
+from benchmarks.world.features import (
     BACKBONE,
     LANGUAGE,
     LENGTH,
@@ -41,7 +41,7 @@ from benchmarks.world_features import (
     load_scenes,
     load_videos,
 )
-from benchmarks.world_measures import heldout_videos, measure, scene_psnr
+from benchmarks.world.measures import heldout_videos, measure, scene_psnr
 from pyratok_jax.checkpoints.partition import Partition
 from pyratok_jax.data.world.vocabulary import seen_names
 from pyratok_jax.io.atomic import write_json

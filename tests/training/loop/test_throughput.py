@@ -15,7 +15,7 @@ from pyratok_jax.training.loop.contracts import Evaluation
 from pyratok_jax.training.loop.loop import train
 from pyratok_jax.training.loop.progress_page import ProgressPage
 from pyratok_jax.training.loop.throughput import Throughput
-from tests.training.test_evaluators import NORM, config
+from tests.training.loop.test_evaluators import NORM, config
 from tests.training.worker import LineTask
 
 pytestmark = pytest.mark.usefixtures("no_tensorboard")

@@ -308,7 +308,7 @@ def test_prepare_rejects_what_it_cannot_read_back(tmp_path, monkeypatch):
 
 
 def main() -> None:
-    """Print the matrix as a table: `python -m tests.data.test_video_matrix`."""
+    """Print the matrix as a table: `python -m tests.data.video.test_video_matrix`."""
     import tempfile
 
     for container, codec in itertools.product(CONTAINERS, CODECS):

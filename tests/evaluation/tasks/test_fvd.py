@@ -199,7 +199,7 @@ def test_short_clips_have_no_features(rng):
 def test_reconstruction_reports_it_merged_exactly(tmp_path, rng, monkeypatch):
     from pyratok_jax import evaluate
     from tests.data.synthetic import numbered_frames, write_video
-    from tests.evaluation.test_reconstruction import run
+    from tests.evaluation.tasks.test_reconstruction import run
 
     data = tmp_path / "videos"
     for i, length in enumerate((20, 18, 24, 6)):
