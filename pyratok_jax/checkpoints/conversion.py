@@ -33,6 +33,11 @@ if TYPE_CHECKING:
 
 Transform = Callable[[np.ndarray], np.ndarray]
 _LISTED = 5  # names shown per kind of problem
+# Of quantised weights, or of no weights at all: without their scales they are other numbers.
+_NO_REALS = frozenset(
+    ("bool", *(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)),
+     "complex64", "complex128", "I8", "I16", "I32", "I64")
+)  # fmt: skip
 
 
 def identity(x: np.ndarray) -> np.ndarray:
@@ -88,6 +93,7 @@ class ConversionPlan:
         missing: what the model needs and the source lacks: `array <- tensor`.
         unexpected: source tensors that nothing accounts for.
         wrong: tensors that do not have the shape the model's configuration asks for.
+        no_reals: tensors of integers or complex numbers.
     """
 
     source: TensorSource
@@ -97,11 +103,12 @@ class ConversionPlan:
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
+    no_reals: list[str] = field(default_factory=list)
 
     @property
     def complete(self) -> bool:
         """Whether the source fits the model exactly, both ways."""
-        return not (self.missing or self.unexpected or self.wrong)
+        return not (self.missing or self.unexpected or self.wrong or self.no_reals)
 
     def check(self) -> ConversionPlan:
         """Return the plan when it is complete.
@@ -116,6 +123,7 @@ class ConversionPlan:
             ("missing", self.missing),
             ("unexpected", self.unexpected),
             ("of the wrong shape", self.wrong),
+            ("of no real numbers", self.no_reals),
         ):
             if names:
                 more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
@@ -137,13 +145,23 @@ class ConversionPlan:
         return "\n".join(lines)
 
     def array(self, name: str, dtype: np.dtype, out: np.ndarray | None = None) -> np.ndarray:
-        """Make one array, reading its tensors one by one (into `out` where that is given)."""
+        """Make one array, reading its tensors one by one (into `out` where that is given).
+
+        Raises:
+            UserError: a tensor cannot be read, or has values that are not finite.
+        """
         entries = self.parts[name]
         if out is None:
             out = np.empty(self.shapes[name], dtype)
         for entry in entries:
-            value = entry.transform(self.source.read(entry.source))
-            out[... if entry.slot is None else entry.slot] = value
+            part = out if entry.slot is None else out[entry.slot, ...]
+            with np.errstate(over="ignore"):  # What it comes to is refused below.
+                part[...] = entry.transform(self.source.read(entry.source))
+            if not np.isfinite(part).all():
+                raise UserError(
+                    f"{self.source.path}: {entry.source} has values that are not finite as "
+                    f"{dtype.name}; get other weights, or convert to float32"
+                )
         return out
 
     def arrays(self, dtype: DTypeLike) -> Iterator[tuple[str, np.ndarray]]:
@@ -178,12 +196,15 @@ def match(
             plan.wrong.append(f"{entry.source} (the model has no array {entry.target})")
         elif entry.source not in source:
             plan.missing.append(f"{entry.source} (for {entry.target})")
+        elif (dtype := source.info[entry.source].dtype) in _NO_REALS:
+            plan.no_reals.append(f"{entry.source} ({dtype}, for {entry.target})")
         else:
             _place(plan, entry)
     for name, parts in plan.parts.items():
         stacked = [entry.slot for entry in parts if entry.slot is not None]
         expected = plan.shapes[name][0] if stacked else 1
-        if len(parts) < expected and not any(name in text for text in plan.missing + plan.wrong):
+        known = plan.missing + plan.wrong + plan.no_reals
+        if len(parts) < expected and not any(name in text for text in known):
             plan.missing.append(f"{name} ({len(parts)} of {expected} tensors assigned)")
     for key in source.keys():  # noqa: SIM118 - no mapping
         if key not in used:

@@ -12,11 +12,13 @@ from types import SimpleNamespace
 import jinja2
 import numpy as np
 import pytest
+import safetensors.numpy
 
+from pyratok_jax.checkpoints.conversion import Entry, load_arrays, match, write_checkpoint
 from pyratok_jax.checkpoints.foreign import language_tokenizer
 from pyratok_jax.checkpoints.foreign.language_config import parse_config
 from pyratok_jax.checkpoints.foreign.pickles import read_numpy_pickle
-from pyratok_jax.checkpoints.foreign.sources import check_header, open_tensors
+from pyratok_jax.checkpoints.foreign.sources import check_header, open_tensors, sources_from_arrays
 from pyratok_jax.data.captions import CaptionTokenizer
 from pyratok_jax.errors import UserError
 
@@ -137,13 +139,66 @@ def memo_in_an_archive(path):
     return archive(path, b"\x80\x02}r\xff\xff\xff\x0f.")
 
 
+def _text(text):
+    return b"X" + struct.pack("<I", len(text)) + text.encode()
+
+
+# 40 pairs of pairs: a tuple of 2^40 parts to whoever walks over it.
+_PAIRS = _text("a") + b"q\x000" + b"h\x00h\x00\x86q\x000" * 40
+
+
+def hashed_pairs(path):
+    return archive(path, b"\x80\x02}" + _PAIRS + b"h\x00K\x01s.")
+
+
+def pairs_for_a_storage(path):
+    return archive(path, b"\x80\x02}" + _text("a") + _PAIRS + b"(h\x00K\x01K\x01K\x01K\x01tQs.")
+
+
+def pairs_for_a_storage_name(path):
+    pid = b"(" + _text("storage") + b"ctorch\nFloatStorage\nh\x00K\x01K\x01tQ"
+    return archive(path, b"\x80\x02}" + _text("a") + _PAIRS + pid + b"s.")
+
+
+def pairs_for_a_shape(path):
+    pid = b"(" + _text("storage") + b"ctorch\nFloatStorage\n" + _text("0") * 2 + b"K\x01tQ"
+    call = b"ctorch._utils\n_rebuild_tensor_v2\n(" + pid + b"K\x00h\x00h\x00tR"
+    return archive(path, b"\x80\x02}" + _text("a") + _PAIRS + call + b"s.")
+
+
+def copied_dictionaries(path):
+    """One dictionary, copied again and again: gigabytes of a few bytes each."""
+    entries = b"".join(_text(f"k{n}") + b"N" for n in range(10_000))
+    copies = b"".join(_text(f"c{n}") + b"h\x01h\x00\x85R" for n in range(2000))
+    begin = b"\x80\x02}q\x00(" + entries + b"u0ccollections\nOrderedDict\nq\x010}("
+    return archive(path, begin + copies + b"u.")
+
+
+def large_numbers(path):
+    call = b"cnumpy.core.multiarray\nscalar\ncnumpy\ndtype\n" + _text("V100000000") + b"\x85R\x85R"
+    path.write_bytes(b"\x80\x02}(" + b"".join(_text(f"a{n}") + call for n in range(200)) + b"u.")
+    return path
+
+
+def long_names(path):
+    return archive(path, b"\x80\x02c" + b"a" * (1 << 20) + b"\nb\n.")
+
+
+def long_keys(path):
+    """A name of a megabyte in 60 dictionaries, one in the other."""
+    body = b"\x80\x02" + _text("a" * (1 << 20)) + b"q\x000" + b"}h\x00" * 60 + b"}"
+    return archive(path, body + b"s" * 60 + b".")
+
+
 def operations(path):
     path.write_bytes(b"\x80\x02N" + b"2" * (3 << 20) + b".")
     return path
 
 
 HOSTILE = [
-    memo, memo_in_an_archive, operations, bomb, shared, encrypted, unknown_compression,
+    memo, memo_in_an_archive, operations, hashed_pairs, pairs_for_a_storage,
+    pairs_for_a_storage_name, pairs_for_a_shape, copied_dictionaries, large_numbers, long_names,
+    long_keys, bomb, shared, encrypted, unknown_compression,
     index_of_itself, index_of_a_folder, empty_index, deep_index, pipe, gguf_array, gguf_strings,
     gguf_counts, gguf_nested, gguf_numbers, gguf_lists,
 ]  # fmt: skip
@@ -157,6 +212,32 @@ def test_hostile_weight_files_are_refused(tmp_path, make):
     assert len(str(caught.value)) < 600
 
 
+def test_a_header_of_torch_older_than_1_6_is_walked_over_first(tmp_path):
+    path = tmp_path / "old.pth"
+    torch = pytest.importorskip("torch")
+    torch.save({"a": torch.arange(4.0)[1:]}, path, _use_new_zipfile_serialization=False)
+    assert np.array_equal(open_tensors(path).read("a"), [1, 2, 3])
+    pickled = b"".join(pickle.dumps(one, 2) for one in (0x1950A86A20F9469CFC6C, 1001, {}))
+    path.write_bytes(pickled + b"\x80\x02}" + _PAIRS + b"h\x00K\x01s.")
+    with pytest.raises(UserError, match="a tuple for a key"):
+        open_tensors(path)
+
+
+def test_bytes_of_an_array_that_many_share_are_not_copied(tmp_path):
+    raw, count = bytes(1 << 20), 2000
+    values = np.zeros(1 << 18, ">f4")
+    state = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85C\x01b\x87R"
+    dtype = b"cnumpy\ndtype\n" + _text("f4") + b"\x85R(K\x03" + _text(">") + b"NNNJ\xff\xff\xff\xff"
+    dtype += b"J\xff\xff\xff\xffK\x00tb"
+    call = state + b"(K\x01J" + struct.pack("<i", values.size) + b"\x85" + dtype + b"\x89h\x00tb"
+    body = b"\x80\x04B" + struct.pack("<I", len(raw)) + raw + b"q\x000}("
+    body += b"".join(_text(f"a{n}") + call for n in range(count)) + b"u."
+    (tmp_path / "w.pkl").write_bytes(body)
+    found = read_numpy_pickle(tmp_path / "w.pkl")
+    assert len(found) == count and found["a7"].dtype == ">f4" and found["a7"].base is not None
+    assert np.shares_memory(found["a0"], found["a1999"])
+
+
 @pytest.mark.parametrize(("kind", "shape", "size"), [("F8_E4M3", [2], 2), ("F32", [0, 1 << 62], 0)])
 def test_tensors_that_numpy_cannot_hold_are_refused(tmp_path, kind, shape, size):
     facts = {"a": {"dtype": kind, "shape": shape, "data_offsets": [0, size]}}
@@ -165,6 +246,38 @@ def test_tensors_that_numpy_cannot_hold_are_refused(tmp_path, kind, shape, size)
     path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(size))
     with pytest.raises(UserError, match="tensor a of .* cannot be read"):
         open_tensors(path).read("a")
+
+
+ARRAYS = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones(4, np.float32)}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("a", np.arange(6, dtype=np.int8).reshape(2, 3), r"1 keys of no real numbers: a \(int8"),
+        ("b", np.ones(4, bool), r"1 keys of no real numbers: b \(bool"),
+        ("b", np.ones(4, np.complex64), r"1 keys of no real numbers: b \(complex64"),
+        ("b", np.array([1, 2, np.nan, 4], np.float32), "b has values that are not finite"),
+        ("a", np.full((2, 3), -np.inf, np.float16), "a has values that are not finite"),
+        ("b", np.full(4, 1e39), "b has values that are not finite as float32"),
+    ],
+)
+def test_weights_that_are_no_finite_real_numbers_are_refused(tmp_path, name, value, message):
+    path = tmp_path / "w.safetensors"
+    if np.iscomplexobj(value):
+        source = sources_from_arrays(ARRAYS | {name: value}, str(path))
+    else:
+        safetensors.numpy.save_file(ARRAYS | {name: value}, path)
+        source = open_tensors(path)
+    shapes = {key: array.shape for key, array in ARRAYS.items()}
+    plan = match(source, [Entry(key, key) for key in ARRAYS], shapes)
+    for convert in (
+        lambda: write_checkpoint(tmp_path / "out", kind="wan_vae", config={}, plan=plan),
+        lambda: load_arrays(plan),
+    ):
+        with pytest.raises(UserError, match=f"{path}.*{message}"):
+            convert()
+    assert not (tmp_path / "out").exists()
 
 
 class Call:

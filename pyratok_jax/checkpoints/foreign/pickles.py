@@ -1,27 +1,26 @@
 """Reading pickled weights without running them: torch `.pth` archives and plain numpy pickles.
 
-A pickle is a program. The unpicklers here know a handful of names (tensor and array constructors,
-ordered dictionaries) and refuse every other one, so a hostile file ends in a `UserError`.
+A pickle is a program. `pickle_machine` knows a handful of names (tensor and array constructors,
+ordered dictionaries) and refuses every other one, so a hostile file ends in a `UserError`.
 No torch is needed: a torch archive is a zip of one pickle and raw little-endian storages.
 """
 
 import io
 import math
-import pickle
-import pickletools
+import re
 import struct
 import zipfile
 import zlib
-from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TypeVar
+from typing import BinaryIO, NamedTuple, TypeVar
 
 import ml_dtypes
 import numpy as np
 from numpy.typing import DTypeLike
 
-from pyratok_jax.errors import UserError
+from pyratok_jax.checkpoints.foreign.pickle_machine import Known, RefusedError, run, whole_number
+from pyratok_jax.errors import UserError, short
 
 Leaf = TypeVar("Leaf")
 
@@ -39,14 +38,14 @@ _STORAGE_DTYPES: dict[str, DTypeLike] = {
     "Float8_e4m3fnStorage": ml_dtypes.float8_e4m3fn,
     "Float8_e5m2Storage": ml_dtypes.float8_e5m2,
 }
+_MULTIARRAY = ("numpy.core.multiarray", "numpy._core.multiarray")
 # Published training checkpoints put the weights under one of these keys.
 _WRAPPERS = ("state_dict", "model", "module", "params", "model_state", "model_state_dict")
 _MAX_INDEX_BYTES = 64 << 20  # data.pkl; tensors' values are in files of their own
 _MAX_INFLATED_BYTES = 1 << 30  # of a compressed storage: torch itself stores them as they are
 _MAX_VISITS = 1 << 20  # entries of the nested dictionaries of one file
+_MAX_NAME = 4096  # characters of a tensor's name with the names of all dictionaries around it
 _MAX_ITEMS, _MAX_AXES = 1 << 48, 8
-_MAX_OPERATIONS = 1 << 21  # Of a pickle.
-_MEMO_OPERATIONS = ("PUT", "BINPUT", "LONG_BINPUT")
 _LOCAL_HEADER = 30  # bytes of a zip member's header before its name
 
 
@@ -68,21 +67,23 @@ class TorchTensor(NamedTuple):
 
 
 def _rebuild_tensor(
-    storage: _Storage, offset: int, size: tuple, stride: tuple, *_: object
+    storage: object, offset: object, size: object, stride: object, *_: object
 ) -> TorchTensor:
-    tensor = TorchTensor(storage, offset, tuple(size), tuple(stride))
-    numbers = (offset, *tensor.shape, *tensor.strides)
-    sound = (
-        isinstance(storage, _Storage)
-        and all(isinstance(n, int) and 0 <= n < _MAX_ITEMS for n in numbers)
-        and len(tensor.shape) == len(tensor.strides) <= _MAX_AXES
-    )
-    if not sound:
-        raise _Refused(f"a tensor of shape {str(tensor.shape)[:80]}")
-    return tensor
+    if not isinstance(storage, _Storage):
+        raise RefusedError("a tensor without values")
+    shape, strides = _axes(size), _axes(stride)
+    if len(shape) != len(strides):
+        raise RefusedError(f"a tensor of {len(shape)} sizes and {len(strides)} strides")
+    return TorchTensor(storage, whole_number(offset, _MAX_ITEMS, "an offset of"), shape, strides)
 
 
-def _rebuild_parameter(data: TorchTensor, *_: object) -> TorchTensor:
+def _axes(sizes: object) -> tuple[int, ...]:
+    if not isinstance(sizes, tuple | list) or len(sizes) > _MAX_AXES:
+        raise RefusedError(f"a tensor of more than {_MAX_AXES} axes, or of none")
+    return tuple(whole_number(size, _MAX_ITEMS, "a tensor's size or stride of") for size in sizes)
+
+
+def _rebuild_parameter(data: object, *_: object) -> object:
     return data
 
 
@@ -93,94 +94,135 @@ class _StorageType:
         self.dtype = np.dtype(_STORAGE_DTYPES[name])
 
 
-class _Refused(Exception):
-    """A name that the restricted unpickler does not know."""
+def _ordered_dict(*items: object) -> dict[str, object]:
+    """An empty dictionary: its entries follow in the pickle."""
+    if items:
+        raise RefusedError("collections.OrderedDict as a function of something")
+    return {}
 
 
-class _TorchUnpickler(pickle.Unpickler):
-    """Builds `TorchTensor` records; refuses every constructor that tensors do not need."""
+_DICTIONARIES: dict[tuple[str, str], object] = {("collections", "OrderedDict"): _ordered_dict}
+_OF_TORCH: Known = _DICTIONARIES | {
+    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
+    ("torch", "Size"): _rebuild_parameter,
+    **{
+        (module, name): _StorageType(name)
+        for module in ("torch", "torch.storage") for name in _STORAGE_DTYPES
+    },
+}  # fmt: skip
 
-    _known = {
-        ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
-        ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
-        ("collections", "OrderedDict"): OrderedDict,
-        ("torch", "Size"): tuple,
-    }
 
-    def find_class(self, module: str, name: str) -> object:
-        if (module, name) in self._known:
-            return self._known[module, name]
-        if module in ("torch", "torch.storage") and name in _STORAGE_DTYPES:
-            return _StorageType(name)
-        raise _Refused(f"{module}.{name}")
+def _storage_of(identity: object) -> _Storage:
+    """The storage that a persistent identity names: ("storage", its type, name, device, size).
 
-    def persistent_load(self, pid: Any) -> _Storage:
-        kind, storage_type, key, _device, size = pid
-        if kind != "storage" or not isinstance(storage_type, _StorageType):
-            raise _Refused(f"persistent object {kind!r}")
-        return _Storage(str(key), storage_type.dtype, int(size))
+    Files of torch older than 1.6 have a sixth entry.
+    """
+    if not isinstance(identity, tuple) or len(identity) not in (5, 6):
+        raise RefusedError("a persistent object that is no storage")
+    kind, storage_type, key, _, size = identity[:5]
+    known = isinstance(kind, str) and kind == "storage" and isinstance(storage_type, _StorageType)
+    if not known or not isinstance(key, str):
+        raise RefusedError("a persistent object that is no storage")
+    return _Storage(key, storage_type.dtype, whole_number(size, _MAX_ITEMS, "a storage of"))
+
+
+_NUMBER = re.compile(r"[<>=|]?(b1|[iu][1248]|f[248]|c(8|16))")
+
+
+class _Dtype:
+    """Stands for `numpy.dtype`, of numbers alone."""
+
+    def __init__(self, code: object, *_: object) -> None:
+        if not isinstance(code, str) or not _NUMBER.fullmatch(code):
+            found = short(code, 60) if isinstance(code, str) else type(code).__name__
+            raise RefusedError(f"numpy.dtype {found}, which is no type of numbers")
+        self.dtype = np.dtype(code)
+
+    def set_state(self, state: object) -> None:
+        """(version, byte order, ...): all else belongs to types that are no numbers."""
+        order = state[1] if isinstance(state, tuple) and len(state) > 1 else None
+        if isinstance(order, str) and order in ("<", ">"):
+            self.dtype = np.dtype(order + self.dtype.str[1:])
 
 
 class _NDArray:
     """Stands for `numpy.ndarray`, which pickles name and never call."""
 
     def __init__(self, *arguments: object) -> None:
-        raise _Refused("numpy.ndarray as a function")
+        raise RefusedError("numpy.ndarray as a function")
 
 
-def _empty_array(kind: object, shape: object, code: object) -> np.ndarray:
-    """What numpy's `_reconstruct` makes; the values and the shape follow in the pickle."""
-    return np.ndarray((0,), np.uint8)
+class _Array:
+    """An array of numpy, whose values come with its state."""
+
+    def __init__(self, *_: object) -> None:
+        self.values = np.zeros((0,), np.uint8)
+
+    def set_state(self, state: object) -> None:
+        """(version, shape, dtype, whether in the order of Fortran, bytes), which are not copied."""
+        if not isinstance(state, tuple) or len(state) != 5:
+            raise RefusedError("an array without values")
+        _, shape, dtype, fortran, data = state
+        if not isinstance(dtype, _Dtype) or not isinstance(data, bytes):
+            raise RefusedError("an array of Python objects, expected numbers")
+        sizes = _axes(shape)
+        if math.prod(sizes) * dtype.dtype.itemsize != len(data):
+            raise RefusedError(f"an array of shape {sizes} in {len(data)} bytes")
+        flat = np.frombuffer(data, dtype.dtype) if data else np.zeros((0,), dtype.dtype)
+        self.values = flat.reshape(sizes, order="F" if fortran else "C")
 
 
-class _NumpyUnpickler(pickle.Unpickler):
-    """Builds dictionaries of numpy arrays and nothing else."""
-
-    def find_class(self, module: str, name: str) -> object:
-        if module == "numpy" and name == "ndarray":
-            return _NDArray
-        if module == "numpy" and name == "dtype":
-            return np.dtype
-        # numpy 2 moved the module; older pickles name the old place.
-        if module in ("numpy.core.multiarray", "numpy._core.multiarray"):
-            if name == "_reconstruct":
-                return _empty_array
-            if name == "scalar":
-                return np._core.multiarray.scalar  # type: ignore[attr-defined]
-        if (module, name) == ("collections", "OrderedDict"):
-            return OrderedDict
-        raise _Refused(f"{module}.{name}")
+def _scalar(dtype: object, data: object = None) -> np.generic:
+    if not isinstance(dtype, _Dtype) or not isinstance(data, bytes):
+        raise RefusedError("a number without its type")
+    if len(data) != dtype.dtype.itemsize:
+        raise RefusedError(f"a number of {len(data)} bytes")
+    return np.frombuffer(data, dtype.dtype)[0]
 
 
-def _check_operations(file: BinaryIO) -> None:
-    """Walk over the operations of a pickle without doing them; the file is at its beginning again.
-
-    Python's unpickler makes room for as many places as the largest number that is given to one.
-
-    Raises:
-        ValueError: more operations than any weights file has, or places that nothing needs.
-    """
-    for number, (operation, argument, _) in enumerate(pickletools.genops(file), start=1):
-        place = argument if operation.name in _MEMO_OPERATIONS else 0
-        if number > _MAX_OPERATIONS or (isinstance(place, int) and place > number):
-            raise ValueError(f"operation {number} is {operation.name} {argument}")
-    file.seek(0)
+# numpy 2 moved the module; older pickles name the old place.
+_OF_NUMPY: Known = _DICTIONARIES | {
+    ("numpy", "ndarray"): _NDArray,
+    ("numpy", "dtype"): _Dtype,
+    **{(module, "_reconstruct"): _Array for module in _MULTIARRAY},
+    **{(module, "scalar"): _scalar for module in _MULTIARRAY},
+}
 
 
-def _load(kind: type[pickle.Unpickler], file: BinaryIO, path: Path) -> object:
+def _nowhere(identity: object) -> object:
+    raise RefusedError("an object that is not in the file")
+
+
+def _load(
+    known: Known, file: BinaryIO, path: Path, persistent: Callable[[object], object] = _nowhere
+) -> object:
     try:
-        _check_operations(file)
-        return kind(file).load()
-    except _Refused as error:
+        return run(file, known, persistent)
+    except RefusedError as error:
         raise UserError(
             f"{path}: the pickle asks for {error}, which is no part of a weights file; it was not "
             "executed. Re-save the weights as safetensors, or get them from a source you trust"
         ) from error
     except Exception as error:
+        reason = short(f"{type(error).__name__}: {error}")
         raise UserError(
-            f"{path}: not a readable pickle of weights ({type(error).__name__}: {error}); "
-            "the file may be cut off, so fetch it again"
+            f"{path}: not a readable pickle of weights ({reason}); the file may be cut off, so "
+            "fetch it again"
         ) from error
+
+
+def check_legacy(path: Path) -> None:
+    """Walk over the pickles at the beginning of a file of torch older than 1.6.
+
+    They are: its magic number, version, facts about the system, tensors, names of storages.
+
+    Raises:
+        UserError: one holds what no weights need.
+    """
+    with path.open("rb") as file:
+        for _ in range(5):
+            _load(_OF_TORCH, file, path, _storage_of)
 
 
 def flatten(tree: Mapping[str, object], leaf: type[Leaf], separator: str) -> dict[str, Leaf]:
@@ -205,6 +247,8 @@ def flatten(tree: Mapping[str, object], leaf: type[Leaf], separator: str) -> dic
         elif isinstance(node, Mapping) and depth < 64:
             for key, value in reversed(list(node.items())):
                 name = f"{prefix}{separator}{key}" if prefix else str(key)
+                if len(name) > _MAX_NAME:
+                    raise UserError(f"a name of more than {_MAX_NAME} characters")
                 stack.append((name, value, depth + 1))
     return found
 
@@ -216,22 +260,22 @@ def read_numpy_pickle(path: Path) -> dict[str, np.ndarray]:
         UserError: when the file is no pickle, or asks for anything but numpy arrays.
     """
     with path.open("rb") as file:
-        tree = _load(_NumpyUnpickler, file, path)
+        tree = _load(_OF_NUMPY, file, path)
     if not isinstance(tree, Mapping):
         raise UserError(f"{path}: holds a {type(tree).__name__}, expected a dictionary of arrays")
-    arrays = _flattened(path, tree, np.ndarray, "/")
-    if any(array.dtype.hasobject for array in arrays.values()):
-        raise UserError(f"{path}: holds arrays of Python objects, expected numbers")
-    return arrays
+    return {name: array.values for name, array in _flattened(path, tree, _Array, "/").items()}
 
 
 def _flattened(
     path: Path, tree: Mapping[str, object], leaf: type[Leaf], separator: str
 ) -> dict[str, Leaf]:
     try:
-        return flatten(tree, leaf, separator)
+        found = flatten(tree, leaf, separator)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+    if not found:
+        raise UserError(f"{path}: holds no tensor; get the file of the weights")
+    return found
 
 
 _ENCRYPTED = 1
@@ -284,7 +328,7 @@ class TorchArchive:
             for name, info in members.items()
             if name.startswith(root + "data/")
         }
-        tree = _load(_TorchUnpickler, io.BytesIO(pickled), path)
+        tree = _load(_OF_TORCH, io.BytesIO(pickled), path, _storage_of)
         for key in _WRAPPERS:
             if isinstance(tree, Mapping) and isinstance(tree.get(key), Mapping):
                 tree = tree[key]
@@ -332,10 +376,12 @@ class TorchArchive:
         if info.flag_bits & _ENCRYPTED:
             raise UserError(f"{self.path}: {info.filename} is encrypted; fetch it again")
         start = info.header_offset
-        if start + _LOCAL_HEADER + info.file_size > self._data.size:
+        if start < 0 or start + _LOCAL_HEADER > self._data.size:
             raise UserError(f"{self.path}: storage {storage.name} is cut off; fetch it again")
         name_length, extra_length = struct.unpack(
             "<HH", self._data[start + 26 : start + _LOCAL_HEADER].tobytes()
         )
         start += _LOCAL_HEADER + name_length + extra_length
+        if start + info.file_size > self._data.size:
+            raise UserError(f"{self.path}: storage {storage.name} is cut off; fetch it again")
         return self._data[start : start + info.file_size].view(storage.dtype)

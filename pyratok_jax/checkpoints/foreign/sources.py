@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from pyratok_jax.checkpoints.foreign.pickles import TorchArchive, read_numpy_pickle
+from pyratok_jax.checkpoints.foreign.pickles import TorchArchive, check_legacy, read_numpy_pickle
 from pyratok_jax.errors import UserError
 from pyratok_jax.io.documents import read_json
 
@@ -312,6 +312,7 @@ def _open_legacy_torch(path: Path) -> TensorSource:
             f"{path}: written by a torch older than 1.6; install torch to read it, or re-save it "
             "as safetensors"
         ) from error
+    check_legacy(path)
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
