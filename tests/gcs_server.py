@@ -56,12 +56,25 @@ class GcsServer:
         self._server.shutdown()
         self._server.server_close()
 
-    def store(self, name: str, data: bytes) -> dict[str, Any]:
-        """Put an object; its description."""
+    def store(self, name: str, data: bytes, wanted: str | None = None) -> dict[str, Any] | None:
+        """Put an object; its description, or None where it is of another generation than wanted."""
         with self.lock:
+            if not self._is(name, wanted):
+                return None
             self._generation += 1
             self.objects[name] = (data, self._generation)
-        return self.describe(name)
+            return self.describe(name)
+
+    def remove(self, name: str, wanted: str | None) -> bool:
+        """Remove an object, unless it is of another generation than wanted: whether it is gone."""
+        with self.lock:
+            if not self._is(name, wanted):
+                return False
+            self.objects.pop(name, None)
+            return True
+
+    def _is(self, name: str, wanted: str | None) -> bool:
+        return wanted is None or int(wanted) == self.objects.get(name, (b"", 0))[1]
 
     def describe(self, name: str) -> dict[str, Any]:
         """The JSON description of an object."""
@@ -212,9 +225,8 @@ class _Handler(BaseHTTPRequestHandler):
             name = query.get("name") or about["name"]
         else:
             name, data = query["name"], body
-        if self._refused(name, query):
-            return None
-        return self._answer(200, self.service.store(name, data))
+        about = self.service.store(name, data, query.get("ifGenerationMatch"))
+        return self._answer(200, about) if about else self._error(412, "Precondition Failed")
 
     def _resume(self, key: str, body: bytes) -> None:
         name, before = self.service.uploads[key]
@@ -224,7 +236,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.service.uploads[key] = (name, data)
             headers = {"Range": f"bytes=0-{len(data) - 1}"} if data else {}
             return self._answer(308, b"", **headers)
-        return self._answer(200, self.service.store(name, data))
+        return self._answer(200, self.service.store(name, data) or {})
 
     def _refused(self, name: str, query: dict[str, str]) -> bool:
         """Answer with 412 where the object is of another generation than asked."""
@@ -251,11 +263,9 @@ class _Handler(BaseHTTPRequestHandler):
         if name not in self.service.objects:
             return self._error(404, "No such object")
         if self.command == "DELETE":
-            if not self._refused(name, query):
-                with self.service.lock:
-                    self.service.objects.pop(name, None)
-                self._answer(204)
-            return None
+            if self.service.remove(name, query.get("ifGenerationMatch")):
+                return self._answer(204)
+            return self._error(412, "Precondition Failed")
         if query.get("alt") != "media":
             return self._answer(200, self.service.describe(name))
         return self._media(name, query)

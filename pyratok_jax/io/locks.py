@@ -1,8 +1,9 @@
 """Locks of folders that one command may write to at a time.
 
 A lock ends with its process, however that ends, so there are no stale ones: a lock file that no
-process holds is taken over. On a storage service a lock is an object that its holder writes again
-every few seconds: one that stays as it is has no holder any more.
+process holds is taken over. On a storage service a lock is an object, made on the condition that
+there is none, which its holder writes again every few seconds: one that stays as it is has no
+holder any more.
 """
 
 import contextlib
@@ -12,16 +13,19 @@ import re
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 from etils import epath
 
 from pyratok_jax.errors import UserError
-from pyratok_jax.io.remote import is_remote
+from pyratok_jax.io.remote import create, generation, is_remote, remove_generation
 
 # Seconds between two writes of a remote lock; one that stays as it is for longer has no holder.
 _RENEWED, _EXPIRES = 15.0, 60.0
+# Marks of the remote locks that this process holds.
+_HELD: set[str] = set()
 
 
 @contextlib.contextmanager
@@ -72,31 +76,58 @@ def _remote_lock(
     folder: epath.Path, index: int, count: int, what: str, advice: str
 ) -> Iterator[None]:
     name = f".lock.{index}-of-{count}"
-    for other in sorted(folder.glob(".lock.*-of-*")):
-        same_run = other.name != name and other.name.endswith(f"-of-{count}")
-        if not same_run and _is_renewed(other):
-            raise _occupied(other, what, advice)
-    own, ended = folder / name, threading.Event()
+    own, mark, ended = folder / name, uuid.uuid4().hex[:16], threading.Event()
+    _HELD.add(mark)
+    try:
+        _claim(own, mark, what, advice)
+    except BaseException:
+        _HELD.discard(mark)
+        raise
 
     def renew() -> None:
         number = 0
-        while not ended.is_set():
+        while not ended.wait(_RENEWED):
             number += 1
             with contextlib.suppress(Exception):  # The next one is soon enough.
-                own.write_text(f"{_me()}, renewed {number} times since {began}")
-            ended.wait(_RENEWED)
+                # Not that of a process which found this one asleep and took the place.
+                if mark in own.read_text():
+                    own.write_text(f"{_me()}, mark {mark}, renewed {number} times since {began}")
 
     began = time.strftime("%Y-%m-%d %H:%M:%S")
-    own.write_text(_me())
     thread = threading.Thread(target=renew, name="remote-lock", daemon=True)
     thread.start()
     try:
+        # The own place first: of two that start at once, none can miss the other.
+        for other in sorted(folder.glob(".lock.*-of-*")):
+            if not other.name.endswith(f"-of-{count}") and _is_renewed(other):
+                raise _occupied(other, what, advice)
         yield
     finally:
         ended.set()
         thread.join()
+        _HELD.discard(mark)
         with contextlib.suppress(Exception):
-            own.unlink(missing_ok=True)
+            if mark in own.read_text():
+                own.unlink(missing_ok=True)
+
+
+def _claim(own: epath.Path, mark: str, what: str, advice: str) -> None:
+    """Make a remote lock, which only one process can; of one without a holder take the place.
+
+    Raises:
+        UserError: it has a holder.
+    """
+    text = f"{_me()}, mark {mark}"
+    while not create(own, text.encode()):
+        try:
+            found = generation(own)
+            # A request that the client repeated may have found what it made itself.
+            if mark in own.read_text():
+                return
+            if _is_renewed(own) or not remove_generation(own, found):
+                raise _occupied(own, what, advice)
+        except FileNotFoundError:
+            continue  # Its holder has just ended.
 
 
 def _me() -> str:
@@ -107,11 +138,13 @@ def _is_renewed(lock: epath.Path) -> bool:
     """Whether a remote lock has a holder: found at once for a process of this machine."""
     try:
         before = lock.read_text()
-        match = re.match(r"process (\d+) on (\S+?)(,|$)", before)
-        if match and match[2] == socket.gethostname() and not Path(f"/proc/{match[1]}").exists():
-            return False
-        if match and match[1] == str(os.getpid()) and match[2] == socket.gethostname():
-            return True
+        match = re.match(r"process (\d+) on (\S+?)(?:,|$)(?: mark (\w+))?", before)
+        if match and match[2] == socket.gethostname():
+            if match[1] == str(os.getpid()):
+                # Containers that are started again have the number that they had before.
+                return match[3] in _HELD
+            if not Path(f"/proc/{match[1]}").exists():
+                return False
         end = time.monotonic() + _EXPIRES
         while time.monotonic() < end:
             time.sleep(1.0)
@@ -141,7 +174,8 @@ def _is_held(path: Path) -> bool:
 
 def _occupied(lock: Path | epath.Path, what: str, advice: str) -> UserError:
     place = lock.name.removeprefix(".lock.").replace("-", " ")
-    owner = lock.read_bytes().decode(errors="replace").strip() or "another process"
+    written = lock.read_bytes().decode(errors="replace").strip()
+    owner = re.sub(r", mark \w+", "", written) or "another process"
     return UserError(
         f"{owner} is {what} {lock.parent} (as part {place}); wait for it to end, stop it, or "
         f"{advice}"

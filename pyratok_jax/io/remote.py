@@ -20,7 +20,7 @@ import urllib.error
 import urllib.request
 import uuid
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from etils import epath
 
@@ -128,6 +128,77 @@ def check_writable(folder: AnyPath, option: str) -> None:
     except Exception as error:
         # The errors of the client, its HTTP library and its login have no common class.
         raise UserError(f"{option} {folder} cannot be written to: {refusal(error)}") from error
+
+
+def create(path: epath.Path, data: bytes) -> bool:
+    """Make a remote object unless there is one: of several that try at once, one alone succeeds.
+
+    Without the extra `gcs` the service is asked first, and two may succeed.
+
+    Returns:
+        Whether it was made. A request that was answered too late is sent again by the client, and
+        then finds the object that it made itself: read it to tell.
+    """
+    found = _client(path)
+    if found is None:
+        if path.exists():
+            return False
+        path.write_bytes(data)
+        return True
+    client, name = found
+    try:
+        client.pipe_file(name, data, mode="create")
+    except Exception as error:
+        if not _is_precondition(error):
+            raise
+        return False
+    return True
+
+
+def generation(path: epath.Path) -> str | None:
+    """Which writing of a remote object is the present one; None where the service does not tell."""
+    found = _client(path)
+    return None if found is None else found[0].info(found[1]).get("generation")
+
+
+def remove_generation(path: epath.Path, which: str | None) -> bool:
+    """Remove a remote object if it is still as it was; whether it was.
+
+    Args:
+        which: as `generation` told it; None: it is removed as it is.
+    """
+    found = _client(path)
+    try:
+        if which is None or found is None:
+            path.unlink()
+            return True
+        client, name = found
+        bucket, _, key = name.partition("/")
+        client.call("DELETE", "b/{}/o/{}", bucket, key, ifGenerationMatch=which)
+    except FileNotFoundError:
+        return False
+    except Exception as error:
+        if not _is_precondition(error):
+            raise
+        return False
+    return True
+
+
+def _client(path: epath.Path) -> tuple[Any, str] | None:
+    """The file system of fsspec behind a remote path, and its name there; None: not installed."""
+    try:
+        from fsspec.core import url_to_fs
+
+        return url_to_fs(os.fspath(path))
+    except ImportError:
+        return None
+
+
+def _is_precondition(error: Exception) -> bool:
+    """Whether a service refused since an object is not as the request said (gcsfs: it exists)."""
+    if isinstance(error, FileExistsError):
+        return True
+    return getattr(error, "code", None) in (412, "412") or "Precondition" in str(error)
 
 
 def refusal(error: BaseException) -> str:

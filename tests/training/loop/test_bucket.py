@@ -8,6 +8,8 @@ import json
 import os
 import shutil
 import signal
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from pyratok_jax import decode_tokens, evaluate, export_tokens, report
 from pyratok_jax.checkpoints import hub
 from pyratok_jax.checkpoints.working_folder import newest_step, read_parameters, steps_of
 from pyratok_jax.errors import UserError, environment_reason
+from pyratok_jax.io import locks
 from pyratok_jax.io.mirror import cached_file, cached_folder
 from pyratok_jax.io.remote import any_path
 from pyratok_jax.reports.report import write_report
@@ -177,3 +180,48 @@ def test_a_folder_in_a_bucket_is_held_by_one_training(bucket):
     bucket.store("held/.lock.0-of-1", f"process 4194305 on {os.uname().nodename}".encode())
     with locked("gs://bucket/held"):  # Of a process that has ended.
         assert read_metrics(any_path("gs://bucket/held/metrics.jsonl")) == []
+
+
+@pytest.mark.parametrize("stale", [False, True], ids=["free", "left by the dead"])
+def test_of_several_that_start_at_once_one_holds_the_folder(bucket, stale):
+    folder, name = f"race{stale}", f"race{stale}/.lock.0-of-1"
+    if stale:
+        bucket.store(name, f"process 4194305 on {os.uname().nodename}".encode())
+    start, done = threading.Barrier(6), threading.Barrier(6)
+    held, refused = [], []
+
+    def claim(number):
+        start.wait(30)
+        try:
+            with locked(f"gs://bucket/{folder}"):
+                held.append(number)
+                done.wait(30)
+        except UserError as error:
+            refused.append(str(error))
+            done.wait(30)
+
+    threads = [threading.Thread(target=claim, args=(number,), daemon=True) for number in range(6)]
+    bucket.delay = 0.05
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    bucket.delay = 0.0
+    assert len(held) == 1 and len(refused) == 5
+    assert all(f"process {os.getpid()} on" in text and "mark" not in text for text in refused)
+    assert name not in bucket.objects
+
+
+def test_a_container_that_starts_again_with_the_number_that_it_had_takes_its_lock(bucket):
+    text = f"process {os.getpid()} on {os.uname().nodename}, mark 0123456789abcdef"
+    bucket.store("again/.lock.0-of-1", text.encode())
+    with locked("gs://bucket/again"):
+        assert "mark 0123456789abcdef" not in bucket.objects["again/.lock.0-of-1"][0].decode()
+
+
+def test_who_slept_through_the_loss_of_its_lock_leaves_that_of_the_next(bucket, monkeypatch):
+    monkeypatch.setattr(locks, "_RENEWED", 0.05)
+    with locked("gs://bucket/slept"):
+        bucket.store("slept/.lock.0-of-1", b"process 1 on elsewhere, mark ffffffffffffffff")
+        time.sleep(0.3)
+    assert bucket.objects["slept/.lock.0-of-1"][0].startswith(b"process 1 on elsewhere")
