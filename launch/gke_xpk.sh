@@ -12,7 +12,7 @@ set -euo pipefail
 CLUSTER=${CLUSTER:?set CLUSTER to the name of the GKE cluster}
 ZONE=${ZONE:?set ZONE to its zone}
 TPU_TYPE=${TPU_TYPE:?set TPU_TYPE to the type of its slices, such as v5p-128}
-BUCKET=${BUCKET:?set BUCKET to a bucket with hierarchical namespace}
+BUCKET=${BUCKET:?set BUCKET to a bucket that the nodes can write to}
 IMAGE=${IMAGE:?set IMAGE to an image made by launch/Dockerfile}
 WORKLOAD=${WORKLOAD:-pyratok}
 SLICES=${SLICES:-1}
@@ -25,21 +25,18 @@ source "$(dirname "$0")/dry_run.sh"
 check_numbers SLICES RESTARTS
 
 place=("--cluster=$CLUSTER" "--zone=$ZONE" ${PROJECT:+"--project=$PROJECT"})
-mount=/mnt/$BUCKET
 # Everything that comes from a variable or an argument is quoted for the container's shell.
-logs=$(printf '%q' "$mount/$RUN/logs")
+logs=$(printf '%q' "gs://$BUCKET/$RUN/logs")
 arguments=$(printf '%q ' "$@" --config.multi_host=true "--config.mesh.slices=$SLICES" \
-  "--workdir=$mount/$RUN")
+  "--workdir=gs://$BUCKET/$RUN")
 # A container that must go gets SIGTERM: the training saves and ends with code 130.
-inside="mkdir -p $logs && cd /app && log=\$(mktemp) || exit 1;"
+inside="cd /app && log=\$(mktemp) || exit 1;"
 inside+=" trap 'kill -TERM \$pid' TERM;"
 inside+=" python -m pyratok_jax.train $arguments > \"\$log\" 2>&1 & pid=\$!;"
 inside+=" tail -n +1 -f --pid=\$pid \"\$log\" & wait \$pid; code=\$?;"
 inside+=" while kill -0 \$pid 2>/dev/null; do wait \$pid; code=\$?; done;"
-inside+=" cat \"\$log\" >> $logs/\"\$(hostname)\".log; wait; exit \$code"
+inside+=" python -m pyratok_jax.pods.keep_log \"\$log\" $logs; wait; exit \$code"
 
-run xpk storage attach "$BUCKET" "${place[@]}" --type=gcsfuse --auto-mount=true \
-  "--mount-point=$mount" --readonly=false "--bucket=$BUCKET" --size=100000
 # Left to itself XPK restarts what ended by a signal (so also code 130, saved on request) but neither
 # a lost process (3) nor a defect (1), and gives 30 seconds for saving.
 run xpk workload create "--workload=$WORKLOAD" "${place[@]}" "--tpu-type=$TPU_TYPE" \

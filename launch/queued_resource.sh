@@ -12,7 +12,7 @@ set -euo pipefail
 TPU_NAME=${TPU_NAME:?set TPU_NAME to a name for the slice}
 ZONE=${ZONE:?set ZONE to a zone with quota}
 TYPE=${TYPE:?set TYPE to an accelerator type, such as v5p-128 or v5litepod-64}
-BUCKET=${BUCKET:?set BUCKET to a bucket with hierarchical namespace}
+BUCKET=${BUCKET:?set BUCKET to a bucket that all workers can write to}
 VERSION=${VERSION:-v2-alpha-tpuv5}
 SOURCE=${SOURCE:?set SOURCE to the git address of this repository}
 SPOT=${SPOT:-}
@@ -49,7 +49,7 @@ delete=(
 )
 setup="set -e; [ -d pyratok-jax ] || git clone -- $(printf '%q' "$SOURCE") pyratok-jax;"
 setup+=" cd pyratok-jax;"
-setup+=" [ -d .venv ] || python3 -m venv .venv; .venv/bin/pip install -q -e '.[tpu]'"
+setup+=" [ -d .venv ] || python3 -m venv .venv; .venv/bin/pip install -q -e '.[tpu,gcs]'"
 
 # Wait until the slices are there; fails when they will not come.
 await() {

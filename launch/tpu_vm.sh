@@ -10,7 +10,7 @@ set -euo pipefail
 
 TPU_NAME=${TPU_NAME:?set TPU_NAME to the name of the TPU VM}
 ZONE=${ZONE:?set ZONE to its zone}
-BUCKET=${BUCKET:?set BUCKET to a bucket with hierarchical namespace that all workers can write}
+BUCKET=${BUCKET:?set BUCKET to a bucket that all workers can write to}
 RUN=${RUN:-pyratok}
 PROJECT=${PROJECT:-}
 RESTARTS=${RESTARTS:-10}
@@ -21,19 +21,15 @@ check_numbers RESTARTS
 
 # Everything that comes from a variable or an argument is quoted for the workers' shell, except
 # REPOSITORY's own default, which that shell has to expand.
-mount=$(printf '%q' "/mnt/$BUCKET")
-bucket=$(printf '%q' "$BUCKET")
-logs=$(printf '%q' "/mnt/$BUCKET/$RUN/logs")
+logs=$(printf '%q' "gs://$BUCKET/$RUN/logs")
 if [ -n "${REPOSITORY:-}" ]; then repository=$(printf '%q' "$REPOSITORY"); else
   repository="\"\$HOME/pyratok-jax\""
 fi
-arguments=$(printf '%q ' "$@" --config.multi_host=true "--workdir=/mnt/$BUCKET/$RUN")
-remote="set -o pipefail; sudo mkdir -p $mount && sudo chown \"\$USER\" $mount &&"
-remote+=" (mountpoint -q $mount || gcsfuse --implicit-dirs $bucket $mount) &&"
-remote+=" mkdir -p $logs && log=\$(mktemp) && cd $repository &&"
+arguments=$(printf '%q ' "$@" --config.multi_host=true "--workdir=gs://$BUCKET/$RUN")
+remote="set -o pipefail; log=\$(mktemp) && cd $repository &&"
 remote+=" .venv/bin/python -m pyratok_jax.train $arguments 2>&1"
 remote+=" | tee \"\$log\"; code=\$?;"
-remote+=" cat \"\$log\" >> $logs/\"\$(hostname)\".log; rm -f \"\$log\"; exit \$code"
+remote+=" .venv/bin/python -m pyratok_jax.pods.keep_log \"\$log\" $logs; rm -f \"\$log\"; exit \$code"
 command=(
   gcloud compute tpus tpu-vm ssh "$TPU_NAME" "--zone=$ZONE" ${PROJECT:+"--project=$PROJECT"}
   --worker=all "--command=$remote"

@@ -73,3 +73,18 @@ def _bounded_memory():
     if sys.platform == "linux":
         # What compiling has freed, the allocator otherwise keeps.
         ctypes.CDLL(None).malloc_trim(0)
+
+
+@pytest.fixture(scope="module")
+def bucket(tmp_path_factory):
+    """A storage service on loopback, which gcsfs, Orbax and TensorStore are pointed at."""
+    from tests.gcs_server import GcsServer
+
+    with GcsServer() as server, pytest.MonkeyPatch.context() as patch:
+        for name in ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL"):
+            patch.setenv(name, server.address)
+        patch.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "token")
+        patch.setenv("GOOGLE_CLOUD_PROJECT", "project")
+        patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+        patch.setenv("PYRATOK_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield server

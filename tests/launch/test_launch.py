@@ -1,6 +1,7 @@
 """Launch scripts say what they would do without the cloud's tools; the local one does it."""
 
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -9,6 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
+
+from pyratok_jax.errors import UserError
+from pyratok_jax.pods import keep_log
 
 LAUNCH = Path(__file__).parents[2] / "launch"
 SLICE = {"TPU_NAME": "pod", "ZONE": "us-east5-a", "BUCKET": "films"}
@@ -48,9 +52,9 @@ def test_a_slice_is_trained_on_by_one_command_on_all_workers():
     )
     assert (
         "-m pyratok_jax.train --config configs/tpu_v5.py:stage1 --config.multi_host=true "
-        "--workdir=/mnt/films/stage1" in line
+        "--workdir=gs://films/stage1" in line
     )
-    assert "/mnt/films/stage1/logs/" in line
+    assert "keep_log" in line and "gs://films/stage1/logs" in line and "/mnt" not in line
 
 
 def test_a_queued_slice_is_asked_for_awaited_set_up_and_trained_on():
@@ -90,7 +94,7 @@ exit 0
     ],
 )
 def test_no_variable_is_executed(tmp_path, script, variables, name):
-    for tool in ("gcloud", "xpk", "sudo", "gcsfuse", "mountpoint", "git", "mkdir", "python"):
+    for tool in ("gcloud", "xpk", "git", "python"):
         path = tmp_path / tool
         path.write_text(FAKE if tool in ("gcloud", "xpk") else "#!/bin/bash\nexit 0\n")
         path.chmod(0o755)
@@ -147,25 +151,25 @@ def test_several_slices_are_one_request_and_one_run():
 
 
 def test_a_cluster_gets_a_workload_that_restarts():
-    storage, workload = dry("gke_xpk.sh", **CLUSTER, SLICES="2")
-    assert storage.startswith("xpk storage attach films --cluster=c")
+    (workload,) = dry("gke_xpk.sh", **CLUSTER, SLICES="2")
     assert workload.startswith("xpk workload create --workload=pyratok --cluster=c")
     assert "--tpu-type=v5p-128 --num-slices=2" in workload and "--max-restarts=10" in workload
     # XPK's own list begins at 127: lost processes and defects must be named, mistakes must not.
     assert "--restart-on-exit-codes=1,3" in workload.replace("\\", "")
-    assert "--workdir=/mnt/films/pyratok" in workload
+    assert "--workdir=gs://films/pyratok" in workload and "gcsfuse" not in workload
 
 
 @pytest.mark.parametrize(("stop", "code"), [(False, 3), (True, 130)])
 def test_a_container_hands_on_signals_and_codes_and_keeps_its_log(tmp_path, stop, code):
     """XPK runs its command in a shell of its own, to which it hands SIGTERM."""
-    written = run("gke_xpk.sh", "--dry-run", *CONFIG, **CLUSTER).stdout.splitlines()[1]
+    (written,) = run("gke_xpk.sh", "--dry-run", *CONFIG, **CLUSTER).stdout.splitlines()
     (inside,) = [part for part in shlex.split(written) if part.startswith("--command=")]
-    inside = inside.removeprefix("--command=").replace("/mnt/films", str(tmp_path / "bucket"))
-    inside = inside.replace("/app", str(tmp_path)).replace("/tmp/train.log", str(tmp_path / "log"))
+    inside = inside.removeprefix("--command=").replace("/app", str(tmp_path))
     program = tmp_path / "python"
     program.write_text(
         "#!/bin/bash\n"
+        'if [ "$2" = pyratok_jax.pods.keep_log ]; then\n'
+        '  cp "$3" kept; echo "$4" > where; exit 1\nfi\n'
         "trap 'echo saving; sleep 1; exit 130' TERM\n"
         'echo "$@"; touch "$STARTED"\n'
         + ("while true; do sleep 0.1; done\n" if stop else "exit 3\n")
@@ -183,8 +187,8 @@ def test_a_container_hands_on_signals_and_codes_and_keeps_its_log(tmp_path, stop
         process.send_signal(signal.SIGTERM)
     printed, _ = process.communicate(timeout=60)
     assert process.returncode == code
-    (kept,) = (tmp_path / "bucket/pyratok/logs").iterdir()
-    assert kept.read_text() == printed
+    assert (tmp_path / "kept").read_text() == printed
+    assert (tmp_path / "where").read_text() == "gs://films/pyratok/logs\n"
     assert "-m pyratok_jax.train --config configs/tpu_v5.py:stage1" in printed
     assert ("saving" in printed) == stop
 
@@ -238,3 +242,15 @@ def test_the_local_launcher_runs_joined_processes(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "run/checkpoints/4").is_dir()
+
+
+def test_a_log_is_kept_beside_its_run(bucket, tmp_path):
+    (tmp_path / "log").write_text("step 1\n")
+    for folder in ("gs://bucket/run/logs", str(tmp_path / "logs")):
+        keep_log.main([str(tmp_path / "log"), folder])
+    (name,) = bucket.names()
+    assert re.fullmatch(rf"run/logs/{re.escape(os.uname().nodename)}-\d{{8}}-\d{{6}}\.log", name)
+    (local,) = (tmp_path / "logs").iterdir()
+    assert bucket.objects[name][0] == local.read_bytes() == b"step 1\n"
+    with pytest.raises(UserError, match="is not kept"):
+        keep_log.main([str(tmp_path / "none"), str(tmp_path / "logs")])
