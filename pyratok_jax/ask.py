@@ -9,8 +9,10 @@ import numpy as np
 
 from pyratok_jax.errors import UserError, run_cli
 from pyratok_jax.io import Json
-from pyratok_jax.io.atomic import write_json
-from pyratok_jax.io.cli import add_frozen, command_parser, frozen_options, local_path
+from pyratok_jax.io.atomic import write_json, write_npz
+from pyratok_jax.io.cli import add_frozen, command_parser, frozen_options
+from pyratok_jax.io.mirror import OutputFolder, output_folder
+from pyratok_jax.io.remote import any_path, check_writable
 
 if TYPE_CHECKING:
     from pyratok_jax.evaluation.user_clip import ClipQuestions
@@ -32,9 +34,9 @@ def parser() -> argparse.ArgumentParser:
         "with each phrase's similarity and masks.npz; find_N.png with the curve of a sentence's "
         "score and its intervals; attention_LEVEL.mp4 with a heat map for each piece of a word.",
     )
-    p.add_argument("clip", help="a video or picture")
+    p.add_argument("clip", help="a video or picture (local or gs://)")
     p.add_argument("--checkpoint", required=True, help="the --workdir of a training")
-    p.add_argument("--output", required=True, type=local_path, help="folder to write")
+    p.add_argument("--output", required=True, help="folder to write (local or gs://)")
     add_frozen(p)
     p.add_argument("--segment", action="append", metavar="PHRASE", help='"red ball"; repeatable')
     p.add_argument(
@@ -74,10 +76,10 @@ def check(arguments: argparse.Namespace) -> None:
     Raises:
         UserError: nothing is asked, or something is missing.
     """
-    output = Path(arguments.output)
+    output = any_path(arguments.output)
     if not any(getattr(arguments, mode) is not None for mode in MODES):
         raise UserError("nothing is asked: give --segment, --find, --question or --attention")
-    if not Path(arguments.clip).is_file():
+    if not any_path(arguments.clip).is_file():
         raise UserError(f"no such file: {arguments.clip}; give a video or picture")
     if output.exists() and not output.is_dir():
         raise UserError(f"--output {output} is a file; give a folder")
@@ -96,6 +98,7 @@ def check(arguments: argparse.Namespace) -> None:
     for name in ("fps", "side", "level", "crf_iterations"):
         if getattr(arguments, name) < 0:
             raise UserError(f"--{name.replace('_', '-')} cannot be below 0")
+    check_writable(output, "--output")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -113,30 +116,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"note: the first {len(clip.frames)} frames are looked at; --frames takes more")
     tokenizer = load_tokenizer(arguments.checkpoint, **frozen_options(arguments))
     asked = ClipQuestions(tokenizer, clip, arguments.window)
-    output = Path(arguments.output)
-    output.mkdir(parents=True, exist_ok=True)
-    result: dict[str, Json] = {
-        "clip": str(arguments.clip),
-        "checkpoint_hash": tokenizer.checkpoint_hash,
-        "frames": len(clip.frames),
-        "fps": clip.fps,
-        "size": list(clip.frames.shape[1:3]),
-    }
-    if arguments.segment:
-        result["segment"] = segment(asked, arguments, output)
-    if arguments.find:
-        result["find"] = find(asked, arguments, output)
-    if arguments.question is not None:
-        result["question"] = answer(asked, arguments)
-    if arguments.attention is not None:
-        result["attention"] = attention(asked, arguments, output)
-    write_json(output / "result.json", result)
-    print(f"written: {output / 'result.json'}")
+    with output_folder(arguments.output) as output:
+        output.folder.mkdir(parents=True, exist_ok=True)
+        result: dict[str, Json] = {
+            "clip": str(arguments.clip),
+            "checkpoint_hash": tokenizer.checkpoint_hash,
+            "frames": len(clip.frames),
+            "fps": clip.fps,
+            "size": list(clip.frames.shape[1:3]),
+        }
+        if arguments.segment:
+            result["segment"] = segment(asked, arguments, output)
+        if arguments.find:
+            result["find"] = find(asked, arguments, output)
+        if arguments.question is not None:
+            result["question"] = answer(asked, arguments)
+        if arguments.attention is not None:
+            result["attention"] = attention(asked, arguments, output)
+        write_json(output.folder / "result.json", result)
+    print(f"written: {output.place(output.folder / 'result.json')}")
     return 0
 
 
 def segment(
-    asked: "ClipQuestions", arguments: argparse.Namespace, output: Path
+    asked: "ClipQuestions", arguments: argparse.Namespace, output: OutputFolder
 ) -> list[dict[str, Json]]:
     """Masks and heat maps of phrases; the share of pixels and the frames that each one has."""
     from pyratok_jax.evaluation.vision.drawing import (
@@ -153,14 +156,16 @@ def segment(
     found = asked.segment(phrases, settings, arguments.level - 1)
     frames, fps = asked.clip.frames, asked.clip.fps
     colours = {phrase: PALETTE[i % len(PALETTE)] for i, phrase in enumerate(phrases)}
-    write_film(output / "segment.mp4", titled(overlay_masks(frames, found.masks), colours), fps)
+    film = output.folder / "segment.mp4"
+    write_film(film, titled(overlay_masks(frames, found.masks), colours), fps)
     panels = [
         titled(heat_maps(frames, values), {phrase: _WHITE})
         for phrase, values in zip(phrases, found.similarity, strict=True)
     ]
-    write_film(output / "heat.mp4", tiled(panels, min(len(panels), 3)), fps)
-    np.savez_compressed(output / "masks.npz", masks=found.masks, phrases=np.array(phrases))
-    print(f"written: {output / 'segment.mp4'}, heat.mp4, masks.npz")
+    write_film(film.with_name("heat.mp4"), tiled(panels, min(len(panels), 3)), fps)
+    masks = {"masks": found.masks, "phrases": np.array(phrases)}
+    write_npz(film.with_name("masks.npz"), compress=True, **masks)
+    print(f"written: {output.place(film)}, heat.mp4, masks.npz")
     return [
         {
             "phrase": phrase,
@@ -174,7 +179,7 @@ def segment(
 
 
 def find(
-    asked: "ClipQuestions", arguments: argparse.Namespace, output: Path
+    asked: "ClipQuestions", arguments: argparse.Namespace, output: OutputFolder
 ) -> list[dict[str, Json]]:
     """Intervals of sentences in seconds, best first, and the picture of each one's curve."""
     from pyratok_jax.evaluation.vision.drawing import draw_curve
@@ -185,7 +190,7 @@ def find(
     moments = asked.find(arguments.find, settings)
     for number, (sentence, found) in enumerate(zip(arguments.find, moments, strict=True), 1):
         spans = [(run.first / fps, run.end / fps) for run in found.runs]
-        picture = output / f"find_{number}.png"
+        picture = output.folder / f"find_{number}.png"
         draw_curve(picture, found.scores, spans, fps, sentence)
         intervals = [
             {"start": start, "end": end, "score": run.score}
@@ -194,7 +199,7 @@ def find(
         scores = [round(float(x), 5) for x in found.scores]
         rows.append({"sentence": sentence, "intervals": intervals, "scores": scores})
         best = f"{spans[0][0]:.2f} to {spans[0][1]:.2f} s" if spans else "nowhere"
-        print(f"{sentence}: {best}; written: {picture}")
+        print(f"{sentence}: {best}; written: {output.place(picture)}")
     return rows
 
 
@@ -216,7 +221,7 @@ def answer(asked: "ClipQuestions", arguments: argparse.Namespace) -> dict[str, J
 
 
 def attention(
-    asked: "ClipQuestions", arguments: argparse.Namespace, output: Path
+    asked: "ClipQuestions", arguments: argparse.Namespace, output: OutputFolder
 ) -> dict[str, Json]:
     """A video of attention maps, a panel per piece of a word; the mean weight of each piece."""
     from pyratok_jax.evaluation.vision.drawing import heat_maps, tiled, titled
@@ -226,9 +231,9 @@ def attention(
         titled(heat_maps(asked.clip.frames, weights), {piece or "(start)": _WHITE})
         for piece, weights in zip(pieces, maps, strict=True)
     ]
-    path = output / f"attention_{arguments.attention}.mp4"
+    path = output.folder / f"attention_{arguments.attention}.mp4"
     write_film(path, tiled(panels, min(len(panels), 4)), asked.clip.fps)
-    print(f"written: {path}")
+    print(f"written: {output.place(path)}")
     weights = [float(x.mean()) for x in maps]
     return {"level": arguments.attention, "pieces": pieces, "mean_weights": weights}
 

@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         tokenizer = tokenizer.split_rows(local_devices(arguments.spatial))
     with contextlib.ExitStack() as stack:
         # Uploaded before it is said to be there.
-        folder = stack.enter_context(output_folder(output))
+        folder = stack.enter_context(output_folder(output)).folder
         bar = stack.enter_context(progress_bar(console))
         task = bar.add_task("frames", total=_total(arguments.input, selection))
         outcome = decode_all(

@@ -295,9 +295,9 @@ def finish(
         method=arguments.name or "",
     )
     others = other_results(arguments.beside, results)
-    with output_folder(output) as folder:
-        files = write_results(folder, task, gathered, results, others)
-        written = [output / path.relative_to(folder) for path in files]
+    with output_folder(output) as local:
+        files = write_results(local.folder, task, gathered, results, others)
+        written = [local.place(path) for path in files]
     console.print(markdown_row(task, results), markup=False, soft_wrap=True)
     console.print(comparison_table(task, results, others), markup=False, soft_wrap=True)
     if gathered.broken:

@@ -6,7 +6,6 @@ import json
 import math
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,9 +13,11 @@ from rich.console import Console
 
 from pyratok_jax.errors import UserError, run_cli
 from pyratok_jax.io.atomic import write_text
-from pyratok_jax.io.cli import add_no_verify, command_parser, local_path
+from pyratok_jax.io.cli import add_no_verify, command_parser
 from pyratok_jax.io.documents import read_lines
+from pyratok_jax.io.mirror import OutputFolder, output_folder
 from pyratok_jax.io.progress import PlainConsole, progress_bar
+from pyratok_jax.io.remote import any_path, check_writable
 
 if TYPE_CHECKING:
     from pyratok_jax.generator import Clip, Generator, Request
@@ -42,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
         help="the --workdir of a training, a published folder, hf://ORG/NAME, or builtin:world, "
         "which is shipped with this package",
     )  # fmt: skip
-    p.add_argument("--output", required=True, type=local_path, help="folder for the results")
+    p.add_argument("--output", required=True, help="folder for the results (local or gs://)")
     p.add_argument("--tokenizer", default="", help="its folder, where it has moved")
     what = p.add_argument_group("what")
     what.add_argument("--prompt", help="text, or the name of a class; empty: no prompt")
@@ -84,7 +85,7 @@ def check(arguments: argparse.Namespace) -> None:
     Raises:
         UserError: naming the argument.
     """
-    a, output = arguments, Path(arguments.output)
+    a, output = arguments, any_path(arguments.output)
     if output.exists() and not output.is_dir():
         raise UserError(f"--output {output} is a file; name a folder")
     if (output / SAMPLES).exists():
@@ -109,6 +110,7 @@ def check(arguments: argparse.Namespace) -> None:
     parse_size(a.size)
     if not 0 <= a.seed < 2**32:
         raise UserError(f"--seed {a.seed}: expected a number within 0 .. {2**32 - 1}")
+    check_writable(output, "--output")
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -204,8 +206,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         prompts, frames, height, width, arguments.seed, 0, arguments.negative_prompt, video,
         arguments.task,
     )  # fmt: skip
-    Path(arguments.output).mkdir(parents=True, exist_ok=True)
-    _Writer(arguments, generator, request, sampling, fps).run()
+    with output_folder(arguments.output) as output:
+        output.folder.mkdir(parents=True, exist_ok=True)
+        said = _Writer(arguments, generator, request, sampling, fps, output).run()
+    PlainConsole().print(said)  # When all is uploaded.
     return 0
 
 
@@ -219,14 +223,15 @@ class _Writer:
         request: "Request",
         sampling: "Sampling",
         fps: float,
+        output: OutputFolder,
     ):
         self._arguments, self._generator, self._request = arguments, generator, request
         self._sampling, self._fps = sampling, fps
-        self._output = Path(arguments.output)
+        self._output, self._folder = output, output.folder
         self._rows: list[dict[str, Any]] = []
 
-    def run(self) -> None:
-        """Everything, in order."""
+    def run(self) -> str:
+        """Everything, in order; what was done."""
         started = time.monotonic()
         if self._arguments.stream:
             self._stream()
@@ -235,12 +240,11 @@ class _Writer:
         else:
             self._videos()
         lines = [json.dumps(row, ensure_ascii=False) for row in self._rows]
-        write_text(self._output / SAMPLES, "\n".join(lines) + "\n")
+        write_text(self._folder / SAMPLES, "\n".join(lines) + "\n")
         seconds = time.monotonic() - started
         frames = sum(row["size"][0] for row in self._rows)
-        PlainConsole().print(
-            f"{len(self._rows)} samples of {frames} frames in {seconds:.1f} s: {self._output}"
-        )
+        where = self._arguments.output
+        return f"{len(self._rows)} samples of {frames} frames in {seconds:.1f} s: {where}"
 
     def _drawn(self) -> Iterator["Clip"]:
         total = len(self._request.prompts)
@@ -283,10 +287,11 @@ class _Writer:
         for clip in self._drawn():
             name = f"sample{clip.number:05d}.mp4"
             video = self._generator.decode(clip)
-            with VideoWriter(self._output / name, fps=self._fps) as writer:
+            with VideoWriter(self._folder / name, fps=self._fps) as writer:
                 for frame in video:
                     writer.write(np.ascontiguousarray(frame))
             self._row(clip.prompt, clip.number, name)
+            self._output.send()
             if len(shown) < MOST:
                 shown.append(Sample(clip.prompt, name, self._fps, video))
         settings = {
@@ -294,7 +299,7 @@ class _Writer:
             "seed": self._request.seed,
             "sampling": dataclasses.asdict(self._sampling),
         }
-        write_samples_page(self._output / PAGE, "Generated clips", shown, settings)
+        write_samples_page(self._folder / PAGE, "Generated clips", shown, settings)
 
     def _stream(self) -> None:
         from pyratok_jax.data.video.writer import VideoWriter
@@ -310,12 +315,13 @@ class _Writer:
                     width=base.width, seed=base.seed, first=number, negative=base.negative,
                     video=base.video,
                 )  # fmt: skip
-                with VideoWriter(self._output / name, fps=self._fps) as writer:
+                with VideoWriter(self._folder / name, fps=self._fps) as writer:
                     for frames in pieces:
                         for frame in frames:
                             writer.write(np.ascontiguousarray(frame))
                         bar.advance(task, len(frames))
                 self._row(prompt, number, name)
+                self._output.send()
 
     def _tokens(self) -> None:
         from pyratok_jax.generator.token_dataset import sample_record, write_samples
@@ -329,7 +335,7 @@ class _Writer:
                     checkpoint=self._generator.tokenizer.checkpoint_hash,
                 )  # fmt: skip
 
-        write_samples(self._output, records())
+        write_samples(self._folder, records())
 
 
 if __name__ == "__main__":

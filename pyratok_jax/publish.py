@@ -2,10 +2,11 @@
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from pyratok_jax.errors import UserError, run_cli
 from pyratok_jax.io.cli import command_parser
+from pyratok_jax.io.mirror import files_below
+from pyratok_jax.io.remote import AnyPath, any_path, check_writable
 
 
 def parser() -> argparse.ArgumentParser:
@@ -23,7 +24,7 @@ def parser() -> argparse.ArgumentParser:
         ],
     )
     p.add_argument("run", help="working folder of a training, or its checkpoints/STEP")
-    p.add_argument("--output", required=True, help="a new folder")
+    p.add_argument("--output", required=True, help="a new folder (local or gs://)")
     p.add_argument(
         "--bundle", nargs="*", choices=("backbone", "language", "tokenizer"), default=[],
         help="frozen parts to copy into it; others are named by their hash. Of a prior: language "
@@ -45,12 +46,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
     arguments = parser().parse_args(argv)
     folder = _publish(arguments)
-    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+    for file in files_below(folder):
         print(f"written: {file}")
     print(f"upload: hf upload ORG/NAME {folder}")
 
 
-def _publish(arguments: argparse.Namespace) -> Path:
+def _publish(arguments: argparse.Namespace) -> AnyPath:
     """Write the folder of whatever `run` is.
 
     Raises:
@@ -59,17 +60,22 @@ def _publish(arguments: argparse.Namespace) -> Path:
     from pyratok_jax.generator.publishing import Publication, is_generator, publish_generator
     from pyratok_jax.tokenizer.publishing import publish
 
-    run, output, bundle = Path(arguments.run), Path(arguments.output), tuple(arguments.bundle)
+    if arguments.run.startswith("hf://"):
+        raise UserError(f"{arguments.run} is a published folder already")
+    run, output, bundle = any_path(arguments.run), any_path(arguments.output), arguments.bundle
+    check_writable(output, "--output")
     if is_generator(run):
         if "backbone" in bundle:
             raise UserError("--bundle backbone: a prior has none; give --bundle tokenizer")
-        how = Publication(bundle, arguments.license, arguments.tokenizer, tuple(arguments.results))
+        how = Publication(
+            tuple(bundle), arguments.license, arguments.tokenizer, tuple(arguments.results)
+        )
         return publish_generator(run, output, how)
     if arguments.tokenizer or arguments.results or "tokenizer" in bundle:
         raise UserError(
             f"{run} is no prior: --tokenizer, --results and --bundle tokenizer are for priors"
         )
-    return publish(run, output, bundle=bundle, license=arguments.license)
+    return publish(run, output, bundle=tuple(bundle), license=arguments.license)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,10 @@ from pyratok_jax.data.video.files import BrokenVideoError, probe
 from pyratok_jax.errors import EXIT_PARTIAL, UserError, run_cli
 from pyratok_jax.io import Json
 from pyratok_jax.io.atomic import write_json
-from pyratok_jax.io.cli import add_frozen, add_no_verify, command_parser, frozen_options, local_path
+from pyratok_jax.io.cli import add_frozen, add_no_verify, command_parser, frozen_options
+from pyratok_jax.io.mirror import OutputFolder, output_folder
 from pyratok_jax.io.progress import PlainConsole, progress_bar
+from pyratok_jax.io.remote import AnyPath, any_path, check_writable, is_remote
 
 if TYPE_CHECKING:
     from pyratok_jax.metrics.image import Perceptual
@@ -45,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
         help="a video or picture, a folder of them (with captions from NAME.txt or NAME.json), "
         "or builtin:demo-heldout",
     )
-    p.add_argument("--output", required=True, type=local_path, help="folder for the results")
+    p.add_argument("--output", required=True, help="folder for the results (local or gs://)")
     p.add_argument("--caption", help="text to encode with, for all inputs; None: their own")
     p.add_argument(
         "--window",
@@ -93,7 +95,7 @@ def _size(text: str) -> tuple[int, int]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command."""
     arguments, console = parser().parse_args(argv), PlainConsole()
-    output = Path(arguments.output)
+    output = any_path(arguments.output)
     _check_output(output)
     if not 0 <= arguments.crf <= 51:
         raise UserError(f"--crf {arguments.crf} must lie within 0 (best) and 51")
@@ -126,16 +128,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     largest = max(sizes, default=(0, 0))
     _warn_of_memory(reconstructor.window, largest, arguments.short_side, console)
     todo = [(job, frames) for job, frames in zip(jobs, lengths, strict=True) if frames]
-    videos = _run_all(reconstructor, todo, output, arguments, skipped, console)
+    with output_folder(output) as local:
+        videos = _run_all(reconstructor, todo, local, arguments, skipped, console)
     if not videos:
         raise skipped[0] if len(jobs) == 1 else _none_readable(arguments.input, skipped)
     _finish(videos, skipped, output, console)
     return EXIT_PARTIAL if skipped else 0
 
 
-def _check_output(output: Path) -> None:
+def _check_output(output: AnyPath) -> None:
     if output.exists() and not output.is_dir():
         raise UserError(f"--output {output} is a file; give a folder")
+    if is_remote(output):
+        check_writable(output, "--output")
+        return
+    output = Path(output)
     for parent in output.absolute().parents:
         if parent.exists():
             if not parent.is_dir() or not os.access(parent, os.W_OK):
@@ -200,14 +207,14 @@ def _load_lpips(choice: str, console: Console) -> dict[str, "Perceptual"]:
 def _run_all(
     reconstructor: "Reconstructor",
     todo: Sequence[tuple["Job", int]],
-    output: Path,
+    output: OutputFolder,
     arguments: argparse.Namespace,
     skipped: list[BrokenVideoError],
     console: Console,
 ) -> list[dict[str, Json]]:
     """All videos in turn; metrics.json is brought up to date after each of them."""
     videos: list[dict[str, Json]] = []
-    existed = output.exists()
+    folder, existed = output.folder, output.folder.exists()
     with progress_bar(console) as progress:
         total = progress.add_task("frames", total=sum(frames for _, frames in todo))
         for job, frames in todo:
@@ -219,18 +226,21 @@ def _run_all(
                 progress.advance(total, count)
 
             try:
-                videos.append(reconstructor.run(job, output, caption, advance))
+                video = reconstructor.run(job, folder, caption, advance)
             except BrokenVideoError as error:
                 skipped.append(error)
                 left = (progress.tasks[0].total or frames) - frames
                 progress.update(total, total=left, completed=before)
                 continue
-            write_json(output / "metrics.json", summarise(reconstructor, videos, skipped))
+            video["outputs"] = [str(output.place(Path(path))) for path in video["outputs"]]
+            videos.append(video)
+            write_json(folder / "metrics.json", summarise(reconstructor, videos, skipped))
+            output.send()
             progress.update(total, completed=before + frames)
-    if not videos and not existed and output.exists():
-        _remove_empty(output)
+    if not videos and not existed and folder.exists():
+        _remove_empty(folder)
     elif videos:
-        write_json(output / "metrics.json", summarise(reconstructor, videos, skipped))
+        write_json(folder / "metrics.json", summarise(reconstructor, videos, skipped))
     return videos
 
 
@@ -283,7 +293,7 @@ def _is_quality(name: str) -> bool:
 def _finish(
     videos: Sequence[dict[str, Json]],
     skipped: Sequence[BrokenVideoError],
-    output: Path,
+    output: AnyPath,
     console: Console,
 ) -> None:
     table = Table(box=None)

@@ -10,7 +10,6 @@ first frames, in the same memory.
 import contextlib
 import dataclasses
 import functools
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -34,6 +33,7 @@ from pyratok_jax.data.video.writer import VideoWriter
 from pyratok_jax.errors import UserError
 from pyratok_jax.io import Json
 from pyratok_jax.io.atomic import short_name, write_png
+from pyratok_jax.io.remote import AnyPath, any_path, is_remote
 from pyratok_jax.metrics.code_usage import CodeUsage
 from pyratok_jax.metrics.image import Perceptual, Quality
 from pyratok_jax.metrics.rate import bits_per_pixel
@@ -65,7 +65,7 @@ class Job:
         return is_image(self.record.path)
 
 
-def find_jobs(spec: str, output: Path) -> list[Job]:
+def find_jobs(spec: str, output: AnyPath) -> list[Job]:
     """The inputs that `spec` names: a file, all media below a folder, or a built-in source.
 
     Outputs are named after inputs, with their folders; two files of one folder that differ in
@@ -77,16 +77,17 @@ def find_jobs(spec: str, output: Path) -> list[Job]:
     """
     if spec.startswith("builtin:"):
         return [Job(record, record.id) for record in load_source(spec)]
-    if not os.path.isdir(spec):
-        if not os.path.exists(spec):
+    source, results = any_path(spec), _resolved(output)
+    if not source.is_dir():
+        if not source.exists():
             raise BrokenVideoError(spec, "no such file")
-        return [Job(ClipRecord(Path(spec).name, spec), short_name(Path(spec).stem))]
-    if output.resolve() == Path(spec).resolve():
+        return [Job(ClipRecord(source.name, spec), short_name(source.stem))]
+    if results == _resolved(source):
         raise UserError(f"--output {output} is the folder of the inputs; give another one")
     records = [
         record
         for record in load_folder(spec)
-        if output.resolve() not in Path(record.path).resolve().parents
+        if results not in _resolved(any_path(record.path)).parents
     ]
     if not records:
         raise UserError(f"--input {spec} holds no video or image outside of --output {output}")
@@ -94,6 +95,11 @@ def find_jobs(spec: str, output: Path) -> list[Job]:
         Job(record, name)
         for record, name in zip(records, _names([r.id for r in records]), strict=True)
     ]
+
+
+def _resolved(path: AnyPath) -> AnyPath:
+    """A local path without links and relative parts; addresses have none."""
+    return path if is_remote(path) else Path(path).resolve()
 
 
 def _names(ids: Sequence[str]) -> list[str]:

@@ -14,8 +14,9 @@ from pyratok_jax.data.video.writer import VideoWriter
 from pyratok_jax.errors import EXIT_PARTIAL, UserError
 from pyratok_jax.metrics import image as metrics
 from pyratok_jax.metrics.rate import token_count
-from pyratok_jax.reconstruction import resized_frames
+from pyratok_jax.reconstruction import Reconstructor, resized_frames
 from tests.data.synthetic import numbered_frames, read_media, write_video
+from tests.gcs_server import upload
 from tests.tiny_tokenizer import GRIDS, tiny_tokenizer
 
 
@@ -108,6 +109,45 @@ def test_one_frame_video_and_one_pixel_video(tmp_path):
         assert (shown.height, shown.width) == video.shape[1:3]
         assert len(list(iter_frames(tmp_path / name / f"{name}_reconstruction.mp4"))) == len(video)
     assert result["ssim"] is None and result["psnr"] > 0
+
+
+def test_a_folder_in_a_bucket_is_reconstructed_into_another(bucket, tmp_path):
+    source = write_video(tmp_path / "in" / "clip.mp4", numbered_frames(5, 16, 16))
+    (source.parent / "bad.mp4").write_text("no video")
+    upload(bucket, source.parent, "in")
+    assert run("gs://bucket/in", "gs://bucket/out") == EXIT_PARTIAL
+    assert run(source.parent, tmp_path / "out") == EXIT_PARTIAL
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    written = [name for name in bucket.names() if name.startswith("out/")]
+    assert written == [f"out/{name}" for name in names]
+    for name in names[:2]:
+        assert bucket.objects[f"out/{name}"][0] == (tmp_path / "out" / name).read_bytes()
+    found = json.loads(bucket.objects["out/metrics.json"][0])
+    assert found["videos"][0]["outputs"] == [f"gs://bucket/out/{name}" for name in names[:2]]
+    for _ in range(2):  # What the first left below the inputs is no input of the second.
+        assert run("gs://bucket/in", "gs://bucket/in/results") == EXIT_PARTIAL
+    again = json.loads(bucket.objects["in/results/metrics.json"][0])
+    assert [video["input"] for video in again["videos"]] == ["gs://bucket/in/clip.mp4"]
+    with pytest.raises(UserError, match="no bucket other"):
+        run(source, "gs://other/out")
+
+
+def test_what_is_finished_is_uploaded_before_the_next(bucket, tmp_path, monkeypatch):
+    for number in range(2):
+        write_video(tmp_path / "in" / f"{number}.mp4", numbered_frames(5, 16, 16))
+    real, seen = Reconstructor.run, []
+
+    def second_is_interrupted(*arguments, **options):
+        seen.append([name for name in bucket.names() if name.startswith("two/")])
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(Reconstructor, "run", second_is_interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "in", "gs://bucket/two")
+    first = ["0_reconstruction.mp4", "0_side_by_side.mp4", "metrics.json"]
+    assert seen == [[], [f"two/{name}" for name in first]]
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg"])

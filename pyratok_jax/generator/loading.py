@@ -24,6 +24,7 @@ from pyratok_jax.generator.generator import Generator
 from pyratok_jax.io import Json, documents
 from pyratok_jax.io.atomic import write_json
 from pyratok_jax.io.documents import checked, refusing
+from pyratok_jax.io.remote import AnyPath, is_remote, open_path
 from pyratok_jax.models.language.model import TextEncoder
 from pyratok_jax.models.prior.config import PriorConfig
 from pyratok_jax.models.prior.model import Prior
@@ -82,12 +83,12 @@ class GeneratorDescription:
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
 
-def write_description(workdir: Path, description: GeneratorDescription) -> None:
+def write_description(workdir: AnyPath, description: GeneratorDescription) -> None:
     """Write `generator.json` into a working folder, atomically."""
     write_json(workdir / DESCRIPTION, {"format": FORMAT, **dataclasses.asdict(description)})
 
 
-def read_description(workdir: Path) -> GeneratorDescription:
+def read_description(workdir: AnyPath) -> GeneratorDescription:
     """The description in a working folder.
 
     Raises:
@@ -98,9 +99,9 @@ def read_description(workdir: Path) -> GeneratorDescription:
 
 
 def load_generator(
-    checkpoint: str | Path,
+    checkpoint: str | AnyPath,
     *,
-    tokenizer: str | Path | Tokenizer | None = None,
+    tokenizer: str | AnyPath | Tokenizer | None = None,
     language: str | None = None,
 ) -> Generator:
     """The generator in a working folder (its newest checkpoint) or in its `checkpoints/STEP`.
@@ -159,12 +160,14 @@ def load_generator(
     )
 
 
-def generator_folder(checkpoint: str | Path) -> Path:
-    """The local folder of a prior: shipped, on the Hub, or on this machine.
+def generator_folder(checkpoint: str | AnyPath) -> AnyPath:
+    """The folder of a prior: shipped, on the Hub, on a storage service, or on this machine.
 
     Raises:
         UserError: no such shipped prior, or the Hub cannot be reached.
     """
+    if is_remote(checkpoint) and not str(checkpoint).startswith(PREFIX):
+        return open_path(checkpoint)
     if not str(checkpoint).startswith("builtin:"):
         return local_folder(checkpoint)
     if str(checkpoint) != WORLD:
@@ -176,7 +179,7 @@ def generator_folder(checkpoint: str | Path) -> Path:
     return SHIPPED
 
 
-def _tokenizer_of(workdir: Path, spec: str) -> str:
+def _tokenizer_of(workdir: AnyPath, spec: str) -> str:
     """Where a prior's tokenizer is: bundled, or where the training had it.
 
     Raises:
@@ -185,7 +188,7 @@ def _tokenizer_of(workdir: Path, spec: str) -> str:
     bundled = workdir / TOKENIZER
     if bundled.is_dir():
         return str(bundled)
-    if not spec.startswith(("builtin:", PREFIX)) and not Path(spec).exists():
+    if not spec.startswith("builtin:") and not is_remote(spec) and not Path(spec).exists():
         raise UserError(
             f"the tokenizer that {workdir} was trained with was at {spec}, which does not exist "
             "here; give its folder with --tokenizer DIR (load_generator(..., tokenizer=DIR))"
@@ -194,7 +197,7 @@ def _tokenizer_of(workdir: Path, spec: str) -> str:
 
 
 def _text_of(
-    workdir: Path, said: FrozenText | None, tokenizer: Tokenizer, language: str | None
+    workdir: AnyPath, said: FrozenText | None, tokenizer: Tokenizer, language: str | None
 ) -> tuple[TextEncoder | None, CaptionTokenizer | None]:
     """What embeds prompts, and its word tokenizer; neither for a prior without text.
 

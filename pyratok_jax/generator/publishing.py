@@ -23,6 +23,8 @@ from pyratok_jax.generator.loading import (
 )
 from pyratok_jax.io.atomic import new_folder
 from pyratok_jax.io.documents import read_json
+from pyratok_jax.io.mirror import cached_folder
+from pyratok_jax.io.remote import AnyPath, any_path
 from pyratok_jax.tokenizer import load_tokenizer
 from pyratok_jax.tokenizer.loading import FROZEN, PARAMETERS, frozen_part, locate, tokenizer_folder
 from pyratok_jax.tokenizer.publishing import (
@@ -57,14 +59,14 @@ class Publication:
     results: tuple[str, ...] = ()
 
 
-def is_generator(run: Path) -> bool:
+def is_generator(run: AnyPath) -> bool:
     """Whether a folder, or that of a `checkpoints/STEP`, holds a prior."""
     workdir = run.parent.parent if run.parent.name == "checkpoints" else run
     return (workdir / DESCRIPTION).is_file()
 
 
-def publish_generator(run: Path, output: Path, how: Publication = Publication()) -> Path:
-    """Write the folder; it appears when it is complete.
+def publish_generator(run: AnyPath, output: AnyPath, how: Publication = Publication()) -> AnyPath:
+    """Write the folder; it appears when it is complete: a remote one with its description.
 
     Args:
         run: working folder of a training, or its `checkpoints/STEP`.
@@ -82,7 +84,7 @@ def publish_generator(run: Path, output: Path, how: Publication = Publication())
         description = dataclasses.replace(description, tokenizer=how.tokenizer)
     measured = [_results(folder) for folder in how.results]
     arrays = {name: np.asarray(value) for name, value in read_parameters(workdir, step).items()}
-    with new_folder(output) as folder:
+    with new_folder(output, DESCRIPTION) as folder:
         if "tokenizer" in how.bundle:
             _bundle_tokenizer(description.tokenizer, folder / TOKENIZER)
             description = dataclasses.replace(description, tokenizer=TOKENIZER)
@@ -90,7 +92,7 @@ def publish_generator(run: Path, output: Path, how: Publication = Publication())
         shipped = said is None or not said.spec or said.spec.startswith("builtin:")
         if "language" in how.bundle and said is not None and not shipped:
             source = frozen_part(workdir, dataclasses.asdict(said), "language")
-            bundle_frozen(Path(source), folder / FROZEN / "language")
+            bundle_frozen(source, folder / FROZEN / "language")
             said = dataclasses.replace(said, spec=f"{FROZEN}/language")
             description = dataclasses.replace(description, language=said)
         write_parameters(folder / PARAMETERS, arrays, step)
@@ -98,7 +100,7 @@ def publish_generator(run: Path, output: Path, how: Publication = Publication())
         count = sum(int(value.size) for value in arrays.values())
         card = model_card(description, count, step, _logged(workdir, step), measured, how.license)
         if (workdir / "config.json").exists():
-            shutil.copyfile(workdir / "config.json", folder / TRAINING)
+            (folder / TRAINING).write_bytes((workdir / "config.json").read_bytes())
             card += f"\nThe training's settings are in `{TRAINING}`.\n"
         (folder / CARD).write_text(card)
     return output
@@ -113,12 +115,12 @@ def _bundle_tokenizer(spec: str, target: Path) -> None:
     source = tokenizer_folder(spec)
     _, step = locate(source)
     if step is None:
-        shutil.copytree(source, target)
+        shutil.copytree(cached_folder(source), target)
     else:
         publish(source, target, bundle=("backbone", "language"))
 
 
-def _logged(workdir: Path, step: int) -> dict[str, float]:
+def _logged(workdir: AnyPath, step: int) -> dict[str, float]:
     """What the training logged last up to a step, of itself and of held-out tokens."""
     path, found = workdir / "metrics.jsonl", dict[str, float]()
     for line in path.read_text().splitlines() if path.is_file() else ():
@@ -129,7 +131,7 @@ def _logged(workdir: Path, step: int) -> dict[str, float]:
 
 
 def _results(folder: str) -> dict[str, Any]:
-    found = read_json(Path(folder) / "results.json", dict[str, Any])
+    found = read_json(any_path(folder) / "results.json", dict[str, Any])
     if found.get("task") != "generation":
         raise UserError(f"--results {folder}: not of evaluate --task generation")
     return found

@@ -183,14 +183,27 @@ def atomic_folder(path: PathLike) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def new_folder(path: PathLike) -> Iterator[Path]:
+def new_folder(path: PathLike, last: str = "") -> Iterator[Path]:
     """`atomic_folder` for a command's output, where a failed write is for the user to mend.
+
+    Args:
+        path: local, or remote: then its files are made on the local disk and uploaded when the
+            block ends, since services have no folders that could appear at once.
+        last: the file in it without which nobody reads the folder; it is uploaded last.
 
     Raises:
         UserError: the folder, or a file that the block writes, cannot be written.
     """
     try:
-        with atomic_folder(path) as folder:
-            yield folder
+        if not is_remote(path):
+            with atomic_folder(path) as folder:
+                yield folder
+            return
+        with tempfile.TemporaryDirectory(prefix="pyratok-") as scratch:
+            yield Path(scratch)
+            files = [file for file in sorted(Path(scratch).rglob("*")) if file.is_file()]
+            for file in sorted(files, key=lambda file: file == Path(scratch) / last):
+                name = file.relative_to(scratch).as_posix()
+                _upload(epath.Path(file), epath.Path(path) / name)
     except OSError as error:
         raise UserError(f"cannot write {os.fspath(path)}: {error.strerror or error}") from error

@@ -66,26 +66,50 @@ class Mirror:
             self._scratch.cleanup()
 
 
+class OutputFolder:
+    """A command's results: written to a local folder, and uploaded where the target is remote.
+
+    Attributes:
+        folder: where to write.
+    """
+
+    def __init__(self, target: AnyPath, folder: Path) -> None:
+        """A target, and the local folder that stands for it: the target itself if it is local."""
+        self._target, self.folder = target, folder
+
+    def place(self, path: Path) -> AnyPath:
+        """Where a file below `folder` is in the end."""
+        return self._target / path.relative_to(self.folder).as_posix()
+
+    def send(self) -> None:
+        """Upload what is finished so far, and make room; of a local folder there is nothing to do.
+
+        Files appear one by one; scratch files of `atomic_path` are not sent.
+        """
+        if not is_remote(self._target):
+            return
+        for path in sorted(self.folder.rglob("*")):
+            if path.is_file() and not path.name.startswith(".part-"):
+                publish(path, self.place(path))
+
+
 @contextlib.contextmanager
-def output_folder(target: str | os.PathLike) -> Iterator[Path]:
-    """A local folder for a command's results: the target, or one that is uploaded at the end.
+def output_folder(target: str | os.PathLike) -> Iterator[OutputFolder]:
+    """The folder for a command's results, local or remote.
 
     Args:
-        target: local or remote. Files of a remote one are uploaded one by one when the block ends,
-            also when it ends with an error: what is finished is kept.
+        target: files of a remote one are uploaded by `send`, and those that are left when the block
+            ends, also when it ends with an error: what is finished is kept.
     """
     if not is_remote(target):
-        yield Path(target)
+        yield OutputFolder(Path(target), Path(target))
         return
-    place = open_path(target)
     with tempfile.TemporaryDirectory(prefix="pyratok-") as scratch:
-        folder = Path(scratch)
+        output = OutputFolder(open_path(target), Path(scratch))
         try:
-            yield folder
+            yield output
         finally:
-            for path in sorted(folder.rglob("*")):
-                if path.is_file() and not path.name.startswith(".part-"):
-                    publish(path, place / path.relative_to(folder).as_posix())
+            output.send()
 
 
 def cached_file(path: str | os.PathLike) -> Path:
@@ -130,7 +154,7 @@ def cached_folder(path: str | os.PathLike, only: Sequence[str] = ("*",)) -> Path
     source = open_path(path)
     files = {
         file.relative_to(source).as_posix(): file
-        for file in _files(source)
+        for file in files_below(source)
         if any(fnmatch.fnmatch(file.relative_to(source).as_posix(), one) for one in only)
     }
     if not files:
@@ -145,10 +169,10 @@ def cached_folder(path: str | os.PathLike, only: Sequence[str] = ("*",)) -> Path
     return folder
 
 
-def _files(folder: epath.Path) -> Iterator[epath.Path]:
-    """All files below a remote folder, sorted."""
+def files_below(folder: AnyPath) -> Iterator[AnyPath]:
+    """All files below a folder, local or remote, sorted."""
     for entry in sorted(folder.iterdir()):
         if entry.is_dir():
-            yield from _files(entry)
+            yield from files_below(entry)
         else:
             yield entry

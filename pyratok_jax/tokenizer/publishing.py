@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pyratok_jax.checkpoints.hub import local_folder
 from pyratok_jax.checkpoints.verification import weights_hash
 from pyratok_jax.checkpoints.weights import SAFETENSORS, load_checkpoint, read_config
 from pyratok_jax.checkpoints.working_folder import read_parameters
@@ -33,8 +34,10 @@ _MEASURES = ("psnr", "psnr_video", "ssim", "lpips", "bpp")
 _BUNDLED = {"backbone": "backbone", "language": "language_model"}
 
 
-def publish(run: Path, output: Path, *, bundle: tuple[str, ...] = (), license: str = "") -> Path:
-    """Write the folder; it appears when it is complete.
+def publish(
+    run: AnyPath, output: AnyPath, *, bundle: tuple[str, ...] = (), license: str = ""
+) -> AnyPath:
+    """Write the folder; it appears when it is complete: a remote one with its description.
 
     Args:
         run: working folder of a training, or its `checkpoints/STEP`.
@@ -49,25 +52,25 @@ def publish(run: Path, output: Path, *, bundle: tuple[str, ...] = (), license: s
     workdir, step = checkpoint_of(run, output)
     description = read_description(workdir)
     arrays = {name: np.asarray(value) for name, value in read_parameters(workdir, step).items()}
-    with new_folder(output) as folder:
+    with new_folder(output, DESCRIPTION) as folder:
         for name in bundle:
             said = description[_BUNDLED[name]]
             if said is None or str(said["spec"]).startswith("builtin:"):
                 continue  # There is none, or every installation has it.
-            bundle_frozen(Path(frozen_part(workdir, said, name)), folder / FROZEN / name)
+            bundle_frozen(frozen_part(workdir, said, name), folder / FROZEN / name)
             said["spec"] = f"{FROZEN}/{name}"
         write_parameters(folder / PARAMETERS, arrays, step)
         _write(folder / DESCRIPTION, description)
         metrics = read_json(workdir / "metrics.json") if _has_metrics(workdir) else {}
         card = model_card(description, metrics, step, license)
         if (workdir / "config.json").exists():
-            shutil.copyfile(workdir / "config.json", folder / TRAINING)
+            (folder / TRAINING).write_bytes((workdir / "config.json").read_bytes())
             card += f"\nThe training's settings are in `{TRAINING}`.\n"
         (folder / CARD).write_text(card)
     return output
 
 
-def checkpoint_of(run: Path, output: Path) -> tuple[AnyPath, int]:
+def checkpoint_of(run: AnyPath, output: AnyPath) -> tuple[AnyPath, int]:
     """Working folder and step of the checkpoint that is published into a new folder.
 
     Args:
@@ -97,10 +100,16 @@ def write_parameters(path: Path, arrays: Mapping[str, np.ndarray], step: int) ->
     path.write_bytes(content)
 
 
-def bundle_frozen(source: Path, target: Path) -> None:
-    """Converted weights with one safetensors file in place of Orbax's folder."""
+def bundle_frozen(spec: str, target: Path) -> None:
+    """Converted weights with one safetensors file in place of Orbax's folder.
+
+    Args:
+        spec: the folder of the weights, local, on a storage service or on the Hub.
+        target: a folder that does not exist.
+    """
     import safetensors.flax
 
+    source = local_folder(spec)
     record = read_json(source / "config.json")
     read_config(source, record["kind"])  # It refuses what is damaged.
     shapes = {name: tuple(shape) for name, shape in record["shapes"].items()}
@@ -112,7 +121,7 @@ def bundle_frozen(source: Path, target: Path) -> None:
     (target / SAFETENSORS).write_bytes(safetensors.flax.save(arrays))
 
 
-def _has_metrics(workdir: Path) -> bool:
+def _has_metrics(workdir: AnyPath) -> bool:
     return (workdir / "metrics.json").is_file()
 
 

@@ -163,6 +163,21 @@ def test_same_bytes_again_and_resumed_without_redoing(raw, prepared, tmp_path, m
     assert last.stat().st_mtime_ns == stamps[last.name]
 
 
+def test_a_bucket_is_prepared_in_another_and_resumed(raw, prepared, bucket, capsys):
+    for name in ("clip0.mp4", "clip0.txt", "clip1.mp4", "bad.mp4"):
+        bucket.store(f"raw/{name}", (raw / name).read_bytes())
+    for there in (0, 1):
+        prepare("gs://bucket/raw", "gs://bucket/prepared")
+        assert f"2 shards, {there} of them already written" in capsys.readouterr().out
+        bucket.store("prepared/reports/00000.json", b"cut")
+    statistics = json.loads(bucket.objects["prepared/statistics.json"][0])
+    assert statistics["rejected_by_reason"] == {"broken": 1}
+    own, local = load_source("gs://bucket/prepared"), load_source(str(prepared))
+    assert [r.id for r in own] == [r.id for r in local if r.id.startswith(("clip0", "clip1"))]
+    frames = (read_clip(some[0].media, start=0.0, frames=3) for some in (own, local))
+    np.testing.assert_array_equal(*frames)
+
+
 def test_damaged_shards_are_written_again(raw, prepared, tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("PYRATOK_VERIFY", raising=False)
     other = tmp_path / "again"

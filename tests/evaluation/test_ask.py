@@ -74,6 +74,22 @@ def test_everything_at_once(run, tmp_path):
     assert len(list(iter_frames(output / "attention_2.mp4"))) == 9
 
 
+def test_a_clip_in_a_bucket_is_answered_there(run, bucket, clip, tmp_path, capsys):
+    bucket.store("clips/ball.mp4", clip.read_bytes())
+    asked = ("--segment", "ball", "--window", "5", "--crf-iterations", "0")
+    place = ["gs://bucket/clips/ball.mp4", "--checkpoint", "x", "--output", "gs://bucket/answers"]
+    assert ask.main([*place, *asked]) == 0
+    assert "written: gs://bucket/answers/result.json" in capsys.readouterr().out
+    local = run(*asked)
+    found = json.loads(bucket.objects["answers/result.json"][0])
+    assert found["segment"] == local["segment"] and found["clip"] == place[0]
+    for name in ("segment.mp4", "heat.mp4"):
+        assert bucket.objects[f"answers/{name}"][0] == (tmp_path / "out" / name).read_bytes()
+    assert "answers/masks.npz" in bucket.objects
+    with pytest.raises(UserError, match="no such file"):
+        ask.main(["gs://bucket/none.mp4", *place[1:], *asked])
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

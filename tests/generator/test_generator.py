@@ -20,6 +20,7 @@ from pyratok_jax.tokens.decoding import Selection, decode_all
 from pyratok_jax.training.loop.loop import train
 from pyratok_jax.training.tasks import generator as task_module
 from pyratok_jax.training.tasks.generator import GeneratorTask
+from tests.gcs_server import upload
 from tests.generator.tiny import GRIDS, config, same, tokenizer, write_tokens
 from tests.training.worker import without_tensorboard
 
@@ -140,6 +141,21 @@ def test_the_command_writes_videos_a_record_and_a_page(samples, workdir, tmp_pat
     assert [len(piece) for piece in pieces] == [1, 4]
     for level, own in zip(zip(*chunks, strict=True), clip.encoded.ids, strict=True):
         np.testing.assert_array_equal(np.concatenate(level, axis=1)[0], own)
+
+
+def test_samples_are_drawn_and_a_prior_is_published_in_a_bucket(bucket, samples, workdir):
+    upload(bucket, workdir, "prior")
+    publish.main(["gs://bucket/prior", "--output", "gs://bucket/published"])
+    given = ["--checkpoint", "gs://bucket/published", "--prompt", "a b", "--batch", "1"]
+    given += ["--guidance", "2", "--output", "gs://bucket/samples"]
+    assert generate.main(given) == 0
+    (row,) = [json.loads(x) for x in bucket.objects["samples/samples.jsonl"][0].splitlines()]
+    first = json.loads((samples / "samples.jsonl").read_text().splitlines()[0])
+    assert row == first
+    assert bucket.objects[f"samples/{row['file']}"][0] == (samples / row["file"]).read_bytes()
+    assert b"<video" in bucket.objects["samples/index.html"][0]
+    with pytest.raises(UserError, match="holds samples already"):
+        generate.main(given)
 
 
 def guided(generator):

@@ -17,6 +17,7 @@ from pyratok_jax.training.checkpoints import Checkpoints
 from pyratok_jax.training.distributed.sharding import make_mesh
 from pyratok_jax.training.loop.loop import place
 from pyratok_jax.training.tasks.tokenizer import TokenizerTask
+from tests.gcs_server import upload
 from tests.hub_server import COMMIT, HubServer
 from tests.training.tiny import clip, make_world, tiny_config
 
@@ -50,6 +51,12 @@ def published(run, tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def whole(published):
+    """What is in the published folder."""
+    return pt.load_tokenizer(published)
+
+
 def same(one, other):
     video = clip(1)[0]
     first, second = one.encode(video, "a red square"), other.encode(video, "a red square")
@@ -71,6 +78,26 @@ def test_a_published_folder_gives_the_tokens_of_the_run(run, published, world, m
     monkeypatch.chdir(published.parent)
     assert str(world) not in (published / "tokenizer.json").read_text()
     assert same(tokenizer, pt.load_tokenizer(published))
+
+
+def test_a_run_in_a_bucket_is_published_there(run, published, whole, bucket, capsys):
+    upload(bucket, run, "run")
+    options = ["--output", "gs://bucket/folder", "--bundle", "backbone", "language"]
+    publish.main(["gs://bucket/run", *options])
+    assert "written: gs://bucket/folder/model.safetensors" in capsys.readouterr().out
+    for file in (file for file in published.rglob("*") if file.is_file()):
+        name = f"folder/{file.relative_to(published).as_posix()}"
+        written = bucket.objects[name][0]
+        # The order of the entries of safetensors' header is left to chance.
+        same_bytes = file.suffix == ".safetensors" or written == file.read_bytes()
+        assert same_bytes and len(written) == file.stat().st_size
+    # Who finds the description finds all the rest.
+    order = {name: at for name, (_, at) in bucket.objects.items() if name.startswith("folder/")}
+    assert max(order, key=order.__getitem__) == "folder/tokenizer.json"
+    found = pt.load_tokenizer("gs://bucket/folder")
+    assert found.checkpoint_hash == whole.checkpoint_hash
+    with pytest.raises(UserError, match="exists; name a new folder"):
+        publish.main(["gs://bucket/run", *options])
 
 
 def test_frozen_weights_are_found_by_content_or_where_they_are_said_to_be(
@@ -118,8 +145,8 @@ def hub(published, tmp_path, monkeypatch):
         yield server
 
 
-def test_a_tokenizer_is_read_from_the_hub_safetensors_alone(hub, published):
-    found, whole = pt.load_tokenizer("hf://org/name/sub"), pt.load_tokenizer(published)
+def test_a_tokenizer_is_read_from_the_hub_safetensors_alone(hub, whole):
+    found = pt.load_tokenizer("hf://org/name/sub")
     assert found.checkpoint_hash == whole.checkpoint_hash
     assert "sub/model.safetensors" in hub.fetched and "sub/evil.pkl" not in hub.fetched
     assert pinned("hf://org/name/sub") == f"hf://org/name@{COMMIT}/sub"
