@@ -50,7 +50,7 @@ def _total(path: str, selection: Selection) -> int | None:
         return None
     whole = not selection.ids and selection.first == 0 and selection.stop is None
     frames = card.get("frames")
-    return frames if whole and isinstance(frames, int) and frames >= 0 else None
+    return frames if whole and isinstance(frames, int) and 0 <= frames < 1 << 53 else None
 
 
 def report(outcome: Outcome, selection: Selection, output: AnyPath, console: Console) -> int:

@@ -87,6 +87,8 @@ _NO_CLIENT = re.compile(r"[Ii]nstall \w+ to access")
 # Packages of the clients whose errors are no OSErrors or name no file, and what TensorStore says.
 _CLIENTS = ("aiohttp", "gcsfs", "google", "requests")
 _OF_TENSORSTORE = ('Error opening "zarr" driver: ', "Error reading gs://", "Error writing gs://")
+# As XLA says it.
+_OF_MEMORY = re.compile(r"RESOURCE_EXHAUSTED.*([Oo]ut of memory|alloc)", re.DOTALL)
 _REFUSED = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR,
     errno.EEXIST, errno.ENOTEMPTY, errno.ENOENT, errno.EIO, errno.ESTALE, errno.EBUSY,
@@ -104,6 +106,11 @@ def is_full_disk(error: BaseException) -> bool:
     return False
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was refused, of the machine or of an accelerator."""
+    return any(isinstance(one, MemoryError) or _OF_MEMORY.search(str(one)) for one in _chain(error))
+
+
 def environment_reason(error: BaseException) -> str | None:
     """What the machine or a storage service refused, in one line: a full disk, no such path.
 
@@ -116,6 +123,9 @@ def environment_reason(error: BaseException) -> str | None:
             f"the disk is full{place}: what was finished is kept; make room and run the same "
             "command again to resume"
         )
+    if is_out_of_memory(error):
+        found = short(str(error).partition("\n")[0], 120) or "of this process"
+        return f"the memory is not enough ({found}); use a smaller size, window or batch"
     for one in _chain(error):
         if isinstance(one, OSError) and one.errno in (errno.EMFILE, errno.ENFILE):
             return f"too many open files{place}; raise the limit with `ulimit -n`"

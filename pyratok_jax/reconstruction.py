@@ -29,7 +29,7 @@ from pyratok_jax.data.video.files import (
     iter_span,
     probe,
 )
-from pyratok_jax.data.video.writer import VideoWriter
+from pyratok_jax.data.video.writer import MAX_SIDE, VideoWriter, size_refused
 from pyratok_jax.errors import UserError
 from pyratok_jax.io import Json
 from pyratok_jax.io.atomic import short_name, write_png
@@ -38,7 +38,7 @@ from pyratok_jax.metrics.code_usage import CodeUsage
 from pyratok_jax.metrics.image import Perceptual, Quality
 from pyratok_jax.metrics.rate import bits_per_pixel
 from pyratok_jax.nn.text_attention import TextCondition
-from pyratok_jax.reports.pictures import error_map, side_by_side
+from pyratok_jax.reports.pictures import error_map, fit_within, side_by_side
 from pyratok_jax.tokenizer import Tokenizer
 from pyratok_jax.tokens.blocks import open_clip
 
@@ -332,7 +332,7 @@ class _Outputs:
     """The two files of one input, written frame by frame, or at the end for a picture."""
 
     def __init__(self, job: Job, paths: tuple[Path, Path], fps: float, crf: int) -> None:
-        self._still, self._paths = job.still, paths
+        self._still, self._paths, self._path = job.still, paths, job.record.path
         self._pictures: list[np.ndarray] = []
         self._stack = contextlib.ExitStack()
         self._writers = [VideoWriter(path, fps=fps, crf=crf) for path in paths]
@@ -346,7 +346,10 @@ class _Outputs:
     def write(self, clip: np.ndarray, reconstruction: np.ndarray) -> None:
         """Append a window."""
         errors = error_map(clip, reconstruction)
-        videos = (reconstruction, side_by_side([clip, reconstruction, errors]))
+        compared = fit_within(side_by_side([clip, reconstruction, errors]), MAX_SIDE)
+        if not self._still and (reason := size_refused(*clip.shape[1:3])) is not None:
+            raise BrokenVideoError(self._path, reason)
+        videos = (reconstruction, compared)
         if self._still:
             self._pictures = [video[0] for video in videos]
             return

@@ -1,5 +1,6 @@
 """The command that reconstructs videos, on a tiny tokenizer of random weights."""
 
+import contextlib
 import json
 import os
 
@@ -9,7 +10,7 @@ from PIL import Image
 
 from pyratok_jax import reconstruct
 from pyratok_jax.data.padding import ClipSizes
-from pyratok_jax.data.video.files import iter_frames, probe
+from pyratok_jax.data.video.files import BrokenVideoError, iter_frames, probe
 from pyratok_jax.data.video.writer import VideoWriter
 from pyratok_jax.errors import EXIT_PARTIAL, UserError
 from pyratok_jax.metrics import image as metrics
@@ -331,3 +332,21 @@ def test_sampled_lpips_looks_at_every_nth_frame_of_all_windows():
         measured.add(part, part)
     assert measured.result()["lpips"] == 0.0
     assert len(set(seen)) == 3  # Frames 0, 4 and 8.
+
+
+def test_videos_that_h264_does_not_hold(tmp_path):
+    """Three times 6000 pixels are shrunk; 17,000 are refused."""
+    from pyratok_jax.data.sources.records import ClipRecord
+    from pyratok_jax.reconstruction import Job, _Outputs, output_paths
+
+    for width in (6000, 17_000):
+        job = Job(ClipRecord("a.mp4", "a.mp4"), f"wide{width}")
+        paths, clip = output_paths(job, tmp_path), np.zeros((1, 16, width, 3), np.uint8)
+        refused = pytest.raises(BrokenVideoError, match="at most 16384 a side")
+        with (
+            refused if width > 16384 else contextlib.nullcontext(),
+            _Outputs(job, paths, 25.0, 12) as outputs,
+        ):
+            outputs.write(clip, clip)
+        assert [path.exists() for path in paths] == [width == 6000] * 2
+    assert probe(tmp_path / "wide6000_side_by_side.mp4").width <= 16384

@@ -26,7 +26,7 @@ from pyratok_jax.checkpoints.verification import (
     verify_record,
     weights_hash,
 )
-from pyratok_jax.errors import UserError
+from pyratok_jax.errors import UserError, short
 from pyratok_jax.io import Json
 from pyratok_jax.io.documents import checked, read_json
 
@@ -93,7 +93,8 @@ def read_config(folder: str | Path, *kinds: str) -> dict[str, Json]:
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise UserError(f"{path}: not a converted checkpoint; convert it with {_CONVERTER}")
     if record.get("kind") not in kinds:
-        raise UserError(f"{path}: holds a {record.get('kind')}, expected a {' or '.join(kinds)}")
+        found = short(str(record.get("kind")), 60)
+        raise UserError(f"{path}: holds a {found}, expected a {' or '.join(kinds)}")
     checked(record, FolderRecord, os.fspath(path), _ADVICE)
     return record
 

@@ -282,7 +282,9 @@ def read_description(folder: AnyPath, name: str, form: str, what: str) -> dict[s
         raise UserError(f"{folder} has no {name}: it holds no {what}")
     values = read_json(path)
     if not isinstance(values, dict) or values.get("format") != form:
-        found = values.get("format") if isinstance(values, dict) else type(values).__name__
+        found = type(values).__name__
+        if isinstance(values, dict):
+            found = short(str(values.get("format")), 60)
         raise UserError(f"{path} is of format {found}, expected {form}")
     return values
 

@@ -28,7 +28,12 @@ from pyratok_jax.io.shards import (
     shard_files,
 )
 from pyratok_jax.io.tfrecords import TFRecordFile
-from pyratok_jax.tokens.schema import DamagedRecordError, TokenRecord, decode_record
+from pyratok_jax.tokens.schema import (
+    DamagedRecordError,
+    SchemaError,
+    TokenRecord,
+    decode_record,
+)
 
 
 def soi_id(vocabulary: int) -> int:
@@ -195,7 +200,8 @@ def iterate(path: str) -> Iterator[TokenRecord]:
 def read_all(path: str, any_schema: bool = False) -> Iterator[TokenRecord | DamagedRecordError]:
     """All records in order; in the place of every one that is damaged, the error that says so.
 
-    Of a file that is cut off, the records before the cut are read.
+    So it is for records of a newer version among others of this one. Of a file that is cut off, the
+    records before the cut are read.
 
     Args:
         path: folder or shard.
@@ -204,11 +210,26 @@ def read_all(path: str, any_schema: bool = False) -> Iterator[TokenRecord | Dama
     Raises:
         UserError: no shard; SchemaError: records of another version.
     """
+    known, newer = 0, list[SchemaError]()
     for file in token_shards(str(path)):
-        yield from _read_file(file, any_schema)
+        for item in _read_file(file, any_schema):
+            if isinstance(item, SchemaError):
+                newer.append(item)
+                if not known and len(newer) >= _HOPELESS:
+                    raise item
+                yield DamagedRecordError(item.where, f"it {item.reason}")
+            else:
+                known += isinstance(item, TokenRecord)
+                yield item
+    if newer and not known:
+        raise newer[0]
 
 
-def _read_file(file: str, any_schema: bool) -> Iterator[TokenRecord | DamagedRecordError]:
+_Item = TokenRecord | DamagedRecordError | SchemaError
+_HOPELESS = 25  # Records of a newer version, and none of this one: the dataset is newer.
+
+
+def _read_file(file: str, any_schema: bool) -> Iterator[_Item]:
     try:
         reader = TFRecordFile(file, tolerant=True) if is_tfrecord(file) else open_records(file)
     except (UserError, OSError, ValueError):
@@ -218,7 +239,7 @@ def _read_file(file: str, any_schema: bool) -> Iterator[TokenRecord | DamagedRec
         where = f"{file}#{number}"
         try:
             yield decode_record(reader[number], where, any_schema)
-        except DamagedRecordError as error:
+        except (DamagedRecordError, SchemaError) as error:
             yield error
         except (RuntimeError, OSError, ValueError, IndexError) as error:
             yield DamagedRecordError(where, f"it cannot be read ({error})")
@@ -227,13 +248,13 @@ def _read_file(file: str, any_schema: bool) -> Iterator[TokenRecord | DamagedRec
         yield DamagedRecordError(file, f"it is cut off at byte {cut}")
 
 
-def _salvaged(file: str, any_schema: bool) -> Iterator[TokenRecord | DamagedRecordError]:
+def _salvaged(file: str, any_schema: bool) -> Iterator[_Item]:
     found = 0
     for number, data in enumerate(walk_array_record(file)):
         try:
             yield decode_record(data, f"{file}#{number}", any_schema)
             found += 1
-        except DamagedRecordError as error:
+        except (DamagedRecordError, SchemaError) as error:
             yield error
     yield DamagedRecordError(file, f"it is cut off or damaged; {found} records could be read")
 

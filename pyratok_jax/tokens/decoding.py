@@ -11,14 +11,15 @@ from pathlib import Path
 import numpy as np
 
 from pyratok_jax.data.video.files import is_image
-from pyratok_jax.data.video.writer import VideoWriter
-from pyratok_jax.errors import UserError
+from pyratok_jax.data.video.writer import VideoWriter, size_refused
+from pyratok_jax.errors import UserError, is_out_of_memory, short
 from pyratok_jax.tokenizer import EncodedClip, TokenizerLike
 from pyratok_jax.tokens.blocks import WindowJoiner
 from pyratok_jax.tokens.outputs import (
     FrameFolder,
     OutputExistsError,
     StillWriter,
+    Taken,
     check_free,
     output_path,
 )
@@ -27,6 +28,10 @@ from pyratok_jax.tokens.schema import DamagedRecordError, TokenRecord
 _AHEAD = 2
 # Longer gaps are named and left out: a record's numbers must not decide how much is written.
 _MOST_BLACK_FRAMES = 10_000
+_MOST_BLACK_PIXELS, _BLACK_SHARE = 1 << 27, 1000  # Of a video, and of the pixels that are there.
+# So many records of another checkpoint, and none of this one, are a mistake of the user.
+_HOPELESS = 25
+_NO_MEMORY = "the memory is not enough to decode it"
 
 
 @dataclass
@@ -45,7 +50,7 @@ class Outcome:
     bad: list[str] = field(default_factory=list)
     seen: set[str] = field(default_factory=set)
     frames: int = 0
-    taken: set[Path] = field(default_factory=set)
+    taken: Taken = field(default_factory=Taken)
 
 
 @dataclass(frozen=True)
@@ -86,15 +91,15 @@ def check_origin(record: TokenRecord, tokenizer: TokenizerLike, force: bool) -> 
     Raises:
         UserError: another checkpoint, and not forced; or sizes that do not fit at all.
     """
-    config = tokenizer.config
+    config, what = tokenizer.config, f"the tokens of {short(record.id)}"
     if record.bits != config.bits or record.levels != len(config.grids):
         raise UserError(
-            f"the tokens of {record.id} have {record.levels} levels of {record.bits} bits, the "
+            f"{what} have {record.levels} levels of {record.bits} bits, the "
             f"checkpoint {len(config.grids)} of {config.bits}; use the one that they were made with"
         )
     if record.checkpoint != tokenizer.checkpoint_hash and not force:
         raise UserError(
-            f"the tokens of {record.id} were made by checkpoint {record.checkpoint[:16] or '-'}, "
+            f"{what} were made by checkpoint {record.checkpoint[:16] or '-'}, "
             f"not by {tokenizer.checkpoint_hash[:16] or '-'}; give that one, or --force"
         )
 
@@ -148,6 +153,9 @@ def decode_all(
         for record, frames in _decoded(records, tokenizer):
             if record.video == refused:
                 continue
+            if frames is None:
+                outcome.bad.append(f"{short(record.id)}: {_NO_MEMORY}; it is left out")
+                continue
             if video is None or video.record.video != record.video:
                 if video is not None:
                     video.close(outcome, advance)
@@ -156,13 +164,13 @@ def decode_all(
                     video = _Video(record, folder, selection, crf, outcome)
                 except OutputExistsError as error:
                     refused = record.video
-                    outcome.bad.append(f"{record.video}: {error}")
+                    outcome.bad.append(f"{short(record.video)}: {error}")
                     continue
             problem = video.misfit(record)
+            if problem is None and not video.add(record, frames, advance):
+                problem = _NO_MEMORY
             if problem is not None:
-                outcome.bad.append(f"{record.id}: {problem}; it is left out")
-                continue
-            video.add(record, frames, advance)
+                outcome.bad.append(f"{short(record.id)}: {problem}; it is left out")
         if video is not None:
             video.close(outcome, advance)
     except BaseException:
@@ -179,27 +187,46 @@ def _good(
     force: bool,
     outcome: Outcome,
 ) -> Iterator[TokenRecord]:
+    fitting, foreign = 0, list[UserError]()
     for item in items:
         if isinstance(item, DamagedRecordError):
             outcome.bad.append(f"{item.where}: {item.reason}")
             continue
         outcome.seen |= {item.video} & selection.ids
-        check_origin(item, tokenizer, force)
+        try:
+            check_origin(item, tokenizer, force)
+        except UserError as error:  # Of one record, or of the dataset?
+            foreign.append(error)
+            if not fitting and len(foreign) >= _HOPELESS:
+                raise
+            outcome.bad.append(f"{error}; it is left out")
+            continue
+        fitting += 1
         problem = mismatch(item, tokenizer)
         if problem is not None:
-            outcome.bad.append(f"{item.id}: {problem}; it is left out")
+            outcome.bad.append(f"{short(item.id)}: {problem}; it is left out")
         elif selection.wants(item):
             yield item
+    if foreign and not fitting:
+        raise foreign[0]
 
 
 def _decoded(
     records: Iterator[TokenRecord], tokenizer: TokenizerLike
-) -> Iterator[tuple[TokenRecord, np.ndarray]]:
-    """Records with their cropped frames; the next one is decoded while one is written."""
+) -> Iterator[tuple[TokenRecord, np.ndarray | None]]:
+    """Records with their cropped frames; the next one is decoded while one is written.
 
-    def decode(record: TokenRecord) -> np.ndarray:
+    None in place of the frames for which the memory is not enough.
+    """
+
+    def decode(record: TokenRecord) -> np.ndarray | None:
         ids = tuple(level.astype(np.uint32) for level in record.tokens)
-        return tokenizer.decode(EncodedClip(ids, record.padding, record.bits))
+        try:
+            return tokenizer.decode(EncodedClip(ids, record.padding, record.bits))
+        except Exception as error:
+            if is_out_of_memory(error):
+                return None
+            raise
 
     with ThreadPoolExecutor(1) as pool:
         ahead: deque = deque()
@@ -226,12 +253,16 @@ class _Video:
         self.record, self._selection = record, selection
         self._stop = min(selection.stop or record.video_frames, record.video_frames)
         self._next = self._first = min(selection.first, record.video_frames)
-        self._blocks = 0
+        self._blocks: set[int] = set()
+        self._black, self._pixels = 0, 0  # Written in place of what is missing; decoded.
         self._joiner: WindowJoiner | None = None
         self._window = (0, 0)
         still = record.video_frames == 1 and is_image(record.path)
         path = output_path(folder, record.video, still, crf, outcome.taken)
         check_free(folder, path)
+        reason = size_refused(record.video_height, record.video_width)
+        if reason is not None and crf is not None and not still:
+            raise OutputExistsError(f"{reason}; use --png")
         outcome.taken.add(path)
         self._outcome = outcome
         self._stack = contextlib.ExitStack()
@@ -250,20 +281,27 @@ class _Video:
             first, other = getattr(self.record, name), getattr(record, name)
             if first != other:
                 return f"{name} is {other}, but {first} in the video's first block"
+        if record.block in self._blocks:
+            return f"its block {record.block} comes twice"
         span = record.first_frame, record.first_frame + record.frames
         if self._joiner is not None and span != self._window and span[0] < self._window[1]:
             return f"its frames {span[0]} .. {span[1] - 1} come twice or out of order"
         return None
 
-    def add(self, record: TokenRecord, frames: np.ndarray, advance: Callable[[int], None]) -> None:
-        """One decoded block; blocks come in order."""
+    def add(self, record: TokenRecord, frames: np.ndarray, advance: Callable[[int], None]) -> bool:
+        """One decoded block; blocks come in order. False where the memory is not enough."""
         span = record.first_frame, record.first_frame + record.frames
         if self._joiner is None or span != self._window:
             self._flush(advance)
             self._joiner = WindowJoiner(record.frames, record.video_height, record.video_width)
             self._window = span
-        self._joiner.add(frames, record.top, record.left, record.overlap)
-        self._blocks += 1
+        try:
+            self._joiner.add(frames, record.top, record.left, record.overlap)
+        except MemoryError:
+            return False
+        self._blocks.add(record.block)
+        self._pixels += frames.size // 3
+        return True
 
     def _flush(self, advance: Callable[[int], None]) -> None:
         if self._joiner is None:
@@ -278,10 +316,12 @@ class _Video:
     def _fill(self, until: int, advance: Callable[[int], None]) -> None:
         """Black frames in the place of missing windows."""
         missing = min(until, self._stop) - self._next
-        if missing > _MOST_BLACK_FRAMES:
+        self._black += max(missing, 0) * self.record.video_height * self.record.video_width
+        most = _MOST_BLACK_PIXELS + _BLACK_SHARE * self._pixels
+        if missing > _MOST_BLACK_FRAMES or (missing > 0 and self._black > most):
             self._outcome.bad.append(
-                f"{self.record.video}: {missing} frames from {self._next} on are missing; more "
-                f"than {_MOST_BLACK_FRAMES} are left out, not black"
+                f"{short(self.record.video)}: {missing} frames from {self._next} on are missing; "
+                "they are too many, and left out, not black"
             )
         elif missing > 0:
             black = np.zeros((1, self.record.video_height, self.record.video_width, 3), np.uint8)
@@ -299,11 +339,11 @@ class _Video:
         self._flush(advance)
         self._fill(self._stop, advance)
         self._stack.close()
-        missing = self.record.blocks - self._blocks
+        missing = self.record.blocks - len(self._blocks)
         if missing > 0 and self._selection.first == 0 and self._selection.stop is None:
             outcome.bad.append(
-                f"{self.record.video}: {missing} of {self.record.blocks} blocks are missing; they "
-                f"are black in {self._sink.path}"
+                f"{short(self.record.video)}: {missing} of {self.record.blocks} blocks are "
+                f"missing; they are black in {self._sink.path}"
             )
         outcome.videos[self.record.video] = self._sink.path
         outcome.frames += self._next - self._first

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 from rich.table import Table
 
-from pyratok_jax.errors import EXIT_PARTIAL, UserError, run_cli
+from pyratok_jax.errors import EXIT_PARTIAL, UserError, printable, run_cli, short
 from pyratok_jax.io import Json, html
 from pyratok_jax.io.atomic import write_json, write_png, write_text
 from pyratok_jax.io.cli import add_frozen, add_no_verify, command_parser, frozen_options
@@ -83,7 +83,9 @@ class Inspection:
             self._counts = np.zeros((record.levels, 2 ** counted_bits(record.bits)), np.int64)
             self._grams = [Grams() for _ in range(record.levels)]
         if (record.bits, record.levels) != (self.bits, len(self._counts)):
-            self.damaged.append(f"{record.id}: its levels differ from those of the first record")
+            self.damaged.append(
+                f"{short(record.id)}: its levels differ from those of the first record"
+            )
             return
         self.records += 1
         self.tokens += record.count
@@ -178,10 +180,10 @@ def contact_sheet(records: Sequence[TokenRecord], tokenizer: "TokenizerLike | No
         top = row * (_SIDE + _TEXT)
         for column, picture in enumerate(pictures):
             sheet.paste(_fitted(picture), (column * _SIDE, top))
-        text = f"{record.id}  {record.width}x{record.height}, {record.count} tokens"
-        draw.text((2, top + _SIDE), text, fill="black", font=font)
-        draw.text((2, top + _SIDE + 12), record.caption[:90] or "(no caption)", fill="gray",
-                  font=font)  # fmt: skip
+        text = f"{short(record.id, 60)}  {record.width}x{record.height}, {record.count} tokens"
+        draw.text((2, top + _SIDE), printable(text), fill="black", font=font)
+        caption = short(record.caption, 90) or "(no caption)"
+        draw.text((2, top + _SIDE + 12), printable(caption), fill="gray", font=font)
     return sheet
 
 

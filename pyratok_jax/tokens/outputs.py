@@ -4,7 +4,8 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Collection
+import unicodedata
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +20,39 @@ class OutputExistsError(Exception):
     """A place that cannot be written without replacing or leaving what this run did not make."""
 
 
-def output_path(
-    folder: Path, name: str, still: bool, crf: int | None, taken: Collection[Path]
-) -> Path:
+class Taken:
+    """Paths that a run has begun.
+
+    Those that differ in their case or in how accents are composed are one file on many disks.
+    """
+
+    def __init__(self, paths: Iterable[Path] = ()) -> None:
+        self._paths: set[str] = set()
+        self._above: set[str] = set()
+        for path in paths:
+            self.add(path)
+
+    def add(self, path: Path) -> None:
+        """Take a path."""
+        self._paths.add(_key(path))
+        for parent in path.parents:
+            if (key := _key(parent)) in self._above:
+                break
+            self._above.add(key)
+
+    def __contains__(self, path: Path) -> bool:
+        return _key(path) in self._paths
+
+    def is_above(self, path: Path) -> bool:
+        """Whether a taken path lies inside of this one."""
+        return _key(path) in self._above
+
+
+def _key(path: Path) -> str:
+    return unicodedata.normalize("NFC", os.fspath(path)).casefold()
+
+
+def output_path(folder: Path, name: str, still: bool, crf: int | None, taken: Taken) -> Path:
     """Where a video is written: its id below the folder, with a suffix that tells what it is.
 
     Args:
@@ -29,7 +60,7 @@ def output_path(
         name: the video's id, any text.
         still: one picture (`.png`).
         crf: None: a folder of frames; else an mp4 file.
-        taken: what this run has written already; no output is placed at, in or above one of them.
+        taken: what this run has begun already; no output is placed at, in or above one of them.
     """
     parts = [part for part in re.split(r"[/\\]", name) if part not in ("", ".", "..")]
     if len(name.encode("utf-8", "surrogateescape")) > _LONGEST_PATH:
@@ -41,10 +72,9 @@ def output_path(
         while path in taken:
             path = path.with_name(short_name("_" + path.name))
     path = path / _component(parts[-1] if parts else "video")
-    above = {parent for other in taken for parent in other.parents}
     if not path.name.lower().endswith(suffix) or path in taken:
         path = path.with_name(path.name + suffix)
-    while path in taken or path in above:
+    while path in taken or taken.is_above(path):
         stem = path.name.removesuffix(suffix)
         path = path.with_name(short_name(f"_{stem}") + path.name[len(stem) :])
     return path
@@ -52,8 +82,9 @@ def output_path(
 
 def _component(text: str) -> str:
     """A visible file name of at most 200 bytes; cut names end in a hash of the text."""
-    clean = re.sub(r"[\x00-\x1f\x7f/:*?\"<>|]", "_", text)
-    clean = "_" + clean[1:] if clean.startswith(".") else clean
+    # Controls, also those that turn the direction of a terminal's text; what other systems reserve.
+    clean = re.sub(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069/:*?\"<>|]", "_", text)
+    clean = "_" + clean[1:] if clean.startswith((".", "-", " ")) else clean
     return short_name(clean.encode("utf-8", "replace").decode(), text)
 
 

@@ -54,7 +54,17 @@ class DamagedRecordError(UserError):
 
 
 class SchemaError(UserError):
-    """A record that a newer version of this project has written."""
+    """A record that a newer version of this project has written.
+
+    `where` names the shard and the record in it; `reason` says which version it is.
+    """
+
+    def __init__(self, where: str, reason: str) -> None:
+        super().__init__(f"{where} {reason}; update pyratok-jax, or force it")
+        self.where, self.reason = where, reason
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.where, self.reason)
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,8 +220,9 @@ def decode_record(
     version = feature["schema"].int64_list.value[0]
     if not any_schema and not 1 <= version <= SCHEMA_VERSION:
         raise SchemaError(
-            f"{where} is written in version {version} of the token schema, this program reads up "
-            f"to {SCHEMA_VERSION}; update pyratok-jax, or force it"
+            where,
+            f"is written in version {version} of the token schema, this program reads up to "
+            f"{SCHEMA_VERSION}",
         )
     try:
         values = _scalars(feature)
@@ -317,6 +328,8 @@ MAX_FRAMES = 1 << 24
 MAX_PIXELS = 1 << 27  # Of a frame, as readers of media accept them.
 MAX_BLOCK_PIXELS = 1 << 30
 MIN_FPS, MAX_FPS = 1e-3, 1e5
+# A block is at least one part in so many of its frames, where these have more pixels.
+_LEAST_SHARE, _FREE_PIXELS = 1000, 1 << 27
 # Padding repeats edges up to a multiple of the tokenizer's strides, never by more than this.
 _MOST_PADDING = 1 << 12
 
@@ -359,6 +372,11 @@ def check_numbers(values: Mapping[str, Json]) -> None:
     ):
         if (pixels := math.prod(values[name] for name in sides)) > most:
             raise ValueError(f"{' x '.join(sides)} is {pixels}, not within 1 .. {most}")
+    # A small file must not stand for a large picture of which it holds next to nothing.
+    parts = math.prod(values[name] for name in ("height", "width"))
+    whole = values["video_height"] * values["video_width"]
+    if values["frames"] * whole > max(_FREE_PIXELS, _LEAST_SHARE * values["frames"] * parts):
+        raise ValueError(f"a block of {parts} pixels in frames of {whole}, expected a larger one")
     if not (math.isfinite(values["fps"]) and MIN_FPS <= values["fps"] <= MAX_FPS):
         raise ValueError(f"fps is {values['fps']}, not within {MIN_FPS} .. {MAX_FPS}")
 

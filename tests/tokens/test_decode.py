@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import time
 
 import numpy as np
 import pytest
@@ -14,8 +15,9 @@ from pyratok_jax.tokens import DamagedRecordError, TokenDataset, inspect, read_a
 from pyratok_jax.tokens.blocks import WindowJoiner
 from pyratok_jax.tokens.decoding import Selection, decode_all, parse_frames
 from pyratok_jax.tokens.exporting import Machine, export, write_card
-from pyratok_jax.tokens.outputs import output_path
-from pyratok_jax.tokens.schema import decode_record, encode_record
+from pyratok_jax.tokens.outputs import Taken, output_path
+from pyratok_jax.tokens.schema import SchemaError, decode_record, encode_record
+from tests.io.test_tfrecords import framed
 from tests.tokens.conftest import plan_of
 from tests.tokens.tiny import PixelTokenizer
 
@@ -185,7 +187,7 @@ def test_frames_argument(text, frames):
 
 
 def test_many_videos_of_one_long_name_all_find_a_place(tmp_path):
-    taken = set()
+    taken = Taken()
     for crf in (None, 12) * 60:
         path = output_path(tmp_path, "x" * 300, False, crf, taken)
         assert path not in taken and len(path.name) < 220
@@ -194,10 +196,12 @@ def test_many_videos_of_one_long_name_all_find_a_place(tmp_path):
 
 
 def test_outputs_stay_below_the_folder(tmp_path):
-    path = output_path(tmp_path, "../../etc/a:b.mkv", False, 12, set())
+    path = output_path(tmp_path, "../../etc/a:b.mkv", False, 12, Taken())
     assert path == tmp_path / "etc" / "a_b.mkv.mp4"
-    assert output_path(tmp_path, "x.mp4", False, 12, {tmp_path / "x.mp4"}).name == "x.mp4.mp4"
-    assert output_path(tmp_path, "..", False, 12, set()).parent == tmp_path
+    assert (
+        output_path(tmp_path, "x.mp4", False, 12, Taken([tmp_path / "x.mp4"])).name == "x.mp4.mp4"
+    )
+    assert output_path(tmp_path, "..", False, 12, Taken()).parent == tmp_path
 
 
 def test_inspection(tokens, tmp_path, monkeypatch, capsys):
@@ -259,11 +263,11 @@ def test_outputs_of_one_run_never_replace_each_other(tokenizer, tokens, tmp_path
 
 def test_names_of_outputs_are_short_visible_and_inside(tokenizer, tokens, tmp_path):
     for name in ("x" * 4000, "\u00e9" * 250, ".git", "a\nb", "d/" * 300, "C:\\x"):
-        path = output_path(tmp_path, name, False, 12, set())
+        path = output_path(tmp_path, name, False, 12, Taken())
         assert path.is_relative_to(tmp_path) and ".." not in path.parts
         assert all(len(p.encode()) < 220 and p[0] != "." and "\n" not in p for p in path.parts[1:])
-    assert output_path(tmp_path, "x" * 300, True, 12, set()) != (
-        output_path(tmp_path, "x" * 301, True, 12, set())
+    assert output_path(tmp_path, "x" * 300, True, 12, Taken()) != (
+        output_path(tmp_path, "x" * 301, True, 12, Taken())
     )
     outside = tmp_path / "outside"
     outside.mkdir()
@@ -301,4 +305,84 @@ def test_a_bad_record_costs_that_record(tokenizer, tokens, tmp_path):
     assert outcome.frames == 10
     other = dataclasses.replace(good, id="other", video_height=good.video_height + 1)
     outcome = decode_all([good, other, good], tokenizer, tmp_path / "b", Selection(), crf=None)
-    assert ["video_height" in text for text in outcome.bad] == [True]
+    assert ["video_height" in text for text in outcome.bad] == [True, False]
+    assert "its block 0 comes twice" in outcome.bad[1]
+
+
+def test_a_record_of_another_origin_costs_that_record(tokenizer, tokens, tmp_path):
+    good = block(tokens)
+    others = [
+        block(tokens, video="checkpoint", checkpoint="x"),
+        block(tokens, video="bits", bits=7),
+        block(tokens, video="levels", tokens=good.tokens[:3], levels=3),
+    ]
+    outcome = decode_all([*others, good], tokenizer, tmp_path, Selection(), crf=None)
+    assert set(outcome.videos) == {"clip0.mp4"} and len(outcome.bad) == 3
+    for count in (1, 10**9):  # It is read to its end, or given up.
+        records = (others[0] for _ in range(count))
+        with pytest.raises(UserError, match="made by checkpoint x"):
+            decode_all(records, tokenizer, tmp_path / "b", Selection())
+    path = tmp_path / "t-train.tfrecord-00000-of-00001"
+    newer = dataclasses.replace(good, schema=9)
+    path.write_bytes(framed([encode_record(one) for one in (newer, good)]))
+    found = list(read_all(str(path)))
+    assert "version 9" in found[0].reason and found[1].video == "clip0.mp4"
+    path.write_bytes(framed([encode_record(newer)]))
+    with pytest.raises(SchemaError, match="version 9 .*update"):
+        list(read_all(str(path)))
+
+
+def test_missing_blocks_do_not_hide_behind_repeated_ones(tokenizer, tokens, tmp_path):
+    good = block(tokens, video_frames=10, blocks=2)
+    outcome = decode_all([good, good], tokenizer, tmp_path, Selection(), crf=None)
+    assert "comes twice" in outcome.bad[0] and "1 of 2 blocks are missing" in outcome.bad[1]
+
+
+def test_a_small_record_does_not_stand_for_hours_of_work(tokenizer, tokens, tmp_path):
+    """Frames that are black, or nearly, are written in proportion to those that there are."""
+    changes = {"video_height": 480, "video_width": 640, "video_frames": 9000}
+    outcome = decode_all([block(tokens, **changes)], tokenizer, tmp_path, Selection(), crf=None)
+    assert outcome.frames <= 5 and "too many" in outcome.bad[0]
+    absurd = block(tokens, video_height=8192, video_width=16384)
+    with pytest.raises(DamagedRecordError, match="expected a larger one"):
+        decode_record(encode_record(absurd), "here")
+    wide = block(tokens, video="wide", video_width=20_000)
+    outcome = decode_all([wide, block(tokens)], tokenizer, tmp_path / "b", Selection())
+    assert "H.264" in outcome.bad[0] and set(outcome.videos) == {"clip0.mp4"}
+
+
+def test_memory_that_is_refused_costs_that_record(tokens, tmp_path):
+    class Small(PixelTokenizer):
+        def decode_padded(self, ids):
+            if len(calls) == 1:
+                raise MemoryError
+            if len(calls) == 2:
+                raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")
+            return super().decode_padded(ids)
+
+        def decode(self, encoded):
+            calls.append(0)
+            return super().decode(encoded)
+
+    calls = []
+    records = [block(tokens, video=f"{n}") for n in range(3)]
+    outcome = decode_all(records, Small(), tmp_path, Selection(), crf=None)
+    assert len(outcome.bad) == 2 and all("memory" in text for text in outcome.bad)
+    assert set(outcome.videos) == {"2"}
+
+
+def test_names_that_differ_in_case_or_accents_alone_find_places_of_their_own(tmp_path):
+    taken = Taken([tmp_path / "a.mp4", tmp_path / "\u00e9" / "x.mp4"])
+    for name in ("A", "A.MP4", "e\u0301"):
+        path = output_path(tmp_path, name, False, 12, taken)
+        assert path not in taken and not taken.is_above(path)
+        assert path.name.lower() not in ("a.mp4", "e\u0301", "\u00e9")
+        taken.add(path)
+    assert output_path(tmp_path, "-rf \u202egpj.\x9b1", True, 12, Taken()).name == "_rf _gpj._1.png"
+
+
+def test_places_of_many_videos_are_found_at_once(tmp_path):
+    taken, begin = Taken(), time.process_time()
+    for number in range(20_000):
+        taken.add(output_path(tmp_path, f"folder{number}/a", False, 12, taken))
+    assert time.process_time() - begin < 5

@@ -11,6 +11,7 @@ import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from jaxtyping import UInt8
 
+from pyratok_jax.errors import UserError
 from pyratok_jax.io.atomic import atomic_path
 
 # Matrices of swscale to the codes of ITU-T H.273: BT.709, and BT.601 with 525 lines.
@@ -20,6 +21,16 @@ _MATRIX = {Colorspace.ITU709: 1, Colorspace.ITU601: 6}
 def _swscale_matrix(height: int, width: int) -> Colorspace:
     """BT.709 for HD, BT.601 below: what players take for files without tags, as `display` does."""
     return Colorspace.ITU709 if width >= 1280 or height > 576 else Colorspace.ITU601
+
+
+MAX_SIDE = 16384  # Pixels that the encoder takes.
+
+
+def size_refused(height: int, width: int) -> str | None:
+    """Why frames of a size cannot be written; None where they can."""
+    if max(height, width) <= MAX_SIDE:
+        return None
+    return f"frames of {width}x{height} do not fit H.264, which holds at most {MAX_SIDE} a side"
 
 
 class _Empty(Exception):
@@ -57,7 +68,11 @@ class VideoWriter:
         return self
 
     def write(self, frame: UInt8[np.ndarray, "h w 3"]) -> None:
-        """Append one frame; all frames of a file have the size of the first."""
+        """Append one frame; all frames of a file have the size of the first.
+
+        Raises:
+            UserError: it is larger than the encoder takes.
+        """
         assert self._container is not None
         if self._stream is None:
             self._stream = self._add_stream(self._container, *frame.shape[:2])
@@ -70,6 +85,8 @@ class VideoWriter:
     def _add_stream(
         self, container: av.container.OutputContainer, height: int, width: int
     ) -> av.VideoStream:
+        if (reason := size_refused(height, width)) is not None:
+            raise UserError(f"cannot write {self.path}: {reason}; use a smaller size")
         rate = Fraction(self._fps).limit_denominator(1001)
         stream = container.add_stream("libx264", rate=rate)
         stream.width, stream.height = width, height
