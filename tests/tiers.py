@@ -27,6 +27,7 @@ MARKS: dict[str, tuple[str, ...]] = {
         "test_api.py",
         "tokenizer/test_publish.py",
         "test_damaged_files.py",
+        "checkpoints/test_damaged_checkpoints.py",
         "test_full_disk.py",
         "weights_conversion/test_dino.py",
         "weights_conversion/test_i3d.py",

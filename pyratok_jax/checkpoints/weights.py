@@ -89,7 +89,7 @@ def read_config(folder: str | Path, *kinds: str) -> dict[str, Json]:
     path = Path(folder) / "config.json"
     if not path.exists():
         raise UserError(f"{folder}: no config.json; expected a folder written by {_CONVERTER}")
-    record = read_json(path)
+    record = read_json(path, advice=_ADVICE)
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise UserError(f"{path}: not a converted checkpoint; convert it with {_CONVERTER}")
     if record.get("kind") not in kinds:
@@ -122,7 +122,7 @@ def load_checkpoint(
     import jax
 
     path = Path(folder) / "config.json"
-    record = checked(read_json(path), FolderRecord, os.fspath(path), _ADVICE)
+    record = checked(read_json(path, advice=_ADVICE), FolderRecord, os.fspath(path), _ADVICE)
     verify_record(f"{path}: config", record.config, record.config_sha256, _ADVICE)
     stored = {name: tuple(shape) for name, shape in record.shapes.items()}
     wanted = {name: tuple(shape) for name, shape in shapes.items()}

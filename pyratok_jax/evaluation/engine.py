@@ -22,7 +22,7 @@ from pyratok_jax.errors import UserError
 from pyratok_jax.evaluation.task import BrokenItemError, ContentT, Item, ModelT, Partial, Task
 from pyratok_jax.io import Json
 from pyratok_jax.io.atomic import write_bytes, write_text
-from pyratok_jax.io.documents import BROKEN_ZIP, WRONG_VALUE, read_json
+from pyratok_jax.io.documents import WRONG_VALUE, parse_json, read_json, read_npz
 from pyratok_jax.io.progress import progress_bar
 from pyratok_jax.io.records import text_bytes
 
@@ -89,15 +89,11 @@ class PartialStore:
     def load(self, item: str) -> Partial | None:
         """The partial result of an item, or None where there is none (or a damaged one)."""
         try:
-            data = self.path(item).read_bytes()
-        except OSError:
-            return None
-        try:
-            with np.load(io.BytesIO(data), allow_pickle=False) as file:
-                record = json.loads(file[_JSON].tobytes())
-                arrays = {key[2:]: file[key] for key in file.files if key.startswith("a_")}
+            found = read_npz(self.path(item))
+            record = parse_json(found.pop(_JSON).tobytes(), item)
+            arrays = {key[2:]: value for key, value in found.items() if key.startswith("a_")}
             return {**record["values"], **arrays} if record["id"] == item else None
-        except (*WRONG_VALUE, *BROKEN_ZIP, OSError, RecursionError):
+        except (UserError, *WRONG_VALUE):
             return None
 
     def remove(self) -> None:

@@ -261,7 +261,10 @@ def read_json(
     Raises:
         UserError: unreadable, no JSON, too large or deep, or not of the schema.
     """
-    value = parse_json(read_limited(path, max_bytes), os.fspath(path))
+    try:
+        value = parse_json(read_limited(path, max_bytes), os.fspath(path))
+    except UserError as error:
+        raise (UserError(f"{error}; {advice}") if advice else error) from error
     return value if schema is object else checked(value, schema, os.fspath(path), advice)
 
 
@@ -280,7 +283,7 @@ def read_description(folder: AnyPath, name: str, form: str, what: str) -> dict[s
     path = folder / name
     if not path.exists():
         raise UserError(f"{folder} has no {name}: it holds no {what}")
-    values = read_json(path)
+    values = read_json(path, advice="restore it from a copy")
     if not isinstance(values, dict) or values.get("format") != form:
         found = type(values).__name__
         if isinstance(values, dict):

@@ -7,15 +7,18 @@ holder any more.
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
 import socket
+import stat
 import threading
 import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 from etils import epath
 
@@ -53,7 +56,7 @@ def folder_lock(
         return
     place = Path(folder)
     own = place / f".lock.{index}-of-{count}"
-    with own.open("a+") as file:
+    with _opened(own) as file:
         if not _try_lock(file.fileno()):
             raise _occupied(own, what, advice)
         try:
@@ -130,6 +133,27 @@ def _claim(own: epath.Path, mark: str, what: str, advice: str) -> None:
             continue  # Its holder has just ended.
 
 
+@contextlib.contextmanager
+def _opened(own: Path) -> Iterator[TextIO]:
+    """A lock file, made where there is none; a link is not followed: it is emptied and written to.
+
+    Raises:
+        UserError: a link, folder, pipe or device has its name.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        descriptor = os.open(own, flags, 0o666)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise
+        raise UserError(f"{own} is no regular file: remove it") from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise UserError(f"{own} is no regular file: remove it")
+    with os.fdopen(descriptor, "r+") as file:
+        yield file
+
+
 def _me() -> str:
     return f"process {os.getpid()} on {socket.gethostname()}"
 
@@ -137,7 +161,7 @@ def _me() -> str:
 def _is_renewed(lock: epath.Path) -> bool:
     """Whether a remote lock has a holder: found at once for a process of this machine."""
     try:
-        before = lock.read_text()
+        before = lock.read_bytes().decode(errors="replace")
         match = re.match(r"process (\d+) on (\S+?)(?:,|$)(?: mark (\w+))?", before)
         if match and match[2] == socket.gethostname():
             if match[1] == str(os.getpid()):
@@ -148,7 +172,7 @@ def _is_renewed(lock: epath.Path) -> bool:
         end = time.monotonic() + _EXPIRES
         while time.monotonic() < end:
             time.sleep(1.0)
-            if lock.read_text() != before:
+            if lock.read_bytes().decode(errors="replace") != before:
                 return True
     except FileNotFoundError:
         pass
@@ -166,7 +190,7 @@ def _try_lock(descriptor: int) -> bool:
 
 
 def _is_held(path: Path) -> bool:
-    if not path.is_file():
+    if path.is_symlink() or not path.is_file():
         return False
     with path.open("r") as file:
         return not _try_lock(file.fileno())

@@ -6,10 +6,13 @@ Readers load neither TensorFlow nor anything of video or models.
 import abc
 import os
 import re
+import resource
 import stat
+import threading
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, overload
+from typing import Any, NamedTuple, Protocol, TypeVar, overload
 
 import numpy as np
 from etils import epath
@@ -81,8 +84,20 @@ def open_records(file: str) -> RecordFile:
         raise UserError(f"cannot read the shard {file}: {error}; prepare it again") from error
 
 
+class _Whole(NamedTuple):
+    """A whole file as the library wants it described, so that it does not count its records."""
+
+    filename: str
+    skip: int
+    take: int
+    examples_in_shard: int
+
+
 class ArrayRecordFile:
     """One ArrayRecord file; empty ones, which the library refuses, have no record.
+
+    A dataset may have more files than a process may open: of all objects those that were read from
+    last keep theirs open, as many as a quarter of the limit (`ulimit -n`).
 
     Raises:
         RuntimeError: it is cut off.
@@ -93,18 +108,54 @@ class ArrayRecordFile:
         from array_record.python.array_record_module import ArrayRecordReader
 
         # The library opens files of a disk alone.
-        file = os.fspath(cached_file(file))
-        size = os.stat(file).st_size
-        self._source: Sequence[bytes] = () if not size else ArrayRecordDataSource([file])
-        if size and not len(self._source):
+        self._file = os.fspath(cached_file(file))
+        size = os.stat(self._file).st_size
+        self._count = len(ArrayRecordDataSource([self._file])) if size else 0
+        if size and not self._count:
             # The library takes a file without its end for an empty one, until it is read.
-            ArrayRecordReader(file).read_all()
+            ArrayRecordReader(self._file).read_all()
+        self._source: Sequence[bytes] | None = None
 
     def __len__(self) -> int:
-        return len(self._source)
+        return self._count
 
     def __getitem__(self, number: int) -> bytes:
-        return self._source[number]
+        # Held here, so that it stays open until it is read although others may close it.
+        source = self._opened()
+        return source[number]
+
+    def _opened(self) -> Sequence[bytes]:
+        from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+        with _OPEN_LOCK:
+            me = weakref.ref(self, _forgotten)
+            if self._source is None:
+                whole = _Whole(self._file, 0, self._count, self._count)
+                self._source = ArrayRecordDataSource([whole])
+                for oldest in list(_OPEN)[: max(len(_OPEN) + 1 - _most_open(), 0)]:
+                    del _OPEN[oldest]
+                    if (other := oldest()) is not None:
+                        other._source = None
+            else:
+                _OPEN.pop(me, None)
+            _OPEN[me] = None
+            return self._source
+
+
+# The objects whose files are open; those that were read from last come last.
+_OPEN: dict["weakref.ref[ArrayRecordFile]", None] = {}
+# Objects may go away while this thread holds it.
+_OPEN_LOCK = threading.RLock()
+
+
+def _forgotten(gone: "weakref.ref[ArrayRecordFile]") -> None:
+    with _OPEN_LOCK:
+        _OPEN.pop(gone, None)
+
+
+def _most_open() -> int:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 1 << 10 if soft == resource.RLIM_INFINITY else max(soft // 4, 8)
 
 
 class ShardedRecords(Sequence[T]):

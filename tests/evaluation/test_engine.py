@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import zipfile
 from typing import ClassVar
 
 import numpy as np
@@ -104,6 +106,25 @@ def test_a_second_run_evaluates_only_what_is_missing(tmp_path, capsys):
     assert Counting.log == ["item/0", "item/1", "item/2", "item/5", "item/6"]
     out = capsys.readouterr().out
     assert "2 of 7 items are done already" in out and f"written: {tmp_path}/report.html" in out
+
+
+def test_what_lies_in_a_partial_results_place_is_made_again(tmp_path):
+    """Not waited for, and not inflated without a bound."""
+    first = run(tmp_path)
+    store = PartialStore(tmp_path / "partial")
+    pipe, bomb = store.path("item/2"), store.path("item/5")
+    pipe.unlink()
+    os.mkfifo(pipe)
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
+        header = b"\x93NUMPY\x01\x00\x76\x00"
+        header += b"{'descr': '|u1', 'fortran_order': False, 'shape': (1099511627776,), }".ljust(
+            118
+        )
+        archive.writestr("json.npy", header)
+    assert store.load("item/2") is None and store.load("item/5") is None
+    Counting.log.clear()
+    assert run(tmp_path)["metrics"] == first["metrics"]
+    assert Counting.log == ["item/2", "item/5"]
 
 
 def test_a_damaged_partial_result_is_made_again(tmp_path):

@@ -82,3 +82,29 @@ def test_a_missing_optional_package_is_one_line(capsys):
     said = capsys.readouterr().err
     assert ended.value.code == 2
     assert said.count("\n") == 1 and "pip install constriction" in said
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling link", "folder", "pipe"])
+def test_what_lies_in_a_locks_place_is_neither_emptied_nor_waited_for(tmp_path, kind):
+    own, kept = tmp_path / ".lock.0-of-1", tmp_path / "letter.txt"
+    kept.write_text("mine")
+    if "link" in kind:
+        own.symlink_to(kept if kind == "link" else tmp_path / "nowhere")
+    elif kind == "folder":
+        own.mkdir()
+    else:
+        os.mkfifo(own)
+    with (
+        pytest.raises(UserError, match=f"{own} is no regular file: remove it"),
+        folder_lock(tmp_path, 0, 1, "training in", "name another"),
+    ):
+        pass
+    assert kept.read_text() == "mine" and not (tmp_path / "nowhere").exists()
+
+
+def test_memory_that_is_refused_is_one_line(capsys):
+    assert "memory is not enough (Unable to allocate 9 GiB)" in ended(
+        MemoryError("Unable to allocate 9 GiB"), capsys
+    )
+    error = RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nmore")
+    assert "memory is not enough (RESOURCE_EXHAUSTED: Out" in ended(error, capsys)
