@@ -28,13 +28,20 @@ class UserError(Exception):
 
 
 def printable(text: str) -> str:
-    """Text for a terminal: control characters other than line feeds and tabs become escapes."""
-    return "".join(
-        char
-        if char in "\n\t" or unicodedata.category(char) not in ("Cc", "Cf", "Cs")
-        else char.encode("unicode_escape").decode()
-        for char in text
-    )
+    """Text for people: control characters other than line feeds and tabs become escapes.
+
+    So do those that turn the direction of text, or cannot be seen, but not the joiners that
+    Persian, Indian scripts and emoji need.
+    """
+    return _UNUSUAL.sub(_escaped, text)
+
+
+_UNUSUAL = re.compile(r"[^\x20-\x7e\n\t\u200c\u200d]")
+
+
+def _escaped(found: re.Match[str]) -> str:
+    control = unicodedata.category(found[0]) in ("Cc", "Cf", "Cs")
+    return found[0].encode("unicode_escape").decode() if control else found[0]
 
 
 def short(value: object, most: int = 300) -> str:

@@ -1,6 +1,7 @@
 """A trained tokenizer or prior as a folder to hand on: `python -m pyratok_jax.publish --help`."""
 
 import argparse
+import shlex
 from collections.abc import Sequence
 
 from pyratok_jax.errors import UserError, run_cli
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = _publish(arguments)
     for file in files_below(folder):
         print(f"written: {file}")
-    print(f"upload: hf upload ORG/NAME {folder}")
+    print(f"upload: hf upload ORG/NAME {shlex.quote(str(folder))}")
 
 
 def _publish(arguments: argparse.Namespace) -> AnyPath:

@@ -1,6 +1,7 @@
 """Compare trainings: `python -m pyratok_jax.report --help`."""
 
 import argparse
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 
@@ -30,6 +31,14 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
+@dataclasses.dataclass(frozen=True)
+class _Figures:
+    """Of a run's `metrics.json`: its rows of held-out clips."""
+
+    steps: int | None = None
+    heldout: list[dict[str, Json]] = dataclasses.field(default_factory=list)
+
+
 def results_of(run: AnyPath) -> dict[str, Json]:
     """The figures of a run's trained model, with the step.
 
@@ -38,11 +47,11 @@ def results_of(run: AnyPath) -> dict[str, Json]:
     """
     if not (run / "metrics.json").exists():
         raise UserError(f"{run} has no metrics.json: it holds no finished training")
-    content = read_json(run / "metrics.json", dict[str, Json])
-    rows = [row for row in content.get("heldout", []) if row.get("role") == "model"]
+    content = read_json(run / "metrics.json", _Figures)
+    rows = [row for row in content.heldout if row.get("role") == "model"]
     if not rows:
         raise UserError(f"{run}/metrics.json has no row of the trained model")
-    return {"steps": content.get("steps")} | {name: rows[0].get(name) for name in _MEASURES}
+    return {"steps": content.steps} | {name: rows[0].get(name) for name in _MEASURES}
 
 
 def differences(configs: Sequence[Mapping[str, Json]]) -> list[tuple[str, list[str]]]:

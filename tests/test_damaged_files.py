@@ -17,9 +17,13 @@ from pyratok_jax.checkpoints.working_folder import read_parameters
 from pyratok_jax.data.caption_embeddings import StoredCaptions, write_embeddings
 from pyratok_jax.data.clip_shards import PrepareOptions, plan_shards
 from pyratok_jax.data.sources.registry import load_source
+from pyratok_jax.evaluation.peers import other_results
+from pyratok_jax.generator import publishing
 from pyratok_jax.io.sharded_job import ShardedJob
 from pyratok_jax.io.shards import ShardWriter
+from pyratok_jax.report import results_of
 from pyratok_jax.tokenizer.loading import read_description, stored_config, write_description
+from pyratok_jax.tokenizer.publishing import card_of
 from pyratok_jax.tokens import TokenDataset, inspect, read_all
 from pyratok_jax.tokens.decoding import Selection, decode_all
 from pyratok_jax.tokens.plan import ExportOptions, ExportPlan, provenance_of, source_fingerprint
@@ -267,7 +271,17 @@ def settings(tmp_path, tokenizer):
         length=8, model="x", batch=2,
     )  # fmt: skip
     index = json.loads((tmp_path / "captions" / "index.json").read_text())
-    metrics = {"step": 1, "loss": 2.0, "psnr": 20.0}
+    metrics = {"step": 1, "loss": 2.0, "psnr": 20.0, "heldout_tokens/nats": 3.0}
+    model = {"role": "model", "name": "full", "psnr": 20.0, "ssim": None, "lpips": 0.1, "bpp": 0.2}
+    words = ("prompts", "number", "colour", "shape", "count", "motion", "everything")
+    results = {"task": "generation", "data": "d", "protocol": {"samples": 3}, "items_hash": "0",
+               "method": "m", "bpp": 0.1,
+               "metrics": {"nats": 3.0, "faithfulness": [dict.fromkeys(words, 0.5)]}}  # fmt: skip
+
+    def compared():
+        other_results([str(tmp_path)], results)
+        publishing._results(str(tmp_path))
+
     return {
         "tokenizer.json": (description, described),
         "config.json": (converted, lambda: read_config(tmp_path, "wan-vae")),
@@ -279,6 +293,12 @@ def settings(tmp_path, tokenizer):
         "dataset_card.json": ({"frames": 3}, lambda: TokenDataset(str(tmp_path)).card),
         "captions/index.json": (index, lambda: StoredCaptions(tmp_path / "captions")(["one"])),
         "metrics.jsonl": (metrics, lambda: read_metrics(epath.Path(tmp_path) / "metrics.jsonl")),
+        "./metrics.jsonl": (metrics, lambda: publishing._logged(tmp_path, 5)),
+        "metrics.json": (
+            {"steps": 3, "heldout": [model, {"name": "random", "psnr": 9.0}]},
+            lambda: (results_of(tmp_path), card_of(tmp_path, description, 3, "")),
+        ),
+        "results.json": (results, compared),
     }  # fmt: skip
 
 

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pyratok_jax.errors import UserError
+from pyratok_jax.errors import UserError, short
 from pyratok_jax.evaluation.task import Task
 from pyratok_jax.io import Json
 from pyratok_jax.io.documents import read_json
@@ -164,6 +164,8 @@ def other_results(folders: Sequence[str], results: Mapping[str, Json]) -> list[d
         missing = [key for key in (*_SAME, "method", "metrics") if key not in other]
         if missing:
             raise UserError(f"--beside {folder}: its results have no {missing[0]}; evaluate again")
+        if not isinstance(other["metrics"], Mapping):
+            raise UserError(f"--beside {folder}: its metrics are no figures; evaluate again")
         for key in _SAME:
             if other[key] != results[key]:
                 raise UserError(f"--beside {folder}: {_difference(key, other[key], results[key])}")
@@ -180,7 +182,7 @@ def _difference(key: str, there: Json, here: Json) -> str:
             for name in sorted({*there, *here})
             if there.get(name) != here.get(name)
         )
-    return f"another {key}: {there} there, {here} here"
+    return f"another {key}: {short(str(there), 80)} there, {short(str(here), 80)} here"
 
 
 def comparison(

@@ -13,14 +13,15 @@ import numpy as np
 from markupsafe import Markup
 
 import pyratok_jax
+from pyratok_jax.errors import printable, short
 from pyratok_jax.evaluation.engine import Gathered
 from pyratok_jax.evaluation.peers import MARK, PEERS, Cells, comparison, number
 from pyratok_jax.evaluation.task import Metrics, Partial, Picture, Task
-from pyratok_jax.io import Json, html
+from pyratok_jax.io import Json, html, markdown
 from pyratok_jax.io.atomic import write_json, write_text
 from pyratok_jax.io.records import text_bytes
 from pyratok_jax.reports.curves import rate_chart, rate_distortion_png
-from pyratok_jax.reports.tables import html_table, markdown_cell, markdown_table
+from pyratok_jax.reports.tables import html_table, markdown_table
 
 _PACKAGES = ("jax", "flax", "numpy", "scipy", "av", "trackeval", "pycocotools", "dm-pix")
 # Entries of results.json that the page shows folded.
@@ -148,7 +149,7 @@ def paper_row(task: Task, results: Mapping[str, Json]) -> Cells:
 
 def _markdown(cells: Cells) -> str:
     head, rows = cells
-    lines = (map(markdown_cell, head), ["---"] * len(head), *(map(markdown_cell, r) for r in rows))
+    lines = (map(markdown.cell, head), ["---"] * len(head), *(map(markdown.cell, r) for r in rows))
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
@@ -200,7 +201,7 @@ def _pictures(output: Path, task: Task, gathered: Gathered) -> list[Picture]:
     try:
         return task.pictures(gathered.partials, folder) if gathered.partials else []
     except Exception as error:
-        print(f"no pictures: {error}")
+        print(printable(f"no pictures: {short(str(error))}"))
         return []
 
 

@@ -4,7 +4,7 @@
 """
 
 import dataclasses
-import json
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,8 +21,9 @@ from pyratok_jax.generator.loading import (
     read_description,
     write_description,
 )
+from pyratok_jax.io import markdown
 from pyratok_jax.io.atomic import new_folder
-from pyratok_jax.io.documents import read_json
+from pyratok_jax.io.documents import checked, parse_json, read_json, read_lines, refusing
 from pyratok_jax.io.mirror import cached_folder
 from pyratok_jax.io.remote import AnyPath, any_path
 from pyratok_jax.tokenizer import load_tokenizer
@@ -123,18 +124,22 @@ def _bundle_tokenizer(spec: str, target: Path) -> None:
 def _logged(workdir: AnyPath, step: int) -> dict[str, float]:
     """What the training logged last up to a step, of itself and of held-out tokens."""
     path, found = workdir / "metrics.jsonl", dict[str, float]()
-    for line in path.read_text().splitlines() if path.is_file() else ():
-        row = json.loads(line)
+    for number, line in enumerate(read_lines(path) if path.is_file() else (), start=1):
+        where, advice = f"{path}, line {number}", "remove it: the training does not need it"
+        row = checked(parse_json(line, where), dict[str, float], where, advice)
         if row.get("step", 0) <= step:
             found |= {k: v for k, v in row.items() if k.rpartition("/")[2] in _LOGGED}
     return found
 
 
-def _results(folder: str) -> dict[str, Any]:
-    found = read_json(any_path(folder) / "results.json", dict[str, Any])
+def _results(folder: str) -> list[str]:
+    """The part of the card that says what an evaluation measured."""
+    path = any_path(folder) / "results.json"
+    found = read_json(path, dict[str, Any])
     if found.get("task") != "generation":
         raise UserError(f"--results {folder}: not of evaluate --task generation")
-    return found
+    with refusing(os.fspath(path), "evaluate again"):
+        return _measured(found)
 
 
 def model_card(
@@ -142,7 +147,7 @@ def model_card(
     parameters: int,
     step: int,
     logged: Mapping[str, float],
-    results: Sequence[Mapping[str, Any]],
+    results: Sequence[Sequence[str]],
     license: str,
 ) -> str:
     """The model card, with the numbers that the training logged and that were evaluated.
@@ -152,14 +157,16 @@ def model_card(
         parameters: trained values.
         step: of the checkpoint.
         logged: last row of the training.
-        results: contents of `results.json` of the task `generation`.
+        results: of each evaluation, the lines that say what it measured.
         license: see `Publication`.
     """
     sizes, (frames, height, width) = description.prior, description.size
     head = ["---", "library_name: pyratok-jax", "tags: [video, text-to-video, jax]"]
     head += [f"license: {license}"] if license else []
     said = description.language
-    language = "none" if said is None else f"`{said.spec}`" if said.spec else "the tokenizer's"
+    language = "none" if said is None else "the tokenizer's"
+    if said is not None and said.spec:
+        language = markdown.code(said.spec)
     logs = [f"| {name} | {value:.4g} |" for name, value in logged.items()]
     lines = [
         *head, "---", "", "# Prior over video tokens (PyraTok in JAX)", "",
@@ -172,11 +179,11 @@ def model_card(
         "", "```python", "import pyratok_jax as pt", "",
         'generator = pt.load_generator("THIS_FOLDER")  # or hf://ORG/NAME',
         'clip, = generator.generate("...")', "video = generator.decode(clip)", "```", "",
-        "## Frozen parts", "", f"Tokenizer: `{description.tokenizer}` "
+        "## Frozen parts", "", f"Tokenizer: {markdown.code(description.tokenizer)} "
         f"(`{description.tokenizer_hash[:16]}`). Language model: {language}.", "",
         "## Measured", "",
         *(["| logged last by the training | |", "|---|---|", *logs, ""] if logs else []),
-        *(line for one in results for line in _measured(one)),
+        *(line for one in results for line in one),
         *([] if logs or results else ["Nothing was measured.", ""]),
     ]  # fmt: skip
     return "\n".join(lines)
@@ -187,12 +194,13 @@ def _measured(results: Mapping[str, Any]) -> list[str]:
     settings, metrics = results["protocol"], results["metrics"]
     named = ("samples", "frames", "side", "guidance", "temperature", "steps", "things")
     said = ", ".join(f"{name} {settings[name]}" for name in named if settings.get(name))
-    lines = [f"`evaluate --task generation --data {results['data']}`: {said}.", ""]
+    command = markdown.code(f"evaluate --task generation --data {results['data']}")
+    lines = [f"{command}: {markdown.cell(said)}.", ""]
     if metrics.get("faithfulness"):
         lines += [f"| {' | '.join(_FAITHFUL)} |", "|---" * len(_FAITHFUL) + "|"]
         for row in metrics["faithfulness"]:
             cells = (row[name] for name in _FAITHFUL)
-            shown = (f"{x:.1%}" if isinstance(x, float) else str(x) for x in cells)
+            shown = (f"{x:.1%}" if isinstance(x, float) else markdown.cell(x) for x in cells)
             lines.append(f"| {' | '.join(shown)} |")
         lines.append("")
     for key, title in (

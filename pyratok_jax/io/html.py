@@ -15,6 +15,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from pyratok_jax import __version__
+from pyratok_jax.errors import printable
 
 # Colours and type of every page, light and dark; pages add their own rules.
 _STYLE = """
@@ -82,6 +83,8 @@ def document(
 ) -> str:
     """A whole page.
 
+    Control characters in it become escapes, also those that turn the direction of text.
+
     Args:
         title: heading and name of the window.
         body: sections and other parts, in order; plain text among them is escaped.
@@ -89,7 +92,7 @@ def document(
         script: JavaScript that runs at the end of the page. Trusted likewise.
         refresh: seconds after which a browser loads the page again; 0: never.
     """
-    return str(
+    return printable(
         Markup(
             "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
             "<meta name='viewport' content='width=device-width, initial-scale=1'>"

@@ -50,10 +50,10 @@ def plain_label(text: str) -> str:
     """A text as a label that shows it as it is: matplotlib reads formulas between dollar signs.
 
     Control characters, which its fonts and SVG do not have, become escapes; a leading underscore,
-    which hides a name from legends, follows a space of no width.
+    which hides a name from legends, follows a hair space.
     """
     plain = printable(text).replace("\n", " ").replace("$", r"\$")
-    return f"\u200b{plain}" if plain.startswith("_") else plain
+    return f"\u200a{plain}" if plain.startswith("_") else plain
 
 
 def curve_svg(

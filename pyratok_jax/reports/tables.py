@@ -5,8 +5,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from pyratok_jax.errors import printable
-from pyratok_jax.io import html
+from pyratok_jax.io import html, markdown
 
 # Key, heading, format. Keys that are not here follow in their own order, as they are.
 _COLUMNS = (
@@ -81,21 +80,15 @@ def html_table(rows: Sequence[Row]) -> Markup:
     )
 
 
-def markdown_cell(text: object) -> str:
-    """A text as a cell of a Markdown table, which shows it as it is."""
-    plain = printable(str(text)).replace("\n", " ")
-    return plain.replace("&", "&amp;").replace("<", "&lt;").replace("|", r"\|")
-
-
 def markdown_table(rows: Sequence[Row]) -> str:
     """The same table in Markdown, for notes and papers."""
     rows = [expand_levels(row) for row in rows]
     columns = columns_of(rows)
-    lines = ["| | " + " | ".join(heading for _, heading, _ in columns) + " |"]
+    lines = ["| | " + " | ".join(markdown.cell(heading) for _, heading, _ in columns) + " |"]
     lines.append("|---" * (len(columns) + 1) + "|")
     for row in rows:
-        cells = (write_value(row.get(key), style) for key, _, style in columns)
-        lines.append(f"| {markdown_cell(row.get('name', ''))} | " + " | ".join(cells) + " |")
+        cells = (markdown.cell(write_value(row.get(key), style)) for key, _, style in columns)
+        lines.append(f"| {markdown.cell(row.get('name', ''))} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 

@@ -5,6 +5,7 @@ that tokens of either belong to both.
 """
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,9 +17,9 @@ from pyratok_jax.checkpoints.verification import weights_hash
 from pyratok_jax.checkpoints.weights import SAFETENSORS, load_checkpoint, read_config
 from pyratok_jax.checkpoints.working_folder import read_parameters
 from pyratok_jax.errors import UserError
-from pyratok_jax.io import Json
+from pyratok_jax.io import Json, markdown
 from pyratok_jax.io.atomic import new_folder
-from pyratok_jax.io.documents import read_json
+from pyratok_jax.io.documents import read_json, refusing
 from pyratok_jax.io.remote import AnyPath
 from pyratok_jax.tokenizer.loading import (
     DESCRIPTION,
@@ -61,13 +62,24 @@ def publish(
             said["spec"] = f"{FROZEN}/{name}"
         write_parameters(folder / PARAMETERS, arrays, step)
         _write(folder / DESCRIPTION, description)
-        metrics = read_json(workdir / "metrics.json") if _has_metrics(workdir) else {}
-        card = model_card(description, metrics, step, license)
+        card = card_of(workdir, description, step, license)
         if (workdir / "config.json").exists():
             (folder / TRAINING).write_bytes((workdir / "config.json").read_bytes())
             card += f"\nThe training's settings are in `{TRAINING}`.\n"
         (folder / CARD).write_text(card)
     return output
+
+
+def card_of(workdir: AnyPath, description: Mapping[str, Json], step: int, license: str) -> str:
+    """`model_card` with what is measured in a working folder.
+
+    Raises:
+        UserError: its `metrics.json` is damaged.
+    """
+    path, advice = workdir / "metrics.json", "remove it, or have it measured again"
+    metrics = read_json(path, dict[str, Json], advice=advice) if path.is_file() else {}
+    with refusing(os.fspath(path), advice):
+        return model_card(description, metrics, step, license)
 
 
 def checkpoint_of(run: AnyPath, output: AnyPath) -> tuple[AnyPath, int]:
@@ -110,8 +122,8 @@ def bundle_frozen(spec: str, target: Path) -> None:
     import safetensors.flax
 
     source = local_folder(spec)
-    record = read_json(source / "config.json")
-    read_config(source, record["kind"])  # It refuses what is damaged.
+    kind = read_json(source / "config.json", dict[str, Json]).get("kind")
+    record = read_config(source, str(kind))  # It refuses what is damaged.
     shapes = {name: tuple(shape) for name, shape in record["shapes"].items()}
     arrays = load_checkpoint(source, shapes)
     target.mkdir(parents=True)
@@ -119,10 +131,6 @@ def bundle_frozen(spec: str, target: Path) -> None:
         if file.is_file() and file.name != SAFETENSORS:
             shutil.copyfile(file, target / file.name)
     (target / SAFETENSORS).write_bytes(safetensors.flax.save(arrays))
-
-
-def _has_metrics(workdir: AnyPath) -> bool:
-    return (workdir / "metrics.json").is_file()
 
 
 def _write(path: Path, values: Mapping[str, Json]) -> None:
@@ -158,7 +166,7 @@ def model_card(
         'tok = pt.load_tokenizer("THIS_FOLDER")  # or hf://ORG/NAME',
         "encoded = tok.encode(video)  # uint8 (t, h, w, 3)", "video = tok.decode(encoded)", "```",
         "", "## Frozen weights", "", "| part | where | SHA-256 |", "|---|---|---|",
-        *(f"| {name} | `{said['spec']}` | `{said['sha256'][:16]}` |"
+        *(f"| {name} | {markdown.code(said['spec'])} | `{said['sha256'][:16]}` |"
           for name, said in frozen.items() if said),
         "", "A folder elsewhere: `load_tokenizer(..., backbone=DIR, language=DIR)`.", "",
         "## Measured", "", *_measured(metrics), "",
@@ -175,6 +183,6 @@ def _measured(metrics: Mapping[str, Json]) -> list[str]:
     for row in rows:
         values = (row.get(name) for name in names)
         shown = (f"{value:.4g}" if isinstance(value, int | float) else "-" for value in values)
-        lines.append(f"| {row['name']} | {' | '.join(shown)} |")
+        lines.append(f"| {markdown.cell(row['name'])} | {' | '.join(shown)} |")
     lines += ["", "PSNR in dB and SSIM: higher is better; LPIPS (VGG): lower; bpp: bits per pixel."]
     return lines

@@ -27,6 +27,7 @@ from pyratok_jax.errors import is_full_disk
 from pyratok_jax.io import Json
 from pyratok_jax.io.atomic import write_json, write_text
 from pyratok_jax.io.documents import read_npz, refusing
+from pyratok_jax.io.markdown import cell
 from pyratok_jax.metrics.code_usage import counted_bits, usage
 from pyratok_jax.tokens.batches import (
     Batch,
@@ -355,7 +356,7 @@ def card_text(card: dict[str, Json]) -> str:
         ("source", card["source"]), ("schema", card["schema"]),
     ]  # fmt: skip
     lines = ["# Video tokens", "", "Written by `python -m pyratok_jax.export_tokens`.", ""]
-    lines += ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows), ""]
+    lines += ["| | |", "|---|---|", *(f"| {name} | {cell(value)} |" for name, value in rows), ""]
     lines += ["## Use of the codes", ""]
     lines += ["| level | stride (time, space) | tokens | codes used | share | entropy, bits |"]
     lines += ["|---|---|---|---|---|---|"]

@@ -1,5 +1,6 @@
 """Names and captions are text: no markup, formula or control sequence in them takes effect."""
 
+import html
 import io
 import subprocess
 import sys
@@ -8,12 +9,13 @@ import pytest
 from rich.table import Table
 
 from pyratok_jax.errors import printable
+from pyratok_jax.io import markdown
 from pyratok_jax.io.atomic import write_text
 from pyratok_jax.io.html import document, paragraph
 from pyratok_jax.io.progress import PlainConsole
 from pyratok_jax.io.records import ExampleSchema, parse_example
 from pyratok_jax.reports.curves import rate_chart, rate_distortion_png
-from pyratok_jax.reports.tables import markdown_cell
+from pyratok_jax.reports.tables import markdown_table
 
 NAMES = ["[red]", "closing [/b]", "a$b^{c$", "<script>x</script>", "50% | 3", ":smile: _x", "_hid"]
 
@@ -48,8 +50,22 @@ def test_names_in_charts(name, tmp_path):
 @pytest.mark.parametrize("name", NAMES)
 def test_names_in_pages_and_markdown(name):
     assert "<script>x" not in document(name, [paragraph(name)])
-    cell = markdown_cell(name + "\n")
+    cell = markdown.cell(name + "\n")
     assert "\n" not in cell and "<" not in cell and "|" not in cell.replace(r"\|", "")
+    assert "\x1b" not in document("a\x1b[2Jb", ["c\u202ed\x9be"])
+    assert "\\u202e" in document("a", ["c\u202ed"]) and "\u200d" in document("a", ["\u200d"])
+
+
+@pytest.mark.parametrize("name", [*NAMES, "[a](http://b)", "**b** `c`", r"a\|b", "~~c~~", "$d$"])
+def test_names_in_markdown_are_shown_by_a_reader_of_it(name):
+    from markdown_it import MarkdownIt
+
+    table = markdown_table([{"name": name, "psnr": 1.0, "note": name}])
+    page = MarkdownIt("commonmark").enable(["table", "strikethrough"]).render(table)
+    assert f"<td>{html.escape(name)}</td>" in page and page.count("<td>") == 3
+    line = MarkdownIt("commonmark").render(f"see {markdown.code(name)} there")
+    shown = name.replace("`", "\u02cb").replace("|", "\u2223")
+    assert f"<p>see <code>{html.escape(shown)}</code> there</p>" in line
 
 
 def test_bytes_of_file_names_that_are_no_utf8_come_back(tmp_path):

@@ -1,10 +1,19 @@
 """Shards of records: as many as there are, under a limit of open files."""
 
 import os
+import resource
 import threading
 
+import numpy as np
+from PIL import Image
+
+from pyratok_jax.data.sources.registry import load_source
 from pyratok_jax.io import shards
 from pyratok_jax.io.shards import ArrayRecordFile, ShardWriter
+from pyratok_jax.tokens import TokenDataset
+from pyratok_jax.tokens.exporting import Machine, export, write_card
+from tests.tokens.conftest import plan_of
+from tests.tokens.tiny import PixelTokenizer
 
 
 def open_files():
@@ -37,3 +46,23 @@ def test_more_shards_than_a_process_may_open(tmp_path, monkeypatch):
     assert len(shards._OPEN) == 8
     del files
     assert open_files() == before and not shards._OPEN
+
+
+def test_an_export_of_more_shards_than_files_may_be_open(tmp_path):
+    tokenizer, count = PixelTokenizer(), 120
+    (tmp_path / "in").mkdir()
+    for number in range(count):
+        pixels = np.full((16, 16, 3), number, np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "in" / f"{number:03d}.png")
+    records = load_source(str(tmp_path / "in"))
+    plan = plan_of(tokenizer, records, tmp_path / "out", shards=count)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = max(int(file) for file in os.listdir("/proc/self/fd")) + 40
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    try:
+        assert export(plan, records, tokenizer, Machine()).clips == count
+        assert write_card(plan)["clips"] == count
+        found = {record.video for record in TokenDataset(str(tmp_path / "out"))}
+        assert len(found) == count
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

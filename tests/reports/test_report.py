@@ -203,7 +203,7 @@ def test_tables_in_markdown():
     text = tables.markdown_table(ROWS)
     lines = text.splitlines()
     assert lines[0] == "| | PSNR ↑ | LPIPS ↓ | bpp | use L1 | use L2 | note |"
-    assert lines[2] == "| after 9 steps | 24.00 | 0.2500 | 0.1406 | 50.0% | 25.0% | x<y |"
+    assert lines[2] == "| after 9 steps | 24.00 | 0.2500 | 0.1406 | 50.0% | 25.0% | x&lt;y |"
     assert lines[3] == "| ceiling | 27.50 | – | – | – | – | – |"
 
 
