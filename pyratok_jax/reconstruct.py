@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 # Of the demo's VAE: 24 frames of 1280x720 in windows of 17 took 12 GB.
 _GB_PER_PIXEL = 12 / (17 * 1280 * 720)
-_LARGE = 6_000_000
 _LPIPS = {"vgg": ("vgg",), "alex": ("alex",), "both": ("vgg", "alex"), "none": ()}
 
 
@@ -55,6 +54,12 @@ def parser() -> argparse.ArgumentParser:
         help="frames encoded together, a multiple of the VAE's frame step and one: longer ones "
         "need fewer bits and more memory; None: 17, or the next number that the VAE takes",
     )
+    p.add_argument(
+        "--tile", type=int, metavar="PIXELS",
+        help="side of square tiles that are encoded alone, for frames too large for memory; 0: "
+        "whole frames; None: 512 where a window has more than 6 million pixels, else whole frames",
+    )  # fmt: skip
+    p.add_argument("--overlap", type=int, default=64, help="pixels that neighbouring tiles share")
     p.add_argument(
         "--stream-beyond",
         type=int,
@@ -102,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.lpips_every < 1 or arguments.short_side < 0 or not 0 <= arguments.fps < 1e6:
         raise UserError("--lpips-every must be at least 1, --short-side and --fps at least 0")
     # Heavy imports wait until the command line is known to be sound.
-    from pyratok_jax.reconstruction import Reconstructor, find_jobs
+    from pyratok_jax.reconstruction import Reconstructor, Tiling, find_jobs
     from pyratok_jax.tokenizer import load_tokenizer
 
     jobs = find_jobs(arguments.input, output)
@@ -124,9 +129,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         lpips_every=arguments.lpips_every,
         fps=arguments.fps,
         short_side=arguments.short_side,
+        tiling=None if arguments.tile is None else Tiling(arguments.tile, arguments.overlap),
     )
-    largest = max(sizes, default=(0, 0))
-    _warn_of_memory(reconstructor.window, largest, arguments.short_side, console)
+    largest = arguments.resize or _largest(sizes, arguments.short_side)
+    _say_memory(reconstructor, largest, console)
     todo = [(job, frames) for job, frames in zip(jobs, lengths, strict=True) if frames]
     with output_folder(output) as local:
         videos = _run_all(reconstructor, todo, local, arguments, skipped, console)
@@ -150,20 +156,36 @@ def _check_output(output: AnyPath) -> None:
             return
 
 
-def _warn_of_memory(window: int, size: tuple[int, int], short_side: int, console: Console) -> None:
-    """Say so where a window is so large that a workstation's memory may not hold it."""
-    height, width = size
-    if short_side and min(size) > short_side:
-        scale = short_side / min(size)
-        height, width = round(height * scale), round(width * scale)
-    pixels = window * height * width
-    if pixels > _LARGE:
-        _say(
-            console,
-            f"note: windows of {window} frames of {width}x{height} need about "
-            f"{pixels * _GB_PER_PIXEL:.0f} GB of memory, more with a larger VAE; --short-side 256 "
-            "or a smaller --window need less",
+def _largest(sizes: Sequence[tuple[int, int]], short_side: int) -> tuple[int, int]:
+    """(height, width) of the largest frames as they are encoded."""
+    height, width = max(sizes, key=lambda size: size[0] * size[1], default=(0, 0))
+    if short_side and min(height, width) > short_side:
+        scale = short_side / min(height, width)
+        return round(height * scale), round(width * scale)
+    return height, width
+
+
+def _say_memory(reconstructor: "Reconstructor", size: tuple[int, int], console: Console) -> None:
+    """Say so where windows are cut into tiles, or where memory may not hold them."""
+    from pyratok_jax.reconstruction import LARGE
+
+    (height, width), window = size, reconstructor.window
+    side, overlap = reconstructor.tiling(height, width)
+    streams = reconstructor.stream_beyond is not None
+    if window * height * width <= LARGE:
+        return
+    if side and not streams:
+        note = (
+            f"frames of {width}x{height} are encoded in tiles of {side} that share {overlap} "
+            "pixels, as export_tokens with these --tile and --overlap does; --tile 0: whole"
         )
+    else:
+        note = (
+            f"windows of {window} frames of {width}x{height} need about "
+            f"{window * height * width * _GB_PER_PIXEL:.0f} GB of memory, more with a larger VAE; "
+            "--short-side 256, --tile 512 without --stream-beyond, or a smaller --window need less"
+        )
+    _say(console, f"note: {note}")
 
 
 def _probe_all(

@@ -2,7 +2,9 @@
 
 A video is cut into windows of frames; each is padded, tokenised and decoded on its own, so
 that memory depends on a window's size and not on the video's length. The first frame of every
-window has its own tokens, so short windows cost more bits. Beyond a chosen length a video is
+window has its own tokens, so short windows cost more bits. Large windows are cut into tiles that
+overlap and are blended, so that the networks' memory does not depend on the frames' size either.
+Beyond a chosen length a video is
 streamed as one clip instead, in segments with carried caches: without seams and without further
 first frames, in the same memory.
 """
@@ -15,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -40,9 +43,32 @@ from pyratok_jax.metrics.rate import bits_per_pixel
 from pyratok_jax.nn.text_attention import TextCondition
 from pyratok_jax.reports.pictures import error_map, fit_within, side_by_side
 from pyratok_jax.tokenizer import Tokenizer
-from pyratok_jax.tokens.blocks import open_clip
+from pyratok_jax.tokens.blocks import WindowJoiner, cut_tiles, open_clip
 
 _Part = tuple[np.ndarray, np.ndarray, tuple[np.ndarray, ...]]
+# Windows of more pixels are cut into tiles, where nothing else is asked for.
+LARGE = 6_000_000
+
+
+class Tiling(NamedTuple):
+    """Square tiles of `side` pixels of which neighbours share `overlap`; side 0: whole frames."""
+
+    side: int
+    overlap: int = 0
+
+    def check(self) -> None:
+        """Refuse what cannot be tiled.
+
+        Raises:
+            UserError: naming the options.
+        """
+        if self.side < 0 or self.overlap < 0 or (self.side and self.overlap * 2 > self.side):
+            raise UserError(
+                f"--overlap {self.overlap} does not suit --tile {self.side}: at most half a tile"
+            )
+
+
+TILES = Tiling(512, 64)
 RECONSTRUCTION, SIDE_BY_SIDE = "_reconstruction", "_side_by_side"
 
 
@@ -134,9 +160,12 @@ class Reconstructor:
         resize: (height, width) of wide frames, see `resized_frames`; None: frames keep their size.
         lpips_every: LPIPS is measured on every n-th frame.
         fps, short_side: frames per second to keep and what the shorter side is shrunk to; 0: all.
+        tiling: of the frames of every window; None: `TILES` where a window has more than `LARGE`
+            pixels. Streamed videos have none.
 
     Raises:
-        UserError: a window that the backbone does not take, or a quantiser that does not stream.
+        UserError: a window that the backbone does not take, a quantiser that does not stream, or
+            tiles of streamed videos.
     """
 
     def __init__(
@@ -151,6 +180,7 @@ class Reconstructor:
         lpips_every: int = 1,
         fps: float = 0.0,
         short_side: int = 0,
+        tiling: Tiling | None = None,
     ) -> None:
         factor = tokenizer.temporal_factor
         window = tokenizer.config.vae.window() if window is None else window
@@ -166,6 +196,11 @@ class Reconstructor:
                 f"--stream-beyond: a tokenizer with {reason} cannot stream clips exactly in "
                 "segments; leave the option out to take windows"
             )
+        if tiling is not None:
+            tiling.check()
+            if stream_beyond is not None and tiling.side:
+                raise UserError("--stream-beyond takes whole frames; leave --tile out")
+        self._tiling = tiling
         self.tokenizer, self.window, self.stream_beyond = tokenizer, window, stream_beyond
         self._lpips, self._crf, self.resize = lpips, crf, resize
         self.lpips_every = lpips_every
@@ -219,6 +254,7 @@ class Reconstructor:
             **facts,
             "fps": rate,
             "windows": windows,
+            "tile": 0 if streamed else self.tiling(*clip.shape[1:3]).side,
             "streamed": streamed,
             "video_seconds": frames / rate,
             "seconds": round(time.monotonic() - begin, 3),
@@ -257,11 +293,22 @@ class Reconstructor:
             frames = open_clip(job.record, self._fps, self._short_side).frames
         return frames if self.resize is None else resized_frames(frames, self.resize)
 
+    def tiling(self, height: int, width: int) -> Tiling:
+        """How frames of that size are cut."""
+        if self._tiling is not None:
+            return self._tiling
+        return TILES if self.window * height * width > LARGE else Tiling(0)
+
     def _in_windows(self, job: Job, text: TextCondition | None) -> Iterator[_Part]:
-        """(frames, reconstruction, ids) of each window, a clip of its own."""
+        """(frames, reconstruction, ids) of each window, whose tiles are clips of their own."""
         for clip in cut_windows(self._frames(job), self.window):
-            encoded = self.tokenizer.encode(clip, text)
-            yield clip, self.tokenizer.decode(encoded), encoded.batch
+            side, overlap = self.tiling(*clip.shape[1:3])
+            joiner, ids = WindowJoiner(*clip.shape[:3]), []
+            for tile in cut_tiles(clip, side, overlap):
+                encoded = self.tokenizer.encode(tile.frames, text)
+                joiner.add(self.tokenizer.decode(encoded), tile.top, tile.left, overlap)
+                ids.append(encoded.batch)
+            yield clip, joiner.frames(), tuple(map(np.concatenate, zip(*ids, strict=True)))
 
     def _as_one_clip(self, job: Job, text: TextCondition | None) -> Iterator[_Part]:
         """The same of each segment: the first as long as a window, later ones less its frame 0."""

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pyratok_jax import reconstruct
+from pyratok_jax import decode_tokens, export_tokens, reconstruct, reconstruction
 from pyratok_jax.data.padding import ClipSizes
 from pyratok_jax.data.video.files import BrokenVideoError, iter_frames, probe
 from pyratok_jax.data.video.writer import VideoWriter
@@ -19,6 +19,7 @@ from pyratok_jax.reconstruction import Reconstructor, resized_frames
 from tests.data.synthetic import numbered_frames, read_media, write_video
 from tests.gcs_server import upload
 from tests.tiny_tokenizer import GRIDS, tiny_tokenizer
+from tests.tokens.tiny import PixelTokenizer
 
 
 @pytest.fixture(autouse=True)
@@ -233,6 +234,46 @@ def test_memory_does_not_grow_with_the_length(tmp_path, tokenizer, monkeypatch):
             writer.write(np.full((16, 32, 3), number, np.uint8))
     run(tmp_path / "long.mp4", tmp_path / "out")
     assert lengths == [5] * 6 + [1]
+
+
+def test_tiles_give_what_exported_tiles_decode_to(tmp_path, monkeypatch, capsys):
+    tokenizer = PixelTokenizer()
+    tokenizer.embed = lambda captions: None
+    monkeypatch.setattr("pyratok_jax.tokenizer.load_tokenizer", lambda path: tokenizer)
+    for command in (export_tokens, decode_tokens):
+        monkeypatch.setattr(command, "load_tokenizer", lambda path: tokenizer)
+    source = write_video(tmp_path / "in" / "clip.mp4", numbered_frames(7, 40, 56))
+    cut = ("--tile", "32", "--overlap", "8")
+    given = ["--checkpoint", "0", "--input", str(source.parent), "--window", "5", *cut]
+    assert export_tokens.main([*given, "--output", str(tmp_path / "tokens")]) == 0
+    given = ["--checkpoint", "0", "--input", str(tmp_path / "tokens")]
+    assert decode_tokens.main([*given, "--output", str(tmp_path / "decoded")]) == 0
+    (decoded,) = (path.read_bytes() for path in (tmp_path / "decoded").iterdir())
+
+    def written(output, *options):
+        assert run(source, tmp_path / output, *options) == 0
+        video = json.loads((tmp_path / output / "metrics.json").read_text())["videos"][0]
+        return video, (tmp_path / output / "clip_reconstruction.mp4").read_bytes()
+
+    capsys.readouterr()
+    tiled, whole = written("tiled", *cut), written("whole")
+    assert tiled[1] == decoded != whole[1]
+    # Two windows of 2 x 2 tiles of 32x32, all of their tokens counted, against frames of 48x64.
+    per_tile = token_count([(1 + 4 // dt, 32 // ds, 32 // ds) for dt, ds in GRIDS])
+    assert tiled[0]["tokens"] == 2 * 4 * per_tile and tiled[0]["tile"] == 32
+    assert whole[0]["tile"] == 0
+    assert "encoded in tiles" not in capsys.readouterr().out
+    # The same of itself where a window is too large.
+    monkeypatch.setattr(reconstruction, "LARGE", 5 * 40 * 56 - 1)
+    monkeypatch.setattr(reconstruction, "TILES", reconstruction.Tiling(32, 8))
+    assert written("large")[1] == decoded
+    assert "encoded in tiles of 32 that share 8 pixels" in capsys.readouterr().out
+    assert written("forced", "--tile", "0")[1] == whole[1]
+    assert "GB of memory" in capsys.readouterr().out
+    with pytest.raises(UserError, match="at most half a tile"):
+        run(source, tmp_path / "x", "--tile", "32", "--overlap", "17")
+    with pytest.raises(UserError, match="takes whole frames"):
+        Reconstructor(tiny_tokenizer(), stream_beyond=5, tiling=reconstruction.Tiling(32, 8))
 
 
 @pytest.mark.parametrize("window", ["0", "4", "16"])

@@ -8,6 +8,8 @@ failed requests again, its refusals are Python's own errors, and TensorFlow is n
 it `etils.epath` uses TensorFlow's client, which reads and writes files but no working folders.
 """
 
+import atexit
+import contextlib
 import functools
 import http.client
 import importlib.util
@@ -19,6 +21,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
+import weakref
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -53,6 +56,30 @@ def _choose_client() -> None:
 
 
 _choose_client()
+
+
+def _close_sessions() -> None:
+    """Close the connections of gcsfs where they were opened, in the thread of its event loop.
+
+    Its own way out does so from the main thread, which prints that the event loop is closed.
+    """
+    core = sys.modules.get("gcsfs.core")
+    if core is None:
+        return
+    import asyncio
+
+    kinds = [core.GCSFileSystem, *core.GCSFileSystem.__subclasses__()]
+    for client in [one for kind in kinds for one in getattr(kind, "_cache", {}).values()]:
+        session, loop = client.session, client.loop
+        if session is not None and not session.closed and loop is not None and loop.is_running():
+            with contextlib.suppress(Exception):
+                asyncio.run_coroutine_threadsafe(session.close(), loop).result(timeout=2.0)
+
+
+# What is registered last is called first: so the finalizers of weakref, gcsfs's among them, come
+# before this, though they are made later.
+weakref.finalize(_close_sessions, int)
+atexit.register(_close_sessions)
 
 
 class UnreachableError(UserError):

@@ -113,13 +113,23 @@ def cut_blocks(
     """
     number = first = 0
     for stacked in cut_windows(frames, window):
-        for block in _tiles(stacked, first, number, tile, overlap):
+        for block in cut_tiles(stacked, tile, overlap, first, number):
             yield block
             number += 1
         first += len(stacked)
 
 
-def _tiles(window: np.ndarray, first: int, number: int, tile: int, overlap: int) -> Iterator[Block]:
+def cut_tiles(
+    window: np.ndarray, tile: int, overlap: int, first: int = 0, number: int = 0
+) -> Iterator[Block]:
+    """The blocks of one window, by rows, then columns.
+
+    Args:
+        window: uint8 (t, h, w, 3).
+        tile, overlap: as for `cut_blocks`.
+        first: frame of the video that the window begins with.
+        number: of its first block.
+    """
     height, width = window.shape[1:3]
     for top in tile_starts(height, tile, overlap):
         for left in tile_starts(width, tile, overlap):

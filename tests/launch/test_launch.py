@@ -254,3 +254,14 @@ def test_a_log_is_kept_beside_its_run(bucket, tmp_path):
     assert bucket.objects[name][0] == local.read_bytes() == b"step 1\n"
     with pytest.raises(UserError, match="is not kept"):
         keep_log.main([str(tmp_path / "none"), str(tmp_path / "logs")])
+
+
+def test_a_command_that_has_written_to_a_bucket_ends_in_silence(bucket, tmp_path):
+    """gcsfs closes its connections from a thread that is not theirs, which asyncio prints."""
+    (tmp_path / "log").write_text("step 1\n")
+    words = ["-m", "pyratok_jax.pods.keep_log", str(tmp_path / "log"), "gs://bucket/silent"]
+    done = subprocess.run(
+        [sys.executable, "-X", "dev", *words], cwd=LAUNCH.parent, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and any(name.startswith("silent/") for name in bucket.names())
+    assert not re.search("ClientSession|Unclosed|never awaited|RuntimeError", done.stderr)
