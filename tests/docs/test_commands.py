@@ -14,9 +14,9 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 
 def commands(page: str) -> list[list[str]]:
-    """The words of each `python -m pyratok_jax...` in the indented blocks of a page."""
+    """The words of each `python -m pyratok_jax...` in the indented blocks and lists of a page."""
     text = (DOCS / page).read_text().replace("\\\n", " ")
-    lines = re.findall(r"^    (python -m pyratok_jax\..*)$", text, re.M)
+    lines = re.findall(r"^(?:    |- `)(python -m pyratok_jax\.[^`\n]*)", text, re.M)
     return [shlex.split(line, comments=True)[2:] for line in lines]
 
 
@@ -31,7 +31,9 @@ def understood(words: list[str]) -> None:
         importlib.import_module(module).parser().parse_args(arguments)
 
 
-@pytest.mark.parametrize(("page", "least"), [("guide.md", 10), ("small_data.md", 6)])
+@pytest.mark.parametrize(
+    ("page", "least"), [("guide.md", 10), ("small_data.md", 6), ("../README.md", 6)]
+)
 def test_every_command_of_a_guide_is_understood(page, least):
     found = commands(page)
     assert len(found) >= least
