@@ -1,5 +1,6 @@
 """Lists, tables and annotations of evaluations: odd characters, suffixes and damage."""
 
+import contextlib
 import json
 
 import numpy as np
@@ -12,8 +13,10 @@ from pyratok_jax.errors import UserError
 from pyratok_jax.evaluation.data.labelled import load_classes, load_labelled
 from pyratok_jax.evaluation.data.localization import find_video, load_annotations, load_splits
 from pyratok_jax.evaluation.data.mvbench import load_questions, parse_answer
-from pyratok_jax.evaluation.data.vis import load_davis, load_vis, read_frames
+from pyratok_jax.evaluation.data.vis import load_davis, load_vis, read_frames, track_masks
 from pyratok_jax.evaluation.engine import PartialStore
+from pyratok_jax.evaluation.task import BrokenItemError
+from tests.damage import damaged, mistaken, survives
 
 MARK = "\ufeff"
 OPTIONS = ("red", "green", "blue", "grey")
@@ -158,3 +161,52 @@ def test_damaged_partial_results_are_made_again(tmp_path, damage):
     assert store.load("a") is None
     store.save("a", {"x": np.arange(500), "y": 1})
     assert store.load("a")["y"] == 1
+
+
+DATABASE = {
+    "v": {"subset": "test", "annotations": [{"segment": [0, 1.5], "label": "a"}]},
+    "w": {"annotations": [{"segment": [1, 2], "label": "b"}]},
+}
+QUESTIONS = [
+    {"video": "a.mp4", "question": "what?", "candidates": ["x", "y"], "answer": "y",
+     "start": 1.0, "end": 2.0},
+    {"video": "b.mp4", "question": "which?", "candidates": ["x", "y"], "answer": "x",
+     "start": 0, "end": 3},
+]  # fmt: skip
+VIS = {
+    "videos": [{"id": 1, "width": 24, "height": 16, "file_names": ["v/0.jpg", "v/1.jpg"]}],
+    "categories": [{"id": 1, "name": "cat"}],
+    "annotations": [
+        {"id": 1, "video_id": 1, "category_id": 1, "iscrowd": 0, "areas": [4, None],
+         "segmentations": [{"size": [16, 24], "counts": [0, 10, 374]}, None]},
+        {"id": 2, "video_id": 1, "category_id": 1,
+         "segmentations": [None, [[1, 1, 9, 1, 9, 9]]]},
+    ],
+}  # fmt: skip
+
+
+def masks(path):
+    """All masks; one that is none costs its video."""
+    for video in load_vis(path, path.parent).videos:
+        for track in video.tracks:
+            with contextlib.suppress(BrokenItemError):
+                track_masks(track, video.height, video.width)
+
+
+@pytest.mark.parametrize(
+    ("value", "read"),
+    [
+        ({"database": DATABASE}, lambda path: load_annotations(path, "test")),
+        (QUESTIONS, lambda path: load_questions(str(path.parent.parent), ["episodic_reasoning"])),
+        (VIS, masks),
+    ],
+)
+def test_strange_annotations_are_read_or_refused_in_one_line(tmp_path, value, read):
+    path, rng = tmp_path / "json" / "episodic_reasoning.json", np.random.default_rng(0)
+    path.parent.mkdir()
+    whole, results = json.dumps(value).encode(), []
+    for turn in range(250):
+        text = json.dumps(mistaken(value, rng)).encode() if turn % 3 else damaged(whole, rng, 0)
+        path.write_bytes(whole if turn == 0 else text)
+        results.append(survives(lambda: read(path)))
+    assert results[0] and not all(results)

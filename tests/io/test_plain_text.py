@@ -5,10 +5,12 @@ import io
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from rich.table import Table
 
 from pyratok_jax.errors import printable
+from pyratok_jax.evaluation.vision.drawing import draw_curve
 from pyratok_jax.io import markdown
 from pyratok_jax.io.atomic import write_text
 from pyratok_jax.io.html import document, paragraph
@@ -42,6 +44,7 @@ def test_control_characters_are_escaped():
 def test_names_in_charts(name, tmp_path):
     series = {name: [(0.1, 20.0), (0.2, 22.0)]}
     assert rate_distortion_png(series, tmp_path / "a.png").stat().st_size > 1000
+    draw_curve(tmp_path / "curve.png", np.ones(5), [(0.0, 0.1)], 25.0, name)
     drawing = rate_chart(series)
     assert "<script" not in drawing and str(drawing).count("<figure") == 1
     assert "b^{c$" in drawing or name != "a$b^{c$"

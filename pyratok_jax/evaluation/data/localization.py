@@ -6,10 +6,10 @@ import re
 from pathlib import Path
 
 from pyratok_jax.data.video.files import VIDEO_SUFFIXES
-from pyratok_jax.errors import UserError
+from pyratok_jax.errors import UserError, quoted, short
 from pyratok_jax.evaluation.vision.temporal_detection import Instance
 from pyratok_jax.io import Json
-from pyratok_jax.io.documents import read_json, read_lines, with_suffix_of
+from pyratok_jax.io.documents import WRONG_VALUE, read_json, read_lines, with_suffix_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,21 +40,22 @@ def load_annotations(path: Path, subset: str = "") -> Annotations:
     try:
         database = read_json(path)["database"]
         entries = database.items()
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except WRONG_VALUE as error:
         raise UserError(f'{path} is not of the form {{"database": {{VIDEO: ...}}}}') from error
     videos, dropped = {}, 0
     for video, entry in entries:
-        if not isinstance(entry, dict):
-            raise UserError(f"{path}, video {video}: expected an object with annotations")
+        rows = entry.get("annotations") or [] if isinstance(entry, dict) else None
+        if not isinstance(rows, list):
+            raise UserError(f"{path}, video {short(video)}: expected an object with annotations")
         if subset and str(entry.get("subset", "")).lower() != subset.lower():
             continue
-        instances = [_instance(path, video, row) for row in entry.get("annotations") or []]
+        instances = [_instance(path, video, row) for row in rows]
         kept = tuple(x for x in instances if x.end > x.start)
         dropped += len(instances) - len(kept)
         videos[video] = kept
     if not videos:
         known = sorted({str(e.get("subset")) for _, e in entries if isinstance(e, dict)})
-        raise UserError(f"{path} has no video of subset {subset}; it has {', '.join(known)}")
+        raise UserError(f"{path} has no video of subset {subset}; it has {short(', '.join(known))}")
     labels = sorted({x.label for instances in videos.values() for x in instances})
     if not labels:
         raise UserError(
@@ -70,10 +71,10 @@ def _instance(path: Path, video: str, row: Json) -> Instance:
         if not (math.isfinite(start) and math.isfinite(end)):
             raise ValueError("not finite")
         return Instance(video, str(row["label"]), start, end)
-    except (KeyError, TypeError, ValueError) as error:
+    except WRONG_VALUE as error:
         raise UserError(
-            f"{path}, video {video}: an annotation without a segment [start, end] and a label: "
-            f"{str(row)[:80]}"
+            f"{path}, video {short(video)}: an annotation without a segment [start, end] and a "
+            f"label: {quoted(row)}"
         ) from error
 
 

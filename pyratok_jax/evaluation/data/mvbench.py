@@ -5,9 +5,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from pyratok_jax.errors import UserError
+from pyratok_jax.errors import UserError, short
 from pyratok_jax.io import Json
-from pyratok_jax.io.documents import read_json
+from pyratok_jax.io.documents import WRONG_VALUE, read_json
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -120,9 +120,10 @@ def _question(root: Path, path: Path, name: str, number: int, row: Json) -> Ques
         return Question(
             name, number, video, str(row["question"]), options, answer, start, end, part.frames
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except WRONG_VALUE as error:
+        reason = f"{type(error).__name__} {short(str(error))}"
         raise UserError(
-            f"{path}, question {number}: {type(error).__name__} {error}; expected video, "
+            f"{path}, question {number}: {reason}; expected video, "
             "question, candidates and, among them, answer"
             + (", start and end" if part.bounded else "")
         ) from error

@@ -3,17 +3,18 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NotRequired, TypedDict
+from typing import Annotated, NotRequired, TypedDict
 
 import numpy as np
 from pycocotools import mask as coco
+from pydantic import Field
 
 from pyratok_jax.data.video.files import BrokenVideoError, read_image
 from pyratok_jax.data.video.pictures import open_picture
-from pyratok_jax.errors import UserError
+from pyratok_jax.errors import UserError, short
 from pyratok_jax.evaluation.task import BrokenItemError
 from pyratok_jax.io import Json
-from pyratok_jax.io.documents import WRONG_VALUE, read_json
+from pyratok_jax.io.documents import checked, read_json
 
 _IMAGES = (".jpg", ".jpeg", ".png")
 _VOID = 255
@@ -52,6 +53,60 @@ class Track(TypedDict):
     height: NotRequired[int]
     width: NotRequired[int]
     score: NotRequired[float]
+
+
+_Number = Annotated[int, Field(strict=True)]
+_Side = Annotated[int, Field(strict=True, ge=1, le=1 << 15)]
+_Run = Annotated[int, Field(strict=True, ge=0, lt=1 << 32)]
+_Place = Annotated[float, Field(strict=True, ge=-1e6, le=1e6)]
+_Polygon = Annotated[list[_Place], Field(min_length=6)]
+
+
+@dataclasses.dataclass(frozen=True)
+class _MaskRow:
+    """`PackedMask` or `UnpackedMask` in a file."""
+
+    size: Annotated[list[_Side], Field(min_length=2, max_length=2)]
+    counts: str | list[_Run]
+
+
+@dataclasses.dataclass(frozen=True)
+class _TrackRow:
+    """`Track` in a file."""
+
+    video_id: _Number
+    category_id: _Number
+    segmentations: list[_MaskRow | list[_Polygon] | None]
+    id: _Number | None = None
+    areas: list[float | None] | None = None
+    iscrowd: Annotated[int, Field(ge=0, le=1)] = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class _VideoRow:
+    """A video in a file."""
+
+    id: _Number
+    file_names: list[str]
+    height: _Side
+    width: _Side
+
+
+@dataclasses.dataclass(frozen=True)
+class _Category:
+    """A category in a file."""
+
+    id: _Number
+    name: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _Content:
+    """A file of YouTube-VIS or OVIS; a test set has no annotations."""
+
+    videos: list[_VideoRow]
+    categories: list[_Category]
+    annotations: list[_TrackRow] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,41 +148,24 @@ def load_vis(path: Path, images: Path) -> VisData:
     Raises:
         UserError: missing, malformed or without annotations.
     """
-    try:
-        content = read_json(path)
-        categories = {int(c["id"]): str(c["name"]) for c in content["categories"]}
-        tracks: dict[int, list[Track]] = {int(v["id"]): [] for v in content["videos"]}
-        annotations = content["annotations"]
-    except WRONG_VALUE as error:
-        raise UserError(
-            f"{path} is not in YouTube-VIS's format: {type(error).__name__} {error}; expected "
-            "videos, annotations and categories"
-        ) from error
-    if annotations is None:
+    content = read_json(path)
+    checked(content, _Content, str(path), "expected YouTube-VIS's videos, annotations, categories")
+    categories: dict[int, str] = {c["id"]: c["name"] for c in content["categories"]}
+    tracks: dict[int, list[Track]] = {v["id"]: [] for v in content["videos"]}
+    if content["annotations"] is None:
         raise UserError(f"{path} has no annotations (a test set?); use a split with ground truth")
-    for number, track in enumerate(annotations):
-        try:
-            known = int(track["category_id"]) in categories
-            owner = tracks.get(int(track["video_id"]))
-            segmentations = track["segmentations"]
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{path}, annotation {number}: no {error}") from error
-        if not known or owner is None or not isinstance(segmentations, list):
-            raise UserError(
-                f"{path}, annotation {number}: its video, category or segmentations do not exist"
-            )
+    for number, track in enumerate(content["annotations"]):
+        owner = tracks.get(track["video_id"])
+        if track["category_id"] not in categories or owner is None:
+            raise UserError(f"{path}, annotation {number}: its video or category does not exist")
         owner.append(track)
-    videos = [_video(path, images, v, tracks[int(v["id"])]) for v in content["videos"]]
+    videos = [_video(path, images, v, tracks[v["id"]]) for v in content["videos"]]
     return VisData(tuple(videos), categories)
 
 
 def _video(path: Path, images: Path, row: Json, tracks: list[Track]) -> VisVideo:
-    try:
-        files = tuple(images / str(name) for name in row["file_names"])
-        height, width = int(row["height"]), int(row["width"])
-    except (KeyError, TypeError, ValueError) as error:
-        number = row.get("id") if isinstance(row, dict) else row
-        raise UserError(f"{path}, video {str(number)[:60]}: {error}") from error
+    files = tuple(images / name for name in row["file_names"])
+    height, width = row["height"], row["width"]
     for track in tracks:
         if len(track["segmentations"]) != len(files):
             raise UserError(
@@ -136,7 +174,7 @@ def _video(path: Path, images: Path, row: Json, tracks: list[Track]) -> VisVideo
             )
         _check_masks(path, track, height, width)
     name = Path(row["file_names"][0]).parent.name if files else str(row["id"])
-    return VisVideo(int(row["id"]), f"{row['id']}:{name}", files, height, width, tuple(tracks))
+    return VisVideo(row["id"], f"{row['id']}:{name}", files, height, width, tuple(tracks))
 
 
 def _check_masks(path: Path, track: Track, height: int, width: int) -> None:
@@ -145,10 +183,10 @@ def _check_masks(path: Path, track: Track, height: int, width: int) -> None:
         try:
             if segmentation:
                 pack(segmentation, height, width)
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+        except Exception as error:  # pycocotools has no type of its own.
             raise UserError(
                 f"{path}, annotation {track.get('id')}, frame {frame}: no mask of {width}x{height} "
-                f"pixels ({error})"
+                f"pixels ({short(str(error))})"
             ) from error
 
 
@@ -278,9 +316,14 @@ def decode_mask(segmentation: Segmentation, height: int, width: int) -> np.ndarr
     """The bool mask (height, width) of a segmentation in any published format.
 
     Raises:
+        BrokenItemError: its run lengths are not those of a mask of that size.
         ValueError: as `pack`.
     """
-    return coco.decode(pack(segmentation, height, width)).astype(bool)
+    packed = pack(segmentation, height, width)
+    try:
+        return coco.decode(packed).astype(bool)
+    except ValueError as error:
+        raise BrokenItemError(f"a mask of {width}x{height} pixels: {error}") from error
 
 
 def make_track(

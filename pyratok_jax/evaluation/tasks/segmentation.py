@@ -131,6 +131,8 @@ class Segmentation(FieldSettings, FeatureTask[VisVideo]):
         """The predicted tracks of one video."""
         video = item.content
         frames = read_frames(video)
+        for track in video.tracks:  # A mask that is none costs this video, not all scores.
+            track_masks(track, video.height, video.width)
         small = np.stack([resized(frame, self.side) for frame in frames])
         field = np.stack([resized(frame, self.crf_side) for frame in frames])
         caption = ", ".join(self._names.values()) if self.guided else None

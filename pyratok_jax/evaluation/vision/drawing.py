@@ -98,7 +98,7 @@ def draw_curve(
     axis.plot((np.arange(len(scores)) + 0.5) / fps, scores, color="black", linewidth=1)
     for start, end in spans:
         axis.axvspan(start, end, color="tab:red", alpha=0.25, linewidth=0)
-    axis.set_title(title, fontsize=9)
+    axis.set_title(plain_label(title), fontsize=9)
     axis.set_xlabel("seconds")
     axis.set_ylabel("similarity")
     figure.savefig(path, dpi=90)

@@ -180,12 +180,15 @@ def test_defined_scores_without_predictions_or_truth(two_tracks):
     [
         (lambda c: c.pop("categories"), "YouTube-VIS"),
         (lambda c: c.update(annotations=None), "no annotations"),
-        (lambda c: c["annotations"][0].pop("video_id"), "annotation 0"),
+        (lambda c: c["annotations"][0].pop("video_id"), "annotations.0.video_id"),
         (lambda c: c["annotations"][1].update(category_id=9), "annotation 1"),
         (lambda c: c["annotations"][0]["segmentations"].pop(), "3 masks for 4 frames"),
-        (lambda c: c["videos"][0].pop("height"), "video 7"),
+        (lambda c: c["videos"][0].pop("height"), "videos.0.height"),
         (lambda c: c["videos"][0].update(height=21), "annotation 1, frame 0"),
-        (lambda c: c["annotations"][1].update(segmentations=["x"] * 4), "annotation 2, frame 0"),
+        (
+            lambda c: c["annotations"][1].update(segmentations=["x"] * 4),
+            "annotations.1.segmentations.0",
+        ),
     ],
 )
 def test_broken_annotation_files_say_what_is_wrong(two_tracks, change, message):
