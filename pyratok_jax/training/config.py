@@ -316,7 +316,13 @@ def _define(values: flags.FlagValues, arguments: list[str], default_config: str)
 
 
 def _config_file(arguments: list[str], default: str) -> str:
-    """The FILE[:ARGUMENT] named on the command line, for messages and the default folder."""
+    """The FILE[:ARGUMENT] named on the command line, for messages and the default folder.
+
+    Raises:
+        UserError: two are.
+    """
+    if sum(one.partition("=")[0] in ("--config", "-config") for one in arguments) > 1:
+        raise UserError("--config is given twice; name one config")
     for number, argument in enumerate(arguments):
         name, _, value = argument.partition("=")
         if name in ("--config", "-config"):

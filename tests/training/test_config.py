@@ -34,6 +34,7 @@ def test_values_and_the_working_folder_come_from_the_command_line():
         (["--config.steps=many"], "many"),
         ([f"--config={DEMO}:huge"], "huge"),
         (["--colour=red"], "colour"),
+        (["--config=demo", "--config", "demo"], "given twice"),
         (["demo"], "unexpected argument 'demo'"),
     ],
 )
