@@ -15,7 +15,7 @@ from rich.table import Table
 
 from pyratok_jax.errors import EXIT_INTERRUPTED, UserError, run_cli
 from pyratok_jax.io import Json
-from pyratok_jax.io.cli import command_parser
+from pyratok_jax.io.cli import command_parser, local_path
 from pyratok_jax.io.progress import PlainConsole
 from pyratok_jax.training.ablations.table import ABLATIONS, DEFAULT_NAMES, find
 
@@ -34,7 +34,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3, help="trainings per ablation: seeds 0, 1..")
     parser.add_argument("--scale", choices=("demo", "full"), default="demo", help="base config")
     parser.add_argument("--config", default="configs/ablations.py", help="file of the configs")
-    parser.add_argument("--workdir", default="runs/ablations", help="folder of runs and tables")
+    parser.add_argument("--workdir", default="runs/ablations", type=local_path,
+                        help="folder of runs and tables")  # fmt: skip
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
                         help="change a config value in every run, e.g. --set steps=50")  # fmt: skip
     parser.add_argument("--list", action="store_true", help="explain every ablation and end")

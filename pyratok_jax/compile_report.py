@@ -13,7 +13,7 @@ from rich.console import Console
 from pyratok_jax.errors import UserError, run_cli
 from pyratok_jax.io import Json
 from pyratok_jax.io.atomic import write_text
-from pyratok_jax.io.cli import command_parser
+from pyratok_jax.io.cli import command_parser, local_path
 from pyratok_jax.io.progress import PlainConsole
 from pyratok_jax.pods.topology import describe, parse_slice, prepare
 
@@ -64,10 +64,16 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--sweep_clips", default="1,2", help="clips of a chip at a time to try")
     p.add_argument("--sweep_meshes", default="", help="FSDPxSPATIAL to try, 4x16,64x1; none: some")
     p.add_argument(
-        "--output", default="compile_report.json", help="JSON file, or with --sweep JSONL"
+        "--output",
+        default="compile_report.json",
+        type=local_path,
+        help="JSON file, or with --sweep JSONL",
     )
     p.add_argument(
-        "--keep-program", "--keep_program", help="folder for the optimised programs' texts"
+        "--keep-program",
+        "--keep_program",
+        type=local_path,
+        help="folder for the optimised programs' texts",
     )
     return p
 

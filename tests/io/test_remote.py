@@ -5,10 +5,11 @@ import types
 
 import pytest
 
-from pyratok_jax import errors
+from pyratok_jax import ablate, compile_report, embed_captions, errors
 from pyratok_jax.data.sources.registry import load_source
 from pyratok_jax.data.video.files import BrokenVideoError, probe
 from pyratok_jax.errors import UserError, run_cli
+from pyratok_jax.evaluation import synthetic
 from pyratok_jax.io import remote
 from pyratok_jax.io.cli import local_path
 from pyratok_jax.io.documents import read_json
@@ -55,6 +56,18 @@ def test_an_output_that_is_written_locally_is_no_address():
     assert local_path("a/b") == "a/b"
     with pytest.raises(UserError, match="is an address"):
         local_path("gs://bucket/out")
+
+
+@pytest.mark.parametrize(
+    ("main", "option"),
+    [(ablate.main, "--workdir"), (compile_report.main, "--output"),
+     (embed_captions.main, "--output"), (synthetic.main, "--output")],
+    ids=["ablate", "compile_report", "embed_captions", "synthetic"],
+)  # fmt: skip
+def test_commands_that_write_to_disks_refuse_addresses(main, option, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["command", option, "gs://bucket/out"])
+    with pytest.raises(UserError, match="is an address"):
+        main()
 
 
 def service_error(name, text):
