@@ -98,9 +98,9 @@ def _gains(psnr: float, by_role: Mapping[Any, Row]) -> list[tuple[float, str]]:
     calibrated = by_role.get("calibrated", {}).get("psnr")
     if calibrated is None:
         return [] if random is None else [(psnr - random, "over the model at step 0")]
-    gains = [(psnr - calibrated, "from the training steps, after calibration")]
+    gains = [(psnr - calibrated, "from the training steps")]
     if random is not None:
-        gains.insert(0, (calibrated - random, "from calibration, before the first step"))
+        gains.insert(0, (calibrated - random, "from calibration or the stage before"))
     return gains
 
 

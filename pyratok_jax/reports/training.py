@@ -15,7 +15,7 @@ from pyratok_jax.reports.report import ReportClip, token_maps, write_report
 from pyratok_jax.tokenizer import EncodedClip, Tokenizer, mean_bits_per_pixel
 
 TRAINED, CEILING = "trained", "frozen VAE, no quantisation (ceiling)"
-START, CALIBRATED = "same model at step 0", "after calibration, before step 1"
+START, CALIBRATED = "same model at step 0", "calibrated or taken over, before step 1"
 _ROLES = {TRAINED: "model", CEILING: "ceiling", START: "step0", CALIBRATED: "calibrated"}
 NO_CAPTION, OTHER_CAPTION = "trained, no caption", "trained, another clip's caption"
 

@@ -49,7 +49,7 @@ def run(config: ConfigDict, workdir: AnyPath) -> dict[str, AnyPath] | None:
     console = PlainConsole()
 
     def start(partition: Partition) -> None:
-        """Measure the model at random initialisation and, where that follows, once calibrated."""
+        """Measure the model at random initialisation and, where that follows, as it begins."""
         task.describe(workdir)
         before = {START: _rebuilt(task, partition, clips)}
         left = first_weights(task, partition)
@@ -59,6 +59,7 @@ def run(config: ConfigDict, workdir: AnyPath) -> dict[str, AnyPath] | None:
                 f"levels calibrated; share of the latent's variance left after each: {shares}",
                 soft_wrap=True,
             )
+        if left or config.init_from:
             before[CALIBRATED] = _rebuilt(task, partition, clips)
         _write_before(workdir, before)
 

@@ -10,11 +10,13 @@ from flax import nnx
 from pyratok_jax.checkpoints.partition import Partition
 from pyratok_jax.checkpoints.working_folder import read_parameters
 from pyratok_jax.errors import UserError
+from pyratok_jax.reports.training import CALIBRATED, START
 from pyratok_jax.tokenizer.loading import tokenizer_folder, trained_arrays
 from pyratok_jax.training.abstract import abstract_training
 from pyratok_jax.training.init import previous_stage
 from pyratok_jax.training.init.previous_stage import start_from
 from pyratok_jax.training.loop.loop import train
+from pyratok_jax.training.tasks import run as tasks_run
 from pyratok_jax.training.tasks.run import first_weights
 from pyratok_jax.training.tasks.tokenizer import TokenizerTask
 from tests.training.tiny import arrays_equal, tiny_config
@@ -104,6 +106,33 @@ def test_a_stage_with_a_new_head_trains_from_the_one_before(stage2, world, tmp_p
     assert not np.array_equal(
         trained.state.params["drift.hidden.kernel"], fresh["drift.hidden.kernel"]
     )
+
+
+def test_what_a_stage_takes_over_is_measured_before_its_first_step(
+    stage2, world, tmp_path, monkeypatch
+):
+    """The report then says what the steps of this stage gave."""
+    measured = []
+
+    def rebuilt(task, partition, clips):
+        measured.append(np.asarray(partition.trainable["tokenizer.null_text"]))
+        return {"clip": np.zeros((1, 2, 2, 3), np.uint8)}
+
+    class Stopped(Exception):
+        """The training, before its first step."""
+
+    def begin(config, workdir, task, on_start):
+        on_start(Partition(task.system, task.is_trainable))
+        raise Stopped
+
+    monkeypatch.setattr(tasks_run, "_rebuilt", rebuilt)
+    monkeypatch.setattr(tasks_run, "train", begin)
+    with pytest.raises(Stopped):
+        tasks_run.run(tiny_config(world, init_from=str(stage2), seed=1), tmp_path)
+    kept = read_parameters(stage2, 0)["tokenizer.null_text"]
+    with np.load(tmp_path / "before.npz") as file:
+        assert sorted(file) == sorted(f"{stage}|clip" for stage in (START, CALIBRATED))
+    assert not np.array_equal(measured[0], kept) and np.array_equal(measured[1], kept)
 
 
 def test_a_stage_of_another_model_is_refused(stage2, world, tmp_path):
