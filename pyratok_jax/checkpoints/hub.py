@@ -5,11 +5,13 @@ that could hold code (pickles) are never fetched.
 """
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from pyratok_jax.errors import UserError
 from pyratok_jax.io.mirror import cached_folder
+from pyratok_jax.io.remote import AnyPath, is_remote, open_path
 
 PREFIX = "hf://"
 _PATTERN = re.compile(
@@ -43,6 +45,28 @@ def parse_hub(spec: str) -> HubFolder:
     if match is None or ".." in (match["folder"] or "").split("/"):
         raise UserError(f"{spec}: expected hf://ORG/NAME[@REVISION][/SUBFOLDER]")
     return HubFolder(match["repo"], match["revision"] or "main", match["folder"] or "")
+
+
+def checkpoint_folder(spec: str | AnyPath, what: str, shipped: Mapping[str, Path]) -> AnyPath:
+    """The folder of a training, or of what it published.
+
+    On a storage service it is read where it lies, from the Hub it is downloaded.
+
+    Args:
+        spec: a folder, `gs://...`, `hf://...` or `builtin:NAME`.
+        what: is looked for, in words.
+        shipped: folders of the package by `builtin:NAME`.
+
+    Raises:
+        UserError: none of that name is shipped; see also `local_folder` and `io.remote.open_path`.
+    """
+    if is_remote(spec) and not str(spec).startswith(PREFIX):
+        return open_path(spec)
+    if not str(spec).startswith("builtin:"):
+        return local_folder(spec)
+    if str(spec) not in shipped:
+        raise UserError(f"no shipped {what} {spec}; there is {', '.join(shipped)}")
+    return shipped[str(spec)]
 
 
 def local_folder(spec: str | Path, *, only: tuple[str, ...] = FILES) -> Path:

@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 from pydantic import Field
 
-from pyratok_jax.checkpoints.hub import PREFIX, local_folder
+from pyratok_jax.checkpoints.hub import checkpoint_folder
 from pyratok_jax.checkpoints.partition import restore_module
 from pyratok_jax.checkpoints.pretrained import load_language
 from pyratok_jax.checkpoints.verification import weights_hash
@@ -24,7 +24,7 @@ from pyratok_jax.generator.generator import Generator
 from pyratok_jax.io import Json, documents
 from pyratok_jax.io.atomic import write_json
 from pyratok_jax.io.documents import checked, refusing
-from pyratok_jax.io.remote import AnyPath, is_remote, open_path
+from pyratok_jax.io.remote import AnyPath, is_remote
 from pyratok_jax.models.language.model import TextEncoder
 from pyratok_jax.models.prior.config import PriorConfig
 from pyratok_jax.models.prior.model import Prior
@@ -166,17 +166,12 @@ def generator_folder(checkpoint: str | AnyPath) -> AnyPath:
     Raises:
         UserError: no such shipped prior, or the Hub cannot be reached.
     """
-    if is_remote(checkpoint) and not str(checkpoint).startswith(PREFIX):
-        return open_path(checkpoint)
-    if not str(checkpoint).startswith("builtin:"):
-        return local_folder(checkpoint)
-    if str(checkpoint) != WORLD:
-        raise UserError(f"no shipped prior {checkpoint}; there is {WORLD}")
-    if not (SHIPPED / DESCRIPTION).is_file():
+    folder = checkpoint_folder(checkpoint, "prior", {WORLD: SHIPPED})
+    if folder == SHIPPED and not (SHIPPED / DESCRIPTION).is_file():
         raise UserError(
             f"this installation ships no prior {WORLD}; train one, see docs/generation.md"
         )
-    return SHIPPED
+    return folder
 
 
 def _tokenizer_of(workdir: AnyPath, spec: str) -> str:

@@ -18,7 +18,7 @@ from flax import nnx
 from pydantic import Field
 
 from pyratok_jax.checkpoints import verification
-from pyratok_jax.checkpoints.hub import PREFIX, local_folder
+from pyratok_jax.checkpoints.hub import checkpoint_folder
 from pyratok_jax.checkpoints.partition import Arrays, restore_module
 from pyratok_jax.checkpoints.pretrained import load_backbone, load_language
 from pyratok_jax.checkpoints.weights import damage_refused
@@ -29,7 +29,7 @@ from pyratok_jax.io import Json, documents
 from pyratok_jax.io.atomic import write_json
 from pyratok_jax.io.documents import check_sizes, check_types, checked, read_json, refusing
 from pyratok_jax.io.mirror import cached_file
-from pyratok_jax.io.remote import AnyPath, is_remote, open_path
+from pyratok_jax.io.remote import AnyPath, is_remote
 from pyratok_jax.models.alignment import Alignment
 from pyratok_jax.models.language.model import TextEncoder
 from pyratok_jax.models.pyratok.config import PyraTokConfig
@@ -156,13 +156,8 @@ def tokenizer_folder(checkpoint: str | AnyPath) -> AnyPath:
     Raises:
         UserError: no such shipped tokenizer, or the Hub cannot be reached.
     """
-    if is_remote(checkpoint) and not str(checkpoint).startswith(PREFIX):
-        return open_path(checkpoint)
-    if not str(checkpoint).startswith("builtin:"):
-        return local_folder(checkpoint)
-    if str(checkpoint) != WORLD:
-        raise UserError(f"no shipped tokenizer {checkpoint}; there is {WORLD}")
-    return Path(str(resources.files("pyratok_jax") / "assets" / "world"))
+    shipped = Path(str(resources.files("pyratok_jax") / "assets" / "world"))
+    return checkpoint_folder(checkpoint, "tokenizer", {WORLD: shipped})
 
 
 def locate(path: AnyPath) -> tuple[AnyPath, int | None]:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from pyratok_jax.errors import check_fields
 from pyratok_jax.io import Json
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -77,7 +78,8 @@ class ClipConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Json]) -> "ClipConfig":
-        """The configuration written by `to_dict`."""
+        """The configuration written by `to_dict`; ValueError for keys that are not fields."""
+        check_fields(values, cls, "CLIP's config")
         towers = {name: TowerConfig(**values[name]) for name in ("vision", "text")}
         return cls(**(values | towers))
 

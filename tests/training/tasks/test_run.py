@@ -114,19 +114,16 @@ def uncalibrated(world, tmp_path_factory):
     return trained, workdir
 
 
-def test_the_same_seed_gives_the_same_bits_and_resuming_is_exact(
-    stopped, uncalibrated, world, tmp_path
-):
-    """20 steps = 9 steps, an interruption, and 11 more; and 20 steps twice are the same."""
+def test_the_same_seed_gives_the_same_bits_and_resuming_is_exact(stopped, uncalibrated, world):
+    """20 steps = 9 steps, an interruption, and 11 more: of two trainings, so seeds decide all."""
     config = uncalibrated_config(world)
     trained, workdir = stopped
     assert not trained.finished and int(trained.state.step) == 9
     rest = train(config, workdir, TokenizerTask(config))
     assert rest.finished and rest.steps_run == 11
-    whole = uncalibrated[0], train(config, tmp_path / "again", TokenizerTask(config))
-    assert arrays_equal(whole[0].state.params, whole[1].state.params)
-    assert arrays_equal(whole[0].state.params, rest.state.params)
-    leaves = [jax.tree.leaves(t.state.opt_state) for t in (whole[0], rest)]
+    whole = uncalibrated[0]
+    assert arrays_equal(whole.state.params, rest.state.params)
+    leaves = [jax.tree.leaves(t.state.opt_state) for t in (whole, rest)]
     assert all(np.array_equal(a, b) for a, b in zip(*leaves, strict=True))
     lines = [
         [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
