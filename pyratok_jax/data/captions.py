@@ -8,7 +8,7 @@ import numpy as np
 from absl import logging
 from jaxtyping import Bool, Int
 
-from pyratok_jax.errors import UserError
+from pyratok_jax.errors import UserError, short
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -94,9 +94,12 @@ class CaptionTokenizer:
                     for caption in captions
                 ]
             return self.tokenizer(captions, add_special_tokens=not self.chat)["input_ids"]
-        except jinja2.TemplateError as error:
+        except (jinja2.TemplateError, TypeError, ValueError) as error:
+            if not self.chat:
+                raise
             raise UserError(
-                f"the tokenizer's chat template fails ({error}); repair it, or do without chat"
+                f"the tokenizer's chat template fails ({short(str(error))}); repair it, or do "
+                "without chat"
             ) from error
         except BaseException as error:
             # A panic of the tokenizers library, such as a regular expression without end, is no

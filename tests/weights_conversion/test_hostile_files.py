@@ -21,6 +21,7 @@ from pyratok_jax.checkpoints.foreign.pickles import read_numpy_pickle
 from pyratok_jax.checkpoints.foreign.sources import check_header, open_tensors, sources_from_arrays
 from pyratok_jax.data.captions import CaptionTokenizer
 from pyratok_jax.errors import UserError
+from tests.training.tiny import write_tokenizer_files
 
 SMALL = {"model_type": "llama", "num_attention_heads": 2, "hidden_size": 8, "vocab_size": 9,
          "num_hidden_layers": 1, "intermediate_size": 8}  # fmt: skip
@@ -389,3 +390,40 @@ def test_failing_tokenizers_are_one_line(error, chat, message):
     tokenizer = Failing(chat_template="x", apply_chat_template=fail, pad_token_id=0)
     with pytest.raises(UserError, match=message):
         CaptionTokenizer(tokenizer, 4, chat=chat)(["a" * 50])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"model_max_length": "long"}, "model_max_length 'long' .* no number"),
+        ({"model_max_length": -3}, "model_max_length"),
+        ({"model_max_length": float("nan")}, "model_max_length|no readable tokenizer"),
+        ({"chat_template": 5}, "chat_template 5|no readable tokenizer"),
+        ({"chat_template": {"default": 5}}, "chat_template|no readable tokenizer"),
+    ],
+)
+def test_settings_of_a_tokenizer_are_checked_where_it_is_loaded(tmp_path, settings, message):
+    write_tokenizer_files(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    with pytest.raises(UserError, match=message) as raised:
+        language_tokenizer.load_tokenizer_files(tmp_path)
+    assert "\n" not in str(raised.value) and len(str(raised.value)) < 700
+
+
+def test_a_huge_file_is_no_tokenizer(tmp_path):
+    write_tokenizer_files(tmp_path)
+    with (tmp_path / "merges.txt").open("wb") as file:
+        file.truncate(1 << 30)
+    with pytest.raises(UserError, match=r"merges.txt has 1024 MiB"):
+        language_tokenizer.load_tokenizer_files(tmp_path)
+
+
+@pytest.mark.parametrize("merges", [["a zebra"], ["a"], [5]])
+def test_merges_of_unknown_words_in_a_gguf_file_are_one_line(merges):
+    facts = {"model": "gpt2", "pre": "llama-bpe", "tokens": ["a", "b", "ab"], "merges": merges}
+    metadata = {f"tokenizer.ggml.{name}": value for name, value in facts.items()}
+    source = SimpleNamespace(path="model.gguf", metadata=metadata)
+    with pytest.raises(UserError, match=r"model.gguf: the tokenizer in its header") as raised:
+        language_tokenizer.gguf_tokenizer(source)
+    assert "\n" not in str(raised.value)

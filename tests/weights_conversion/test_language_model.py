@@ -226,6 +226,10 @@ def test_gguf_llama_with_scaled_rope(tmp_path):
     # The published models were extended from 8192 tokens; this tiny one from 32.
     with pytest.raises(UserError, match="rope_freqs"):
         source_config(open_tensors(path))
+    arrays["rope_freqs.weight"][3] = np.nan
+    _write_gguf(path, "llama", arrays, facts)
+    with pytest.raises(UserError, match="rope_freqs"):
+        source_config(open_tensors(path))
     scaled = RopeConfig(500000.0, "llama3", 8.0)
     plain = frequencies(RopeConfig(500000.0), 16)
     arrays["rope_freqs.weight"] = plain / frequencies(scaled, 16)

@@ -316,7 +316,8 @@ def _gguf_rope(source: TensorSource, fact: Callable[..., Json]) -> dict[str, Jso
     expected = frequencies(RopeConfig(theta), size) / frequencies(
         RopeConfig(theta, "llama3", factor), size
     )
-    if abs(expected / divisors - 1).max() > 1e-3:
+    # Written so that values that are not finite fail too.
+    if not abs(expected / divisors - 1).max() <= 1e-3:
         raise UserError(f"{source.path}: rope_freqs.weight follows no known rule")
     return {
         "rope_type": "llama3",

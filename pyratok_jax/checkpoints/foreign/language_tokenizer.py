@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pyratok_jax.checkpoints.foreign.sources import TensorSource
-from pyratok_jax.errors import UserError
+from pyratok_jax.errors import UserError, quoted, short
 from pyratok_jax.io.documents import refusing
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ _PATTERNS = {
     ),
 }
 _SPECIAL, _USER_DEFINED, _BYTE = 3, 4, 6
+_MAX_BYTES = 256 << 20  # Of one file; the largest published one has 34 MB.
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
@@ -44,21 +45,53 @@ def load_tokenizer_files(folder: Path) -> "PreTrainedTokenizerBase":
     Raises:
         UserError: when there is none that can be read.
     """
+    for path in tokenizer_files(folder):
+        if path.stat().st_size > _MAX_BYTES:
+            raise UserError(
+                f"{path} has {path.stat().st_size >> 20} MiB, at most {_MAX_BYTES >> 20} are read; "
+                "it is no tokenizer's file"
+            )
+    try:
+        tokenizer = _read(folder)
+    except BaseException as error:
+        # A panic of the tokenizers library is no Exception.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise UserError(
+            f"{folder}: no readable tokenizer ({type(error).__name__}: {short(str(error))}); copy "
+            "the model's tokenizer.json and tokenizer_config.json there"
+        ) from error
+    _check_settings(tokenizer, str(folder))
+    return tokenizer
+
+
+def _read(folder: Path) -> "PreTrainedTokenizerBase":
     from transformers import PreTrainedTokenizerFast
 
-    try:
-        if (folder / "tokenizer.json").is_file():
-            return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-        # Twice the time of all else here: it loads PyTorch where that is installed.
-        from transformers import AutoTokenizer
+    if (folder / "tokenizer.json").is_file():
+        return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    # Twice the time of all else here: it loads PyTorch where that is installed.
+    from transformers import AutoTokenizer
 
-        # Code shipped with a tokenizer is never executed, and the user is not prompted for it.
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except Exception as error:
+    # Code shipped with a tokenizer is never executed, and the user is not prompted for it.
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+
+
+def _check_settings(tokenizer: "PreTrainedTokenizerBase", where: str) -> None:
+    """Refuse what transformers takes over unseen and fails on at the first caption."""
+    length, template = tokenizer.model_max_length, tokenizer.chat_template
+    # Without a limit transformers has 1e30 there.
+    if isinstance(length, bool) or not isinstance(length, int | float) or not length >= 1:
         raise UserError(
-            f"{folder}: no readable tokenizer ({type(error).__name__}: {error}); copy the model's "
-            "tokenizer.json and tokenizer_config.json there"
-        ) from error
+            f"{where}: model_max_length {quoted(length)} of the tokenizer is no number from 1; "
+            "repair tokenizer_config.json"
+        )
+    named = isinstance(template, dict) and all(isinstance(x, str) for x in template.values())
+    if template is not None and not isinstance(template, str) and not named:
+        raise UserError(
+            f"{where}: chat_template {quoted(template)} of the tokenizer is no text, and no texts "
+            "by name; repair tokenizer_config.json"
+        )
 
 
 def gguf_tokenizer(source: TensorSource) -> "PreTrainedTokenizerBase":
@@ -67,8 +100,17 @@ def gguf_tokenizer(source: TensorSource) -> "PreTrainedTokenizerBase":
     Raises:
         UserError: for a kind of tokenizer that is not supported.
     """
-    with refusing(f"{source.path}: the tokenizer in its header", "put a tokenizer.json beside it"):
-        return _gguf_tokenizer(source)
+    where, advice = f"{source.path}: the tokenizer in its header", "put a tokenizer.json beside it"
+    try:
+        with refusing(where, advice):
+            tokenizer = _gguf_tokenizer(source)
+    except BaseException as error:
+        # The tokenizers library raises bare Exceptions, and panics, which are none.
+        if type(error) is not Exception and type(error).__name__ != "PanicException":
+            raise
+        raise UserError(f"{where}: {short(str(error))}; {advice}") from error
+    _check_settings(tokenizer, str(source.path))
+    return tokenizer
 
 
 def _gguf_tokenizer(source: TensorSource) -> "PreTrainedTokenizerBase":
