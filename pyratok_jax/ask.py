@@ -10,7 +10,7 @@ import numpy as np
 from pyratok_jax.errors import UserError, run_cli
 from pyratok_jax.io import Json
 from pyratok_jax.io.atomic import write_json, write_npz
-from pyratok_jax.io.cli import add_frozen, command_parser, frozen_options
+from pyratok_jax.io.cli import add_frozen, command_parser, frozen_options, say
 from pyratok_jax.io.mirror import OutputFolder, output_folder
 from pyratok_jax.io.remote import any_path, check_writable
 
@@ -113,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.clip, frames=arguments.frames, side=arguments.side, fps=arguments.fps
     )
     if clip.more:
-        print(f"note: the first {len(clip.frames)} frames are looked at; --frames takes more")
+        say(f"note: the first {len(clip.frames)} frames are looked at; --frames takes more")
     tokenizer = load_tokenizer(arguments.checkpoint, **frozen_options(arguments))
     asked = ClipQuestions(tokenizer, clip, arguments.window)
     with output_folder(arguments.output) as output:
@@ -134,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.attention is not None:
             result["attention"] = attention(asked, arguments, output)
         write_json(output.folder / "result.json", result)
-    print(f"written: {output.place(output.folder / 'result.json')}")
+    say(f"written: {output.place(output.folder / 'result.json')}")
     return 0
 
 
@@ -165,7 +165,7 @@ def segment(
     write_film(film.with_name("heat.mp4"), tiled(panels, min(len(panels), 3)), fps)
     masks = {"masks": found.masks, "phrases": np.array(phrases)}
     write_npz(film.with_name("masks.npz"), compress=True, **masks)
-    print(f"written: {output.place(film)}, heat.mp4, masks.npz")
+    say(f"written: {output.place(film)}, heat.mp4, masks.npz")
     return [
         {
             "phrase": phrase,
@@ -199,7 +199,7 @@ def find(
         scores = [round(float(x), 5) for x in found.scores]
         rows.append({"sentence": sentence, "intervals": intervals, "scores": scores})
         best = f"{spans[0][0]:.2f} to {spans[0][1]:.2f} s" if spans else "nowhere"
-        print(f"{sentence}: {best}; written: {output.place(picture)}")
+        say(f"{sentence}: {best}; written: {output.place(picture)}")
     return rows
 
 
@@ -211,7 +211,7 @@ def answer(asked: "ClipQuestions", arguments: argparse.Namespace) -> dict[str, J
         level=arguments.level - 1 if arguments.level else None,
     )  # fmt: skip
     for choice, score in zip(choices, found.scores, strict=True):
-        print(f"{'->' if choice == choices[found.option] else '  '} {choice}: {score:.4f}")
+        say(f"{'->' if choice == choices[found.option] else '  '} {choice}: {score:.4f}")
     return {
         "question": arguments.question,
         "answer": choices[found.option],
@@ -233,7 +233,7 @@ def attention(
     ]
     path = output.folder / f"attention_{arguments.attention}.mp4"
     write_film(path, tiled(panels, min(len(panels), 4)), asked.clip.fps)
-    print(f"written: {output.place(path)}")
+    say(f"written: {output.place(path)}")
     weights = [float(x.mean()) for x in maps]
     return {"level": arguments.attention, "pieces": pieces, "mean_weights": weights}
 

@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Sequence
 
 from pyratok_jax.errors import UserError, run_cli
-from pyratok_jax.io.cli import command_parser
+from pyratok_jax.io.cli import command_parser, say
 from pyratok_jax.io.mirror import files_below
 from pyratok_jax.io.remote import AnyPath, any_path, check_writable
 
@@ -48,8 +48,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser().parse_args(argv)
     folder = _publish(arguments)
     for file in files_below(folder):
-        print(f"written: {file}")
-    print(f"upload: hf upload ORG/NAME {shlex.quote(str(folder))}")
+        say(f"written: {file}")
+    say(f"upload: hf upload ORG/NAME {shlex.quote(str(folder))}")
 
 
 def _publish(arguments: argparse.Namespace) -> AnyPath:

@@ -16,6 +16,7 @@ from pyratok_jax.errors import EXIT_INTERRUPTED, UserError, run_cli
 def main() -> int:
     """Run one training; returns the exit code."""
     from pyratok_jax import demo
+    from pyratok_jax.io.cli import say
     from pyratok_jax.training.checkpoints import locked
     from pyratok_jax.training.config import parse_command
     from pyratok_jax.training.config_check import check_config
@@ -40,7 +41,7 @@ def main() -> int:
         outputs["XLA programs"] = dumped
     width = max(map(len, outputs), default=0)
     for name, path in outputs.items():
-        print(f"{name:<{width}}  {path}")
+        say(f"{name:<{width}}  {path}")
     return 0
 
 

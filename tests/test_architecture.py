@@ -118,6 +118,19 @@ def test_retired_apis_of_jax_are_not_used():
     assert using == []
 
 
+def test_what_people_read_is_printed_in_one_way():
+    """By `io.cli.say` or a console of `io.progress`: both escape control characters."""
+    printing = {
+        module_name(path)
+        for path in [*PACKAGE, *CONVERTERS]
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id == "print"
+    }
+    assert printing == {"pyratok_jax.errors", "pyratok_jax.io.cli"}
+
+
 def test_every_third_party_import_is_declared():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     listed = [*project["dependencies"], *sum(project["optional-dependencies"].values(), [])]

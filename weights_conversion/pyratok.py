@@ -21,6 +21,7 @@ from pyratok_jax.checkpoints.foreign.sources import TensorSource, open_tensors
 from pyratok_jax.checkpoints.weights import read_config
 from pyratok_jax.errors import UserError, run_cli, short
 from pyratok_jax.io.atomic import new_folder
+from pyratok_jax.io.cli import say
 from pyratok_jax.io.documents import WRONG_VALUE, check_sizes, read_json
 from pyratok_jax.models.pyratok.config import PyraTokConfig
 from pyratok_jax.models.vae_families import config_to_dict
@@ -205,17 +206,17 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     published = open_published(options.input)
     plan = make_plan(published).check()
-    print(plan.report())
+    say(plan.report())
     if options.dry_run:
-        print("dry run: everything fits, nothing written")
+        say("dry run: everything fits, nothing written")
         return 0
     output = write_workdir(
         options.output, published, plan, overwrite=options.overwrite, dtype=options.dtype
     )
-    print(f"written: {output}")
+    say(f"written: {output}")
     if options.verify:
         for line in verify(published, output):
-            print(line)
+            say(line)
     return 0
 
 

@@ -17,6 +17,7 @@ from pyratok_jax.checkpoints.foreign.sources import TensorSource, open_tensors
 from pyratok_jax.checkpoints.partition import module_shapes
 from pyratok_jax.checkpoints.weights import load_checkpoint, read_config
 from pyratok_jax.errors import UserError, require, run_cli, short
+from pyratok_jax.io.cli import say
 from pyratok_jax.io.documents import WRONG_VALUE, check_sizes, read_json
 from pyratok_jax.models.vae_families import config_to_dict
 from pyratok_jax.models.wan_vae.config import WAN21, WAN22, WanVAEConfig
@@ -121,7 +122,7 @@ def main(arguments: list[str] | None = None) -> int:
         config = WanVAEConfig.from_dict(record["config"])
         arrays = load_checkpoint(options.input, vae_shapes(config))
         file = write_diffusers(options.output, arrays, config, overwrite=options.overwrite)
-        print(f"written: {file.parent}")
+        say(f"written: {file.parent}")
         return 0
     if options.verify:
         require("torch", "diffusers")
@@ -138,7 +139,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     if options.verify and not options.dry_run:
         for line in verify(source, config, load_wan_vae(options.output), layout):
-            print(line)
+            say(line)
     return code
 
 

@@ -23,6 +23,7 @@ from pyratok_jax.demo.clips import PhasedTask
 from pyratok_jax.errors import UserError, run_cli
 from pyratok_jax.io import Json
 from pyratok_jax.io.atomic import write_npz
+from pyratok_jax.io.cli import say
 from pyratok_jax.io.documents import read_json, read_npz, refusing
 from pyratok_jax.io.remote import AnyPath
 from pyratok_jax.models import video_vae
@@ -343,7 +344,7 @@ def main() -> None:
     """Run the command."""
     if len(sys.argv) != 2:
         raise UserError("usage: python -m pyratok_jax.demo.backbone WORKDIR")
-    print(export_newest(Path(sys.argv[1]))["weights"])
+    say(str(export_newest(Path(sys.argv[1]))["weights"]))
 
 
 if __name__ == "__main__":

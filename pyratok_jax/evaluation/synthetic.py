@@ -24,7 +24,7 @@ from PIL import Image
 from pyratok_jax.data.video.writer import VideoWriter
 from pyratok_jax.errors import run_cli
 from pyratok_jax.io import Json
-from pyratok_jax.io.cli import command_parser, local_path
+from pyratok_jax.io.cli import command_parser, local_path, say
 
 COLOURS = {
     "red": (220, 40, 40),
@@ -309,7 +309,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         write = write_all
     write(output, seed=arguments.seed, count=arguments.count, size=arguments.size)
     for folder in sorted(path for path in output.iterdir() if path.is_dir()):
-        print(f"written: {folder}")
+        say(f"written: {folder}")
 
 
 if __name__ == "__main__":

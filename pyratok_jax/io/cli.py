@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from pyratok_jax.errors import UserError
+from pyratok_jax.errors import UserError, printable
 from pyratok_jax.io.remote import is_remote
 
 
@@ -31,6 +31,11 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
             break_long_words=False, break_on_hyphens=False,
         )  # fmt: skip
         return (" \\\n" if command else "\n").join(parts)
+
+
+def say(line: str) -> None:
+    """Print a line for people; what it names is shown as it is (`errors.printable`)."""
+    print(printable(line))
 
 
 def command_parser(

@@ -20,6 +20,7 @@ from ml_collections import ConfigDict, config_dict, config_flags
 from pyratok_jax.data.config import data_config, updated
 from pyratok_jax.errors import UserError
 from pyratok_jax.io import Json
+from pyratok_jax.io.cli import say
 from pyratok_jax.io.remote import AnyPath, any_path
 from pyratok_jax.losses.objective import LossSettings, LossWeights
 from pyratok_jax.losses.prior import PriorObjective
@@ -258,7 +259,7 @@ def parse_command(arguments: list[str], *, default_config: str) -> Command:
         _define(values, _resolved(arguments, file), file)
         rest = values(_resolved(arguments, file))
         if values["help"].value:
-            print(help_text(named, values["config"].value, _meanings(values)))
+            say(help_text(named, values["config"].value, _meanings(values)))
             sys.exit(0)
         config = values["config"].value
         if values["no-verify"].value:

@@ -11,6 +11,7 @@ import sys
 
 from pyratok_jax.checkpoints.pretrained import load_backbone
 from pyratok_jax.errors import UserError, run_cli
+from pyratok_jax.io.cli import say
 from pyratok_jax.models.vae_families import config_to_dict
 from weights_conversion import wan_vae
 from weights_conversion.command import convert, make_parser
@@ -49,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
         file = write_diffusers(
             options.output, backbone.arrays, backbone.config, overwrite=options.overwrite
         )
-        print(f"written: {file.parent}")
+        say(f"written: {file.parent}")
         return 0
     source = open_vae(options.input)
     layout = recognise(source, options.family)
@@ -70,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     if options.verify and not options.dry_run:
         for line in verify(source, layout, load_vae(options.output)):
-            print(line)
+            say(line)
     return code
 
 

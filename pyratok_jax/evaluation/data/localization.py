@@ -1,15 +1,16 @@
 """Annotations of temporal action localization: ActivityNet's and THUMOS14's JSON, and splits."""
 
 import dataclasses
-import math
 import re
 from pathlib import Path
 
+from pydantic import FiniteFloat
+
 from pyratok_jax.data.video.files import VIDEO_SUFFIXES
-from pyratok_jax.errors import UserError, quoted, short
+from pyratok_jax.errors import UserError, short
 from pyratok_jax.evaluation.vision.temporal_detection import Instance
 from pyratok_jax.io import Json
-from pyratok_jax.io.documents import WRONG_VALUE, read_json, read_lines, with_suffix_of
+from pyratok_jax.io.documents import checked, read_json, read_lines, with_suffix_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +28,30 @@ class Annotations:
     dropped: int
 
 
+_ADVICE = "expected annotations with a segment [start, end] and a label"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Annotation:
+    """An interval as the file has it, in seconds."""
+
+    segment: tuple[FiniteFloat, FiniteFloat]
+    label: str | int | float
+
+
+@dataclasses.dataclass(frozen=True)
+class _Entry:
+    """A video as the file has it."""
+
+    subset: str | None = None
+    annotations: tuple[_Annotation, ...] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _File:
+    database: dict[str, Json]
+
+
 def load_annotations(path: Path, subset: str = "") -> Annotations:
     """Read {"database": {VIDEO: {"subset", "annotations": [{"segment", "label"}]}}}.
 
@@ -37,19 +62,16 @@ def load_annotations(path: Path, subset: str = "") -> Annotations:
     Raises:
         UserError: missing, malformed, no video of that subset, or no interval in all of them.
     """
-    try:
-        database = read_json(path)["database"]
-        entries = database.items()
-    except WRONG_VALUE as error:
-        raise UserError(f'{path} is not of the form {{"database": {{VIDEO: ...}}}}') from error
+    form = 'it is not of the form {"database": {VIDEO: ...}}'
+    entries = read_json(path, _File, advice=form).database.items()
     videos, dropped = {}, 0
     for video, entry in entries:
-        rows = entry.get("annotations") or [] if isinstance(entry, dict) else None
-        if not isinstance(rows, list):
-            raise UserError(f"{path}, video {short(video)}: expected an object with annotations")
-        if subset and str(entry.get("subset", "")).lower() != subset.lower():
+        found: _Entry = checked(entry, _Entry, f"{path}, video {short(video)}", _ADVICE)
+        if subset and str(found.subset).lower() != subset.lower():
             continue
-        instances = [_instance(path, video, row) for row in rows]
+        instances = [
+            Instance(video, str(row.label), *row.segment) for row in found.annotations or ()
+        ]
         kept = tuple(x for x in instances if x.end > x.start)
         dropped += len(instances) - len(kept)
         videos[video] = kept
@@ -63,19 +85,6 @@ def load_annotations(path: Path, subset: str = "") -> Annotations:
             "find; expected annotations with a segment [start, end] and a label"
         )
     return Annotations(videos, tuple(labels), dropped)
-
-
-def _instance(path: Path, video: str, row: Json) -> Instance:
-    try:
-        start, end = (float(x) for x in row["segment"])
-        if not (math.isfinite(start) and math.isfinite(end)):
-            raise ValueError("not finite")
-        return Instance(video, str(row["label"]), start, end)
-    except WRONG_VALUE as error:
-        raise UserError(
-            f"{path}, video {short(video)}: an annotation without a segment [start, end] and a "
-            f"label: {quoted(row)}"
-        ) from error
 
 
 def load_splits(folder: str) -> dict[str, tuple[str, ...]]:

@@ -5,9 +5,11 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from pyratok_jax.errors import UserError, short
+from pydantic import FiniteFloat
+
+from pyratok_jax.errors import UserError, quoted
 from pyratok_jax.io import Json
-from pyratok_jax.io.documents import WRONG_VALUE, read_json
+from pyratok_jax.io.documents import checked, read_json
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -103,30 +105,40 @@ def load_questions(folder: str, tasks: Sequence[str] = ()) -> list[Question]:
 
 
 def _read(root: Path, path: Path, name: str) -> list[Question]:
-    rows = read_json(path)
-    if not isinstance(rows, list):
-        raise UserError(f"{path}: expected a list of questions")
+    rows = read_json(path, list[Json], advice="expected a list of questions")
     return [_question(root, path, name, number, row) for number, row in enumerate(rows)]
 
 
-def _question(root: Path, path: Path, name: str, number: int, row: Json) -> Question:
-    part = LAYOUT[name]
-    try:
-        options = tuple(str(option) for option in row["candidates"])
-        answer = options.index(str(row["answer"]))
-        start = float(row["start"]) if part.bounded else None
-        end = float(row["end"]) if part.bounded else None
-        video = str(root / "video" / part.folder / row["video"])
-        return Question(
-            name, number, video, str(row["question"]), options, answer, start, end, part.frames
-        )
-    except WRONG_VALUE as error:
-        reason = f"{type(error).__name__} {short(str(error))}"
-        raise UserError(
-            f"{path}, question {number}: {reason}; expected video, "
-            "question, candidates and, among them, answer"
-            + (", start and end" if part.bounded else "")
-        ) from error
+@dataclasses.dataclass(frozen=True)
+class _Row:
+    """A question as the file has it."""
+
+    video: str
+    question: str
+    candidates: tuple[str | int | float, ...]
+    answer: str | int | float
+
+
+@dataclasses.dataclass(frozen=True)
+class _BoundedRow(_Row):
+    """A question about a part of its video, in seconds."""
+
+    start: FiniteFloat
+    end: FiniteFloat
+
+
+def _question(root: Path, path: Path, name: str, number: int, values: Json) -> Question:
+    part, where = LAYOUT[name], f"{path}, question {number}"
+    advice = "expected video, question, candidates and, among them, answer" + (
+        ", start and end" if part.bounded else ""
+    )
+    row: _Row = checked(values, _BoundedRow if part.bounded else _Row, where, advice)
+    options = tuple(str(option) for option in row.candidates)
+    if str(row.answer) not in options:
+        raise UserError(f"{where}: answer {quoted(row.answer)} is no candidate; {advice}")
+    answer, video = options.index(str(row.answer)), str(root / "video" / part.folder / row.video)
+    bounds = (row.start, row.end) if isinstance(row, _BoundedRow) else (None, None)
+    return Question(name, number, video, row.question, options, answer, *bounds, part.frames)
 
 
 def prompt(question: Question) -> str:
