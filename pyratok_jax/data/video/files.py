@@ -172,11 +172,12 @@ def _decoded_span(
         yield from _decoded(source, None, threads)
         return
     with opened(source, threads) as (container, stream):
-        margin, size = tolerance(stream, frame_rate(source, container, stream)), _size(stream)
+        rate, size = frame_rate(source, container, stream), _size(stream)
+        margin, step = tolerance(stream, rate), 1.0 / rate
         found = frames_from(container, stream, low + margin) if low > 0 else None
         given = 0
         try:
-            for time, frame in within(found or (), low, high, margin):
+            for time, frame in within(found or (), low, high, margin, step):
                 given += 1
                 _refuse_another_size(frame, size)
                 yield time, frame, pixel_aspect(stream)
@@ -186,7 +187,7 @@ def _decoded_span(
             pass
     timed = ((time, (frame, aspect)) for time, frame, aspect in _decoded(source, None, threads))
     number = 0
-    for number, (time, shown) in enumerate(within(timed, low, high, margin), start=1):
+    for number, (time, shown) in enumerate(within(timed, low, high, margin, step), start=1):
         if number > given:
             yield time, *shown
     if not number:

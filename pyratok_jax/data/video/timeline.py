@@ -198,20 +198,32 @@ def resampled(
 
 
 def within(
-    frames: Iterable[tuple[float, T]], start: float, end: float, margin: float
+    frames: Iterable[tuple[float, T]], start: float, end: float, margin: float, step: float
 ) -> Iterator[tuple[float, T]]:
-    """The frames that begin in [start, end); the one shown there when none begins there."""
+    """The frames that begin in [start, end); the one shown there when none begins there.
+
+    Args:
+        frames: times in seconds, ascending, with frames; from one at or before `start` on.
+        start: of the span, in seconds.
+        end: likewise.
+        margin: see `tolerance`.
+        step: seconds for which the last frame is shown.
+    """
     held: tuple[float, T] | None = None
     found = False
     for time, frame in frames:
         if time >= end - margin:
-            if not found and held is not None:
-                yield held
+            # A span that is shorter than the margin may hold the very first frame.
+            shown = (time, frame) if held is None and time < end else held
+            if not found and shown is not None:
+                yield shown
             return
         if time >= start - margin:
             found = True
             yield time, frame
         held = time, frame
+    if not found and held is not None and start + margin < held[0] + step:
+        yield held
 
 
 def frames_at(container: Any, stream: Any, times: Sequence[float]) -> list[Any] | None:

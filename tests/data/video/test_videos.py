@@ -13,6 +13,7 @@ from pyratok_jax.data.video.files import (
     iter_frames,
     probe,
     read_clip,
+    span_times,
 )
 from pyratok_jax.data.video.writer import VideoWriter
 from tests.data.synthetic import numbered_frames, numbers_of, read_media, write_video
@@ -169,3 +170,17 @@ def test_remote_paths_are_read_through_epath(long_video, monkeypatch):
     with pytest.raises(BrokenVideoError) as error:
         probe("gs://bucket/missing.mp4")
     assert error.value.transient
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "avi", "mkv"])
+def test_a_span_shorter_than_a_frame_holds_the_frame_that_is_shown(tmp_path, suffix):
+    """12 frames of 0.04 s: within the first, a middle and the last one, and behind them."""
+    path = tmp_path / f"v.{suffix}"
+    write_video(path, numbered_frames(12, 32, 32))
+    spans = {(0.0, 1e-6): 0, (0.0, 5e-4): 0, (0.121, 0.122): 3, (0.4405, 0.442): 11,
+             (0.478, 0.4785): 11}  # fmt: skip
+    for (start, end), number in spans.items():
+        assert span_times(path, start, end) == pytest.approx([number / 25], abs=1e-3)
+        assert count_frames(path, start, end) == 1
+    with pytest.raises(BrokenVideoError, match="no frame between"):
+        span_times(path, 0.49, 0.5)
