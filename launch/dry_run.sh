@@ -1,6 +1,7 @@
 # shellcheck shell=bash
 # Sourced by the other scripts: takes their first argument --dry-run, `run` runs a command, or only
-# prints it, and `check_numbers` refuses variables that are no numbers.
+# prints it, `check_numbers` refuses variables that are no numbers, and `check_names` those that are
+# no names of Google Cloud's resources.
 dry_run=""
 if [ "${1:-}" = "--dry-run" ]; then
   dry_run=1
@@ -13,6 +14,18 @@ check_numbers() {
   for name in "$@"; do
     if ! [[ ${!name} =~ ^[0-9]{1,6}$ ]]; then
       printf '%s is %q, expected a number\n' "$name" "${!name}" >&2
+      exit 2
+    fi
+  done
+}
+
+# A value that begins with a dash would be an option of the command that gets it.
+check_names() {
+  local name
+  for name in "$@"; do
+    if ! [[ ${!name} =~ ^[a-z]([-a-z0-9]{0,61}[a-z0-9])?$ ]]; then
+      printf '%s is %q, expected a name: small letters, digits and dashes, a letter first\n' \
+        "$name" "${!name}" >&2
       exit 2
     fi
   done

@@ -23,6 +23,7 @@ RESTARTS=${RESTARTS:-10}
 # shellcheck source-path=SCRIPTDIR source=dry_run.sh
 source "$(dirname "$0")/dry_run.sh"
 check_numbers SLICES RESTARTS
+check_names CLUSTER ZONE WORKLOAD
 
 place=("--cluster=$CLUSTER" "--zone=$ZONE" ${PROJECT:+"--project=$PROJECT"})
 # Everything that comes from a variable or an argument is quoted for the container's shell.

@@ -24,6 +24,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 # shellcheck source-path=SCRIPTDIR source=dry_run.sh
 source "$here/dry_run.sh"
 check_numbers SLICES ROUNDS
+check_names TPU_NAME ZONE
 
 place=("--zone=$ZONE" ${PROJECT:+"--project=$PROJECT"})
 request=(

@@ -18,6 +18,7 @@ RESTARTS=${RESTARTS:-10}
 # shellcheck source-path=SCRIPTDIR source=dry_run.sh
 source "$(dirname "$0")/dry_run.sh"
 check_numbers RESTARTS
+check_names TPU_NAME ZONE
 
 # Everything that comes from a variable or an argument is quoted for the workers' shell, except
 # REPOSITORY's own default, which that shell has to expand.

@@ -135,6 +135,18 @@ def test_numbers_are_numbers(tmp_path, script, variables, name):
     assert not mark.exists()
 
 
+@pytest.mark.parametrize(
+    ("script", "variables", "name"),
+    [("tpu_vm.sh", SLICE, "TPU_NAME"), ("queued_resource.sh", QUEUED, "TPU_NAME"),
+     ("gke_xpk.sh", CLUSTER, "WORKLOAD"), ("gke_xpk.sh", CLUSTER, "ZONE")],
+)  # fmt: skip
+def test_names_are_no_options(script, variables, name):
+    for value in ("--impersonate-service-account=x", "My Slice", "a;b"):
+        done = run(script, "--dry-run", **variables | {name: value})
+        assert done.returncode == 2 and f"{name} is" in done.stderr
+        assert done.stderr.count("\n") == 1 and done.stdout == ""
+
+
 @pytest.mark.parametrize("script", sorted(path.name for path in LAUNCH.glob("*.sh")))
 def test_scripts_parse(script):
     done = subprocess.run(["bash", "-n", str(LAUNCH / script)], capture_output=True, check=False)
