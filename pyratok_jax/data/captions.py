@@ -1,6 +1,8 @@
 """Captions to token ids on the host, inside the data pipeline."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from threading import Thread
 from typing import TYPE_CHECKING
 
 import jinja2
@@ -39,6 +41,16 @@ def check_captions(captions: Sequence[str | None]) -> None:
 _MOST_CHARACTERS = 256
 
 
+_TEMPLATE_SECONDS = 20.0
+
+
+def _settle(future: Future[str], call: Callable[[str], str], argument: str) -> None:
+    try:
+        future.set_result(call(argument))
+    except BaseException as error:
+        future.set_exception(error)
+
+
 class CaptionTokenizer:
     """Tokenises batches of captions to a fixed length; the pipeline's `tokenize` argument.
 
@@ -64,6 +76,7 @@ class CaptionTokenizer:
         self.pad = getattr(tokenizer, "pad_token_id", None) or 0
         self.seen = self.truncated = 0
         self._next_report = 1
+        self._tried = False
 
     def __call__(
         self, captions: Sequence[str | None]
@@ -82,17 +95,37 @@ class CaptionTokenizer:
         self._report()
         return ids, mask
 
+    def _filled_in(self, captions: list[str]) -> list[str]:
+        """Captions in the chat template; the first one tells whether it ends.
+
+        Raises:
+            UserError: it takes too long: templates may hold loops within loops.
+        """
+
+        def fill(caption: str) -> str:
+            message = [{"role": "user", "content": caption}]
+            return self.tokenizer.apply_chat_template(message, tokenize=False)
+
+        if not self._tried:
+            # Not an executor's thread, which the interpreter would wait for at its end.
+            trial: Future[str] = Future()
+            Thread(target=_settle, args=(trial, fill, captions[0]), daemon=True).start()
+            try:
+                trial.result(_TEMPLATE_SECONDS)
+            except TimeoutError as error:
+                raise UserError(
+                    f"the tokenizer's chat template takes more than {_TEMPLATE_SECONDS:g} s for "
+                    "one caption; repair it, or do without chat"
+                ) from error
+            self._tried = True
+        return [fill(caption) for caption in captions]
+
     def _tokens(self, captions: list[str]) -> list[list[int]]:
         if not captions:
             return []
         try:
             if self.chat:
-                captions = [
-                    self.tokenizer.apply_chat_template(
-                        [{"role": "user", "content": caption}], tokenize=False
-                    )
-                    for caption in captions
-                ]
+                captions = self._filled_in(captions)
             return self.tokenizer(captions, add_special_tokens=not self.chat)["input_ids"]
         except (jinja2.TemplateError, TypeError, ValueError) as error:
             if not self.chat:

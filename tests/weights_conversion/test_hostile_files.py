@@ -19,6 +19,7 @@ from pyratok_jax.checkpoints.foreign import language_tokenizer
 from pyratok_jax.checkpoints.foreign.language_config import parse_config
 from pyratok_jax.checkpoints.foreign.pickles import read_numpy_pickle
 from pyratok_jax.checkpoints.foreign.sources import check_header, open_tensors, sources_from_arrays
+from pyratok_jax.data import captions
 from pyratok_jax.data.captions import CaptionTokenizer
 from pyratok_jax.errors import UserError
 from tests.training.tiny import write_tokenizer_files
@@ -409,6 +410,16 @@ def test_settings_of_a_tokenizer_are_checked_where_it_is_loaded(tmp_path, settin
     with pytest.raises(UserError, match=message) as raised:
         language_tokenizer.load_tokenizer_files(tmp_path)
     assert "\n" not in str(raised.value) and len(str(raised.value)) < 700
+
+
+def test_a_chat_template_without_end_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(captions, "_TEMPLATE_SECONDS", 0.2)
+    write_tokenizer_files(tmp_path)
+    tokenizer = language_tokenizer.load_tokenizer_files(tmp_path)
+    loops = "{% for a in range(4000) %}{% for b in range(5000) %}{% endfor %}{% endfor %}"
+    tokenizer.chat_template = loops
+    with pytest.raises(UserError, match=r"more than 0\.2 s for one caption"):
+        CaptionTokenizer(tokenizer, 4, chat=True)(["a"])
 
 
 def test_a_huge_file_is_no_tokenizer(tmp_path):
