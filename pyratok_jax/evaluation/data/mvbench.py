@@ -137,8 +137,12 @@ def _question(root: Path, path: Path, name: str, number: int, values: Json) -> Q
     if str(row.answer) not in options:
         raise UserError(f"{where}: answer {quoted(row.answer)} is no candidate; {advice}")
     answer, video = options.index(str(row.answer)), str(root / "video" / part.folder / row.video)
-    bounds = (row.start, row.end) if isinstance(row, _BoundedRow) else (None, None)
-    return Question(name, number, video, row.question, options, answer, *bounds, part.frames)
+    bounded = row if isinstance(row, _BoundedRow) else None
+    return Question(
+        name, number, video, row.question, options, answer,
+        start=bounded.start if bounded else None, end=bounded.end if bounded else None,
+        frames=part.frames,
+    )  # fmt: skip
 
 
 def prompt(question: Question) -> str:
