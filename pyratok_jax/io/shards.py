@@ -18,12 +18,14 @@ import numpy as np
 from etils import epath
 
 from pyratok_jax.errors import UserError
+from pyratok_jax.io.chunks import check_inflation
 from pyratok_jax.io.mirror import cached_file
 from pyratok_jax.io.remote import is_remote
 from pyratok_jax.io.tfrecords import TFRecordFile
 
 T = TypeVar("T")
 SPLIT = "train"
+_CHECKED_AT_ONCE = 8 << 20
 FORMATS = ("array_record", "tfrecord")
 _SHARD = re.compile(r"\.(array_record|arrayrecord|tfrecords?)(-\d+-of-\d+)?$")
 
@@ -101,6 +103,7 @@ class ArrayRecordFile:
 
     Raises:
         RuntimeError: it is cut off.
+        ValueError: it would be inflated to far more than it holds.
     """
 
     def __init__(self, file: str) -> None:
@@ -110,9 +113,14 @@ class ArrayRecordFile:
         # The library opens files of a disk alone.
         self._file = os.fspath(cached_file(file))
         size = os.stat(self._file).st_size
+        # Large files are checked when they are first read: it takes 3 us a chunk.
+        self._checked = size <= _CHECKED_AT_ONCE
+        if self._checked:
+            check_inflation(self._file)
         self._count = len(ArrayRecordDataSource([self._file])) if size else 0
         if size and not self._count:
             # The library takes a file without its end for an empty one, until it is read.
+            check_inflation(self._file)
             ArrayRecordReader(self._file).read_all()
         self._source: Sequence[bytes] | None = None
 
@@ -129,6 +137,9 @@ class ArrayRecordFile:
 
         with _OPEN_LOCK:
             me = weakref.ref(self, _forgotten)
+            if not self._checked:
+                check_inflation(self._file)
+                self._checked = True
             if self._source is None:
                 whole = _Whole(self._file, 0, self._count, self._count)
                 self._source = ArrayRecordDataSource([whole])

@@ -8,7 +8,6 @@ last level; inside a level raster order over time, height and width. Ids of toke
 Q-SEP = K, as in the alignment's softmax head, and SOI, which nothing predicts, K + 1.
 """
 
-import struct
 from collections.abc import Iterator, Sequence
 from typing import Any, SupportsIndex
 
@@ -17,6 +16,7 @@ from etils import epath
 
 from pyratok_jax.errors import UserError
 from pyratok_jax.io import Json
+from pyratok_jax.io.chunks import BLOCK, BLOCK_HEADER, HEADER
 from pyratok_jax.io.documents import read_json
 from pyratok_jax.io.remote import open_path
 from pyratok_jax.io.shards import (
@@ -104,9 +104,7 @@ def unflatten(
 
 
 CARD = "dataset_card.json"
-# Of an ArrayRecord file, https://github.com/google/riegeli, "records format".
-_BLOCK, _BLOCK_HEADER = 1 << 16, 24
-_HEADER = struct.Struct("<QQQQQ")  # Hash, data size, data hash, type and records, decoded size.
+# Of an ArrayRecord file, see `io.chunks`.
 _SIMPLE, _UNCOMPRESSED = ord("r"), 0
 
 
@@ -270,10 +268,10 @@ def walk_array_record(file: str) -> Iterator[bytes]:
     stream = _Chunks(file)
     with stream.file:
         while True:
-            header = stream.read(_HEADER.size)
-            if len(header) < _HEADER.size:
+            header = stream.read(HEADER.size)
+            if len(header) < HEADER.size:
                 return
-            _, size, _, kind, decoded = _HEADER.unpack(header)
+            _, size, _, kind, decoded = HEADER.unpack(header)
             if size > stream.left or kind & 0xFF not in b"smprt\0":
                 return
             data = stream.read(size)
@@ -307,10 +305,10 @@ class _Chunks:
         """The next bytes, fewer at the end."""
         parts = []
         while size:
-            if self._at % _BLOCK == 0:
-                self._at += _BLOCK_HEADER
+            if self._at % BLOCK == 0:
+                self._at += BLOCK_HEADER
                 self.file.seek(self._at)
-            part = self.file.read(min(size, _BLOCK - self._at % _BLOCK))
+            part = self.file.read(min(size, BLOCK - self._at % BLOCK))
             if not part:
                 break
             parts.append(part)
