@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[3]
-SCRIPT = Path(__file__).with_name("stream_process.py")
+SCRIPT = ROOT / "tests" / "data" / "stream_process.py"
 STEPS, BATCH = 12, 4
 
 
