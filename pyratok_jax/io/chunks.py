@@ -9,17 +9,18 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
-BLOCK, BLOCK_HEADER = 1 << 16, 24
-HEADER = struct.Struct("<QQQQQ")  # Hash, data size, data hash, type and records, decoded size.
-_USABLE = BLOCK - BLOCK_HEADER
+_BLOCK, _BLOCK_HEADER = 1 << 16, 24
+_HEADER = struct.Struct("<QQQQQ")  # Hash, data size, data hash, type and records, decoded size.
+_USABLE = _BLOCK - _BLOCK_HEADER
 # A chunk of more bytes than this may hold at most so many times what it takes in the file.
 _LARGE, _MOST = 256 << 20, 100
 
 
 class Chunk(NamedTuple):
-    """Offset in the file, bytes of its data there, number of records, bytes once inflated."""
+    """Offset in the file, its kind, bytes of its data, number of records, bytes once inflated."""
 
     offset: int
+    kind: int
     size: int
     records: int
     decoded: int
@@ -33,18 +34,24 @@ def chunks(file: str | os.PathLike) -> Iterator[Chunk]:
     with open(file, "rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as m:
         at = 0
         while at < end:
-            header = _at(m, at, HEADER.size)
-            if len(header) < HEADER.size:
+            header = _at(m, at, _HEADER.size)
+            if len(header) < _HEADER.size:
                 return
-            _, size, _, kind, decoded = HEADER.unpack(header)
+            _, size, _, kind, decoded = _HEADER.unpack(header)
             if size > end:
                 return
-            yield Chunk(at, size, kind >> 8, decoded)
-            length = HEADER.size + size
-            after = at + length + (length + (at + _USABLE - 1) % BLOCK) // _USABLE * BLOCK_HEADER
+            yield Chunk(at, kind & 0xFF, size, kind >> 8, decoded)
+            length = _HEADER.size + size
+            after = at + length + (length + (at + _USABLE - 1) % _BLOCK) // _USABLE * _BLOCK_HEADER
             # Every record has a position of its own, also where they take fewer bytes.
             least = at + (kind >> 8)
-            at = max(after, least + max(-least % BLOCK - (_USABLE - 1), 0))
+            at = max(after, least + max(-least % _BLOCK - (_USABLE - 1), 0))
+
+
+def chunk_data(file: str | os.PathLike, chunk: Chunk) -> bytes:
+    """What is in a chunk, without its header; fewer bytes where the file ends before it does."""
+    with open(file, "rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as m:
+        return _at(m, chunk.offset, _HEADER.size + chunk.size)[_HEADER.size :]
 
 
 def check_inflation(file: str | os.PathLike) -> None:
@@ -63,11 +70,12 @@ def check_inflation(file: str | os.PathLike) -> None:
 
 def _at(data: mmap.mmap, offset: int, size: int) -> bytes:
     """Bytes from an offset on, without the headers at every multiple of 64 KiB."""
-    found = b""
+    parts = []
     while size:
-        offset += BLOCK_HEADER if offset % BLOCK == 0 else 0
-        part = data[offset : offset + min(size, BLOCK - offset % BLOCK)]
+        offset += _BLOCK_HEADER if offset % _BLOCK == 0 else 0
+        part = data[offset : offset + min(size, _BLOCK - offset % _BLOCK)]
         if not part:
             break
-        found, offset, size = found + part, offset + len(part), size - len(part)
-    return found
+        parts.append(part)
+        offset, size = offset + len(part), size - len(part)
+    return b"".join(parts)

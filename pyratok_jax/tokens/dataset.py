@@ -16,8 +16,9 @@ from etils import epath
 
 from pyratok_jax.errors import UserError
 from pyratok_jax.io import Json
-from pyratok_jax.io.chunks import BLOCK, BLOCK_HEADER, HEADER
+from pyratok_jax.io.chunks import chunk_data, chunks
 from pyratok_jax.io.documents import read_json
+from pyratok_jax.io.mirror import cached_file
 from pyratok_jax.io.remote import open_path
 from pyratok_jax.io.shards import (
     ShardedRecords,
@@ -265,21 +266,17 @@ def walk_array_record(file: str) -> Iterator[bytes]:
     its own checksum tells. Files that are compressed, or hold several records in a chunk, give
     nothing.
     """
-    stream = _Chunks(file)
-    with stream.file:
-        while True:
-            header = stream.read(HEADER.size)
-            if len(header) < HEADER.size:
-                return
-            _, size, _, kind, decoded = HEADER.unpack(header)
-            if size > stream.left or kind & 0xFF not in b"smprt\0":
-                return
-            data = stream.read(size)
-            if len(data) < size:
-                return
-            record = _only_record(data, decoded) if kind == _SIMPLE | 1 << 8 else None
-            if record is not None:
-                yield record
+    local = cached_file(file)
+    for chunk in chunks(local):
+        if chunk.kind not in b"smprt\0":
+            return
+        data = chunk_data(local, chunk)
+        if len(data) < chunk.size:
+            return
+        alone = chunk.kind == _SIMPLE and chunk.records == 1
+        record = _only_record(data, chunk.decoded) if alone else None
+        if record is not None:
+            yield record
 
 
 def _only_record(data: bytes, length: int) -> bytes | None:
@@ -287,31 +284,3 @@ def _only_record(data: bytes, length: int) -> bytes | None:
     if len(data) < 2 or data[0] != _UNCOMPRESSED or length > len(data):
         return None
     return data[len(data) - length :]
-
-
-class _Chunks:
-    """A file without the block headers, which are at every multiple of 64 KiB."""
-
-    def __init__(self, file: str) -> None:
-        self.file = epath.Path(file).open("rb")
-        self._size, self._at = epath.Path(file).stat().length, 0
-
-    @property
-    def left(self) -> int:
-        """Bytes until the end of the file."""
-        return self._size - self._at
-
-    def read(self, size: int) -> bytes:
-        """The next bytes, fewer at the end."""
-        parts = []
-        while size:
-            if self._at % BLOCK == 0:
-                self._at += BLOCK_HEADER
-                self.file.seek(self._at)
-            part = self.file.read(min(size, BLOCK - self._at % BLOCK))
-            if not part:
-                break
-            parts.append(part)
-            self._at += len(part)
-            size -= len(part)
-        return b"".join(parts)
