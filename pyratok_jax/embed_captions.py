@@ -1,5 +1,7 @@
-"""Compute the text embeddings of all captions of a source once and store them beside the data."""
+"""Compute the text embeddings of all captions once and store them beside the data."""
 
+import argparse
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -14,31 +16,24 @@ from pyratok_jax.errors import UserError, run_cli
 from pyratok_jax.io.cli import command_parser, local_path
 from pyratok_jax.io.progress import PlainConsole, track
 from pyratok_jax.models.language.model import TextEncoder
+from pyratok_jax.tokenizer import load_tokenizer
+from pyratok_jax.tokens.dataset import TokenDataset
+from pyratok_jax.tokens.schema import DamagedRecordError
 
 
 def main() -> int:
     """Embed and store."""
-    parser = command_parser(
-        "pyratok_jax.embed_captions",
-        "Compute the text embeddings of all captions of a source once and store them.",
-        examples=["--source videos.csv --output captions --language weights/qwen"],
-    )
-    parser.add_argument("--source", required=True, help="data source, as in a training config")
-    parser.add_argument("--output", required=True, type=local_path, help="folder to write")
-    parser.add_argument("--language", default="builtin:smollm2", help="converted folder or builtin")
-    parser.add_argument("--length", type=int, default=128, help="tokens per caption at most")
-    parser.add_argument("--batch", type=int, default=16, help="captions per pass")
-    arguments = parser.parse_args()
-    if arguments.length < 1 or arguments.batch < 1:
-        raise UserError("--length and --batch must be at least 1")
+    arguments = _arguments()
+    if arguments.length < 0 or arguments.batch < 1:
+        raise UserError("--length must be at least 0, --batch at least 1")
     if Path(arguments.output).exists():
         raise UserError(f"{arguments.output} exists; name a new folder")
-    captions = [record.caption for record in load_source(arguments.source) if record.caption]
+    console = PlainConsole()
+    captions = list(dict.fromkeys(_captions(arguments, console)))
     if not captions:
-        raise UserError(f"{arguments.source} has no captions; nothing to embed")
-    language = load_language(arguments.language)
-    encoder = TextEncoder(language.model)
-    tokenize = CaptionTokenizer(language.tokenizer, arguments.length)
+        source = arguments.source or ", ".join(arguments.tokens)
+        raise UserError(f"{source} has no captions; nothing to embed")
+    encoder, tokenize, model = _language(arguments)
     run = nnx.jit(lambda encoder, ids, mask: encoder(ids, mask).embeddings)
 
     def embed(group: list[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -47,20 +42,76 @@ def main() -> int:
         values = np.asarray(jax.device_get(run(encoder, ids, mask)), np.float32)
         return values[: len(group)], mask[: len(group)]
 
-    console = PlainConsole()
     shown = track(captions, "embedding", console, total=len(captions), only_on_terminal=True)
     output = write_embeddings(
         arguments.output,
         shown,
         embed,
-        length=arguments.length,
-        model=language.sha256,
+        length=tokenize.length,
+        model=model,
         batch=arguments.batch,
     )
     if tokenize.truncated:
         console.print(f"{tokenize.truncated} of {tokenize.seen} captions were cut")
     console.print(f"written: {output}", soft_wrap=True)
     return 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = command_parser(
+        "pyratok_jax.embed_captions",
+        "Compute the text embeddings of all captions of a source once and store them.",
+        examples=[
+            "--source videos.csv --output captions --language weights/qwen",
+            "--tokens tokens --output captions --checkpoint runs/demo",
+        ],
+    )
+    of = parser.add_mutually_exclusive_group(required=True)
+    of.add_argument("--source", help="data source, as in a training config")
+    of.add_argument("--tokens", nargs="+", help="token datasets, for the training of a prior")
+    parser.add_argument("--output", required=True, type=local_path, help="folder to write")
+    by = parser.add_mutually_exclusive_group()
+    by.add_argument("--language", default="builtin:smollm2", help="converted folder or builtin")
+    by.add_argument("--checkpoint", help="tokenizer whose language model is taken")
+    parser.add_argument(
+        "--length",
+        type=int,
+        default=0,
+        help="tokens per caption at most (default: the checkpoint's, else 128)",
+    )
+    parser.add_argument("--batch", type=int, default=16, help="captions per pass")
+    return parser.parse_args()
+
+
+def _captions(arguments: argparse.Namespace, console: PlainConsole) -> Iterator[str]:
+    """The captions there are, of token records those that can be read."""
+    if arguments.source:
+        yield from (record.caption for record in load_source(arguments.source) if record.caption)
+        return
+    for dataset in map(TokenDataset, arguments.tokens):
+        for number in range(len(dataset)):
+            try:
+                caption = dataset[number].caption
+            except DamagedRecordError as error:
+                console.print(f"left out: {error.where}: {error.reason}", soft_wrap=True)
+                continue
+            if caption:
+                yield caption
+
+
+def _language(arguments: argparse.Namespace) -> tuple[TextEncoder, CaptionTokenizer, str]:
+    """The encoder, its word tokenizer, and which model it is."""
+    if arguments.checkpoint is None:
+        language = load_language(arguments.language)
+        words = CaptionTokenizer(language.tokenizer, arguments.length or 128)
+        return TextEncoder(language.model), words, language.sha256
+    tokenizer = load_tokenizer(arguments.checkpoint)
+    if tokenizer.text is None or tokenizer.captions is None:
+        raise UserError(f"{arguments.checkpoint} has no language model; name one with --language")
+    words = CaptionTokenizer(
+        tokenizer.captions.tokenizer, arguments.length or tokenizer.captions.length
+    )
+    return tokenizer.text, words, f"tokenizer {tokenizer.checkpoint_hash}"
 
 
 if __name__ == "__main__":

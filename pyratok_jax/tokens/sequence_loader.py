@@ -21,9 +21,9 @@ from dataclasses import dataclass
 import grain
 import numpy as np
 from etils import epath
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 
-from pyratok_jax.data.pipeline import ShareOf, Tokenize
+from pyratok_jax.data.pipeline import Embed, ShareOf, Tokenize
 from pyratok_jax.data.resumable import ENDLESS, ResumableLoader, in_processes
 from pyratok_jax.data.sampling import Place, SamplingPlan
 from pyratok_jax.errors import UserError
@@ -48,6 +48,7 @@ class TokenBatch:
         ids: of the records.
         rows: of the batch over all hosts.
         text_ids, text_mask: the captions through `tokenize`; None without it.
+        text_embeddings: the captions through `embed`, with `text_mask`; None without it.
         classes: the captions' classes, -1 where there is no caption; None without `classes`.
     """
 
@@ -59,6 +60,7 @@ class TokenBatch:
     rows: int
     text_ids: Int[np.ndarray, "b l"] | None = None
     text_mask: Bool[np.ndarray, "b l"] | None = None
+    text_embeddings: Float[np.ndarray, "b l d"] | None = None
     classes: Int[np.ndarray, " b"] | None = None
 
     @property
@@ -70,7 +72,8 @@ class TokenBatch:
     def arrays(self) -> dict[str, np.ndarray]:
         """What a training step takes: the arrays, by name, and `has_text` (b,)."""
         named = {"sequences": self.sequences, "text_ids": self.text_ids,
-                 "text_mask": self.text_mask, "classes": self.classes}  # fmt: skip
+                 "text_mask": self.text_mask, "text_embeddings": self.text_embeddings,
+                 "classes": self.classes}  # fmt: skip
         arrays = {key: value for key, value in named.items() if value is not None}
         return arrays | {"has_text": np.array([text is not None for text in self.captions])}
 
@@ -224,13 +227,14 @@ class SequenceLoader(ResumableLoader[TokenBatch]):
         damaged: Sequence[tuple[str, str]],
         fingerprint: str,
         tokenize: Tokenize | None,
+        embed: Embed | None,
         classes: Mapping[str, int] | None,
         reading: "Reading",
     ) -> None:
         super().__init__(source.plan.seed)
         self.buckets, self.vocabulary = source.buckets, source._vocabulary
         self._source, self._fingerprint, self._reading = source, fingerprint, reading
-        self._condition = functools.partial(_conditioned, tokenize, classes)
+        self._condition = functools.partial(_conditioned, tokenize, embed, classes)
         self._note_broken(damaged, "record")
 
     def _stream(self, step: int) -> grain.IterDataset:
@@ -272,6 +276,7 @@ class SequenceLoader(ResumableLoader[TokenBatch]):
 
 def _conditioned(
     tokenize: Tokenize | None,
+    embed: Embed | None,
     classes: Mapping[str, int] | None,
     element: tuple[TokenBatch | None, list[tuple[str, str]]],
 ) -> tuple[TokenBatch | None, list[tuple[str, str]]]:
@@ -283,6 +288,11 @@ def _conditioned(
         ids, mask = tokenize(list(batch.captions))
         batch = dataclasses.replace(
             batch, text_ids=np.asarray(ids, np.int32), text_mask=np.asarray(mask, bool)
+        )
+    if embed is not None:
+        values, mask = embed(list(batch.captions))
+        batch = dataclasses.replace(
+            batch, text_embeddings=np.asarray(values, np.float32), text_mask=np.asarray(mask, bool)
         )
     if classes is not None:
         unknown = [text for text in batch.captions if text is not None and text not in classes]
@@ -314,6 +324,7 @@ def make_sequence_loader(
     seed: int,
     batch_size: BatchSize,
     tokenize: Tokenize | None = None,
+    embed: Embed | None = None,
     classes: Mapping[str, int] | None = None,
     caption_dropout: float = 0.0,
     process_index: int = 0,
@@ -329,6 +340,8 @@ def make_sequence_loader(
         batch_size: rows over all hosts, a multiple of `process_count`; or a function that gives
             them for the grids of a bucket, such as `lambda grids: 2**20 // sequence_length(grids)`.
         tokenize: captions to (ids (b, l), mask (b, l)), such as a `data.captions.CaptionTokenizer`.
+        embed: captions to (embeddings (b, l, d), mask (b, l)), such as a
+            `data.caption_embeddings.StoredCaptions`.
         classes: numbers of the captions, where these are names of classes.
         caption_dropout: share of rows whose caption is left out, for classifier-free guidance.
         process_index: this host.
@@ -353,7 +366,7 @@ def make_sequence_loader(
         tokens, plan, buckets, index.vocabulary, caption_dropout, share_of or (lambda rows: whole)
     )
     return SequenceLoader(
-        source, index.damaged, _fingerprint(tokens, index), tokenize, classes, reading
+        source, index.damaged, _fingerprint(tokens, index), tokenize, embed, classes, reading
     )
 
 

@@ -3,11 +3,14 @@
 import dataclasses
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pyratok_jax import generate, publish
+from pyratok_jax import embed_captions, generate, publish
 from pyratok_jax.checkpoints.working_folder import read_parameters
+from pyratok_jax.data.caption_embeddings import write_embeddings
 from pyratok_jax.data.video.files import iter_frames
 from pyratok_jax.data.video.pictures import read_image
 from pyratok_jax.data.video.writer import VideoWriter
@@ -21,7 +24,7 @@ from pyratok_jax.training.loop.loop import train
 from pyratok_jax.training.tasks import generator as task_module
 from pyratok_jax.training.tasks.generator import GeneratorTask
 from tests.gcs_server import upload
-from tests.generator.tiny import GRIDS, config, same, tokenizer, write_tokens
+from tests.generator.tiny import CAPTIONS, GRIDS, config, same, tokenizer, write_tokens
 from tests.training.worker import without_tensorboard
 
 
@@ -92,6 +95,58 @@ def test_batches_are_the_records(tokens, patched):
         for number, level in enumerate(own.tokens, start=1):
             np.testing.assert_array_equal(batch.arrays[f"level_{number}"][row], level)
     assert batch.arrays["text_ids"].shape == (2, 4)
+
+
+@pytest.fixture(scope="module")
+def captions(tokens, patched, tmp_path_factory):
+    """What `embed_captions --tokens --checkpoint` makes of the captions."""
+    folder = tmp_path_factory.mktemp("stored") / "captions"
+    arguments = ["embed_captions", "--tokens", str(tokens), "--output", str(folder)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(embed_captions, "load_tokenizer", lambda path: tokenizer())
+        patch.setattr("sys.argv", [*arguments, "--checkpoint", "tiny", "--batch", "2"])
+        assert embed_captions.main() == 0
+    return folder
+
+
+def test_stored_captions_take_the_place_of_the_language_model(tokens, captions, patched):
+    made = config(tokens, "raster")
+    made.conditioning.drop = 0.5
+    run = GeneratorTask(made)
+    made.conditioning.stored = str(captions)
+    read = GeneratorTask(made)
+    assert run.system.text is not None and read.system.text is None
+    prefixes = []
+    for task in (run, read):
+        loader = task.make_loader(lambda rows: (0, 1))
+        batches = [next(loader).arrays for _ in range(4)]
+        loader.close()
+        system = task.system
+        rows = [system.condition(jax.tree.map(jnp.asarray, batch), 2) for batch in batches]
+        prefixes.append([system.prior.conditioner(row) for row in rows])
+    for a, b in zip(*prefixes, strict=True):
+        np.testing.assert_array_equal(a.valid, b.valid)
+        np.testing.assert_allclose(a.x[a.valid], b.x[b.valid], atol=5e-3)
+    assert sum(int(a.valid.sum()) for a in prefixes[0]) > 8
+
+
+def test_stored_captions_of_another_model_or_length_are_refused(
+    tokens, captions, patched, tmp_path
+):
+    def embed(group):
+        return np.ones((len(group), 4, 12), np.float32), np.ones((len(group), 4), bool)
+
+    made = config(tokens, "raster")
+    other = write_embeddings(tmp_path / "other", CAPTIONS, embed, length=4, model="x")
+    made.conditioning.stored = str(other)
+    with pytest.raises(UserError, match="holds other embeddings of"):
+        GeneratorTask(made)
+    made.conditioning.update({"stored": str(captions), "length": 3})
+    with pytest.raises(UserError, match="holds 4 tokens of width 12, not 3 of 12"):
+        GeneratorTask(made)
+    made.conditioning.kind = "none"
+    with pytest.raises(UserError, match="needs conditioning.kind text"):
+        GeneratorTask(made)
 
 
 def test_classes_are_read_off_the_captions(tokens, patched):

@@ -4,6 +4,7 @@ The tokenizer is frozen: of it the training needs the sizes, the language model 
 captions, and for the order "blocks" the synthesis of the latent from codes.
 """
 
+import contextlib
 from collections.abc import Mapping
 
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from jaxtyping import Array, PRNGKeyArray
 from ml_collections import ConfigDict
 
 from pyratok_jax.checkpoints.pretrained import load_language
+from pyratok_jax.data.caption_embeddings import StoredCaptions
 from pyratok_jax.data.captions import CaptionTokenizer
 from pyratok_jax.errors import UserError
 from pyratok_jax.generator.loading import (
@@ -36,6 +38,7 @@ from pyratok_jax.models.pyratok.quantizers.base import Quantizer
 from pyratok_jax.nn.text_attention import TextCondition
 from pyratok_jax.tokenizer import Tokenizer, load_tokenizer
 from pyratok_jax.tokens.dataset import TokenDataset
+from pyratok_jax.tokens.schema import DamagedRecordError
 from pyratok_jax.tokens.sequence_loader import Reading, SequenceLoader, make_sequence_loader
 from pyratok_jax.training.loop.contracts import (
     Batch,
@@ -60,7 +63,9 @@ class GeneratorSystem(nnx.Module):
     def condition(self, batch: Mapping[str, Array], rows: int) -> Condition:
         """What the rows of a batch are conditioned on."""
         text: TextCondition | None = None
-        if self.text is not None:
+        if "text_embeddings" in batch:
+            text = TextCondition(batch["text_embeddings"], batch["text_mask"])
+        elif self.text is not None:
             text = self.text(batch["text_ids"], batch["text_mask"])
         return Condition(rows, text, batch.get("classes"))
 
@@ -111,8 +116,9 @@ class GeneratorTask:
         self.tokenizer = tokenizer or load_tokenizer(config.tokenizer)
         self.dataset = TokenDataset(config.tokens.path)
         check_tokens(self.dataset, self.tokenizer)
-        self.text, self.captions, self.said = self._language()
-        self.sizes = self._sizes()
+        text, self.captions, self.said = self._language()
+        self.stored = self._stored_captions(text)
+        self.sizes = self._sizes(text.width if text is not None else 1)
         try:
             self.objective = PriorObjective(**config.objective)
             self.sampling = Sampling.from_dict(config.sampling.to_dict())
@@ -125,7 +131,8 @@ class GeneratorTask:
                 "raster or masked"
             )
         prior = Prior(self.sizes, rngs=nnx.Rngs(config.seed), dtype=jnp.dtype(config.dtype))
-        self.system = GeneratorSystem(prior, self.text, quantizer)
+        # Stored embeddings take the place of the language model, which is then not held.
+        self.system = GeneratorSystem(prior, None if self.stored else text, quantizer)
 
     def _language(self) -> tuple[TextEncoder | None, CaptionTokenizer | None, FrozenText | None]:
         """The text encoder, its word tokenizer, and how a description names them."""
@@ -146,7 +153,37 @@ class GeneratorTask:
         captions = CaptionTokenizer(words.tokenizer, chosen.length or words.length)
         return text, captions, FrozenText("", "", captions.length)
 
-    def _sizes(self) -> PriorConfig:
+    def _stored_captions(self, text: TextEncoder | None) -> StoredCaptions | None:
+        """The folder of `conditioning.stored`, after a comparison with the language model.
+
+        Raises:
+            UserError: no such folder, no text to store, or embeddings of another model or length.
+        """
+        folder = self.config.conditioning.stored
+        if not folder:
+            return None
+        if text is None or self.captions is None:
+            raise UserError("config.conditioning.stored needs conditioning.kind text")
+        stored = StoredCaptions(folder)
+        again = f"make it with embed_captions --tokens {self.dataset.path} --checkpoint TOKENIZER"
+        if (stored.width, stored.length) != (text.width, self.captions.length):
+            raise UserError(
+                f"config.conditioning.stored {folder} holds {stored.length} tokens of width "
+                f"{stored.width}, not {self.captions.length} of {text.width}; {again}"
+            )
+        caption = _first_caption(self.dataset)
+        if caption:
+            made = text(*map(jnp.asarray, self.captions([caption])))
+            values, mask = stored([caption])
+            real = np.asarray(made.embeddings, np.float32)[mask]
+            if not mask.any() or np.abs(real - values[mask]).max() > 0.01 * np.abs(real).max():
+                raise UserError(
+                    f"config.conditioning.stored {folder} holds other embeddings of {caption!r} "
+                    f"than the language model makes; {again}"
+                )
+        return stored
+
+    def _sizes(self, text_width: int) -> PriorConfig:
         made, chosen = self.tokenizer.config, self.config.conditioning
         try:
             return PriorConfig(
@@ -155,7 +192,7 @@ class GeneratorTask:
                 latent_stride=made.latent_stride,
                 latent_channels=made.vae.z_dim,
                 condition=chosen.kind,
-                text_width=self.text.width if self.text is not None else 1,
+                text_width=text_width,
                 classes=len(chosen.classes),
                 remat=self.config.remat != "none",
                 **{key: _plain(value) for key, value in self.config.model.items()},
@@ -188,13 +225,15 @@ class GeneratorTask:
             dataset,
             seed=self.config.seed,
             batch_size=self.config.batch_size,
-            tokenize=self.captions,
+            tokenize=None if self.stored else self.captions,
+            embed=self.stored,
             classes=classes if kind == "classes" else None,
             caption_dropout=drop,
             share_of=share_of,
             reading=Reading(tokens.threads, tokens.workers, tokens.ahead),
         )
-        names = {"text": ("text_ids", "text_mask"), "classes": ("classes",), "none": ()}
+        text = "text_embeddings" if self.stored else "text_ids"
+        names = {"text": (text, "text_mask"), "classes": ("classes",), "none": ()}
         return TokenBatches(sequences, names[kind])
 
     def loss(
@@ -248,6 +287,15 @@ class GeneratorTask:
                 dtype=self.config.dtype,
             ),
         )
+
+
+def _first_caption(dataset: TokenDataset) -> str:
+    """A caption among the first records, "" where they have none."""
+    for number in range(min(len(dataset), 64)):
+        with contextlib.suppress(DamagedRecordError):
+            if dataset[number].caption.strip():
+                return dataset[number].caption
+    return ""
 
 
 def check_tokens(dataset: TokenDataset, tokenizer: Tokenizer) -> None:
