@@ -56,6 +56,8 @@ def training_config(**changes: Json) -> ConfigDict:
       is reported; patience 0: never.
     - init_from: a tokenizer whose trainable arrays are the start (a previous stage): as
       `load_tokenizer` takes it, a working or published folder, `hf://...` or "builtin:world".
+    - init_levels: how many of its first levels are taken; the others start afresh and are
+      calibrated to what those leave, on other grids where wanted. 0: all are taken.
     - resume_with_changes: resume a run with another loss, optimizer or data than it had, on
       purpose; the changes are kept in its folder (`run_record`).
 
@@ -97,6 +99,7 @@ def training_config(**changes: Json) -> ConfigDict:
             "max_bad_steps": 10,
             "collapse": {"threshold": 0.02, "patience": 5},
             "init_from": "",
+            "init_levels": 0,
             "resume_with_changes": False,
             "data": data_config(),
         }
@@ -198,7 +201,9 @@ def generator_training_config(**changes: Json) -> ConfigDict:
     - model: the fields of `models.prior.config.PriorConfig` that the tokenizer does not give.
     - conditioning: text, classes or none (kind), the share of captions that is left out (drop),
       tokens per caption (length; 0: as the tokenizer), specification of a frozen language model
-      (language; empty: the tokenizer's), and the captions that name classes (classes).
+      (language; empty: the tokenizer's), a folder of stored embeddings to read instead of running
+      it on captions (stored; `embed_captions --tokens`), and the captions that name classes
+      (classes).
     - objective: `losses.prior.PriorObjective`.
     - sampling: defaults of `generate`, the fields of `models.prior.sampling.Sampling`.
 
@@ -216,7 +221,8 @@ def generator_training_config(**changes: Json) -> ConfigDict:
             if field.name not in given
         },
         "conditioning": {
-            "kind": "text", "drop": 0.1, "length": 0, "language": "", "classes": (),
+            "kind": "text", "drop": 0.1, "length": 0, "language": "", "stored": "",
+            "classes": (),
         },
         "objective": dataclasses.asdict(PriorObjective()),
         "sampling": dataclasses.asdict(Sampling()),

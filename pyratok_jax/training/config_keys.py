@@ -180,6 +180,7 @@ COMMON: Keys = {
     "collapse.threshold": (_SHARE, "share of distinct codes below which a level collapses"),
     "collapse.patience": (_whole(0), "logged values below it until it is said; 0: never"),
     "init_from": (Text(), "tokenizer to start from: a folder, hf://..., builtin:world"),
+    "init_levels": (_whole(0), "levels taken from it, the others are calibrated; 0: all"),
     "resume_with_changes": (Flag(), "resume with another loss, optimizer or data"),
 }
 
@@ -282,6 +283,10 @@ GENERATOR: Keys = {
     "conditioning.drop": (_SHARE, "share of captions that are left out"),
     "conditioning.length": (_whole(0), "tokens per caption; 0: as the tokenizer"),
     "conditioning.language": (Text(), "another language model; empty: the tokenizer's"),
+    "conditioning.stored": (
+        Text(),
+        "folder of embed_captions --tokens; empty: embed while training",
+    ),
     "conditioning.classes": (Several(Text(named=True)), "captions that name classes"),
 }
 

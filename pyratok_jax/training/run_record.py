@@ -31,10 +31,11 @@ from pyratok_jax.models.pyratok.inputs import UNNAMED_INPUTS
 CONFIG, CHANGES = "config.json", "config_changes.jsonl"
 OPERATIONAL = (
     "steps", "checkpoint", "log_every", "evaluators", "max_bad_steps", "collapse", "report", "mesh",
-    "multi_host", "host_timeout", "step_timeout", "profile_steps", "init_from", "remat",
-    "calibration", "data.workers", "data.threads", "data.prefetch", "data.phases", "model.vae",
+    "multi_host", "host_timeout", "step_timeout", "profile_steps", "init_from",
+    "init_levels", "remat", "calibration",
+    "data.workers", "data.threads", "data.prefetch", "data.phases", "model.vae",
     "language.size", "vision.size",
-    "sampling", "tokens.threads", "tokens.workers", "tokens.ahead",
+    "sampling", "conditioning.stored", "tokens.threads", "tokens.workers", "tokens.ahead",
 )  # fmt: skip
 IDENTITY = ("task", "seed", "model", "language", "tokenizer", "projector", "conditioning")
 # Keys that configs did not always have, and what held before.
@@ -42,6 +43,7 @@ _ADDED: dict[str, Json] = {
     "model.tokenizer.inputs": UNNAMED_INPUTS,
     "loss.formulas": "",
     "loss.hidden_captions": 0.0,
+    "conditioning.stored": "",
 }
 _FLAG = "resume_with_changes"
 _NAMED = 4  # Changed keys that a message names.

@@ -111,7 +111,7 @@ def refine(
     learning_rate: float,
     seed: int = 0,
     progress: Callable[[Iterator[int]], Iterator[int]] = iter,
-    keep_first: bool = False,
+    kept: int = 0,
 ) -> float:
     """Descend |(z_hat - z) R|^2 by Adam, in place; each step sees one of the batches.
 
@@ -123,12 +123,12 @@ def refine(
         learning_rate: after a warm-up of 20 steps; falls to 2 % along a cosine.
         seed: of the order of batches.
         progress: wraps the iterator over steps, to show it.
-        keep_first: the codes of the first level stay as they are.
+        kept: first levels whose codes stay as they are.
 
     Returns:
         Mean error over the last tenth of the steps; nan where there are none.
     """
-    graph, trained, fixed = nnx.split(model, _refined(keep_first), ...)  # type: ignore[misc]
+    graph, trained, fixed = nnx.split(model, _refined(kept), ...)  # type: ignore[misc]
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, learning_rate, min(20, steps // 2), max(steps, 1), 0.02 * learning_rate
     )
@@ -160,14 +160,14 @@ def refine(
     return float(np.mean(errors[-max(steps // 10, 1) :])) if errors else float("nan")
 
 
-def _refined(keep_first: bool) -> Callable[[tuple, object], bool]:
+def _refined(kept: int) -> Callable[[tuple, object], bool]:
     def chosen(path: tuple, variable: object) -> bool:
         names = [str(key) for key in path]
         return (
             isinstance(variable, nnx.Param)
             and names[0] == "quantizer"
             and not any(name in _TEXT for name in names)
-            and not (keep_first and names[1:3] == ["blocks", "0"])
+            and not (names[1] == "blocks" and int(names[2]) < kept)
         )
 
     return chosen

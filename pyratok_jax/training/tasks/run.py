@@ -74,7 +74,11 @@ def first_weights(task: TokenizerTask, partition: Partition) -> list[float]:
         what `calibrate` does; empty where levels were not fitted.
     """
     if task.config.init_from:
-        report_handover(task.config.init_from, start_from(task.config.init_from, partition))
+        levels = task.config.init_levels
+        handover = start_from(task.config.init_from, partition, levels=levels or None)
+        report_handover(task.config.init_from, handover)
+        if levels:
+            return task.calibrate(partition, kept=levels)
         task.adapt(partition)
         return []
     return task.calibrate(partition)

@@ -163,12 +163,16 @@ class TokenizerTask:
             alignment=system.alignment,
         )
 
-    def calibrate(self, partition: Partition) -> list[float]:
+    def calibrate(self, partition: Partition, kept: int = 0) -> list[float]:
         """Data-dependent initialisation of the levels, in the partition's arrays.
 
         The quantiser is fitted to the latents of training clips (`Quantizer.fit`), then all levels
         are optimised jointly (`calibration.refine`). Both weigh errors by the decoder's pull-back
         metric (`calibration.decoder_metric`).
+
+        Args:
+            partition: of the model; its arrays are replaced.
+            kept: first levels whose codes stay as they are, such as those of another training.
 
         Returns:
             share of the latent's energy that is left after each fitted level; empty where
@@ -188,6 +192,7 @@ class TokenizerTask:
             root=root,
             seed=seed,
             steps=settings.steps,
+            kept=kept,
         )
         if any(left):
             refine(
@@ -198,6 +203,7 @@ class TokenizerTask:
                 learning_rate=settings.learning_rate,
                 seed=seed,
                 progress=lambda steps: _shown(steps, settings.refine_steps, "levels, together"),
+                kept=kept,
             )
         partition.trainable.update(Partition(system, is_trainable).trainable)
         return left
@@ -221,7 +227,7 @@ class TokenizerTask:
             learning_rate=settings.learning_rate,
             seed=seed,
             progress=lambda steps: _shown(steps, settings.adapt_steps, "levels, to these clips"),
-            keep_first=True,
+            kept=1,
         )
         partition.trainable.update(Partition(system, is_trainable).trainable)
 

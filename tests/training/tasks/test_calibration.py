@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 from pyratok_jax.checkpoints.partition import stored_name
@@ -43,6 +44,31 @@ def test_each_level_lowers_what_is_left_and_held_out_latents_profit():
     target = latents(1)
     _, synthesised = quantize(model, features(model), target, None)
     assert float(jnp.mean((synthesised - target) ** 2) / jnp.mean(target**2)) < 0.4
+
+
+def test_the_other_levels_are_fitted_to_what_kept_ones_leave():
+    trained = PyraTok(tiny_config(bits=8), rngs=nnx.Rngs(0)).quantizer
+    trained.fit([latents(0)], steps=30)
+    model = PyraTok(tiny_config(bits=8), rngs=nnx.Rngs(1)).quantizer
+    for name in model.level_parts:
+        nnx.update(getattr(model, name)[0], nnx.state(getattr(trained, name)[0]))
+    before = nnx.to_pure_dict(nnx.state((model.blocks[0], model.synthesis[0])))
+    seen, target = features(PyraTok(tiny_config(bits=8), rngs=nnx.Rngs(0))), latents(1)
+    left = model.fit([target], stages=[seen], steps=30, kept=1)
+    after = nnx.to_pure_dict(nnx.state((model.blocks[0], model.synthesis[0])))
+    assert jax.tree.all(jax.tree.map(np.array_equal, before, after))
+    found = nnx.jit(lambda q, *x: q(*x, None))(model, seen, target)[0]
+    alone = target - model.synthesis[0](found[0].q)
+    assert left[0] == pytest.approx(float(jnp.sum(alone**2) / jnp.sum(target**2)), rel=1e-4)
+    assert left[3] < 0.6 * left[0]
+    assert all(a > b for a, b in zip(left, left[1:], strict=False))
+
+
+def test_levels_that_share_arrays_cannot_be_kept():
+    config = tiny_config(quantizer="lfq", grids=((4, 8),), bits=8)
+    model = PyraTok(config, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="cannot keep levels"):
+        model.quantizer.fit([latents(0)], kept=1)
 
 
 def test_the_same_seed_gives_the_same_start():
@@ -162,7 +188,7 @@ def test_codes_of_a_first_level_that_is_kept_stay_while_the_error_falls():
         return levels[0].z, levels[1].z, float(jnp.mean((found - latents(0)) ** 2))
 
     first, second, error = run()
-    refine(model, [batch], np.eye(4), steps=30, learning_rate=2e-3, keep_first=True)
+    refine(model, [batch], np.eye(4), steps=30, learning_rate=2e-3, kept=1)
     kept, moved, less = run()
     np.testing.assert_array_equal(kept, first)
     assert not np.array_equal(moved, second)

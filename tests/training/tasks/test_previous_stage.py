@@ -78,6 +78,24 @@ def test_a_stage_starts_from_the_shipped_tokenizer(tmp_path):
         start_from("builtin:moon", partition)
 
 
+class Levels(nnx.Module):
+    """Two levels with a bias each, and one array that belongs to no level."""
+
+    def __init__(self) -> None:
+        heads = [nnx.Dict(head=nnx.Dict(bias=nnx.Param(jnp.zeros(16)))) for _ in range(2)]
+        self.tokenizer = nnx.Dict(blocks=nnx.List(heads), null_text=nnx.Param(jnp.zeros(576)))
+
+
+def test_only_the_first_levels_are_taken_where_the_config_says_so():
+    partition = Partition(Levels(), lambda name, variable: True)
+    handover = start_from("builtin:world", partition, levels=1)
+    assert set(handover.taken) == {"tokenizer.blocks.0.head.bias", "tokenizer.null_text"}
+    assert handover.fresh == ("tokenizer.blocks.1.head.bias",)
+    assert not np.any(partition.trainable["tokenizer.blocks.1.head.bias"])
+    whole = start_from("builtin:world", Partition(Levels(), lambda name, variable: True))
+    assert set(whole.taken) == {*handover.taken, *handover.fresh}
+
+
 @pytest.fixture(scope="module")
 def stage2(world, tmp_path_factory):
     """The working folder of a stage without the drift from DINO: its checkpoint of step 0."""

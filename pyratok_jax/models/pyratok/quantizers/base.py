@@ -80,6 +80,7 @@ class FitData(NamedTuple):
             equally.
         seed: of rotations, samples and first centres.
         steps: of gradient descent, where there is one; 0 keeps the closed form.
+        kept: first levels that stay as they are; only a quantiser with `level_parts` keeps any.
     """
 
     latents: Latents
@@ -87,6 +88,7 @@ class FitData(NamedTuple):
     root: Root = None
     seed: int = 0
     steps: int = 300
+    kept: int = 0
 
     @property
     def metric_root(self) -> Float[np.ndarray, "z z"]:
@@ -164,6 +166,7 @@ class Quantizer(nnx.Module, abc.ABC):
             hierarchy and text terms of the objective are defined.
         builds_up: whether each level adds to the latent of the levels before it, so that the first
             ones alone give a coarser picture (`synthesize_first`).
+        level_parts: attributes that are lists of one module per level; (): levels share arrays.
     """
 
     reads_stages: ClassVar[bool] = False
@@ -171,6 +174,7 @@ class Quantizer(nnx.Module, abc.ABC):
     streams: bool = False
     has_bit_logits: ClassVar[bool] = True
     builds_up: ClassVar[bool] = False
+    level_parts: ClassVar[tuple[str, ...]] = ()
 
     def __call__(
         self, stages: Stages, target: Latent, text: Text, cache: Cache = None, key: Key = None
@@ -202,9 +206,16 @@ class Quantizer(nnx.Module, abc.ABC):
         root: Root = None,
         seed: int = 0,
         steps: int = 300,
+        kept: int = 0,
     ) -> list[float]:
-        """`fit_to` this `FitData`."""
-        return self.fit_to(FitData(latents, stages, root, seed, steps))
+        """`fit_to` this `FitData`.
+
+        Raises:
+            ValueError: levels are to be kept that share arrays with the others.
+        """
+        if kept and not self.level_parts:
+            raise ValueError(f"{type(self).__name__} cannot keep levels: they share arrays")
+        return self.fit_to(FitData(latents, stages, root, seed, steps, kept))
 
     @abc.abstractmethod
     def fit_to(self, data: FitData) -> list[float]:

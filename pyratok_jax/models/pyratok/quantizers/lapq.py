@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from pyratok_jax.models.pyratok.lapq import LaPQBlock, LevelSizes
 from pyratok_jax.models.pyratok.quantizers import base
-from pyratok_jax.models.pyratok.quantizers.lapq_fitting import LevelMaps, fit_levels
+from pyratok_jax.models.pyratok.quantizers.lapq_fitting import KeptLevel, LevelMaps, fit_levels
 from pyratok_jax.models.pyratok.synthesis import Analysis, Synthesis
 from pyratok_jax.nn.text_attention import TextCondition
 
@@ -70,6 +70,7 @@ class LaPQ(base.Quantizer):
     reads_stages = True
     streams = True
     builds_up = True
+    level_parts = ("blocks", "synthesis")
 
     def __init__(self, config: LaPQConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
         """Build with random weights."""
@@ -130,7 +131,10 @@ class LaPQ(base.Quantizer):
         stages = data.stages and [
             (*x, latent) for x, latent in zip(data.stages, data.latents, strict=True)
         ]
-        maps = [self._maps(level, stages, data.seed) for level in range(len(self.blocks))]
+        maps = [
+            self._kept(level, stages) if level < data.kept else self._maps(level, stages, data.seed)
+            for level in range(len(self.blocks))
+        ]
         return fit_levels(maps, data.latents, root=data.root, seed=data.seed, steps=data.steps)
 
     def _maps(self, level: int, stages: base.StoredStages | None, seed: int) -> LevelMaps:
@@ -160,6 +164,21 @@ class LaPQ(base.Quantizer):
             return run(block, jnp.asarray(inputs[clip]), residual, previous)
 
         return LevelMaps(analysis, synthesis, block.head, features)
+
+    def _kept(self, level: int, stages: base.StoredStages | None) -> KeptLevel:
+        """What a level that is not fitted does; see `KeptLevel`."""
+        stage = self.stages[level] - 1
+
+        @nnx.jit
+        def run(block: LaPQBlock, feature: Array, residual: Array, previous: Array | None) -> Array:
+            return block(feature, residual, previous, None).q
+
+        def codes(clip: int, residual: Array, previous: Array | None) -> Array:
+            # Without a feature that the level reads: a bypass alone.
+            feature = residual if stages is None else jnp.asarray(stages[clip][stage])
+            return run(self.blocks[level], feature, residual, previous)
+
+        return KeptLevel(codes, self.synthesis[level])
 
     def attention_maps(
         self, stages: tuple[Array, ...], target: base.Latent, levels: tuple[base.Level, ...],

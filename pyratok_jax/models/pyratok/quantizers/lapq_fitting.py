@@ -48,8 +48,20 @@ class LevelMaps(NamedTuple):
     features: Callable[[int, Array, Array | None], Float[Array, "b t h w d"]] | None = None
 
 
+class KeptLevel(NamedTuple):
+    """A level that stays as it is; those after it are fitted to what it leaves.
+
+    Attributes:
+        codes: (number of the clip, residual, previous codes) -> its codes.
+        synthesis: codes to the latent, smoothing included.
+    """
+
+    codes: Callable[[int, Array, Array | None], Float[Array, "b t h w bits"]]
+    synthesis: Callable[[Array], Array]
+
+
 def fit_levels(
-    levels: Sequence[LevelMaps],
+    levels: Sequence[LevelMaps | KeptLevel],
     latents: Sequence[Float[Array | np.ndarray, "b t h w z"]],
     *,
     root: Float[np.ndarray, "z z"] | None = None,
@@ -59,7 +71,7 @@ def fit_levels(
     """Fit the maps of every level to `latents`, in place.
 
     Args:
-        levels: fresh maps, coarse to fine.
+        levels: fresh maps, coarse to fine; the first ones may be kept as they are.
         latents, root, seed: see `Quantizer.fit`.
         steps: refinement steps per map; 0 keeps the closed form.
 
@@ -76,6 +88,17 @@ def fit_levels(
     left = []
     previous: list[Array | None] = [None] * len(missing)
     for level in levels:
+        if isinstance(level, KeptLevel):
+            found = [
+                level.codes(n, jnp.asarray(x), q)
+                for n, (x, q) in enumerate(zip(missing, previous, strict=True))
+            ]
+            missing = [
+                x - np.asarray(level.synthesis(q)) for x, q in zip(missing, found, strict=True)
+            ]
+            previous = list(found)
+            left.append(energy(missing, root) / total)
+            continue
         analysis, synthesis = level.analysis, level.synthesis
         patches = [np.asarray(space_to_depth(jnp.asarray(x), analysis.patch)) for x in missing]
         parts = (("first", slice(0, 1)), ("rest", slice(1, None)))
