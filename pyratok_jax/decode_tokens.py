@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
+from pyratok_jax.assets.programs import keep_programs
 from pyratok_jax.errors import EXIT_PARTIAL, UserError, run_cli
 from pyratok_jax.io.cli import add_frozen, add_no_verify, command_parser, frozen_options
 from pyratok_jax.io.mirror import output_folder
@@ -77,6 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         found = "exists already; give another" if is_remote(output) else "is a file; give a folder"
         raise UserError(f"--output {output} {found}")
     check_writable(output, "--output")
+    keep_programs()
     if not 0 <= arguments.crf <= 51:
         raise UserError(f"--crf {arguments.crf} is not within 0 .. 51")
     selection = Selection(frozenset(arguments.ids), *parse_frames(arguments.frames))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from pyratok_jax.assets.programs import keep_programs
 from pyratok_jax.errors import UserError, missing_package, run_cli
 from pyratok_jax.evaluation.engine import (
     PartialStore,
@@ -113,6 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.task == "list":
         explain(console)
         return 0
+    keep_programs()
     kind = load_task(arguments.task)
     if arguments.reconstructions is not None:
         _check_external(arguments)

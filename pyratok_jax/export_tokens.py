@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.progress import TextColumn
 
+from pyratok_jax.assets.programs import keep_programs
 from pyratok_jax.data.sources.records import ClipRecord
 from pyratok_jax.data.sources.registry import load_source
 from pyratok_jax.errors import EXIT_PARTIAL, UserError, require, run_cli
@@ -127,6 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.compress:
         require("constriction")
     output = check_output(arguments.output)
+    keep_programs()
     records = load_source(arguments.input)
     tokenizer = load_tokenizer(arguments.checkpoint, **frozen_options(arguments))
     factor = tokenizer.config.vae.temporal_factor

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.console import Console
 
+from pyratok_jax.assets.programs import keep_programs
 from pyratok_jax.errors import UserError, run_cli
 from pyratok_jax.io.atomic import write_text
 from pyratok_jax.io.cli import add_no_verify, command_parser
@@ -191,6 +192,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     check(arguments)
     prompts = prompts_of(arguments)
+    keep_programs()
     # Heavy imports wait until the command line is known to be sound.
     from pyratok_jax.generator import Request, load_generator
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pyratok_jax import __version__
+from pyratok_jax.assets.programs import keep_programs
 from pyratok_jax.data.video.files import BrokenVideoError, probe
 from pyratok_jax.errors import EXIT_PARTIAL, UserError, run_cli
 from pyratok_jax.io import Json
@@ -106,6 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"--crf {arguments.crf} must lie within 0 (best) and 51")
     if arguments.lpips_every < 1 or arguments.short_side < 0 or not 0 <= arguments.fps < 1e6:
         raise UserError("--lpips-every must be at least 1, --short-side and --fps at least 0")
+    keep_programs()
     # Heavy imports wait until the command line is known to be sound.
     from pyratok_jax.reconstruction import Reconstructor, Tiling, find_jobs
     from pyratok_jax.tokenizer import load_tokenizer

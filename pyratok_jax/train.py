@@ -16,6 +16,7 @@ from pyratok_jax.errors import EXIT_INTERRUPTED, UserError, run_cli
 def main() -> int:
     """Run one training; returns the exit code."""
     from pyratok_jax import demo
+    from pyratok_jax.assets.programs import keep_programs
     from pyratok_jax.io.cli import say
     from pyratok_jax.training.checkpoints import locked
     from pyratok_jax.training.config import parse_command
@@ -32,6 +33,8 @@ def main() -> int:
     run: Run = lookup(TASKS | demo.TASKS, config.task, "task")
     check_config(config)
     dumped = dump_programs(dump_to)
+    if dumped is None:  # A program from the cache is not dumped.
+        keep_programs()
     join_hosts(config.multi_host, config.host_timeout)
     with heartbeats(config.host_timeout, config.step_timeout), locked(workdir):
         outputs = run(config, workdir)

@@ -128,8 +128,8 @@ def tokenizer_training_config(**changes: Json) -> ConfigDict:
     - masking: `models.masking.MaskingConfig`.
     - calibration: batches of features that the levels are fitted to before the first step (0: a
       random start), steps of each linear map (steps), then of all levels together (refine_steps),
-      or, after init_from, of all but the first (adapt_steps), the learning rate of these, and the
-      clips' shapes (empty: the training's).
+      the learning rate of these, and the clips' shapes (empty: the training's). After init_from
+      only with init_levels.
     - report: held-out clips that are shown and measured, their shape, LPIPS on or off; on how many
       held-out videos of the world the words in the tokens are measured (0: none).
 
@@ -177,7 +177,6 @@ def tokenizer_training_config(**changes: Json) -> ConfigDict:
             "batches": 24,
             "steps": 300,
             "refine_steps": 0,
-            "adapt_steps": 0,
             "learning_rate": 5e-4,
             "buckets": (),
         },

@@ -54,7 +54,7 @@ def shipped_configs() -> dict[str, Path]:
 
 EXAMPLES = (
     ("a few steps, to see that all works", "--config demo:smoke"),
-    ("your videos", "--config demo --config.data.sources=\"('my_videos',)\" --workdir runs/1"),
+    ("your videos", "--config demo:fine --config.data.sources=\"('my_videos',)\" --workdir runs/1"),
     ("another learning rate and batch", "--config demo --config.optimizer.learning_rate=1e-4 "
      "--config.batch_size=4"),
     ("resume: the same command again", "--config demo --workdir runs/1"),

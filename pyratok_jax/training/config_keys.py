@@ -263,7 +263,6 @@ TOKENIZER: Keys = {
     "calibration.batches": (_whole(0), "batches that levels are fitted to; 0: random start"),
     "calibration.steps": (_whole(0), "steps of each linear map"),
     "calibration.refine_steps": (_whole(0), "steps of all levels together"),
-    "calibration.adapt_steps": (_whole(0), "the same but for the first level, after init_from"),
     "calibration.learning_rate": (_POSITIVE, "of these"),
     "calibration.buckets": (Checked(_BUCKETS), "clip shapes; (): those of the training"),
     "report.clips": (_whole(1), "held-out clips, at most"),

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 STEPS = ["--config.steps=2", "--config.log_every=1"]
 HELDOUT = "--config.data.heldout=('my_heldout',)"
 # Configs of fewer and smaller steps, in their place.
-CONFIGS = {"--config demo": "--config demo:smoke", "--config generator:demo":
+CONFIGS = {"--config demo:fine": "--config demo:smoke", "--config generator:demo":
            "--config generator:smoke"}  # fmt: skip
 # Added to the command with these words; later values win.
 SMALLER = {

@@ -66,12 +66,16 @@ def test_a_decoded_video_is_far_better_than_a_flat_picture(tokenizer, videos):
     assert gain.mean() > 6.0  # dB; docs/proof.md: 8
 
 
-def test_the_demo_that_starts_from_it_has_its_levels(tokenizer):
-    config = runpy.run_path("configs/demo.py")["get_config"]("world")
-    wanted = tokenizer_config(config, tokenizer.config.vae, tokenizer.config.text_width)
-    assert dataclasses.replace(wanted, lora_rank=0, lora_alpha=tokenizer.config.lora_alpha) == (
-        dataclasses.replace(tokenizer.config, lora_rank=0)
-    )
+def test_the_demo_that_starts_from_it_has_its_first_level(tokenizer):
+    config, own = runpy.run_path("configs/demo.py")["get_config"](), tokenizer.config
+    assert config.init_from == "builtin:world" and config.init_levels == 1
+    wanted = tokenizer_config(config, own.vae, own.text_width)
+    assert wanted.grids[0] == own.grids[0]
+    assert wanted.inputs_by_level[0] == own.inputs_by_level[0]
+    assert dataclasses.replace(
+        wanted, lora_rank=own.lora_rank, lora_alpha=own.lora_alpha, grids=own.grids,
+        inputs=own.inputs,
+    ) == own  # fmt: skip
 
 
 def test_other_names_are_refused():

@@ -77,10 +77,7 @@ def first_weights(task: TokenizerTask, partition: Partition) -> list[float]:
         levels = task.config.init_levels
         handover = start_from(task.config.init_from, partition, levels=levels or None)
         report_handover(task.config.init_from, handover)
-        if levels:
-            return task.calibrate(partition, kept=levels)
-        task.adapt(partition)
-        return []
+        return task.calibrate(partition, kept=levels) if levels else []
     return task.calibrate(partition)
 
 

@@ -208,29 +208,6 @@ class TokenizerTask:
         partition.trainable.update(Partition(system, is_trainable).trainable)
         return left
 
-    def adapt(self, partition: Partition) -> None:
-        """Optimise the levels of another training on the clips of this one, in the partition.
-
-        As `calibrate`, but that nothing is fitted afresh and the codes of the first level, which
-        may name what is shown, stay as they are. `config.calibration.adapt_steps` 0: nothing.
-        """
-        settings, seed = self.config.calibration, self.config.seed
-        if not settings.adapt_steps:
-            return
-        system = partition.merge(partition.trainable, partition.frozen)
-        encoded = self._encode(system.tokenizer, settings)
-        refine(
-            system.tokenizer,
-            encoded,
-            square_root(metric_of(system.tokenizer, encoded[0].latent, seed)),
-            steps=settings.adapt_steps,
-            learning_rate=settings.learning_rate,
-            seed=seed,
-            progress=lambda steps: _shown(steps, settings.adapt_steps, "levels, to these clips"),
-            kept=1,
-        )
-        partition.trainable.update(Partition(system, is_trainable).trainable)
-
     def _encode(self, tokenizer: PyraTok, settings: ConfigDict) -> list[CalibrationBatch]:
         """Latents and stage features of training clips; the encoder's adapters are still zero."""
         graph, state = nnx.split(tokenizer)
