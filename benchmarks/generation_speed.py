@@ -23,11 +23,12 @@ from flax import nnx
 
 from pyratok_jax.models.prior import raster
 from pyratok_jax.models.prior.conditioning import Condition
-from pyratok_jax.models.prior.config import PriorConfig
+from pyratok_jax.models.prior.config import PriorConfig, Sampling
 from pyratok_jax.models.prior.layout import Layout
 from pyratok_jax.models.prior.model import Prior
-from pyratok_jax.models.prior.sampling import Sampling, row_keys
-from pyratok_jax.nn.grids import PRESETS, grid_shape
+from pyratok_jax.models.prior.sampling import row_keys
+from pyratok_jax.nn.grids import grid_shape
+from pyratok_jax.nn.settings import PRESETS
 
 _FEW = 4
 

@@ -20,7 +20,7 @@ are `pyramid`, `uniform` and `compact`; `configs/demo.py:smoke` runs a few steps
 from ml_collections import ConfigDict
 
 from pyratok_jax.data.config import data_config
-from pyratok_jax.nn.grids import PRESETS
+from pyratok_jax.nn.settings import PRESETS
 from pyratok_jax.training.config import tokenizer_training_config
 
 WORLD = "world"

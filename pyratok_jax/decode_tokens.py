@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -12,9 +13,9 @@ from pyratok_jax.io.cli import add_frozen, add_no_verify, command_parser, frozen
 from pyratok_jax.io.mirror import output_folder
 from pyratok_jax.io.progress import PlainConsole, progress_bar
 from pyratok_jax.io.remote import AnyPath, any_path, check_writable, is_remote
-from pyratok_jax.tokenizer import load_tokenizer, local_devices
-from pyratok_jax.tokens.dataset import TokenDataset, read_all
-from pyratok_jax.tokens.decoding import Outcome, Selection, decode_all, parse_frames
+
+if TYPE_CHECKING:
+    from pyratok_jax.tokens.decoding import Outcome, Selection
 
 
 def parser() -> argparse.ArgumentParser:
@@ -43,8 +44,10 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def _total(path: str, selection: Selection) -> int | None:
+def _total(path: str, selection: "Selection") -> int | None:
     """Frames to write, where the dataset's card tells."""
+    from pyratok_jax.tokens.dataset import TokenDataset
+
     try:
         card = TokenDataset(path).card
     except UserError:
@@ -54,7 +57,7 @@ def _total(path: str, selection: Selection) -> int | None:
     return frames if whole and isinstance(frames, int) and 0 <= frames < 1 << 53 else None
 
 
-def report(outcome: Outcome, selection: Selection, output: AnyPath, console: Console) -> int:
+def report(outcome: "Outcome", selection: "Selection", output: AnyPath, console: Console) -> int:
     """Say what was written and what is wrong: the exit code.
 
     Raises:
@@ -81,6 +84,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     keep_programs()
     if not 0 <= arguments.crf <= 51:
         raise UserError(f"--crf {arguments.crf} is not within 0 .. 51")
+    # Heavy imports wait until the command line is known to be sound.
+    from pyratok_jax.tokenizer import load_tokenizer, local_devices
+    from pyratok_jax.tokens.dataset import read_all
+    from pyratok_jax.tokens.decoding import Selection, decode_all, parse_frames
+
     selection = Selection(frozenset(arguments.ids), *parse_frames(arguments.frames))
     items = read_all(arguments.input, any_schema=arguments.force)
     tokenizer = load_tokenizer(arguments.checkpoint, **frozen_options(arguments))

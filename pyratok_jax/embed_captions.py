@@ -3,22 +3,17 @@
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import jax
 import numpy as np
-from flax import nnx
 
-from pyratok_jax.checkpoints.pretrained import load_language
-from pyratok_jax.data.caption_embeddings import write_embeddings
-from pyratok_jax.data.captions import CaptionTokenizer
-from pyratok_jax.data.sources.registry import load_source
 from pyratok_jax.errors import UserError, run_cli
 from pyratok_jax.io.cli import command_parser, local_path
 from pyratok_jax.io.progress import PlainConsole, track
-from pyratok_jax.models.language.model import TextEncoder
-from pyratok_jax.tokenizer import load_tokenizer
-from pyratok_jax.tokens.dataset import TokenDataset
-from pyratok_jax.tokens.schema import DamagedRecordError
+
+if TYPE_CHECKING:
+    from pyratok_jax.data.captions import CaptionTokenizer
+    from pyratok_jax.models.language.model import TextEncoder
 
 
 def main() -> int:
@@ -28,6 +23,12 @@ def main() -> int:
         raise UserError("--length must be at least 0, --batch at least 1")
     if Path(arguments.output).exists():
         raise UserError(f"{arguments.output} exists; name a new folder")
+    # Heavy imports wait until the command line is known to be sound.
+    import jax
+    from flax import nnx
+
+    from pyratok_jax.data.caption_embeddings import write_embeddings
+
     console = PlainConsole()
     captions = list(dict.fromkeys(_captions(arguments, console)))
     if not captions:
@@ -85,6 +86,10 @@ def _arguments() -> argparse.Namespace:
 
 def _captions(arguments: argparse.Namespace, console: PlainConsole) -> Iterator[str]:
     """The captions there are, of token records those that can be read."""
+    from pyratok_jax.data.sources.registry import load_source
+    from pyratok_jax.tokens.dataset import TokenDataset
+    from pyratok_jax.tokens.schema import DamagedRecordError
+
     if arguments.source:
         yield from (record.caption for record in load_source(arguments.source) if record.caption)
         return
@@ -99,8 +104,13 @@ def _captions(arguments: argparse.Namespace, console: PlainConsole) -> Iterator[
                 yield caption
 
 
-def _language(arguments: argparse.Namespace) -> tuple[TextEncoder, CaptionTokenizer, str]:
+def _language(arguments: argparse.Namespace) -> tuple["TextEncoder", "CaptionTokenizer", str]:
     """The encoder, its word tokenizer, and which model it is."""
+    from pyratok_jax.checkpoints.pretrained import load_language
+    from pyratok_jax.data.captions import CaptionTokenizer
+    from pyratok_jax.models.language.model import TextEncoder
+    from pyratok_jax.tokenizer import load_tokenizer
+
     if arguments.checkpoint is None:
         language = load_language(arguments.language)
         words = CaptionTokenizer(language.tokenizer, arguments.length or 128)

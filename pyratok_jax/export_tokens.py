@@ -3,13 +3,12 @@
 import argparse
 import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import TextColumn
 
 from pyratok_jax.assets.programs import keep_programs
-from pyratok_jax.data.sources.records import ClipRecord
-from pyratok_jax.data.sources.registry import load_source
 from pyratok_jax.errors import EXIT_PARTIAL, UserError, require, run_cli
 from pyratok_jax.io.cli import add_frozen, add_no_verify, command_parser, frozen_options
 from pyratok_jax.io.locks import folder_lock
@@ -17,18 +16,13 @@ from pyratok_jax.io.progress import PlainConsole, progress_bar
 from pyratok_jax.io.remote import is_remote
 from pyratok_jax.io.sharded_job import REJECTED, check_output
 from pyratok_jax.io.shards import FORMATS
-from pyratok_jax.tokenizer import Tokenizer, load_tokenizer, local_devices
-from pyratok_jax.tokens.exporting import (
-    CARD_TEXT,
-    Machine,
-    Progress,
-    drop_damaged,
-    export,
-    rates,
-    shards_of,
-    write_card,
-)
-from pyratok_jax.tokens.plan import ExportOptions, ExportPlan, provenance_of, source_fingerprint
+from pyratok_jax.tokens.options import ExportOptions, Machine
+
+if TYPE_CHECKING:
+    from pyratok_jax.data.sources.records import ClipRecord
+    from pyratok_jax.tokenizer import Tokenizer
+    from pyratok_jax.tokens.exporting import Progress
+    from pyratok_jax.tokens.plan import ExportPlan
 
 _SIZES = {
     "shards": "number of files",
@@ -93,13 +87,15 @@ def _machine(arguments: argparse.Namespace) -> Machine:
 
 
 def run(
-    plan: ExportPlan,
-    records: Sequence[ClipRecord],
-    tokenizer: Tokenizer,
+    plan: "ExportPlan",
+    records: Sequence["ClipRecord"],
+    tokenizer: "Tokenizer",
     machine: Machine,
     console: Console,
-) -> Progress:
+) -> "Progress":
     """Export with a progress bar: what this process has done."""
+    from pyratok_jax.tokens.exporting import export, rates, shards_of
+
     todo = shards_of(plan, machine)
     total = sum(len(plan.clips_of(number)) for number in todo)
     console.print(
@@ -110,7 +106,7 @@ def run(
     with progress_bar(console, TextColumn("{task.fields[rates]}")) as bar:
         task = bar.add_task("videos", total=total, rates="")
 
-        def advance(progress: Progress) -> None:
+        def advance(progress: "Progress") -> None:
             r = rates(progress, began)
             text = f"{r['videos_per_second']:.2f}/s, {r['tokens_per_second']:.0f} tokens/s"
             bar.update(task, completed=progress.clips + progress.rejected, rates=text)
@@ -129,6 +125,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         require("constriction")
     output = check_output(arguments.output)
     keep_programs()
+    # Heavy imports wait until the command line is known to be sound.
+    from pyratok_jax.data.sources.registry import load_source
+    from pyratok_jax.tokenizer import load_tokenizer, local_devices
+    from pyratok_jax.tokens.exporting import CARD_TEXT, drop_damaged, write_card
+    from pyratok_jax.tokens.plan import ExportPlan, provenance_of, source_fingerprint
+
     records = load_source(arguments.input)
     tokenizer = load_tokenizer(arguments.checkpoint, **frozen_options(arguments))
     factor = tokenizer.config.vae.temporal_factor

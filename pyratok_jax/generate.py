@@ -22,7 +22,7 @@ from pyratok_jax.io.remote import any_path, check_writable
 
 if TYPE_CHECKING:
     from pyratok_jax.generator import Clip, Generator, Request
-    from pyratok_jax.models.prior.sampling import Sampling
+    from pyratok_jax.models.prior.config import Sampling
 
 TASKS = ("prediction", "interpolation", "inpainting", "outpainting")
 SAMPLES, PAGE = "samples.jsonl", "index.html"

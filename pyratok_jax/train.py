@@ -11,22 +11,23 @@ resumes from the newest checkpoint.
 import sys
 
 from pyratok_jax.errors import EXIT_INTERRUPTED, UserError, run_cli
+from pyratok_jax.io.cli import say
+from pyratok_jax.training.config import parse_command
 
 
 def main() -> int:
     """Run one training; returns the exit code."""
+    config, workdir, dump_to = parse_command(sys.argv, default_config="demo")
+    # Heavy imports wait until the command line is known to be sound.
     from pyratok_jax import demo
     from pyratok_jax.assets.programs import keep_programs
-    from pyratok_jax.io.cli import say
     from pyratok_jax.training.checkpoints import locked
-    from pyratok_jax.training.config import parse_command
     from pyratok_jax.training.config_check import check_config
     from pyratok_jax.training.distributed.coordinator import join_hosts
     from pyratok_jax.training.distributed.heartbeat import heartbeats
     from pyratok_jax.training.loop.monitoring import dump_programs, profiled_steps
     from pyratok_jax.training.registry import TASKS, Run, lookup
 
-    config, workdir, dump_to = parse_command(sys.argv, default_config="demo")
     if workdir.is_file():
         raise UserError(f"--workdir {workdir} is a file; name a folder")
     profiled_steps(config.profile_steps)

@@ -15,7 +15,8 @@ from pyratok_jax.checkpoints.foreign.language_config import parse_config
 from pyratok_jax.checkpoints.weights import FORMAT, read_config
 from pyratok_jax.checkpoints.working_folder import read_parameters
 from pyratok_jax.data.caption_embeddings import StoredCaptions, write_embeddings
-from pyratok_jax.data.clip_shards import PrepareOptions, plan_shards
+from pyratok_jax.data.clip_shards import plan_shards
+from pyratok_jax.data.options import PrepareOptions
 from pyratok_jax.data.sources.registry import load_source
 from pyratok_jax.evaluation.peers import other_results
 from pyratok_jax.generator import publishing
@@ -24,9 +25,11 @@ from pyratok_jax.io.shards import ShardWriter
 from pyratok_jax.report import results_of
 from pyratok_jax.tokenizer.loading import read_description, stored_config, write_description
 from pyratok_jax.tokenizer.publishing import card_of
-from pyratok_jax.tokens import TokenDataset, inspect, read_all
+from pyratok_jax.tokens import TokenDataset, read_all
 from pyratok_jax.tokens.decoding import Selection, decode_all
-from pyratok_jax.tokens.plan import ExportOptions, ExportPlan, provenance_of, source_fingerprint
+from pyratok_jax.tokens.inspection import Inspection
+from pyratok_jax.tokens.options import ExportOptions
+from pyratok_jax.tokens.plan import ExportPlan, provenance_of, source_fingerprint
 from pyratok_jax.tokens.schema import DamagedRecordError, TokenRecord, encode_record
 from pyratok_jax.tokens.shards import ARRAY_RECORD_OPTIONS
 from pyratok_jax.training.checkpoints import Checkpoints
@@ -159,7 +162,7 @@ def use_tokens(path, output, tokenizer, crf=None):
     """Decode and count whatever can be read."""
     items = list(read_all(str(path)))
     decode_all(items, tokenizer, output, Selection(), crf=crf, force=True)
-    inspection = inspect.Inspection()
+    inspection = Inspection()
     inspection.add_all(items, 2, len(items))
     json.dumps(inspection.summary())
     return [item for item in items if not isinstance(item, DamagedRecordError)]

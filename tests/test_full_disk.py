@@ -97,7 +97,7 @@ def test_reconstruct(noisy, tmp_path, capsys, monkeypatch):
 
 
 def test_decode_tokens(tmp_path, capsys, monkeypatch, blocks):  # noqa: F811
-    monkeypatch.setattr(decode_tokens, "load_tokenizer", lambda path: PixelTokenizer())
+    monkeypatch.setattr("pyratok_jax.tokenizer.load_tokenizer", lambda path: PixelTokenizer())
     shard = shard_of(tmp_path / "t-train.tfrecord-00000-of-00001", blocks)
 
     def command(output, *more):

@@ -240,8 +240,6 @@ def test_tiles_give_what_exported_tiles_decode_to(tmp_path, monkeypatch, capsys)
     tokenizer = PixelTokenizer()
     tokenizer.embed = lambda captions: None
     monkeypatch.setattr("pyratok_jax.tokenizer.load_tokenizer", lambda path: tokenizer)
-    for command in (export_tokens, decode_tokens):
-        monkeypatch.setattr(command, "load_tokenizer", lambda path: tokenizer)
     source = write_video(tmp_path / "in" / "clip.mp4", numbered_frames(7, 40, 56))
     cut = ("--tile", "32", "--overlap", "8")
     given = ["--checkpoint", "0", "--input", str(source.parent), "--window", "5", *cut]

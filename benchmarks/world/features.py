@@ -24,8 +24,7 @@ from pyratok_jax.data.world.films import WorldFilm
 from pyratok_jax.data.world.scenes import KINDS, Scene, draw_backdrop, draw_thing
 from pyratok_jax.data.world.sentences import caption
 from pyratok_jax.models.language.model import TextEncoder
-from pyratok_jax.models.vae_families import build_vae
-from pyratok_jax.models.video_vae import VideoVAE
+from pyratok_jax.models.video_vae import VideoVAE, build_vae
 from pyratok_jax.nn.text_attention import TextCondition
 from pyratok_jax.tokenizer import to_model_range
 

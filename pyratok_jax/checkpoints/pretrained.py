@@ -27,8 +27,8 @@ from pyratok_jax.io.documents import check_sizes, refusing
 from pyratok_jax.models.dino import Dino, DinoConfig
 from pyratok_jax.models.language.kernels import GROUPS
 from pyratok_jax.models.language.model import LanguageModel, quantize_model
+from pyratok_jax.models.vae_config import VideoVAEConfig
 from pyratok_jax.models.vae_families import config_from_dict, kinds
-from pyratok_jax.models.video_vae import VideoVAEConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -21,10 +21,9 @@ from safetensors.numpy import save_file
 from pyratok_jax.assets.fetch import file_hash, sha256_of
 from pyratok_jax.checkpoints.verification import enabled
 from pyratok_jax.errors import UserError
-from pyratok_jax.io import Json
+from pyratok_jax.io import Json, text_bytes
 from pyratok_jax.io.atomic import new_folder
 from pyratok_jax.io.documents import read_json
-from pyratok_jax.io.records import text_bytes
 
 FORMAT = "pyratok-jax-caption-embeddings-1"
 Embed = Callable[[list[str]], tuple[Num[np.ndarray, "b l d"], Bool[np.ndarray, "b l"]]]

@@ -7,56 +7,25 @@ the number of workers, or on how often the run was interrupted.
 
 import dataclasses
 import hashlib
-import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, TypedDict, get_type_hints
+from typing import TypedDict, get_type_hints
 
 import numpy as np
 
 from pyratok_jax.data.buckets import assign_buckets, parse_buckets
+from pyratok_jax.data.options import PrepareOptions
 from pyratok_jax.data.sources.examples import encode_example
 from pyratok_jax.data.sources.payloads import MAX_MEDIA_BYTES, clip_payload
 from pyratok_jax.data.sources.records import ClipRecord
 from pyratok_jax.data.video.decoding import Decoder
 from pyratok_jax.data.video.files import BrokenVideoError, VideoInfo, is_image
 from pyratok_jax.errors import UserError
-from pyratok_jax.io import Json
+from pyratok_jax.io import Json, text_bytes
 from pyratok_jax.io.documents import checked
-from pyratok_jax.io.records import text_bytes
 from pyratok_jax.io.sharded_job import Rejection, ShardedJob
 from pyratok_jax.io.shards import ShardWriter
-
-
-@dataclasses.dataclass(frozen=True)
-class PrepareOptions:
-    """What is kept and how it is stored; the shards depend on these and the input alone.
-
-    `store` is "bytes" (the compressed stream as it is), "reencode" (H.264) or "frames" (JPEG).
-    `clip_seconds` cuts longer videos (0: not at all). `height` shrinks the short side when frames
-    or re-encoded video are stored (0: not). The rest are filters.
-    """
-
-    name: str = "clips"
-    format: Literal["array_record", "tfrecord"] = "array_record"
-    store: Literal["bytes", "reencode", "frames"] = "bytes"
-    shards: int = 16
-    height: int = 0
-    crf: int = 20
-    quality: int = 95
-    clip_seconds: float = 0.0
-    buckets: tuple[str, ...] = ("17x256x256",)
-    min_side: int = 0
-    min_seconds: float = 0.0
-    max_seconds: float = 0.0
-    max_aspect: float = 0.0
-    time_limit: float = 120.0
-
-    def fingerprint(self) -> str:
-        """Short hash of everything that decides the shards' content."""
-        text = json.dumps(dataclasses.asdict(self), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 class ClipRow(TypedDict):

@@ -14,7 +14,6 @@ from rich.table import Table
 from pyratok_jax.data.buckets import Bucket, assign_buckets, parse_buckets
 from pyratok_jax.data.sources.index import ClipIndex, index_clips
 from pyratok_jax.data.sources.records import ClipRecord
-from pyratok_jax.data.sources.registry import load_source
 from pyratok_jax.data.video.decoding import Decoder
 from pyratok_jax.data.video.files import BrokenVideoError, read_image, resize_image
 from pyratok_jax.errors import EXIT_PARTIAL, run_cli
@@ -198,6 +197,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments, console = parser().parse_args(argv), PlainConsole()
     buckets = parse_buckets(arguments.buckets)
     output = check_output(arguments.output)
+    # Heavy imports wait until the command line is known to be sound.
+    from pyratok_jax.data.sources.registry import load_source
+
     records = load_source(arguments.source)
     if arguments.limit:
         records = records[: arguments.limit]

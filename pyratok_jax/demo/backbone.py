@@ -4,7 +4,6 @@ It starts as a linear code: principal components of blocks of training pixels.
 """
 
 import dataclasses
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,10 +19,9 @@ from pyratok_jax.checkpoints.partition import Partition, module_arrays
 from pyratok_jax.checkpoints.pretrained import read_weights, write_weights
 from pyratok_jax.checkpoints.working_folder import read_parameters
 from pyratok_jax.demo.clips import PhasedTask
-from pyratok_jax.errors import UserError, run_cli
+from pyratok_jax.errors import UserError
 from pyratok_jax.io import Json
 from pyratok_jax.io.atomic import write_npz
-from pyratok_jax.io.cli import say
 from pyratok_jax.io.documents import read_json, read_npz, refusing
 from pyratok_jax.io.remote import AnyPath
 from pyratok_jax.models import video_vae
@@ -304,7 +302,7 @@ def put_arrays(module: nnx.Module, arrays: Mapping[str, np.ndarray]) -> None:
 def export_newest(workdir: AnyPath) -> dict[str, AnyPath]:
     """Write the averaged weights of a working folder's newest checkpoint.
 
-        python -m pyratok_jax.demo.backbone WORKDIR
+        python -m pyratok_jax.demo.export WORKDIR
 
     Raises:
         UserError: it holds none.
@@ -338,14 +336,3 @@ def export(task: BackboneTask, system: BackboneSystem, workdir: AnyPath) -> dict
     path = workdir / f"{workdir.name}.safetensors"
     write_weights(path, config_to_dict(sizes), arrays, bits=8)
     return {"weights": path}
-
-
-def main() -> None:
-    """Run the command."""
-    if len(sys.argv) != 2:
-        raise UserError("usage: python -m pyratok_jax.demo.backbone WORKDIR")
-    say(str(export_newest(Path(sys.argv[1]))["weights"]))
-
-
-if __name__ == "__main__":
-    run_cli(main)

@@ -20,11 +20,10 @@ from rich.console import Console
 from pyratok_jax.data.video.files import BrokenVideoError
 from pyratok_jax.errors import UserError
 from pyratok_jax.evaluation.task import BrokenItemError, ContentT, Item, ModelT, Partial, Task
-from pyratok_jax.io import Json
+from pyratok_jax.io import Json, text_bytes
 from pyratok_jax.io.atomic import write_bytes, write_text
 from pyratok_jax.io.documents import WRONG_VALUE, parse_json, read_json, read_npz
 from pyratok_jax.io.progress import progress_bar
-from pyratok_jax.io.records import text_bytes
 
 _JSON = "json"
 _ERROR = "broken"

@@ -17,10 +17,9 @@ from pyratok_jax.errors import short
 from pyratok_jax.evaluation.engine import Gathered
 from pyratok_jax.evaluation.peers import MARK, PEERS, Cells, comparison, number
 from pyratok_jax.evaluation.task import Metrics, Partial, Picture, Task
-from pyratok_jax.io import Json, html, markdown
+from pyratok_jax.io import Json, html, markdown, text_bytes
 from pyratok_jax.io.atomic import write_json, write_text
 from pyratok_jax.io.cli import say
-from pyratok_jax.io.records import text_bytes
 from pyratok_jax.reports.curves import rate_chart, rate_distortion_png
 from pyratok_jax.reports.tables import html_table, markdown_table
 

@@ -10,11 +10,12 @@ from jaxtyping import Array, Float, UInt32
 
 from pyratok_jax.models.prior import blocks, masked, raster
 from pyratok_jax.models.prior.conditioning import Condition
+from pyratok_jax.models.prior.config import Sampling
 from pyratok_jax.models.prior.heads import RowKeys
 from pyratok_jax.models.prior.latents import LevelCodes
 from pyratok_jax.models.prior.layout import Layout
 from pyratok_jax.models.prior.model import Prior
-from pyratok_jax.models.prior.sampling import Given, Sampling
+from pyratok_jax.models.prior.sampling import Given
 from pyratok_jax.models.pyratok.lfq import bits_to_ids, ids_to_bits
 from pyratok_jax.models.pyratok.quantizers.base import Quantizer
 

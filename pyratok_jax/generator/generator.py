@@ -14,9 +14,10 @@ from pyratok_jax.errors import UserError
 from pyratok_jax.generator.drawing import Drawing, codes_of, ids_of
 from pyratok_jax.models.language.model import TextEncoder
 from pyratok_jax.models.prior.conditioning import Condition
+from pyratok_jax.models.prior.config import Sampling
 from pyratok_jax.models.prior.layout import Layout
 from pyratok_jax.models.prior.model import Prior
-from pyratok_jax.models.prior.sampling import Given, Sampling, row_keys, stacked
+from pyratok_jax.models.prior.sampling import Given, row_keys, stacked
 from pyratok_jax.models.prior.tasks import TaskName, given_groups, given_tokens
 from pyratok_jax.models.pyratok.lfq import bits_to_ids
 from pyratok_jax.nn.text_attention import TextCondition

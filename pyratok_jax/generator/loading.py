@@ -26,9 +26,8 @@ from pyratok_jax.io.atomic import write_json
 from pyratok_jax.io.documents import checked, refusing
 from pyratok_jax.io.remote import AnyPath, is_remote
 from pyratok_jax.models.language.model import TextEncoder
-from pyratok_jax.models.prior.config import PriorConfig
+from pyratok_jax.models.prior.config import PriorConfig, Sampling
 from pyratok_jax.models.prior.model import Prior
-from pyratok_jax.models.prior.sampling import Sampling
 from pyratok_jax.tokenizer import Tokenizer, load_tokenizer
 from pyratok_jax.tokenizer.loading import frozen_part, locate, trained_arrays
 

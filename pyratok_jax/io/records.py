@@ -14,6 +14,8 @@ import tensorflow_datasets as tfds
 from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 
+from pyratok_jax.io import text_bytes
+
 Scalar = str | float | int
 Values = list[bytes] | list[float] | list[int]
 
@@ -34,14 +36,6 @@ class Feature(Protocol):
 
 
 Features = Mapping[str, Feature]
-
-
-def text_bytes(text: str) -> bytes:
-    """UTF-8; names of files that are not UTF-8 keep their bytes, other surrogates become "?"."""
-    try:
-        return text.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:
-        return text.encode("utf-8", "replace")
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,13 @@ likelihood. A token without any information costs bits x ln 2 nats.
 """
 
 import math
-from dataclasses import dataclass
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
+from pyratok_jax.losses.settings import PriorObjective
 from pyratok_jax.models.prior.conditioning import Condition
 from pyratok_jax.models.prior.latents import Synthesize, known_latents
 from pyratok_jax.models.prior.layout import Layout
@@ -24,31 +23,6 @@ from pyratok_jax.models.prior.tasks import TASKS, given_tokens
 
 Codes = Float[Array, "b n bits"]
 Terms = dict[str, Array]
-
-
-@dataclass(frozen=True)
-class PriorObjective:
-    """Settings of the loss.
-
-    Attributes:
-        flip: largest rate at which bits of what the model reads of finished tokens are flipped
-            (the inputs of `raster`, the context of `blocks`), so that it learns to live with its
-            own mistakes (Han et al. 2025, Infinity). The rate of a clip is uniform up to it, and
-            grows linearly with time up to the whole rate at the last latent frame.
-        weight: "uniform" or "elbo", of the masked orders.
-        tasks: share of the clips of which a part is given (`models.prior.tasks`), for `masked`.
-    """
-
-    flip: float = 0.0
-    weight: Literal["uniform", "elbo"] = "uniform"
-    tasks: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.weight not in ("uniform", "elbo"):
-            raise ValueError(f"weight {self.weight!r}: expected uniform or elbo")
-        for name in ("flip", "tasks"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} {getattr(self, name)} is not within 0 .. 1")
 
 
 def prior_loss(

@@ -10,10 +10,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from pyratok_jax.losses.settings import POOLINGS
 from pyratok_jax.models.text_statistics import Captions
 
-FORMS = ("contrastive", "kl")
-POOLINGS = ("mean", "words", "tokens", "peaks", "both")
 _SHARPNESS = 0.07  # of the smooth maximum over tokens
 _PEAKS = 2.0  # the same of features, which are of order one
 # Codes of a level (counted from 0) to the text space.

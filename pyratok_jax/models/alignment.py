@@ -15,10 +15,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from pyratok_jax.models.language.attention import mixed_positions
 from pyratok_jax.models.pyratok.lfq import bits_to_ids, hard_sign, straight_through
+from pyratok_jax.models.settings import HEADS, TARGETS
 from pyratok_jax.nn.partitioning import constrain_batch_sharding
 
-HEADS = ("lookup_free", "softmax")
-TARGETS = ("straight_through", "fixed")
 TEMPERATURE = 0.07  # at the start
 _NO_SEPARATOR = -8.0  # logit of a separator in a fresh head
 

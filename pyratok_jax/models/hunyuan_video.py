@@ -21,10 +21,10 @@ from pyratok_jax.models.vae_parts import (
     WholeClipVAE,
 )
 from pyratok_jax.nn.causal_conv import KEPT, CausalConv3d, FirstFrameConv3d, LayerSettings
-from pyratok_jax.nn.grids import Stride
 from pyratok_jax.nn.group_norm import GroupNorm
 from pyratok_jax.nn.halo import cut, in_strips, join, strips_of
 from pyratok_jax.nn.remat import rematerialised
+from pyratok_jax.nn.settings import Stride
 from pyratok_jax.nn.stream_cache import StreamCache
 
 

@@ -16,13 +16,13 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
+from pyratok_jax.models.vae_config import VideoVAEConfig, check_multiples, check_statistics
 from pyratok_jax.models.vae_parts import ClipEncoder, WholeClipVAE
-from pyratok_jax.models.video_vae import VideoVAEConfig, check_multiples, check_statistics
 from pyratok_jax.nn.causal_conv import KEPT, Conv2d, FirstFrameConv3d, LayerSettings
-from pyratok_jax.nn.grids import Stride
 from pyratok_jax.nn.group_norm import GroupNorm
 from pyratok_jax.nn.halo import cut, in_strips, join, strips_of
 from pyratok_jax.nn.remat import rematerialised
+from pyratok_jax.nn.settings import Stride
 from pyratok_jax.nn.stream_cache import StreamCache
 
 # Per-channel statistics of the latents, as published with the checkpoint.

@@ -6,7 +6,7 @@ from pyratok_jax.models.hunyuan_video import HUNYUAN_VIDEO
 from pyratok_jax.models.language.config import LanguageConfig, RopeConfig
 from pyratok_jax.models.mochi import MOCHI
 from pyratok_jax.models.svd import SVD
-from pyratok_jax.models.video_vae import VideoVAEConfig
+from pyratok_jax.models.vae_config import VideoVAEConfig
 from pyratok_jax.models.wan_vae.config import DEMO, WAN21, WAN22
 
 VAES: dict[str, VideoVAEConfig] = {

@@ -14,6 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from pyratok_jax.models import vae_parts
+from pyratok_jax.models.vae_config import check_multiples
 from pyratok_jax.models.vae_parts import (
     AttentionBlock,
     ClipEncoder,
@@ -21,12 +22,11 @@ from pyratok_jax.models.vae_parts import (
     ResidualStage,
     WholeClipVAE,
 )
-from pyratok_jax.models.video_vae import check_multiples
 from pyratok_jax.nn.causal_conv import KEPT, Conv2d, LayerSettings, TimeConv
-from pyratok_jax.nn.grids import Stride
 from pyratok_jax.nn.group_norm import GroupNorm
 from pyratok_jax.nn.halo import cut, in_strips, join, strips_of
 from pyratok_jax.nn.remat import rematerialised
+from pyratok_jax.nn.settings import Stride
 from pyratok_jax.nn.stream_cache import StreamCache
 
 GROUPS = 32  # of every norm

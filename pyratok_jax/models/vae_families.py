@@ -1,14 +1,13 @@
 """The families of video VAEs by name. A new one is a module of `models` and an entry here."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
-
-import jax.numpy as jnp
-from flax import nnx
-from jax.typing import DTypeLike
+from typing import TYPE_CHECKING, NamedTuple
 
 from pyratok_jax.io import Json
-from pyratok_jax.models.video_vae import VideoVAE, VideoVAEConfig
+from pyratok_jax.models.vae_config import VideoVAEConfig
+
+if TYPE_CHECKING:
+    from pyratok_jax.models.video_vae import VideoVAE
 
 
 class Family(NamedTuple):
@@ -21,7 +20,7 @@ class Family(NamedTuple):
     """
 
     config: type[VideoVAEConfig]
-    vae: type[VideoVAE]
+    vae: "type[VideoVAE]"
     kind: str
 
 
@@ -96,30 +95,3 @@ def config_from_dict(values: dict[str, Json]) -> VideoVAEConfig:
     """
     values = dict(values)
     return vae_family(values.pop("family", UNNAMED)).config.from_dict(values)
-
-
-def build_vae(
-    config: VideoVAEConfig,
-    *,
-    rngs: nnx.Rngs,
-    dtype: DTypeLike = jnp.float32,
-    param_dtype: DTypeLike = jnp.float32,
-    remat: str = "none",
-) -> VideoVAE:
-    """A VAE of these sizes with random weights.
-
-    Args:
-        config: sizes; their family says which module.
-        rngs: for the parameters.
-        dtype: of activations.
-        param_dtype: of the stored weights.
-        remat: rematerialisation policy, one of the module's `remat_policies`.
-
-    Raises:
-        ValueError: an unknown family or policy.
-    """
-    make: Any = vae_family(config.family).vae
-    if remat not in make.remat_policies:
-        expected = ", ".join(make.remat_policies)
-        raise ValueError(f"remat policy {remat!r}: expected one of {expected}")
-    return make(config, rngs=rngs, dtype=dtype, param_dtype=param_dtype, remat=remat)

@@ -9,18 +9,14 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from pyratok_jax.io import Json
-from pyratok_jax.models.video_vae import (
-    Encoded,
-    VideoVAE,
-    VideoVAEConfig,
-    check_multiples,
-    check_statistics,
-)
+from pyratok_jax.models.vae_config import VideoVAEConfig, check_multiples, check_statistics
+from pyratok_jax.models.video_vae import Encoded, VideoVAE
 from pyratok_jax.nn.causal_conv import Conv2d, LayerSettings
 from pyratok_jax.nn.frame_attention import attend
 from pyratok_jax.nn.group_norm import GroupNorm
 from pyratok_jax.nn.halo import cut, join
-from pyratok_jax.nn.remat import POLICIES, rematerialised
+from pyratok_jax.nn.remat import rematerialised
+from pyratok_jax.nn.settings import POLICIES
 from pyratok_jax.nn.stream_cache import StreamCache
 
 C = TypeVar("C", bound="HalvingVAEConfig")

@@ -4,9 +4,9 @@ import jax
 from flax import nnx
 
 from pyratok_jax.nn.causal_conv import KEPT
+from pyratok_jax.nn.settings import POLICIES
 from pyratok_jax.nn.trace import checkpoint
 
-POLICIES = ("none", "convs", "stages", "all", "auto")
 # Pixels of a device's clips up to which "auto" keeps the outputs of convolutions.
 LARGE = 2 * 17 * 512**2
 

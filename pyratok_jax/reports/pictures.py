@@ -7,7 +7,7 @@ import matplotlib
 import numpy as np
 from PIL import Image
 
-from pyratok_jax.nn.grids import Stride
+from pyratok_jax.nn.settings import Stride
 
 # An error of this many of 255 grey levels has the brightest colour, in every picture.
 ERROR_FULL_SCALE = 64

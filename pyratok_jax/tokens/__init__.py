@@ -4,20 +4,27 @@
     dataset = TokenDataset("tokens/")           # len(dataset), dataset[i].tokens, .caption, ...
     source = dataset.sequences()                # flat sequences; a grain data source
 
-Importing this loads neither the models nor TensorFlow.
+Using these loads neither the models nor TensorFlow. They are imported when they are first used, so
+that commands of this package answer --help at once.
 """
 
-from pyratok_jax.tokens.dataset import (
-    SequenceSource,
-    TokenDataset,
-    flatten,
-    iterate,
-    read_all,
-    separator_id,
-    soi_id,
-    unflatten,
-)
-from pyratok_jax.tokens.schema import SCHEMA_VERSION, DamagedRecordError, TokenRecord
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pyratok_jax.tokens.dataset import SequenceSource as SequenceSource
+    from pyratok_jax.tokens.dataset import TokenDataset as TokenDataset
+    from pyratok_jax.tokens.dataset import flatten as flatten
+    from pyratok_jax.tokens.dataset import iterate as iterate
+    from pyratok_jax.tokens.dataset import read_all as read_all
+    from pyratok_jax.tokens.dataset import separator_id as separator_id
+    from pyratok_jax.tokens.dataset import soi_id as soi_id
+    from pyratok_jax.tokens.dataset import unflatten as unflatten
+    from pyratok_jax.tokens.schema import SCHEMA_VERSION as SCHEMA_VERSION
+    from pyratok_jax.tokens.schema import DamagedRecordError as DamagedRecordError
+    from pyratok_jax.tokens.schema import TokenRecord as TokenRecord
+
+_OF_SCHEMA = ("SCHEMA_VERSION", "DamagedRecordError", "TokenRecord")
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -32,3 +39,12 @@ __all__ = [
     "soi_id",
     "unflatten",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = "schema" if name in _OF_SCHEMA else "dataset"
+    value = getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    globals()[name] = value
+    return value

@@ -20,7 +20,8 @@ from pyratok_jax.data.sources.records import ClipRecord
 from pyratok_jax.data.video.decoding import with_back_off
 from pyratok_jax.data.video.files import BrokenVideoError
 from pyratok_jax.tokens.blocks import Block, cut_blocks, open_clip
-from pyratok_jax.tokens.plan import ExportOptions, Provenance
+from pyratok_jax.tokens.options import ExportOptions
+from pyratok_jax.tokens.plan import Provenance
 from pyratok_jax.tokens.schema import TokenRecord, token_dtype
 
 if TYPE_CHECKING:

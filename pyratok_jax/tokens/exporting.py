@@ -40,6 +40,7 @@ from pyratok_jax.tokens.batches import (
     ShapeBatcher,
 )
 from pyratok_jax.tokens.dataset import CARD
+from pyratok_jax.tokens.options import Machine
 from pyratok_jax.tokens.plan import ExportPlan
 from pyratok_jax.tokens.schema import SCHEMA_VERSION, feature_spec, tfds_features
 from pyratok_jax.tokens.shards import ShardSpool, full_disk, is_complete
@@ -58,16 +59,6 @@ class Progress:
     rejected: int = 0
     tokens: int = 0
     bytes: int = 0
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What does not change the tokens: this process's place, its threads, its memory."""
-
-    index: int = 0
-    count: int = 1
-    readers: int = 2
-    buffer_bytes: int = 1 << 30
 
 
 def shards_of(plan: ExportPlan, machine: Machine) -> list[int]:

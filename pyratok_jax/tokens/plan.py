@@ -7,19 +7,18 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from etils import epath
 
-from pyratok_jax.data.padding import ClipSizes
 from pyratok_jax.data.sources.records import ClipRecord
 from pyratok_jax.data.sources.shards import ShardRecords
 from pyratok_jax.errors import UserError, short
-from pyratok_jax.io import Json
+from pyratok_jax.io import Json, text_bytes
 from pyratok_jax.io.atomic import write_json
 from pyratok_jax.io.documents import read_json
-from pyratok_jax.io.records import text_bytes
 from pyratok_jax.io.sharded_job import ShardedJob
+from pyratok_jax.tokens.options import ExportOptions
 from pyratok_jax.tokens.schema import SCHEMA_VERSION
 
 if TYPE_CHECKING:
@@ -29,91 +28,6 @@ PLAN = "export.json"
 DATASET = "tokens"
 # What turns a clip's frames and caption into tokens, with all that these modules import.
 _ENCODER_MODULES = ("tokenizer", "tokens.blocks", "data.padding")
-
-
-@dataclasses.dataclass(frozen=True)
-class ExportOptions:
-    """What decides the content of the shards, beside the input and the tokenizer.
-
-    Attributes:
-        format: "array_record" or "tfrecord".
-        shards: number of files.
-        window: frames per block, valid for the VAE (0: 17 or the next valid number, which
-            `resolved` fills in).
-        tile: side of a spatial tile in pixels (0: whole frames).
-        overlap: pixels that neighbouring tiles share.
-        fps: frames per second to keep (0: all frames).
-        short_side: pixels to shrink the short side to (0: keep the size).
-        round_frames: blocks are padded to this multiple, plus one frame (0: the frame step of the
-            tokenizer's VAE, which `resolved` fills in).
-        round_sides: sides are padded to this multiple (0: the least that the tokenizer takes).
-        batch: blocks per batch, at most.
-        batch_pixels: pixels per batch, at most (but always one block).
-        compress: entropy-code the tokens.
-        spatial: devices that share every frame's height (1: whole frames on one device).
-    """
-
-    format: Literal["array_record", "tfrecord"] = "array_record"
-    shards: int = 16
-    window: int = 0
-    tile: int = 0
-    overlap: int = 0
-    compress: bool = False
-    fps: float = 0.0
-    short_side: int = 0
-    round_frames: int = 0
-    round_sides: int = 0
-    batch: int = 8
-    batch_pixels: int = 8 * 17 * 256 * 256
-    spatial: int = 1
-
-    def resolved(self, temporal_factor: int) -> "ExportOptions":
-        """These options with what the VAE's frame step decides where they leave it open."""
-        return dataclasses.replace(
-            self,
-            window=self.window or ClipSizes(temporal_factor, 1).padding(17, 1, 1).padded_frames,
-            round_frames=self.round_frames or temporal_factor,
-        )
-
-    def check(self, temporal_factor: int, spatial_multiple: int) -> None:
-        """Refuse what the tokenizer cannot do.
-
-        Raises:
-            UserError: naming the option.
-        """
-        for name in ("shards", "batch", "batch_pixels", "window", "spatial"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name.replace('_', '-')} is below 1; give at least that")
-        if (self.window - 1) % temporal_factor:
-            raise UserError(
-                f"--window {self.window} is not {temporal_factor}k+1; the nearest that are: "
-                f"{self.window - (self.window - 1) % temporal_factor} and "
-                f"{self.window + (1 - self.window) % temporal_factor}"
-            )
-        if self.round_frames < 1 or self.round_frames % temporal_factor:
-            raise UserError(
-                f"--round-frames {self.round_frames} is not a multiple of {temporal_factor}, as "
-                "the tokenizer needs it"
-            )
-        if self.round_sides % spatial_multiple:
-            raise UserError(
-                f"--round-sides {self.round_sides} is not a multiple of {spatial_multiple}, as the "
-                "tokenizer needs it"
-            )
-        if self.tile < 0 or self.overlap < 0 or (self.tile and self.overlap * 2 > self.tile):
-            raise UserError(
-                f"--overlap {self.overlap} does not suit --tile {self.tile}: at most half a tile"
-            )
-
-    def side_multiple(self, tokenizer: "TokenizerLike") -> int:
-        """What sides are padded to a multiple of, unless `round_sides` says more."""
-        if self.spatial > 1:
-            return tokenizer.rows_multiple(self.spatial)
-        return tokenizer.config.spatial_multiple
-
-    def batch_size(self, frames: int, height: int, width: int) -> int:
-        """Blocks in a batch of that padded shape; it depends on nothing else."""
-        return max(min(self.batch, self.batch_pixels // (frames * height * width)), 1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,12 +22,10 @@ from pyratok_jax.errors import UserError
 from pyratok_jax.io import Json
 from pyratok_jax.io.cli import say
 from pyratok_jax.io.remote import AnyPath, any_path
-from pyratok_jax.losses.objective import LossSettings, LossWeights
-from pyratok_jax.losses.prior import PriorObjective
-from pyratok_jax.models.masking import MaskingConfig
-from pyratok_jax.models.prior.config import PriorConfig
-from pyratok_jax.models.prior.sampling import Sampling
+from pyratok_jax.losses.settings import LossSettings, LossWeights, PriorObjective
+from pyratok_jax.models.prior.config import PriorConfig, Sampling
 from pyratok_jax.models.pyratok.config import PyraTokConfig
+from pyratok_jax.models.settings import MaskingConfig
 from pyratok_jax.training.config_command import help_text, resolve_config
 
 
@@ -121,11 +119,11 @@ def tokenizer_training_config(**changes: Json) -> ConfigDict:
     - vision: specification and size (as above) of the frozen DINO network, loaded when one of its
       terms has a weight, the hidden width of the trained projection from latents to it, and the
       largest side of the images that it sees (larger ones are made smaller; 0: any).
-    - loss: weights and settings (`losses.objective`); preset "paper" puts 1 for the weights inside
+    - loss: weights and settings (`losses.settings`); preset "paper" puts 1 for the weights inside
       Eq. 2, formulas "paper" takes its terms as printed; of the autoregressive loss the
       token_budget (0: all tokens), the targets and the region (`losses.autoregressive`);
       hidden_captions: share of the captions that the losses read and the levels do not see.
-    - masking: `models.masking.MaskingConfig`.
+    - masking: `models.settings.MaskingConfig`.
     - calibration: batches of features that the levels are fitted to before the first step (0: a
       random start), steps of each linear map (steps), then of all levels together (refine_steps),
       the learning rate of these, and the clips' shapes (empty: the training's). After init_from
@@ -203,8 +201,8 @@ def generator_training_config(**changes: Json) -> ConfigDict:
       (language; empty: the tokenizer's), a folder of stored embeddings to read instead of running
       it on captions (stored; `embed_captions --tokens`), and the captions that name classes
       (classes).
-    - objective: `losses.prior.PriorObjective`.
-    - sampling: defaults of `generate`, the fields of `models.prior.sampling.Sampling`.
+    - objective: `losses.settings.PriorObjective`.
+    - sampling: defaults of `generate`, the fields of `models.prior.config.Sampling`.
 
     Raises:
         KeyError: an unknown key in `changes`.

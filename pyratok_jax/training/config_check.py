@@ -15,9 +15,8 @@ from ml_collections import ConfigDict
 from pyratok_jax.checkpoints.pretrained import backbone_config, check_language, check_vision
 from pyratok_jax.data.buckets import parse_buckets
 from pyratok_jax.errors import UserError, short
-from pyratok_jax.losses.prior import PriorObjective
-from pyratok_jax.models.prior.config import PriorConfig
-from pyratok_jax.models.prior.sampling import Sampling
+from pyratok_jax.losses.settings import PriorObjective
+from pyratok_jax.models.prior.config import PriorConfig, Sampling
 from pyratok_jax.models.pyratok.config import PyraTokConfig
 from pyratok_jax.models.vae_families import vae_family
 from pyratok_jax.tokenizer.clips import tokenizer_sizes

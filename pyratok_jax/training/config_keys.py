@@ -11,13 +11,14 @@ from typing import Protocol
 from ml_collections import ConfigDict
 
 from pyratok_jax.io import Json
-from pyratok_jax.losses.text import FORMS, POOLINGS
-from pyratok_jax.models.alignment import HEADS
-from pyratok_jax.models.pyratok.lfq import MAX_BITS, SURROGATES
+from pyratok_jax.losses.settings import FORMS, POOLINGS
+from pyratok_jax.models.pyratok.config import MAX_BITS, SURROGATES
 from pyratok_jax.models.pyratok.quantizers.registry import QUANTIZERS
-from pyratok_jax.nn.remat import POLICIES
-from pyratok_jax.training.optimizer import OPTIMIZERS, SCHEDULES
+from pyratok_jax.models.settings import HEADS, TARGETS
+from pyratok_jax.nn.settings import POLICIES
 
+OPTIMIZERS = ("adamw", "muon", "gram_muon")
+SCHEDULES = ("cosine", "constant", "trapezoid")
 _FLOATS = ("float32", "bfloat16", "float16")
 
 
@@ -241,7 +242,7 @@ TOKENIZER: Keys = {
     "loss.formulas": (Choice(("", "paper")), "the terms as printed"),
     "loss.token_budget": (_whole(0), "tokens of the autoregressive loss; 0: all"),
     "loss.hidden_captions": (_SHARE, "captions that losses read and levels do not"),
-    "loss.targets": (Choice(("straight_through", "fixed")), "of the autoregressive loss"),
+    "loss.targets": (Choice(TARGETS), "of the autoregressive loss"),
     "loss.region": (Choice(("spread", "crop")), "how its budget is spent"),
     "loss.settings.temperature": (_POSITIVE, "tau of soft assignments"),
     "loss.settings.gamma": (_FROM_0, "share of the batch entropy"),

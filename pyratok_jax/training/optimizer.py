@@ -17,9 +17,7 @@ from jaxtyping import Array, Float, PyTree
 from pyratok_jax.errors import UserError
 from pyratok_jax.io import Json
 from pyratok_jax.models import text_statistics
-
-OPTIMIZERS = ("adamw", "muon", "gram_muon")
-SCHEDULES = ("cosine", "constant", "trapezoid")
+from pyratok_jax.training.config_keys import OPTIMIZERS, SCHEDULES
 
 
 def learning_rate(config: Mapping[str, Json], steps: int) -> optax.Schedule:

@@ -12,20 +12,23 @@ from pyratok_jax.data.padding import to_model_range
 from pyratok_jax.errors import UserError
 from pyratok_jax.io import Json
 from pyratok_jax.losses.autoregressive import Text, autoregressive_loss
-from pyratok_jax.losses.objective import LossSettings, LossWeights, Posterior, objective
+from pyratok_jax.losses.objective import Posterior, objective
+from pyratok_jax.losses.settings import LossSettings, LossWeights
 from pyratok_jax.metrics.code_usage import usage_metrics
 from pyratok_jax.models import video_vae
 from pyratok_jax.models.alignment import Alignment
 from pyratok_jax.models.dino import Dino, DinoFeatures, LatentProjection, fit_sides
 from pyratok_jax.models.language.model import LanguageModel, TextEncoder
-from pyratok_jax.models.masking import MaskingConfig, mask_video
+from pyratok_jax.models.masking import mask_video
 from pyratok_jax.models.pyratok.config import PyraTokConfig
 from pyratok_jax.models.pyratok.inputs import level_inputs
 from pyratok_jax.models.pyratok.model import PyraTok
-from pyratok_jax.models.video_vae import VideoVAE, VideoVAEConfig
+from pyratok_jax.models.settings import MaskingConfig
+from pyratok_jax.models.vae_config import VideoVAEConfig
+from pyratok_jax.models.video_vae import VideoVAE
 from pyratok_jax.nn import partitioning
-from pyratok_jax.nn.grids import PRESETS
 from pyratok_jax.nn.lora import LoRAParam, without_adapters
+from pyratok_jax.nn.settings import PRESETS
 from pyratok_jax.nn.text_attention import TextCondition, hide_captions
 from pyratok_jax.training.loop.contracts import DeviceBatch, LossAndTerms, Progress
 

@@ -5,10 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from pyratok_jax.losses.prior import PriorObjective
-from pyratok_jax.models.prior.config import PriorConfig
-from pyratok_jax.models.prior.sampling import Sampling
-from pyratok_jax.nn.grids import PRESETS
+from pyratok_jax.losses.settings import PriorObjective
+from pyratok_jax.models.prior.config import PriorConfig, Sampling
+from pyratok_jax.nn.settings import PRESETS
 
 FILE = Path(__file__).parents[2] / "configs" / "generator.py"
 

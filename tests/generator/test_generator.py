@@ -103,7 +103,7 @@ def captions(tokens, patched, tmp_path_factory):
     folder = tmp_path_factory.mktemp("stored") / "captions"
     arguments = ["embed_captions", "--tokens", str(tokens), "--output", str(folder)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(embed_captions, "load_tokenizer", lambda path: tokenizer())
+        patch.setattr("pyratok_jax.tokenizer.load_tokenizer", lambda path: tokenizer())
         patch.setattr("sys.argv", [*arguments, "--checkpoint", "tiny", "--batch", "2"])
         assert embed_captions.main() == 0
     return folder

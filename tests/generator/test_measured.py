@@ -7,9 +7,8 @@ from flax import nnx
 from pyratok_jax.data.captions import CaptionTokenizer
 from pyratok_jax.evaluation.models.generators import PriorSamples, Wanted
 from pyratok_jax.generator import Generator
-from pyratok_jax.models.prior.config import PriorConfig
+from pyratok_jax.models.prior.config import PriorConfig, Sampling
 from pyratok_jax.models.prior.model import Prior
-from pyratok_jax.models.prior.sampling import Sampling
 from tests.generator.tiny import LANGUAGE, Letters, tokenizer
 
 

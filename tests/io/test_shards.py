@@ -11,7 +11,8 @@ from pyratok_jax.data.sources.registry import load_source
 from pyratok_jax.io import shards
 from pyratok_jax.io.shards import ArrayRecordFile, ShardWriter
 from pyratok_jax.tokens import TokenDataset
-from pyratok_jax.tokens.exporting import Machine, export, write_card
+from pyratok_jax.tokens.exporting import export, write_card
+from pyratok_jax.tokens.options import Machine
 from tests.tokens.conftest import plan_of
 from tests.tokens.tiny import PixelTokenizer
 

@@ -15,7 +15,8 @@ from pyratok_jax.models.language.config import tiny
 from pyratok_jax.models.language.model import LanguageModel, TextEncoder
 from pyratok_jax.models.pyratok.lfq import quantize
 from pyratok_jax.models.pyratok.regions import spread_tokens
-from pyratok_jax.nn.grids import PRESETS, grid_shape
+from pyratok_jax.nn.grids import grid_shape
+from pyratok_jax.nn.settings import PRESETS
 
 GRIDS = ((5, 1, 1), (3, 2, 2), (2, 2, 2))
 BITS = 4

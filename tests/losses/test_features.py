@@ -8,7 +8,8 @@ import numpy as np
 from flax import nnx
 
 from pyratok_jax.losses import features as F
-from pyratok_jax.losses.objective import LossSettings, LossWeights, objective
+from pyratok_jax.losses.objective import objective
+from pyratok_jax.losses.settings import LossSettings, LossWeights
 from pyratok_jax.models.dino import DinoFeatures, LatentProjection
 from pyratok_jax.models.pyratok.model import PyraTokOutput
 

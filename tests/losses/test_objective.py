@@ -11,10 +11,10 @@ from flax import nnx
 
 from pyratok_jax.losses import codebook, features
 from pyratok_jax.losses import pixel as reconstruction
-from pyratok_jax.losses.objective import LossSettings, LossWeights, Posterior, objective
+from pyratok_jax.losses.objective import Posterior, objective
+from pyratok_jax.losses.settings import LossSettings, LossWeights
 from pyratok_jax.losses.text import code_features, contrastive
-from pyratok_jax.models.pyratok.quantizers.base import sign_commitment
-from pyratok_jax.models.pyratok.quantizers.registry import build_quantizer
+from pyratok_jax.models.pyratok.quantizers.base import build_quantizer, sign_commitment
 from pyratok_jax.models.text_statistics import plain_captions
 from pyratok_jax.nn.lora import LoRAParam
 from tests.losses.tiny import Embedding, captions, clip, tiny_config, tiny_model

@@ -9,13 +9,8 @@ import optax
 import pytest
 from flax import nnx
 
-from pyratok_jax.losses.prior import (
-    PriorObjective,
-    block_masks,
-    clip_masks,
-    flipped,
-    prior_loss,
-)
+from pyratok_jax.losses.prior import block_masks, clip_masks, flipped, prior_loss
+from pyratok_jax.losses.settings import PriorObjective
 from pyratok_jax.models.prior.conditioning import Condition
 from pyratok_jax.nn.text_attention import TextCondition
 from tests.models.prior.tiny import BITS, LAYOUT, codes, prior, text

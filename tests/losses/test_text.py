@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from pyratok_jax.losses import text as T
+from pyratok_jax.losses.settings import FORMS, POOLINGS
 from pyratok_jax.models.text_statistics import Captions, plain_captions
 from pyratok_jax.nn.text_attention import TextCondition
 from tests.losses.tiny import BITS, TEXT_WIDTH, Embedding, captions
@@ -27,7 +28,7 @@ def unit(x):
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
-@pytest.mark.parametrize("pooling", T.POOLINGS)
+@pytest.mark.parametrize("pooling", POOLINGS)
 def test_contrastive_is_the_cross_entropy_both_ways(pooling):
     features, text = features_and_captions()
     mean = unit(np.asarray(features).mean(1)) @ unit(text.pooled).T
@@ -94,7 +95,7 @@ def test_equal_captions_are_positives_and_clips_without_one_do_not_count():
     assert float(nothing) == 0 and not gradient.any()
 
 
-@pytest.mark.parametrize("form", T.FORMS)
+@pytest.mark.parametrize("form", FORMS)
 def test_swapped_captions_change_the_loss_and_the_gradient_reaches_the_codes(form):
     embed, text = Embedding(), plain_captions(captions(2))
     text = text._replace(mask=jnp.ones_like(text.mask))

@@ -16,7 +16,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from pyratok_jax.models import cogvideox, hunyuan_video, mochi, svd, video_vae
-from pyratok_jax.models.vae_families import build_vae
+from pyratok_jax.models.video_vae import build_vae
 from pyratok_jax.nn import frame_attention
 from pyratok_jax.nn.partitioning import Split, over_devices
 

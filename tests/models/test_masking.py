@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pyratok_jax.models import masking
+from pyratok_jax.models.settings import MaskingConfig
 
 VALUE = jnp.array([9.0, 9.0, 9.0])
 
@@ -21,13 +22,13 @@ def test_the_exact_share_of_frames_is_hidden_and_never_frame_zero():
 
 
 def test_the_spatial_share_follows_a_cosine_to_zero():
-    config = masking.MaskingConfig(spatial_ratio=0.6)
+    config = MaskingConfig(spatial_ratio=0.6)
     shares = [float(masking.spatial_ratio_at(config, jnp.float32(p))) for p in (0, 0.5, 1, 2)]
     np.testing.assert_allclose(shares, [0.6, 0.3, 0.0, 0.0], atol=1e-7)
 
 
 def test_hidden_pixels_take_the_learned_value_and_others_stay():
-    config = masking.MaskingConfig(frame_ratio=0.3, spatial_ratio=0.5, patch=8)
+    config = MaskingConfig(frame_ratio=0.3, spatial_ratio=0.5, patch=8)
     x = video()
     masked = masking.mask_video(x, VALUE, jax.random.key(1), jnp.float32(0.0), config)
     hidden = np.all(np.asarray(masked) == 9.0, axis=-1)
@@ -38,14 +39,14 @@ def test_hidden_pixels_take_the_learned_value_and_others_stay():
 
 
 def test_masking_is_a_function_of_the_key():
-    config = masking.MaskingConfig()
+    config = MaskingConfig()
     run = lambda key: masking.mask_video(video(), VALUE, key, jnp.float32(0.2), config)  # noqa: E731
     np.testing.assert_array_equal(run(jax.random.key(3)), run(jax.random.key(3)))
     assert not np.array_equal(run(jax.random.key(3)), run(jax.random.key(4)))
 
 
 def test_at_the_end_of_training_no_patch_is_hidden():
-    config = masking.MaskingConfig(frame_ratio=0.0, spatial_ratio=0.9)
+    config = MaskingConfig(frame_ratio=0.0, spatial_ratio=0.9)
     x = video()
     np.testing.assert_array_equal(
         masking.mask_video(x, VALUE, jax.random.key(0), jnp.float32(1.0), config), x
@@ -53,7 +54,7 @@ def test_at_the_end_of_training_no_patch_is_hidden():
 
 
 def test_shuffling_moves_only_the_chosen_frames_among_their_places():
-    config = masking.MaskingConfig(frame_ratio=0.0, spatial_ratio=0.0, shuffle_ratio=0.5)
+    config = MaskingConfig(frame_ratio=0.0, spatial_ratio=0.0, shuffle_ratio=0.5)
     x = video()
     moved_any = False
     for seed in range(5):
@@ -74,7 +75,7 @@ def test_shuffling_moves_only_the_chosen_frames_among_their_places():
 
 
 def test_frames_are_hidden_and_shuffled_together():
-    config = masking.MaskingConfig(frame_ratio=0.3, spatial_ratio=0.0, shuffle_ratio=0.5)
+    config = MaskingConfig(frame_ratio=0.3, spatial_ratio=0.0, shuffle_ratio=0.5)
     x = np.asarray(video())
     out = np.asarray(masking.mask_video(video(), VALUE, jax.random.key(2), jnp.float32(0), config))
     hidden = (out == 9.0).all(axis=(2, 3, 4))
@@ -86,7 +87,7 @@ def test_frames_are_hidden_and_shuffled_together():
 
 def test_a_later_stage_continues_the_spatial_schedule():
     stages = [(0.0, 1 / 9), (1 / 9, 1 / 3), (1 / 3, 1.0)]
-    configs = [masking.MaskingConfig(spatial_ratio=0.5, start=a, end=b) for a, b in stages]
+    configs = [MaskingConfig(spatial_ratio=0.5, start=a, end=b) for a, b in stages]
     ratio = lambda config, p: float(masking.spatial_ratio_at(config, jnp.float32(p)))  # noqa: E731
     assert ratio(configs[0], 0.0) == 0.5 and abs(ratio(configs[2], 1.0)) < 1e-7
     for before, after in zip(configs[:-1], configs[1:], strict=True):
@@ -95,7 +96,7 @@ def test_a_later_stage_continues_the_spatial_schedule():
 
 
 def test_the_learned_value_gets_a_gradient():
-    config = masking.MaskingConfig()
+    config = MaskingConfig()
     grad = jax.grad(
         lambda v: masking.mask_video(video(), v, jax.random.key(0), jnp.float32(0.0), config).sum()
     )(VALUE)

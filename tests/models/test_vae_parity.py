@@ -8,8 +8,7 @@ import torch
 from flax import nnx
 
 from pyratok_jax.models import hunyuan_video, mochi, svd
-from pyratok_jax.models.vae_families import build_vae
-from pyratok_jax.models.video_vae import VideoVAE, decode_next
+from pyratok_jax.models.video_vae import VideoVAE, build_vae, decode_next
 from tests.models.vae_reference import (
     bfloat16_errors,
     from_torch,

@@ -16,11 +16,12 @@ from pyratok_jax.models.hunyuan_video import HUNYUAN_VIDEO
 from pyratok_jax.models.pyratok.config import PyraTokConfig
 from pyratok_jax.models.pyratok.model import PyraTok
 from pyratok_jax.models.svd import SVD
-from pyratok_jax.models.vae_families import Family, build_vae, config_from_dict, config_to_dict
-from pyratok_jax.models.video_vae import Encoded, VideoVAE, VideoVAEConfig
+from pyratok_jax.models.vae_config import VideoVAEConfig
+from pyratok_jax.models.vae_families import Family, config_from_dict, config_to_dict
+from pyratok_jax.models.video_vae import Encoded, VideoVAE, build_vae
 from pyratok_jax.models.wan_vae.config import WAN21, WAN22, WanVAEConfig, tiny
 from pyratok_jax.nn.causal_conv import Conv2d
-from pyratok_jax.nn.grids import PRESETS
+from pyratok_jax.nn.settings import PRESETS
 
 
 @dataclasses.dataclass(frozen=True)

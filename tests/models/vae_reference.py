@@ -9,7 +9,7 @@ from flax import nnx
 from pyratok_jax.checkpoints.conversion import load_arrays
 from pyratok_jax.checkpoints.foreign.sources import sources_from_arrays
 from pyratok_jax.checkpoints.partition import build_module
-from pyratok_jax.models.vae_families import build_vae
+from pyratok_jax.models.video_vae import build_vae
 from tests.models.wan_vae.reference import from_torch, noise, quick, relative, to_torch
 from weights_conversion.vae.converting import CONVERTERS, Layout, make_plan
 

@@ -8,13 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyratok_jax.nn import grids
+from pyratok_jax.nn.settings import PRESETS, check_grids
 
 
 @pytest.mark.parametrize(
     ("preset", "tokens"), [("pyramid", 9792), ("uniform", 20480), ("compact", 2448)]
 )
 def test_presets_have_the_published_number_of_tokens(preset, tokens):
-    shapes = [grids.grid_shape(stride, 17, 256, 256) for stride in grids.PRESETS[preset]]
+    shapes = [grids.grid_shape(stride, 17, 256, 256) for stride in PRESETS[preset]]
     assert sum(t * h * w for t, h, w in shapes) == tokens
 
 
@@ -51,7 +52,7 @@ def test_resampling_averages_down_copies_up_and_keeps_frame_zero_apart():
 )
 def test_bad_grids_are_refused(strides, message):
     with pytest.raises(ValueError, match=message):
-        grids.check_grids(strides, 4, 8)
+        check_grids(strides, 4, 8)
 
 
 def test_a_clip_that_does_not_divide_is_refused():

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from pyratok_jax.checkpoints.foreign.language_model import load_language_model
 from pyratok_jax.checkpoints.partition import module_arrays
-from weights_conversion.wan_vae import load_wan_vae
+from weights_conversion.networks.wan_vae import load_wan_vae
 
 LOADERS: dict[str, Callable[..., nnx.Module]] = {
     "language_model": lambda path, **options: load_language_model(path, **options)[0],

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pyratok_jax.tokens.plan import ExportOptions, ExportPlan, provenance_of, source_fingerprint
+from pyratok_jax.tokens.options import ExportOptions
+from pyratok_jax.tokens.plan import ExportPlan, provenance_of, source_fingerprint
 from tests.data.synthetic import numbered_frames, write_video
 from tests.tokens.tiny import PixelTokenizer
 

@@ -14,7 +14,8 @@ from pyratok_jax.errors import UserError
 from pyratok_jax.tokens import DamagedRecordError, TokenDataset, inspect, read_all
 from pyratok_jax.tokens.blocks import WindowJoiner
 from pyratok_jax.tokens.decoding import Selection, decode_all, parse_frames
-from pyratok_jax.tokens.exporting import Machine, export, write_card
+from pyratok_jax.tokens.exporting import export, write_card
+from pyratok_jax.tokens.options import Machine
 from pyratok_jax.tokens.outputs import Taken, output_path
 from pyratok_jax.tokens.schema import SchemaError, decode_record, encode_record
 from tests.io.test_tfrecords import framed
@@ -34,7 +35,7 @@ def tokens(request, videos, tokenizer, tmp_path_factory):
 
 @pytest.fixture
 def decode(monkeypatch, tokens, tmp_path):
-    monkeypatch.setattr(decode_tokens, "load_tokenizer", lambda c: PixelTokenizer(int(c)))
+    monkeypatch.setattr("pyratok_jax.tokenizer.load_tokenizer", lambda c: PixelTokenizer(int(c)))
 
     def run(*more, source=tokens, checkpoint="0", output=tmp_path / "decoded"):
         code = decode_tokens.main(
@@ -104,11 +105,11 @@ def test_another_checkpoint_is_refused_unless_forced(decode, monkeypatch):
         decode(checkpoint="1")
     renamed = PixelTokenizer()
     renamed.checkpoint_hash = "renamed"
-    monkeypatch.setattr(decode_tokens, "load_tokenizer", lambda c: renamed)
+    monkeypatch.setattr("pyratok_jax.tokenizer.load_tokenizer", lambda c: renamed)
     with pytest.raises(UserError, match="--force"):
         decode()
     assert decode("--force", "--ids", "clip0.mp4")[0] == 0
-    monkeypatch.setattr(decode_tokens, "load_tokenizer", lambda c: PixelTokenizer(bits=18))
+    monkeypatch.setattr("pyratok_jax.tokenizer.load_tokenizer", lambda c: PixelTokenizer(bits=18))
     with pytest.raises(UserError, match="4 levels of 6 bits, the checkpoint 4 of 18"):
         decode("--force")
 
@@ -205,9 +206,7 @@ def test_outputs_stay_below_the_folder(tmp_path):
 
 
 def test_inspection(tokens, tmp_path, monkeypatch, capsys):
-    from pyratok_jax import tokenizer as tokenizer_module
-
-    monkeypatch.setattr(tokenizer_module, "load_tokenizer", lambda c: PixelTokenizer())
+    monkeypatch.setattr("pyratok_jax.tokenizer.load_tokenizer", lambda c: PixelTokenizer())
     output = tmp_path / "report"
     assert inspect.main([str(tokens), "--output", str(output), "--checkpoint", "x"]) == 0
     summary = json.loads((output / "summary.json").read_text())
@@ -223,7 +222,7 @@ def test_inspection(tokens, tmp_path, monkeypatch, capsys):
 
 
 def test_bigram_entropy_by_hand():
-    from pyratok_jax.tokens.inspect import Grams
+    from pyratok_jax.tokens.inspection import Grams
 
     grams = Grams()
     grams.add(np.array([[[0, 1, 0, 1, 0]], [[0, 1, 0, 1, 0]]], np.uint16))

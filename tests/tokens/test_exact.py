@@ -7,7 +7,8 @@ from pyratok_jax.data.sources.records import ClipRecord
 from pyratok_jax.data.video.files import iter_frames, read_image
 from pyratok_jax.tokens import TokenDataset, read_all
 from pyratok_jax.tokens.decoding import Selection, decode_all
-from pyratok_jax.tokens.exporting import Machine, export
+from pyratok_jax.tokens.exporting import export
+from pyratok_jax.tokens.options import Machine
 from tests.data.synthetic import numbered_frames, write_video
 from tests.tokens.conftest import plan_of
 from tests.tokens.tiny import tiny_network

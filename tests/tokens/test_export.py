@@ -23,8 +23,8 @@ from pyratok_jax.io.locks import folder_lock
 from pyratok_jax.tokens import TokenDataset, blocks, exporting
 from pyratok_jax.tokens import batches as reading
 from pyratok_jax.tokens.blocks import WindowJoiner, cut_blocks, tile_starts
-from pyratok_jax.tokens.exporting import Machine, drop_damaged, export, write_card
-from pyratok_jax.tokens.plan import ExportOptions
+from pyratok_jax.tokens.exporting import drop_damaged, export, write_card
+from pyratok_jax.tokens.options import ExportOptions, Machine
 
 
 def export_lock(output, index, count):

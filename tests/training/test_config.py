@@ -7,7 +7,8 @@ import pytest
 
 from pyratok_jax.data.buckets import parse_buckets
 from pyratok_jax.errors import UserError
-from pyratok_jax.nn.grids import PRESETS, grid_shape
+from pyratok_jax.nn.grids import grid_shape
+from pyratok_jax.nn.settings import PRESETS
 from pyratok_jax.training.config import parse_flags, tokenizer_training_config, training_config
 
 DEMO = "configs/demo.py"

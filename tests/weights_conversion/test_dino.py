@@ -12,7 +12,8 @@ from pyratok_jax.checkpoints.foreign.sources import sources_from_arrays
 from pyratok_jax.checkpoints.pretrained import load_dino
 from pyratok_jax.errors import UserError
 from tests.models.dino import reference
-from weights_conversion import dino
+from weights_conversion.dino import main
+from weights_conversion.networks import dino
 
 V3_NAMES = [
     ("embeddings.cls_token", "cls_token"),
@@ -99,7 +100,7 @@ def test_the_command_writes_a_folder_that_loads(tmp_path, capsys):
     facts = {"num_attention_heads": 2, "layer_norm_eps": 1e-5}
     source = folder_of(tmp_path / "hub", reference.arrays(theirs), **facts)
     output = tmp_path / "ours"
-    assert dino.main(["--input", str(source), "--output", str(output)]) == 0
+    assert main(["--input", str(source), "--output", str(output)]) == 0
     assert "mask token" in capsys.readouterr().out
     x = np.random.default_rng(0).uniform(-1, 1, (1, 32, 32, 3)).astype(np.float32)
     found = load_dino(output)(jnp.asarray(x))
@@ -112,7 +113,7 @@ def test_a_missing_and_an_unknown_tensor_are_both_named(tmp_path):
     source = folder_of(tmp_path / "hub", state)
     arguments = ["--input", str(source), "--output", str(tmp_path / "out"), "--heads", "2"]
     with pytest.raises(UserError, match=r"missing: norm.bias.*unexpected: extra"):
-        dino.main(arguments)
+        main(arguments)
     assert not (tmp_path / "out").exists()
 
 

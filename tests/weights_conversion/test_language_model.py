@@ -29,7 +29,7 @@ from pyratok_jax.models.language.model import LanguageModel
 from tests.models.language.families import ours, reference, state_arrays
 from tests.processes import run_script
 from weights_conversion import language_model
-from weights_conversion.language_model import source_config
+from weights_conversion.networks.language_model import source_config
 
 IDS = np.random.default_rng(5).integers(0, 60, size=(2, 9))
 

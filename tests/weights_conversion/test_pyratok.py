@@ -16,8 +16,8 @@ from pyratok_jax.models.wan_vae.config import WanVAEConfig
 from pyratok_jax.tokenizer.loading import load_tokenizer
 from tests.data.synthetic import numbered_frames, write_video
 from tests.models.wan_vae.reference import torch_vae
+from weights_conversion.networks.wan_vae_published import diffusers_config
 from weights_conversion.pyratok import main
-from weights_conversion.wan_vae_published import diffusers_config
 
 VAE = WanVAEConfig(base_dim=4, num_res_blocks=2, latents_mean=(0.0,) * 16, latents_std=(1.0,) * 16)
 

@@ -293,7 +293,7 @@ def test_qwen_image_has_wans_names():
     """Every tensor of diffusers' QwenImage VAE has a place in Wan 2.1's, and the other way."""
     from diffusers import AutoencoderKLQwenImage
 
-    from weights_conversion.wan_vae import make_plan
+    from weights_conversion.networks.wan_vae import make_plan
 
     with torch.device("meta"):
         state = AutoencoderKLQwenImage().state_dict()

@@ -19,15 +19,16 @@ from pyratok_jax.errors import UserError
 from pyratok_jax.models.wan_vae.config import WAN21, WAN22
 from tests.models.wan_vae.reference import small, torch_vae
 from tests.processes import run_script
-from weights_conversion import wan_vae
-from weights_conversion.wan_vae import load_wan_vae, main, make_plan, vae_shapes
-from weights_conversion.wan_vae_published import (
+from weights_conversion.networks import wan_vae
+from weights_conversion.networks.wan_vae import load_wan_vae, make_plan, vae_shapes
+from weights_conversion.networks.wan_vae_published import (
     WEIGHTS,
     detect,
     diffusers_config,
     published_name,
     to_published,
 )
+from weights_conversion.wan_vae import main
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -226,7 +227,7 @@ def test_verify_compares_with_the_reference(tmp_path, capsys):
     assert "verified encode" in (printed := capsys.readouterr().out)
     assert "verified decode" in printed
     # A reference with other weights must be noticed.
-    from weights_conversion import wan_vae_published
+    from weights_conversion.networks import wan_vae_published
 
     other = sources_from_arrays(dict(to_published(arrays_of(config, 1), "diffusers", config)))
     with pytest.raises(UserError, match="verification failed: encode"):

@@ -9,23 +9,11 @@ the tensors. `--to diffusers` goes the other way, every array equal bit for bit.
 
 import sys
 
-from pyratok_jax.checkpoints.pretrained import load_backbone
 from pyratok_jax.errors import UserError, run_cli
 from pyratok_jax.io.cli import say
-from pyratok_jax.models.vae_families import config_to_dict
+from pyratok_jax.models.vae_families import FAMILIES, config_to_dict
 from weights_conversion import wan_vae
 from weights_conversion.command import convert, make_parser
-from weights_conversion.vae.converting import (
-    CONVERTERS,
-    kind_of,
-    load_vae,
-    make_plan,
-    open_vae,
-    recognise,
-    source_config,
-    verify,
-    write_diffusers,
-)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -35,7 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
         UserError: tensors of no known family, or that do not fit; nothing is written then.
     """
     parser = make_parser((__doc__ or "").splitlines()[0])
-    parser.add_argument("--family", choices=["wan", *CONVERTERS], help="default: from the tensors")
+    parser.add_argument("--family", choices=list(FAMILIES), help="default: from the tensors")
     parser.add_argument("--config", help="a config.json, where it is not beside the weights")
     parser.add_argument("--verify", action="store_true", help="compare with diffusers")
     parser.add_argument("--to", default="pyratok", choices=["pyratok", "diffusers"],
@@ -43,6 +31,20 @@ def main(arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     options = parser.parse_args(given)
     for_wan = _without_family(given)
+    # Heavy imports wait until the command line is known to be sound.
+    from pyratok_jax.checkpoints.pretrained import load_backbone
+    from weights_conversion.networks.wan_vae import recognises
+    from weights_conversion.vae.converting import (
+        kind_of,
+        load_vae,
+        make_plan,
+        open_vae,
+        recognise,
+        source_config,
+        verify,
+        write_diffusers,
+    )
+
     if options.to == "diffusers":
         backbone = load_backbone(options.input)
         if backbone.config.family == "wan":
@@ -55,11 +57,11 @@ def main(arguments: list[str] | None = None) -> int:
     source = open_vae(options.input)
     layout = recognise(source, options.family)
     if layout is None:
-        if options.family in (None, "wan") and wan_vae.recognises(source):
+        if options.family in (None, "wan") and recognises(source):
             return wan_vae.main(for_wan)
         raise UserError(
             f"{options.input}: the names of its tensors are not those of "
-            f"{options.family or 'any known VAE'}; known families are wan, {', '.join(CONVERTERS)}"
+            f"{options.family or 'any known VAE'}; known families are {', '.join(FAMILIES)}"
         )
     config = source_config(source, layout, options.config)
     code = convert(

@@ -20,8 +20,9 @@ from pyratok_jax.checkpoints.weights import FORMAT, load_checkpoint, read_config
 from pyratok_jax.errors import UserError, short
 from pyratok_jax.io.atomic import new_folder
 from pyratok_jax.io.documents import WRONG_VALUE, check_sizes, read_json, refusing
-from pyratok_jax.models.vae_families import build_vae, config_from_dict, vae_family
-from pyratok_jax.models.video_vae import VideoVAE, VideoVAEConfig
+from pyratok_jax.models.vae_config import VideoVAEConfig
+from pyratok_jax.models.vae_families import config_from_dict, vae_family
+from pyratok_jax.models.video_vae import VideoVAE, build_vae
 from weights_conversion.vae.cogvideox import CONVERTER as COGVIDEOX
 from weights_conversion.vae.hunyuan_video import CONVERTER as HUNYUAN_VIDEO
 from weights_conversion.vae.mochi import CONVERTER as MOCHI

@@ -16,8 +16,8 @@ from pyratok_jax.checkpoints.conversion import Entry, conv2d, conv3d, flat
 from pyratok_jax.checkpoints.foreign.sources import TensorSource
 from pyratok_jax.errors import quoted
 from pyratok_jax.io import Json
+from pyratok_jax.models.vae_config import VideoVAEConfig
 from pyratok_jax.models.vae_parts import HalvingVAEConfig
-from pyratok_jax.models.video_vae import VideoVAEConfig
 
 _LEAVES = {"kernel": "weight", "scale": "weight"}
 _MOST_CHANNELS = 4096  # Of the latent.

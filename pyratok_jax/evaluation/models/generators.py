@@ -18,7 +18,7 @@ from pyratok_jax.generator import Generator
 from pyratok_jax.generator.drawing import codes_of
 from pyratok_jax.io.documents import checked, parse_json, read_lines
 from pyratok_jax.losses.prior import prior_loss
-from pyratok_jax.models.prior.sampling import Sampling
+from pyratok_jax.models.prior.config import Sampling
 
 Video = UInt8[np.ndarray, "t h w 3"]
 

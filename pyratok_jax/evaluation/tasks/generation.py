@@ -50,7 +50,7 @@ from pyratok_jax.evaluation.task import (
 from pyratok_jax.metrics import fvd, inception_score, temporal, text_similarity
 
 if TYPE_CHECKING:
-    from pyratok_jax.models.prior.sampling import Sampling
+    from pyratok_jax.models.prior.config import Sampling
     from pyratok_jax.tokenizer import Tokenizer
 
 _CONDITIONS = ("captions", "classes", "none")

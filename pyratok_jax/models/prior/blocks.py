@@ -13,6 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from pyratok_jax.models.prior.conditioning import Condition
+from pyratok_jax.models.prior.config import Sampling
 from pyratok_jax.models.prior.heads import Draw, RowKeys
 from pyratok_jax.models.prior.latents import LevelCodes
 from pyratok_jax.models.prior.layout import (
@@ -24,10 +25,10 @@ from pyratok_jax.models.prior.layout import (
 )
 from pyratok_jax.models.prior.model import Prior
 from pyratok_jax.models.prior.sampling import (
-    Sampling,
     Unmasking,
     doubled,
     folded,
+    guidance_scale,
     halves,
     masked_share,
     unmask,
@@ -193,7 +194,7 @@ def _draw_level(
         x = doubled(x + embed_share(share)[:, None], guided).astype(prior.dtype)
         valid = jnp.ones(x.shape[:2], bool)
         hidden, _ = prior.transformer.extend(x, places, seen, valid, state.memory)
-        scale = sampling.scale(1 - masked_share(number / steps))
+        scale = guidance_scale(sampling, 1 - masked_share(number / steps))
         draw = Draw(halves(hidden, guided), scale, temperature, top_p, folded(keys, number))
         noise = sampling.choice_temperature
         return unmask(now, draw, prior.head.sample(draw), number, steps, n, noise)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from pyratok_jax.nn.grids import Stride
+from pyratok_jax.nn.settings import Stride
 
 Grids = tuple[tuple[int, int, int], ...]
 NEVER = 2**30

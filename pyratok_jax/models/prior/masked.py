@@ -6,15 +6,16 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from pyratok_jax.models.prior.conditioning import Condition
+from pyratok_jax.models.prior.config import Sampling
 from pyratok_jax.models.prior.heads import Draw, RowKeys
 from pyratok_jax.models.prior.layout import Layout
 from pyratok_jax.models.prior.model import Prior
 from pyratok_jax.models.prior.sampling import (
     Given,
-    Sampling,
     Unmasking,
     doubled,
     folded,
+    guidance_scale,
     halves,
     masked_share,
     unmask,
@@ -87,7 +88,7 @@ def _step(
     share = (~state.known & own).sum(axis=1) / jnp.sum(own)
     codes, guided = state.codes, sampling.guided
     hidden = prior.masked(doubled(codes, guided), doubled(share, guided), condition, layout)
-    scale = sampling.scale(1 - masked_share(step / steps))
+    scale = guidance_scale(sampling, 1 - masked_share(step / steps))
     draw = Draw(halves(hidden, guided), scale, *settings, keys)
     # Tokens of other levels are out of the question in this step, and stay as they were.
     asked = Unmasking(codes, state.known | ~own)

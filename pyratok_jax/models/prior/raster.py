@@ -9,10 +9,11 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from pyratok_jax.models.prior.conditioning import Condition
+from pyratok_jax.models.prior.config import Sampling
 from pyratok_jax.models.prior.heads import Draw, RowKeys
 from pyratok_jax.models.prior.layout import Layout, Visibility
 from pyratok_jax.models.prior.model import Prior
-from pyratok_jax.models.prior.sampling import Given, Sampling, doubled, folded, halves
+from pyratok_jax.models.prior.sampling import Given, doubled, folded, guidance_scale, halves
 from pyratok_jax.models.prior.transformer import Memory, remember
 
 # Tokens per call of the compiled program, between which progress can be shown.
@@ -92,7 +93,7 @@ def raster_chunk(
         memory = remember(state.memory, new, seen, valid)
         draw = Draw(
             halves(hidden, guided),
-            sampling.scale(own.progress),
+            guidance_scale(sampling, own.progress),
             temperature[own.next_level],
             top_p[own.next_level],
             folded(keys, slot),

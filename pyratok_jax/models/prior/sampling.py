@@ -1,9 +1,6 @@
 """What the samplers of all orders share: settings, a random key per sample, parallel unmasking."""
 
-import dataclasses
-import math
-from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,78 +8,19 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from pyratok_jax.models.prior.conditioning import Condition
+from pyratok_jax.models.prior.config import Sampling
 from pyratok_jax.models.prior.heads import Codes, Draw, Hidden, Nats, RowKeys
 
-Schedule = Literal["constant", "linear", "cosine"]
 
-
-@dataclasses.dataclass(frozen=True)
-class Sampling:
-    """How a clip is drawn. Tuples have a value per level; the last holds for all further levels.
-
-    Attributes:
-        steps: parallel steps of each level, in "blocks" and "masked".
-        guidance: scale s of classifier-free guidance, logits u + s (c - u); 1: none.
-        guidance_schedule: how the scale grows from 1 while a level is drawn (constant: not).
-        temperature: divides the logits; 0 takes the most likely.
-        top_p: see `heads.Draw`.
-        choice_temperature: of the Gumbel noise on the confidence by which tokens are kept; it
-            falls to 0 over the steps of a level (MaskGIT, Chang et al. 2022).
-    """
-
-    steps: tuple[int, ...] = (8, 6, 4, 3)
-    guidance: float = 1.0
-    guidance_schedule: Schedule = "constant"
-    temperature: tuple[float, ...] = (1.0,)
-    top_p: tuple[float, ...] = (1.0,)
-    choice_temperature: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not self.steps or min(self.steps) < 1:
-            raise ValueError(f"steps {self.steps}: expected at least 1 for each level")
-        if not self.temperature or not 0 <= min(self.temperature) <= max(self.temperature) < 1e3:
-            raise ValueError(f"temperature {self.temperature}: expected values from 0")
-        if not self.top_p or not 0 < min(self.top_p) <= max(self.top_p) <= 1:
-            raise ValueError(f"top_p {self.top_p}: expected values above 0, up to 1")
-        if not math.isfinite(self.guidance) or self.guidance < 0:
-            raise ValueError(f"guidance {self.guidance}: expected a scale from 0")
-        if not 0 <= self.choice_temperature < 1e3:
-            raise ValueError(f"choice_temperature {self.choice_temperature}: expected from 0")
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Sampling":
-        """The settings in plain values, such as a config's; lists become tuples.
-
-        Raises:
-            TypeError, ValueError: keys that are not fields, or impossible values.
-        """
-        plain: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list | tuple) else value
-            for name, value in values.items()
-        }
-        return cls(**plain)
-
-    @property
-    def guided(self) -> bool:
-        """Whether unconditional logits are needed."""
-        return self.guidance != 1
-
-    def steps_of(self, level: int) -> int:
-        """Parallel steps of a level."""
-        return self.steps[min(level, len(self.steps) - 1)]
-
-    def per_level(self, values: tuple[float, ...], levels: int) -> Float[np.ndarray, " levels"]:
-        """A tuple of settings with its last value repeated."""
-        chosen = [values[min(level, len(values) - 1)] for level in range(levels)]
-        return np.array(chosen, np.float32)
-
-    def scale(self, progress: Float[Array, ""] | float) -> Float[Array, ""] | float:
-        """The guidance at a share of a level's tokens that are drawn."""
-        if self.guidance_schedule == "linear":
-            return 1 + (self.guidance - 1) * progress
-        if self.guidance_schedule == "cosine":
-            return 1 + (self.guidance - 1) * (1 - jnp.cos(jnp.pi * progress)) / 2
-        return self.guidance
+def guidance_scale(
+    sampling: Sampling, progress: Float[Array, ""] | float
+) -> Float[Array, ""] | float:
+    """The guidance at a share of a level's tokens that are drawn."""
+    if sampling.guidance_schedule == "linear":
+        return 1 + (sampling.guidance - 1) * progress
+    if sampling.guidance_schedule == "cosine":
+        return 1 + (sampling.guidance - 1) * (1 - jnp.cos(jnp.pi * progress)) / 2
+    return sampling.guidance
 
 
 class Given(NamedTuple):

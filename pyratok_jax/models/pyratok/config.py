@@ -7,12 +7,14 @@ import math
 from pyratok_jax.errors import check_fields
 from pyratok_jax.io import Json
 from pyratok_jax.models.pyratok.inputs import UNNAMED_INPUTS, InputsByLevel, level_inputs
-from pyratok_jax.models.pyratok.lfq import SURROGATES
 from pyratok_jax.models.pyratok.quantizers.registry import quantizer_kind
+from pyratok_jax.models.vae_config import VideoVAEConfig
 from pyratok_jax.models.vae_families import UNNAMED, config_from_dict, config_to_dict
-from pyratok_jax.models.video_vae import VideoVAEConfig
-from pyratok_jax.nn.grids import Stride, check_grids
+from pyratok_jax.nn.settings import Stride, check_grids
 
+MAX_BITS = 32  # of a token id
+# Surrogate of the sign in the backward pass; the codes themselves are the same.
+SURROGATES = ("identity", "tanh")
 _MAX_SIZE = 1 << 16
 
 
@@ -22,8 +24,8 @@ class PyraTokConfig:
 
     Attributes:
         vae: the backbone.
-        grids: strides (time, space) in pixels of each level, or a name in `grids.PRESETS`; empty
-            takes `vae.default_grids`.
+        grids: strides (time, space) in pixels of each level, or a name in `nn.settings.PRESETS`;
+            empty takes `vae.default_grids`.
         stages: which encoder stage, from 1, feeds each level; None takes the last ones. The number
             after the last one is the normalised latent itself.
         inputs: what each level sees, or a name of `inputs.INPUT_PRESETS`; descriptions that do not

@@ -20,8 +20,9 @@ from pyratok_jax.models.pyratok.lfq import quantize
 from pyratok_jax.models.pyratok.quantizers.base import Level
 from pyratok_jax.models.pyratok.synthesis import Analysis
 from pyratok_jax.nn.causal_conv import CausalConv3d, LayerSettings
-from pyratok_jax.nn.grids import Stride, group_time, resample, space_to_depth
+from pyratok_jax.nn.grids import group_time, resample, space_to_depth
 from pyratok_jax.nn.partitioning import convolve
+from pyratok_jax.nn.settings import Stride
 from pyratok_jax.nn.stream_cache import StreamCache
 from pyratok_jax.nn.text_attention import TextAttention, TextCondition
 

@@ -10,9 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt32
 
-MAX_BITS = 32
-# Surrogate of the sign in the backward pass; the codes themselves are the same.
-SURROGATES = ("identity", "tanh")
+from pyratok_jax.models.pyratok.config import MAX_BITS
 
 
 def hard_sign(z: Float[Array, "*n bits"]) -> Float[Array, "*n bits"]:

@@ -16,12 +16,10 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt32
 from pyratok_jax.models import video_vae
 from pyratok_jax.models.pyratok.config import PyraTokConfig
 from pyratok_jax.models.pyratok.lfq import bits_to_ids, ids_to_bits
-from pyratok_jax.models.pyratok.quantizers.base import Level
+from pyratok_jax.models.pyratok.quantizers.base import Level, build_quantizer
 from pyratok_jax.models.pyratok.quantizers.lapq import LaPQ
-from pyratok_jax.models.pyratok.quantizers.registry import build_quantizer
 from pyratok_jax.models.text_statistics import Captions, TextStatistics, plain_captions
-from pyratok_jax.models.vae_families import build_vae
-from pyratok_jax.models.video_vae import VideoVAE
+from pyratok_jax.models.video_vae import VideoVAE, build_vae
 from pyratok_jax.nn.grids import grid_shape
 from pyratok_jax.nn.lora import add_lora
 from pyratok_jax.nn.stream_cache import Caches, StreamCache

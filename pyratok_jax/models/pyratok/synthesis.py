@@ -13,8 +13,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from pyratok_jax.nn.causal_conv import CausalConv3d, LayerSettings
-from pyratok_jax.nn.grids import Stride, depth_to_space, space_to_depth
+from pyratok_jax.nn.grids import depth_to_space, space_to_depth
 from pyratok_jax.nn.partitioning import convolve
+from pyratok_jax.nn.settings import Stride
 from pyratok_jax.nn.stream_cache import StreamCache
 
 

@@ -5,7 +5,7 @@ import math
 from typing import ClassVar
 
 from pyratok_jax.io import Json
-from pyratok_jax.models.video_vae import VideoVAEConfig
+from pyratok_jax.models.vae_config import VideoVAEConfig
 
 # Per-channel statistics of the latents, as published with the checkpoints.
 _WAN21_MEAN = (

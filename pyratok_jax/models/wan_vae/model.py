@@ -28,7 +28,8 @@ from pyratok_jax.models.wan_vae.linear import LinearPath
 from pyratok_jax.nn.causal_conv import CausalConv3d, LayerSettings
 from pyratok_jax.nn.halo import cut, in_strips, join, strips_of
 from pyratok_jax.nn.lowering import padded_lanes, trim
-from pyratok_jax.nn.remat import POLICIES, rematerialised
+from pyratok_jax.nn.remat import rematerialised
+from pyratok_jax.nn.settings import POLICIES
 from pyratok_jax.nn.stream_cache import StreamCache
 
 
@@ -183,7 +184,7 @@ class WanVAE(VideoVAE):
     def __init__(
         self, config: WanVAEConfig, *, remat: str = "none", **settings: Unpack[LayerSettings]
     ):
-        """Build with random weights; `remat` is of `remat.POLICIES`, see there."""
+        """Build with random weights; `remat` is of `nn.settings.POLICIES`, see there."""
         self.config = config
         z = config.z_dim
         self.encoder = Encoder(config, remat=remat, **settings)

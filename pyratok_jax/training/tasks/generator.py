@@ -25,14 +25,14 @@ from pyratok_jax.generator.loading import (
 )
 from pyratok_jax.io import Json
 from pyratok_jax.io.remote import AnyPath
-from pyratok_jax.losses.prior import PriorObjective, prior_loss
+from pyratok_jax.losses.prior import prior_loss
+from pyratok_jax.losses.settings import PriorObjective
 from pyratok_jax.models.language.model import TextEncoder
 from pyratok_jax.models.prior.conditioning import Condition
-from pyratok_jax.models.prior.config import PriorConfig
+from pyratok_jax.models.prior.config import PriorConfig, Sampling
 from pyratok_jax.models.prior.latents import LevelCodes
 from pyratok_jax.models.prior.layout import Layout
 from pyratok_jax.models.prior.model import Prior
-from pyratok_jax.models.prior.sampling import Sampling
 from pyratok_jax.models.pyratok.lfq import ids_to_bits
 from pyratok_jax.models.pyratok.quantizers.base import Quantizer
 from pyratok_jax.nn.text_attention import TextCondition

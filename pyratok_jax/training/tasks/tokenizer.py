@@ -23,7 +23,7 @@ from pyratok_jax.losses.autoregressive import clip_nats
 from pyratok_jax.losses.text import unit
 from pyratok_jax.models.pyratok.model import PyraTok
 from pyratok_jax.models.pyratok.quantizers.final_latent import square_root
-from pyratok_jax.models.vae_families import build_vae
+from pyratok_jax.models.video_vae import build_vae
 from pyratok_jax.tokenizer import Tokenizer, to_model_range, to_pixels, write_description
 from pyratok_jax.tokenizer.clips import tokenizer_sizes
 from pyratok_jax.training.init.calibration import CalibrationBatch, metric_of, refine

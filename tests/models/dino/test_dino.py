@@ -11,7 +11,7 @@ from pyratok_jax.checkpoints.foreign.sources import sources_from_arrays
 from pyratok_jax.checkpoints.partition import build_module
 from pyratok_jax.models.dino import Dino, DinoConfig, bicubic_matrix, fit_sides
 from tests.models.dino import reference
-from weights_conversion.dino import make_plan
+from weights_conversion.networks.dino import make_plan
 
 
 def convert(kind: str):

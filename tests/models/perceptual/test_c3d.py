@@ -13,7 +13,8 @@ from pyratok_jax.checkpoints.partition import build_module
 from pyratok_jax.errors import UserError
 from pyratok_jax.metrics.inception_score import inception_score, resized
 from pyratok_jax.models.perceptual.c3d import C3D, LAYERS
-from weights_conversion import c3d
+from weights_conversion.c3d import main
+from weights_conversion.networks import c3d
 
 HIDDEN = 8
 
@@ -99,7 +100,7 @@ def test_files_that_are_no_c3d_are_refused(state, tmp_path):
     def refused(message, weights=weights, mean=mean):
         arguments = ["--input", str(weights), "--mean", str(mean), "--output", str(tmp_path / "o")]
         with pytest.raises(UserError, match=message) as caught:
-            c3d.main(arguments)
+            main(arguments)
         assert "\n" not in str(caught.value) and not (tmp_path / "o").exists()
 
     refused("wrong shape")  # Hidden layers of 8.

@@ -8,6 +8,7 @@ import torch
 from flax import nnx
 
 from pyratok_jax.models.perceptual.lpips import LPIPS, TRUNKS
+from pyratok_jax.models.settings import LPIPS_TRUNKS
 from tests.models.perceptual.lpips_reference import distance
 
 # Compiled as a whole: one by one, operations take long to compile.
@@ -70,3 +71,7 @@ def test_small_images_and_unknown_trunks_are_refused():
         LPIPS("alex", rngs=nnx.Rngs(0))(jnp.zeros((1, 30, 64, 3)), jnp.zeros((1, 30, 64, 3)))
     with pytest.raises(ValueError, match="vgg, alex"):
         LPIPS("squeeze", rngs=nnx.Rngs(0))
+
+
+def test_the_commands_offer_the_trunks_that_there_are():
+    assert tuple(TRUNKS) == LPIPS_TRUNKS

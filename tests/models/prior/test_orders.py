@@ -10,10 +10,11 @@ from flax import nnx
 
 from pyratok_jax.models.prior import blocks, masked, raster
 from pyratok_jax.models.prior.conditioning import Condition
+from pyratok_jax.models.prior.config import Sampling
 from pyratok_jax.models.prior.latents import known_latents
 from pyratok_jax.models.prior.layout import Layout, Visibility
 from pyratok_jax.models.prior.model import Prior
-from pyratok_jax.models.prior.sampling import Given, Sampling, row_keys, stacked
+from pyratok_jax.models.prior.sampling import Given, row_keys, stacked
 from pyratok_jax.models.prior.transformer import remember
 from pyratok_jax.models.pyratok.quantizers.base import Quantizer
 from pyratok_jax.models.pyratok.synthesis import Synthesis

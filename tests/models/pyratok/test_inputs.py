@@ -12,8 +12,8 @@ from flax import nnx
 from pyratok_jax.models.pyratok.config import PyraTokConfig
 from pyratok_jax.models.pyratok.inputs import INPUT_PRESETS, LevelInputs, level_inputs
 from pyratok_jax.models.pyratok.lapq import LaPQBlock, LateralConnection, LevelSizes
+from pyratok_jax.models.pyratok.quantizers.base import build_quantizer
 from pyratok_jax.models.pyratok.quantizers.lapq import LaPQ, LaPQConfig
-from pyratok_jax.models.pyratok.quantizers.registry import build_quantizer
 from pyratok_jax.nn.grids import group_time, space_to_depth
 from pyratok_jax.nn.stream_cache import StreamCache
 from pyratok_jax.nn.text_attention import TextCondition

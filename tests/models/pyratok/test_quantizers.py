@@ -11,9 +11,14 @@ from flax import nnx
 from pyratok_jax.checkpoints.partition import Partition, stored_name
 from pyratok_jax.models.pyratok.lfq import bits_to_ids, ids_to_bits, quantize
 from pyratok_jax.models.pyratok.model import PyraTok
-from pyratok_jax.models.pyratok.quantizers.base import Level, Quantizer, check_latent_grids
+from pyratok_jax.models.pyratok.quantizers.base import (
+    Level,
+    Quantizer,
+    build_quantizer,
+    check_latent_grids,
+)
 from pyratok_jax.models.pyratok.quantizers.final_latent import share_left
-from pyratok_jax.models.pyratok.quantizers.registry import QUANTIZERS, Kind, build_quantizer
+from pyratok_jax.models.pyratok.quantizers.registry import QUANTIZERS, Kind
 from pyratok_jax.models.pyratok.quantizers.vector import nearest
 from tests.losses.tiny import captions, clip, tiny_config
 from tests.tiny_tokenizer import tiny_tokenizer
@@ -222,7 +227,7 @@ class Signs(Quantizer):
 
 
 def test_a_new_quantiser_is_a_class_and_a_line_in_the_registry(monkeypatch):
-    monkeypatch.setitem(QUANTIZERS, "signs", Kind(Signs, SignsConfig.of))
+    monkeypatch.setitem(QUANTIZERS, "signs", lambda: Kind(Signs, SignsConfig.of))
     model = PyraTok(tiny_config(quantizer="signs", grids=(LATENT,), bits=4), rngs=nnx.Rngs(0))
     assert model.quantizer.fit([latents()])[-1] < 0.6
     levels, latent = apply(model.quantizer, latents(), None)

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyratok_jax.models.pyratok.regions import Region, cells, crop_levels, fit_region, region_tokens
-from pyratok_jax.nn.grids import PRESETS, grid_shape
+from pyratok_jax.nn.grids import grid_shape
+from pyratok_jax.nn.settings import PRESETS
 
 
 def _marked(strides, t, h, w, batch):

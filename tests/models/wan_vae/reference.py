@@ -12,8 +12,8 @@ from pyratok_jax.checkpoints.foreign.sources import sources_from_arrays
 from pyratok_jax.checkpoints.partition import build_module
 from pyratok_jax.models.wan_vae.config import WanVAEConfig
 from pyratok_jax.models.wan_vae.model import WanVAE
-from weights_conversion.wan_vae import make_plan
-from weights_conversion.wan_vae_published import diffusers_config
+from weights_conversion.networks.wan_vae import make_plan
+from weights_conversion.networks.wan_vae_published import diffusers_config
 
 
 def small(is_residual: bool, base_dim: int = 8, blocks: int = 2) -> WanVAEConfig:

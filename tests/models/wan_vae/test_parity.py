@@ -24,7 +24,7 @@ from tests.models.wan_vae.reference import (
     to_torch,
     torch_vae,
 )
-from weights_conversion.wan_vae_published import published_name
+from weights_conversion.networks.wan_vae_published import published_name
 
 LAYOUTS = pytest.mark.parametrize("residual", [False, True], ids=["plain", "residual"])
 

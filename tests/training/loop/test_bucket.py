@@ -99,8 +99,7 @@ def test_tokens_results_and_reports_are_written_there(bucket, tmp_path, monkeypa
         video[:, :16] = rng.integers(0, 255, (5, 4, 16, 3)).repeat(4, 1).repeat(2, 2)
         write_video(tmp_path / "videos" / f"clip{i}.mp4", video)
     upload(bucket, tmp_path / "videos", "clips")
-    for command in (export_tokens, decode_tokens):
-        monkeypatch.setattr(command, "load_tokenizer", lambda checkpoint: PixelTokenizer())
+    monkeypatch.setattr("pyratok_jax.tokenizer.load_tokenizer", lambda path: PixelTokenizer())
     tokens = "gs://bucket/tokens"
     given = ["--checkpoint", "0", "--input", "gs://bucket/clips", "--output", tokens]
     for _ in range(2):  # The second time nothing is left to do.

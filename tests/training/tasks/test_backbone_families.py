@@ -17,7 +17,8 @@ from pyratok_jax.data.video.files import iter_frames
 from pyratok_jax.errors import UserError
 from pyratok_jax.evaluation.models.features import TokenizerFeatures
 from pyratok_jax.models import cogvideox, hunyuan_video, mochi, svd
-from pyratok_jax.models.vae_families import build_vae, config_to_dict, vae_family
+from pyratok_jax.models.vae_families import config_to_dict, vae_family
+from pyratok_jax.models.video_vae import build_vae
 from pyratok_jax.nn.grids import grid_shape
 from pyratok_jax.training.loop.loop import train
 from pyratok_jax.training.tasks.tokenizer import TokenizerTask
@@ -85,8 +86,7 @@ def test_every_command_on_a_trained_tokenizer(family, world, tmp_path, monkeypat
     assert moved and all(name.startswith("tokenizer.vae.encoder.") for name in moved)
 
     # The commands share its compiled programs.
-    for module in (tokenizer, export_tokens, decode_tokens):
-        monkeypatch.setattr(module, "load_tokenizer", lambda *_, **__: loaded)
+    monkeypatch.setattr(tokenizer, "load_tokenizer", lambda *_, **__: loaded)
     common = ["--checkpoint", str(work), "--input", str(world / "heldout")]
     with pytest.raises(UserError, match=f"the VAE {family} cannot stream clips exactly"):
         reconstruct.main([*common, "--output", str(tmp_path / "no"), "--stream-beyond", "2"])

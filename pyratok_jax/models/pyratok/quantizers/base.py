@@ -6,17 +6,19 @@ A quantiser is a subclass of `Quantizer`, a frozen dataclass that holds its size
 
 import abc
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from pyratok_jax.models.pyratok.inputs import InputsByLevel
-from pyratok_jax.nn.grids import Stride
+from pyratok_jax.models.pyratok.quantizers.registry import quantizer_kind
+from pyratok_jax.nn.settings import Stride
 from pyratok_jax.nn.stream_cache import StreamCache
 from pyratok_jax.nn.text_attention import TextCondition
 
@@ -286,3 +288,16 @@ def latent_sizes(sizes: TokenizerSizes) -> dict[str, Any]:
         "vocabulary": sizes.vocabulary,
         "hidden": sizes.synthesis_width,
     }
+
+
+def build_quantizer(
+    sizes: TokenizerSizes, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32
+) -> Quantizer:
+    """The quantiser that `sizes.quantizer` names, with random weights.
+
+    Raises:
+        ValueError: no such quantiser, or sizes that it cannot have.
+    """
+    kind = quantizer_kind(sizes.quantizer)
+    build: Callable[..., Quantizer] = kind.quantizer
+    return build(kind.config(sizes), rngs=rngs, dtype=dtype)

@@ -2,17 +2,10 @@
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import jax.numpy as jnp
-from flax import nnx
-from jax.typing import DTypeLike
-
-from pyratok_jax.models.pyratok.quantizers.base import Quantizer, TokenizerSizes
-from pyratok_jax.models.pyratok.quantizers.final_latent import ContinuousConfig, ContinuousLatent
-from pyratok_jax.models.pyratok.quantizers.lapq import LaPQ, LaPQConfig
-from pyratok_jax.models.pyratok.quantizers.lookup_free import LookupFreeConfig, LookupFreeLatent
-from pyratok_jax.models.pyratok.quantizers.vector import VectorConfig, VectorLatent
+if TYPE_CHECKING:
+    from pyratok_jax.models.pyratok.quantizers.base import Quantizer, TokenizerSizes
 
 
 class Kind(NamedTuple):
@@ -23,19 +16,49 @@ class Kind(NamedTuple):
         config: raises a ValueError for sizes that the quantiser cannot have.
     """
 
-    quantizer: type[Quantizer]
-    config: Callable[[TokenizerSizes], object]
+    quantizer: "type[Quantizer]"
+    config: "Callable[[TokenizerSizes], object]"
 
 
-QUANTIZERS: dict[str, Kind] = {
+def _lapq() -> Kind:
+    from pyratok_jax.models.pyratok.quantizers.lapq import LaPQ, LaPQConfig
+
+    return Kind(LaPQ, LaPQConfig.of)
+
+
+def _continuous() -> Kind:
+    from pyratok_jax.models.pyratok.quantizers.final_latent import (
+        ContinuousConfig,
+        ContinuousLatent,
+    )
+
+    return Kind(ContinuousLatent, ContinuousConfig.of)
+
+
+def _lookup_free(*, residual: bool) -> Kind:
+    from pyratok_jax.models.pyratok.quantizers.lookup_free import LookupFreeConfig, LookupFreeLatent
+
+    config = LookupFreeConfig.residual if residual else LookupFreeConfig.single
+    return Kind(LookupFreeLatent, config)
+
+
+def _vector(*, several_levels: bool = True, grouped: bool = False) -> Kind:
+    from pyratok_jax.models.pyratok.quantizers.vector import VectorConfig, VectorLatent
+
+    config = functools.partial(VectorConfig.of, several_levels=several_levels, grouped=grouped)
+    return Kind(VectorLatent, config)
+
+
+# Imported when first asked for, so that code that reads the names alone loads no quantiser.
+QUANTIZERS: dict[str, Callable[[], Kind]] = {
     # The paper's pyramid; the others quantise the final latent alone, for comparison.
-    "lapq": Kind(LaPQ, LaPQConfig.of),
-    "none": Kind(ContinuousLatent, ContinuousConfig.of),
-    "residual": Kind(LookupFreeLatent, LookupFreeConfig.residual),
-    "lfq": Kind(LookupFreeLatent, LookupFreeConfig.single),
-    "vq": Kind(VectorLatent, functools.partial(VectorConfig.of, several_levels=False)),
-    "gvq": Kind(VectorLatent, functools.partial(VectorConfig.of, grouped=True)),
-    "rvq": Kind(VectorLatent, VectorConfig.of),
+    "lapq": _lapq,
+    "none": _continuous,
+    "residual": functools.partial(_lookup_free, residual=True),
+    "lfq": functools.partial(_lookup_free, residual=False),
+    "vq": functools.partial(_vector, several_levels=False),
+    "gvq": functools.partial(_vector, grouped=True),
+    "rvq": _vector,
 }
 
 
@@ -47,17 +70,4 @@ def quantizer_kind(name: str) -> Kind:
     """
     if name not in QUANTIZERS:
         raise ValueError(f"quantizer {name!r} is not one of {', '.join(QUANTIZERS)}")
-    return QUANTIZERS[name]
-
-
-def build_quantizer(
-    sizes: TokenizerSizes, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32
-) -> Quantizer:
-    """The quantiser that `sizes.quantizer` names, with random weights.
-
-    Raises:
-        ValueError: no such quantiser, or sizes that it cannot have.
-    """
-    kind = quantizer_kind(sizes.quantizer)
-    build: Callable[..., Quantizer] = kind.quantizer
-    return build(kind.config(sizes), rngs=rngs, dtype=dtype)
+    return QUANTIZERS[name]()
