@@ -21,6 +21,7 @@ from pyratok_jax.errors import UserError
 from pyratok_jax.io.chunks import check_inflation
 from pyratok_jax.io.mirror import cached_file
 from pyratok_jax.io.remote import is_remote
+from pyratok_jax.io.tensorflow import load_tensorflow
 from pyratok_jax.io.tfrecords import TFRecordFile
 
 T = TypeVar("T")
@@ -241,6 +242,7 @@ class ShardWriter:
 
             self._writer: Any = ArrayRecordWriter(str(path), options)
         else:
+            load_tensorflow()
             import tensorflow as tf
 
             self._writer = tf.io.TFRecordWriter(str(path))
@@ -277,6 +279,7 @@ def write_tfds_metadata(
         size: bytes of all records.
         description: for people.
     """
+    load_tensorflow()
     import tensorflow_datasets as tfds
 
     template = tfds.core.ShardedFileTemplate(

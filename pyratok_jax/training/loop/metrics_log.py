@@ -14,6 +14,7 @@ from pyratok_jax.io.documents import checked, parse_json, read_limited
 from pyratok_jax.io.mirror import Mirror
 from pyratok_jax.io.progress import PlainConsole, progress_bar
 from pyratok_jax.io.remote import AnyPath
+from pyratok_jax.io.tensorflow import load_tensorflow
 from pyratok_jax.training.config_keys import flattened
 from pyratok_jax.training.loop.contracts import Evaluation
 
@@ -51,6 +52,7 @@ class MetricsLog:
         self._mirror = Mirror(workdir)
         folder = self._mirror.folder
         # Imported here: it loads TensorFlow.
+        load_tensorflow()
         from clu.metric_writers import SummaryWriter
 
         self._outputs = _Outputs(
