@@ -6,9 +6,11 @@ compilations are made small by `CONFIGS` and the arguments in `SMALLER`.
 
 import os
 import re
+import resource
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -63,6 +65,12 @@ def commands() -> list[str]:
             for line in re.findall(r"^    (python -m .*)$", text, re.M)]  # fmt: skip
 
 
+def cpu_seconds() -> float:
+    """Of all processes that have been started and have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 @pytest.fixture
 def place(tmp_path):
     """What the guide takes for granted: videos, and the two downloads."""
@@ -86,10 +94,14 @@ def test_every_step_of_the_guide_leaves_what_the_next_one_needs(place):
         more = [words for part, words in SMALLER.items() if part in command]
         small = re.sub(r"--config \S+", lambda one: CONFIGS.get(one[0], one[0]), command)
         words = [sys.executable, *shlex.split(small)[1:], *sum(more, [])]
+        began, used = time.monotonic(), cpu_seconds()
         done = subprocess.run(
             words, cwd=place, env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
         )  # fmt: skip
+        # `pytest -s` shows what the guide says: what each step prints, and how long it takes.
+        print(f"{time.monotonic() - began:.1f} s, {cpu_seconds() - used:.1f} CPU s: {command}")
+        print(done.stdout)
         assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}"
         for part in [part for part in left if part in command]:
             for name in left.pop(part):
