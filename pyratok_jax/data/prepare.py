@@ -1,6 +1,7 @@
 """Turn raw videos into shards for training: `python -m pyratok_jax.data.prepare --help`."""
 
 import argparse
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -87,6 +88,8 @@ def run_beam(shards: Sequence["ClipShard"], runner: str, extra: Sequence[str]) -
     Raises:
         UserError: Beam is not installed.
     """
+    # It warns of clients of Google's services, which are needed where they are asked for alone.
+    logging.disable(logging.WARNING)
     try:
         import apache_beam as beam
         from apache_beam.options.pipeline_options import PipelineOptions
@@ -95,6 +98,8 @@ def run_beam(shards: Sequence["ClipShard"], runner: str, extra: Sequence[str]) -
             "preparation runs on Apache Beam, which is not installed: pip install -e "
             f"'.[{EXTRA}]', or add --runner none to work in this process"
         ) from error
+    finally:
+        logging.disable(logging.NOTSET)
     from pyratok_jax.data.clip_shards import write_shard
 
     options = PipelineOptions(list(extra), runner=runner, save_main_session=False)

@@ -272,9 +272,12 @@ def test_frames_are_stored_as_images(raw, tmp_path):
     assert read_image(record.stored[3]).shape == (24, 32, 3)
 
 
-def test_beam_writes_the_same_bytes(raw, prepared, tmp_path):
+def test_beam_writes_the_same_bytes_without_a_word_about_its_clients(
+    raw, prepared, tmp_path, caplog
+):
     prepare(raw, tmp_path / "beam", runner="DirectRunner")
     assert hashes(tmp_path / "beam") == hashes(prepared)
+    assert "apitools" not in caplog.text
 
 
 def test_without_beam_the_command_says_what_to_install(raw, tmp_path):
