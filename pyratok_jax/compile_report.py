@@ -20,7 +20,7 @@ from pyratok_jax.pods.topology import describe, parse_slice, prepare
 if TYPE_CHECKING:
     from pyratok_jax.data.buckets import Bucket
 
-STEPS = ("train", "tokenise", "decode")
+STEPS = ("train", "tokenise", "decode", "generator", "generate")
 
 
 def _steps(text: str) -> tuple[str, ...]:
@@ -35,21 +35,35 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = command_parser(
         "pyratok_jax.compile_report",
-        "Compile the train, tokenise and decode steps of a config for a TPU slice on a "
-        "machine without a TPU, and report memory, work, traffic and estimated time. Values of the "
-        "config are changed with --config.KEY=VALUE.",
+        "Compile the train, tokenise and decode steps of a tokenizer's config, or the training and "
+        "sampling steps of a prior's (generator, generate), for a TPU slice on a machine without a "
+        "TPU, and report memory, work, traffic and estimated time. Values of the config are "
+        "changed with --config.KEY=VALUE.",
         examples=["--config tpu_v5:stage1 --topology v5p:4x4x4 --bucket 17x512x512"],
     )
     p.add_argument("--config", default="tpu_v5:stage1", help="NAME or FILE[:ARGUMENT]")
     p.add_argument("--topology", default="v5p:4x4x4", help="one slice: v5e:AxB, v5p:AxBxC, v6e:AxB")
     p.add_argument("--slices", type=int, default=0, help="of them; 0: as config.mesh.slices says")
     p.add_argument("--chips", type=int, default=0, help="use the first N chips only; 0: all")
-    p.add_argument("--step", default="all", type=_steps, help=f"all, or some of {','.join(STEPS)}")
+    p.add_argument(
+        "--step",
+        default="all",
+        type=_steps,
+        help=f"all of the config's task, or some of {','.join(STEPS)}",
+    )
+    p.add_argument(
+        "--tokenizer",
+        default="tpu_v5:stage1",
+        help="of a prior: config of the training of the tokenizer whose tokens it has",
+    )
     p.add_argument(
         "--bucket",
-        help="clip shape, 17x512x512 or with clips 97x2048x2048*4; none: the largest",
+        help="clip shape, 17x512x512 or with clips 97x2048x2048*4; none: the largest, of a prior "
+        "17x256x256",
     )
-    p.add_argument("--clips", type=int, default=0, help="tokenised or decoded at once; 0: by mesh")
+    p.add_argument(
+        "--clips", type=int, default=0, help="tokenised, decoded or drawn at once; 0: by mesh"
+    )
     p.add_argument(
         "--effort",
         default="full",
@@ -86,12 +100,17 @@ def main() -> int:
     where = parse_slice(options.topology)
     prepare(where)
     # Only now: importing the rest initialises JAX's backend.
-    from pyratok_jax.pods.plan import CompileRequest, choose_bucket, compile_all
+    from pyratok_jax.pods.plan import CompileRequest, choose_bucket, choose_steps, compile_all
     from pyratok_jax.training.config import parse_flags
 
     config, _ = parse_flags(
         [sys.argv[0], f"--config={options.config}", *changes], default_config=""
     )
+    steps, tokenizer = choose_steps(config, options.step), None
+    if config.task == "generator":
+        tokenizer, _ = parse_flags(
+            [sys.argv[0], f"--config={options.tokenizer}"], default_config=""
+        )
     slices = options.slices or config.mesh.slices
     config.mesh.slices = slices
     bucket = choose_bucket(config, options.bucket)
@@ -103,7 +122,7 @@ def main() -> int:
         return 0
     devices = describe(where, slices)[: options.chips or None]
     request = CompileRequest(
-        where, slices, options.chips, options.step, bucket, options.clips, options.effort
+        where, slices, options.chips, steps, bucket, options.clips, options.effort, tokenizer
     )
 
     def keep(step: str, text: str) -> None:

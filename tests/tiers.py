@@ -77,6 +77,7 @@ MARKS: dict[str, tuple[str, ...]] = {
         "training/loop/test_monitoring.py",
         "training/tasks/test_previous_stage.py",
         "training/tasks/test_run.py",
+        "training/distributed/test_sharding.py::test_no_large_array_of_a_prior",
         "training/distributed/test_sharding.py::test_no_large_array_of_the_recipe",
         "training/distributed/test_sharding.py::test_the_full_size_recipe",
         "training/tasks/test_stored_captions.py",

@@ -27,7 +27,7 @@ from pyratok_jax.io.documents import checked, refusing
 from pyratok_jax.io.remote import AnyPath, is_remote
 from pyratok_jax.models.language.model import TextEncoder
 from pyratok_jax.models.prior.config import PriorConfig, Sampling
-from pyratok_jax.models.prior.model import Prior
+from pyratok_jax.models.prior.model import Prior, narrowed
 from pyratok_jax.tokenizer import Tokenizer, load_tokenizer
 from pyratok_jax.tokenizer.loading import frozen_part, locate, trained_arrays
 
@@ -147,7 +147,7 @@ def load_generator(
         repr(sizes),
     ]
     return Generator(
-        prior,
+        narrowed(prior),
         tokenizer,
         text=text,
         captions=captions,

@@ -62,12 +62,14 @@ def prior_loss(
         assert synthesize is not None, "blocks reads latents"
         asked, weight, share = block_masks(codes.shape[0], mask_key, layout)
         levels = tuple(jnp.asarray(x) for x in layout.split(codes))
-        latents = known_latents(synthesize, levels)
+        with jax.named_scope("prior_latents"):
+            latents = known_latents(synthesize, levels)
         context = latents[-1]
         if objective.flip:
             read = flipped(codes, flip_key, objective.flip, layout)
             noisy = tuple(jnp.asarray(x) for x in layout.split(read))
-            context = jax.lax.stop_gradient(synthesize(noisy))
+            with jax.named_scope("prior_latents"):
+                context = jax.lax.stop_gradient(synthesize(noisy))
         seen = jnp.where(asked[..., None], 0.0, codes)
         hidden = prior.blocks(seen, share, latents, context, condition, layout)
     else:
@@ -76,8 +78,9 @@ def prior_loss(
         )
         seen = jnp.where(unknown[..., None], 0.0, codes)
         hidden = prior.masked(seen, share, condition, layout)
-    nats = prior.head.nats(hidden, codes, head_key)
-    right = (jnp.sign(prior.head.predict(hidden)) == codes).mean(axis=-1)
+    with jax.named_scope("prior_head"):
+        nats = prior.head.nats(hidden, codes, head_key)
+        right = (jnp.sign(prior.head.predict(hidden)) == codes).mean(axis=-1)
     count = jnp.maximum(asked.sum(), 1)
     estimate = jnp.where(asked, nats * weight, 0.0)
     terms = {

@@ -15,6 +15,9 @@ from pyratok_jax.data.buckets import Bucket, parse_buckets
 from pyratok_jax.errors import UserError
 from pyratok_jax.io import Json
 from pyratok_jax.nn.lowering import conv_lowering
+from pyratok_jax.nn.trace import without_remat
+from pyratok_jax.pods import generation
+from pyratok_jax.pods.generation import generate_program, generator_program
 from pyratok_jax.pods.programs import (
     STEPS,
     StepProgram,
@@ -31,9 +34,13 @@ from pyratok_jax.training.abstract import (
     count,
     largest_bucket,
 )
+from pyratok_jax.training.abstract_generator import AbstractGenerator, abstract_generator
 from pyratok_jax.training.distributed.sharding import make_mesh, replicated, row_groups
 from pyratok_jax.training.loop.flops import traced_flops
 
+ALL_STEPS = (*STEPS, *generation.STEPS)
+# Of a prior's tokens where no bucket is named.
+TOKENS_BUCKET = "17x256x256"
 # Replicated arrays of at least this many values are named in the report.
 LARGE = 2**20
 
@@ -46,11 +53,12 @@ class CompileRequest:
         where: one slice.
         slices: how many of them.
         chips: use the first n chips of the slice (0: all).
-        steps: of `programs.STEPS`.
+        steps: of `ALL_STEPS`.
         bucket: clip shape; None takes the config's largest.
         clips: of a batch of the tokenise and decode steps; 0: one for each chip, or for each group
             of chips that share a frame.
         effort: a key of `aot.EFFORTS`.
+        tokenizer: of a prior, config of the training of the tokenizer whose tokens it has.
     """
 
     where: Slice
@@ -60,6 +68,25 @@ class CompileRequest:
     bucket: Bucket | None = None
     clips: int = 0
     effort: str = "full"
+    tokenizer: ConfigDict | None = None
+
+
+def choose_steps(config: ConfigDict, asked: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of the steps asked for; of all steps those that the config's task has.
+
+    Raises:
+        UserError: steps of another task.
+    """
+    own = generation.STEPS if config.task == "generator" else STEPS
+    if set(asked) == set(ALL_STEPS):
+        return own
+    other = [step for step in asked if step not in own]
+    if other:
+        raise UserError(
+            f"--step {','.join(other)}: the config's task is {config.task}, whose steps are "
+            f"{', '.join(own)}"
+        )
+    return asked
 
 
 def choose_bucket(config: ConfigDict, written: str | None) -> Bucket:
@@ -68,9 +95,12 @@ def choose_bucket(config: ConfigDict, written: str | None) -> Bucket:
     Raises:
         UserError: malformed.
     """
-    if written is None:
+    generates = config.task == "generator"
+    if written is None and not generates:
         return largest_bucket(config)
-    (bucket,) = parse_buckets([written])
+    (bucket,) = parse_buckets([written or TOKENS_BUCKET])
+    if generates:
+        return bucket
     known = {b.name: b for b in parse_buckets(config.data.buckets)}
     return bucket if bucket.clips else known.get(bucket.name, bucket)
 
@@ -96,8 +126,12 @@ def compile_all(
         UserError: sizes that do not fit together.
     """
     mesh = make_mesh(config.mesh, list(devices))
-    bucket = request.bucket or largest_bucket(config)
-    training = abstract_training(config)
+    bucket = request.bucket or choose_bucket(config, None)
+    training: AbstractTraining | AbstractGenerator
+    if request.tokenizer is None:
+        training = abstract_training(config)
+    else:
+        training = abstract_generator(config, request.tokenizer)
     everything: dict[str, PyTree] = {**training.frozen, **training.state.params}
     report: dict[str, Json] = {
         "topology": request.where.name,
@@ -117,8 +151,8 @@ def compile_all(
     # The largest last: with effort "memory" the compiler keeps working on each program.
     for step in reversed(request.steps):
         say(f"{step}: {bucket.name} for {request.slices} x {request.where.name}")
-        program = make_program(step, training, config, bucket, mesh, request.clips)
         try:
+            program = make_program(step, training, config, bucket, mesh, request.clips)
             timed = request.effort != "memory"
             flops = model_flops(step, config, bucket, program) if timed else 0.0
             report["steps"][step] = measure(
@@ -137,13 +171,18 @@ def compile_all(
 
 def make_program(
     step: str,
-    training: AbstractTraining,
+    training: AbstractTraining | AbstractGenerator,
     config: ConfigDict,
     bucket: Bucket,
     mesh: Mesh,
     clips: int = 0,
 ) -> StepProgram:
-    """One of the three programs."""
+    """One of the programs of a task."""
+    if isinstance(training, AbstractGenerator):
+        if step == "generator":
+            return generator_program(training, config, bucket, mesh)
+        rows = clips or mesh.size // mesh.shape["tensor"]
+        return generate_program(training, config, bucket, mesh, rows)
     if step == "train":
         return train_program(training, config, bucket, mesh)
     wanted = clips or (mesh.size if not bucket.clips else math.gcd(bucket.clips, row_groups(mesh)))
@@ -153,6 +192,10 @@ def make_program(
 
 def model_flops(step: str, config: ConfigDict, bucket: Bucket, program: StepProgram) -> float:
     """Model FLOPs of one step: no rematerialisation, no padded channels."""
+    if step in generation.STEPS:
+        bare = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), program.arguments)
+        with without_remat():
+            return traced_flops(program.run, *bare)
     plain = ConfigDict(config.to_dict(), convert_dict=True)
     plain.remat, plain.language.remat, plain.accumulate = "none", "none", 1
     training = abstract_training(plain)

@@ -1,4 +1,4 @@
-"""The three programs of a pod, ready to compile: train step, tokenise step, decode step.
+"""The programs of a tokenizer, ready to compile: train step, tokenise step, decode step.
 
 They are what `training.loop` and `tokenizer.Tokenizer` compile, on a mesh of devices that need not
 be attached, with shapes in place of arrays.
@@ -41,6 +41,8 @@ class StepProgram(NamedTuple):
         donated: positions of donated arguments.
         out_shardings: of the results; None leaves them to the compiler.
         clips: of the batch, over all devices.
+        tokens, frames: of each clip that one call draws, of a sampling step; frames may be a share
+            of one.
     """
 
     run: Callable[..., PyTree]
@@ -48,15 +50,17 @@ class StepProgram(NamedTuple):
     donated: tuple[int, ...]
     out_shardings: PyTree
     clips: int
+    tokens: float = 0.0
+    frames: float = 0.0
 
 
 def train_program(
     training: AbstractTraining, config: ConfigDict, bucket: Bucket, mesh: Mesh
 ) -> StepProgram:
     """The step of `training.loop`, with the batch that the config gives the bucket."""
-    state = _placed(training.state, parameter_shardings(training.state, mesh))
-    frozen = _placed(training.frozen, parameter_shardings(training.frozen, mesh))
-    batch = _batch(abstract_batch(config, bucket), mesh)
+    state = placed(training.state, parameter_shardings(training.state, mesh))
+    frozen = placed(training.frozen, parameter_shardings(training.frozen, mesh))
+    batch = placed_batch(abstract_batch(config, bucket), mesh)
     shardings = jax.tree.map(lambda x: x.sharding, state)
     clips = batch["video"].shape[0]
     seed = jax.ShapeDtypeStruct((), jnp.uint32, sharding=NamedSharding(mesh, PartitionSpec()))
@@ -70,7 +74,7 @@ def tokenise_program(
     """What `Tokenizer.encode_padded` compiles: uint8 pixels and text embeddings to ids."""
     graph, state = _tokenizer(training, mesh)
     width, length = config_text_width(training), config.language.length
-    batch = _batch(
+    batch = placed_batch(
         {
             "video": jax.ShapeDtypeStruct(
                 (clips, bucket.frames, bucket.height, bucket.width, 3), jnp.uint8
@@ -98,7 +102,7 @@ def decode_program(
     model: PyraTok = nnx.merge(graph, state)
     shapes = model.grid_shapes(bucket.frames, bucket.height, bucket.width)
     ids = tuple(
-        _batch({"ids": jax.ShapeDtypeStruct((clips, *shape), jnp.uint32)}, mesh)["ids"]
+        placed_batch({"ids": jax.ShapeDtypeStruct((clips, *shape), jnp.uint32)}, mesh)["ids"]
         for shape in shapes
     )
     step = detokenize_step(graph)
@@ -121,17 +125,23 @@ def _tokenizer(training: AbstractTraining, mesh: Mesh) -> tuple[nnx.GraphDef, Py
     """The tokenizer of a training taken apart, its arrays placed by the rules."""
     system = training.partition.merge(training.state.params, training.frozen)
     graph, state = nnx.split(system.tokenizer)
-    return graph, _placed(state, parameter_shardings(state, mesh))
+    return graph, placed(state, parameter_shardings(state, mesh))
 
 
-def _placed(tree: PyTree, shardings: PyTree) -> PyTree:
+def placed(tree: PyTree, shardings: PyTree) -> PyTree:
+    """Shapes with shardings."""
+
     def place(x: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
     return jax.tree.map(place, tree, shardings)
 
 
-def _batch(arrays: dict[str, jax.ShapeDtypeStruct], mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+def placed_batch(
+    arrays: dict[str, jax.ShapeDtypeStruct], mesh: Mesh
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """A batch's shapes with their shardings."""
+
     def spec(x: jax.ShapeDtypeStruct) -> PartitionSpec:
         if height_axis(x.shape[0], mesh) is None or x.ndim == 5:
             return batch_spec(x.shape, mesh)

@@ -22,6 +22,7 @@ from pyratok_jax.pods.topology import GIBIBYTE, Slice
 # Named scopes of the model; an operation counts for the first one that encloses it.
 PARTS = (
     "frozen", "vae_encoder", "vae_decoder", "levels", "lpips", "ssim", "codebook", "language_model",
+    "prior_latents", "prior_attention", "prior_layers", "prior_head",
 )  # fmt: skip
 ASSUMPTIONS = (
     "cycles are the compiler's estimates, all operations one after the other, loops with a stated "
@@ -82,7 +83,19 @@ def measure(
             if timed:
                 facts |= work_facts(answer.costs)
             facts |= program_facts(HloProgram(answer.text), where, mesh.size, model_flops, timed)
-    return facts
+    return facts | drawing_facts(program, facts)
+
+
+def drawing_facts(program: StepProgram, facts: dict[str, Json]) -> dict[str, float]:
+    """Rates of a sampling step; none of another step, or without an estimated time."""
+    if not program.tokens or "step_seconds" not in facts:
+        return {}
+    each = 1 / facts["step_seconds"]
+    return {
+        "tokens_per_second": each * program.tokens * program.clips,
+        "frames_per_second": each * program.frames * program.clips,
+        "frames_per_second_of_a_clip": each * program.frames,
+    }
 
 
 def memory_facts(memory: HbmUsage) -> dict[str, Json]:
@@ -213,6 +226,15 @@ def fact_rows(facts: dict[str, Json]) -> list[tuple[str, str]]:
                 f"MFU {facts['mfu_without_overlap']:.1%}",
             ),
         ]
+        if "tokens_per_second" in facts:
+            found.append(
+                (
+                    "drawn",
+                    f"{facts['tokens_per_second']:,.0f} tokens/s, "
+                    f"{facts['frames_per_second']:,.2f} frames/s, of one clip "
+                    f"{facts['frames_per_second_of_a_clip']:,.2f} frames/s",
+                )
+            )
         if facts["operations_without_estimate"]:
             found.append(("without an estimate", ", ".join(facts["operations_without_estimate"])))
         parts = {name: cycles for name, cycles in facts["cycles_by_part"].items() if cycles}

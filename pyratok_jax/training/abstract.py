@@ -49,8 +49,8 @@ def abstract_training(config: ConfigDict) -> AbstractTraining:
     Raises:
         UserError: a size that is not known.
     """
-    vae = _size(VAES, config.model.vae, "model.vae")
-    language = _size(LANGUAGE_MODELS, config.language.size, "language.size")
+    vae = size_of(VAES, config.model.vae, "model.vae")
+    language = size_of(LANGUAGE_MODELS, config.language.size, "language.size")
     loss = TokenizerLoss(config)
     dtype = jnp.dtype(config.dtype)
 
@@ -64,7 +64,7 @@ def abstract_training(config: ConfigDict) -> AbstractTraining:
         lpips = LPIPS("vgg", rngs=rngs, dtype=dtype) if loss.uses("lpips") else None
         dino = None
         if loss.uses_dino:
-            sizes = _size(VISION_MODELS, config.vision.size, "vision.size")
+            sizes = size_of(VISION_MODELS, config.vision.size, "vision.size")
             dino = Dino(sizes, rngs=rngs, dtype=dtype)
         return build_system(config, vae, model, rngs=rngs, lpips=lpips, dino=dino)
 
@@ -85,7 +85,12 @@ def abstract_training(config: ConfigDict) -> AbstractTraining:
     return AbstractTraining(state, frozen, step, partition)
 
 
-def _size(known: Mapping[str, T], name: str, key: str) -> T:
+def size_of(known: Mapping[str, T], name: str, key: str) -> T:
+    """The published size that `config.KEY` names.
+
+    Raises:
+        UserError: there is none of that name.
+    """
     if name not in known:
         raise UserError(f"config.{key} is {name!r}, expected one of {', '.join(known)}")
     return known[name]

@@ -5,9 +5,18 @@ import json
 import subprocess
 import sys
 
+import jax
 import pytest
+from ml_collections import ConfigDict
 
+from configs import generator
+from configs.demo import get_config
 from pyratok_jax.compile_report import STEPS, parser
+from pyratok_jax.data.buckets import Bucket
+from pyratok_jax.errors import UserError
+from pyratok_jax.pods.plan import choose_steps, make_program, model_flops
+from pyratok_jax.training.abstract_generator import abstract_generator
+from pyratok_jax.training.distributed.sharding import make_mesh
 from tests.compiler_flags import plain_environment
 from tests.processes import ROOT, run_script
 
@@ -90,6 +99,63 @@ def test_tokenising_and_decoding_by_a_config_are_compiled_to_code(tmp_path):
     assert all(0 < step["mfu"] < 1 and step["step_seconds"] > 0 for step in steps.values())
     # Decoding has none of the language model.
     assert 0 < steps["decode"]["memory"]["by_kind"]["arguments"] < 0.1 * half
+
+
+@needs_libtpu
+def test_a_priors_training_and_sampling_are_compiled_to_code(tmp_path):
+    report = tmp_path / "report.json"
+    command = [
+        sys.executable, "-m", "pyratok_jax.compile_report", "--config=configs/generator.py:smoke",
+        "--tokenizer=configs/demo.py:smoke", "--topology=v6e:2x2", "--bucket=5x32x32*4",
+        f"--output={report}", "--effort=low", "--config.mesh.fsdp=2", "--config.mesh.tensor=2",
+        "--config.mesh.data=1", "--config.sampling.guidance=3.0",
+        "--config.conditioning.kind=none", "--config.model.layers=2", "--config.model.width=96",
+        "--config.sampling.steps=(2, 1)",
+    ]  # fmt: skip
+    ended = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=600, env=plain_environment()
+    )
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    found = json.loads(report.read_text())
+    assert found["bucket"] == "5x32x32" and list(found["steps"]) == ["generator", "generate"]
+    assert found["large_arrays_on_every_chip"] == []
+    train, draw = found["steps"].values()
+    for step in (train, draw):
+        assert step["error"] == "" and step["memory"]["fits"]
+        assert 0 < step["mfu"] < 1 and step["cycles_by_part"]["prior_attention"] > 0
+    # All clips of the batch; a clip for each pair of chips that share weights.
+    assert (train["clips"], draw["clips"]) == (4, 2)
+    assert "tokens_per_second" not in train
+    # A latent frame of 32x32: 4 + 2 x 4 + 4 + 16 tokens, four frames.
+    rate = 2 / draw["step_seconds"]
+    assert draw["tokens_per_second"] == pytest.approx(32 * rate)
+    assert draw["frames_per_second"] == pytest.approx(4 * rate)
+
+
+def test_steps_of_another_task_are_refused():
+    prior, tokenizer = ConfigDict({"task": "generator"}), ConfigDict({"task": "tokenizer"})
+    assert choose_steps(prior, STEPS) == ("generator", "generate")
+    assert choose_steps(tokenizer, STEPS) == ("train", "tokenise", "decode")
+    assert choose_steps(prior, ("generate",)) == ("generate",)
+    with pytest.raises(UserError, match="--step train: the config's task is generator"):
+        choose_steps(prior, ("train", "generate"))
+    with pytest.raises(UserError, match="whose steps are train, tokenise, decode"):
+        choose_steps(tokenizer, ("generate",))
+
+
+@pytest.mark.parametrize(("order", "tokens"), [("raster", 64), ("masked", 356 / 21)])
+def test_every_order_has_a_sampling_step(order, tokens):
+    config = generator.get_config("smoke")
+    config.model.order, config.conditioning.kind = order, "none"
+    training = abstract_generator(config, get_config("smoke"))
+    mesh = make_mesh(config.mesh, jax.devices()[:1])
+    bucket = Bucket(9, 64, 64)
+    program = make_program("generate", training, config, bucket, mesh, 2)
+    assert program.tokens == pytest.approx(tokens)
+    assert program.frames == pytest.approx(9 * tokens / 356)
+    one = make_program("generate", training, config, bucket, mesh, 1)
+    flops = [model_flops("generate", config, bucket, step) for step in (program, one)]
+    assert flops[0] == pytest.approx(2 * flops[1], rel=0.01) and flops[1] > 0
 
 
 def test_steps_that_do_not_exist_are_refused():

@@ -7,7 +7,15 @@ from rich.console import Console
 
 from pyratok_jax.pods.aot import HbmUsage
 from pyratok_jax.pods.hlo import HloProgram
-from pyratok_jax.pods.report import arrays, fact_rows, memory_facts, program_facts, show
+from pyratok_jax.pods.programs import StepProgram
+from pyratok_jax.pods.report import (
+    arrays,
+    drawing_facts,
+    fact_rows,
+    memory_facts,
+    program_facts,
+    show,
+)
 from pyratok_jax.pods.topology import GIBIBYTE, parse_slice
 from tests.pods.test_hlo import TEXT
 
@@ -62,6 +70,20 @@ def test_tables_show_the_figures():
         assert part in shown
     for name, one in facts()["collectives"].items():
         assert name in shown and f"{one['bytes'] / 1e9:.3f}" in shown
+
+
+def test_rates_of_a_sampling_step_follow_from_its_time():
+    program = StepProgram(run=len, arguments=(), donated=(), out_shardings=None, clips=3,
+                          tokens=128, frames=4)  # fmt: skip
+    drawn = drawing_facts(program, {"step_seconds": 0.5})
+    assert drawn == {
+        "tokens_per_second": 768, "frames_per_second": 24, "frames_per_second_of_a_clip": 8,
+    }  # fmt: skip
+    assert dict(fact_rows(facts() | drawn))["drawn"] == (
+        "768 tokens/s, 24.00 frames/s, of one clip 8.00 frames/s"
+    )
+    assert drawing_facts(program._replace(tokens=0), {"step_seconds": 0.5}) == {}
+    assert drawing_facts(program, {}) == {}
 
 
 def test_a_failure_is_shown():

@@ -146,12 +146,16 @@ def attend(
         stop = min(start + length, t)
         seen = s - t + stop
         part = (query[:, start:stop], key[:, :seen], value[:, :seen], mask[:, :, start:stop, :seen])
-        blocks.append(_block(*part, scale))
+        blocks.append(attend_block(*part, scale))
     return jnp.concatenate(blocks, axis=1).reshape(b, t, heads, size)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _block(query: Query, key: Keys, value: Keys, mask: Mask, scale: float) -> Query:
+def attend_block(query: Query, key: Keys, value: Keys, mask: Mask, scale: float) -> Query:
+    """`attend` of one block of queries, its heads in groups, to all keys that are given.
+
+    The gradient needs what is named `KEPT`, and its arguments.
+    """
     return _forward(query, key, value, mask, scale)[0]
 
 
@@ -192,4 +196,4 @@ def _backward(
     return of_query, of_key, of_value, None
 
 
-_block.defvjp(_forward, _backward)
+attend_block.defvjp(_forward, _backward)

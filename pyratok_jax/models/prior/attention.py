@@ -1,20 +1,24 @@
 """Attention of a prior: four-axis rotary positions, and visibility in place of n x n masks."""
 
 import functools
+import itertools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
-from pyratok_jax.models.language.attention import Rotation
+from pyratok_jax.models.language.attention import KEPT, Rotation, attend_block
 from pyratok_jax.models.prior.layout import Visibility, visible
+from pyratok_jax.nn.trace import checkpoint
 
-# Queries per block of a static pass, and keys per block that may be skipped. Parts of short clips
-# are small: of 900 tokens of `blocks` one sees about 150, and large blocks would skip nothing.
+# Queries per block of a static pass, at most. Parts of short clips are small: of 900 tokens of
+# `blocks` one sees about 150, and large blocks would skip nothing.
 LONG_BLOCK, SHORT_BLOCK, _SHORT = 512, 64, 2048
+# Keys of a long pass that are skipped together.
+TILE = 128
 _LOWEST = -0.7 * float(jnp.finfo(jnp.float32).max)
 
 Heads = Float[Array, "b t h d"]
@@ -81,7 +85,7 @@ def attend_static(
 ) -> Heads:
     """Attention of a whole sequence to itself under a static visibility.
 
-    Blocks of queries read only the blocks of keys of which they see something; scores are computed
+    Blocks of queries read only the keys of which they see something, in tiles; scores are computed
     again in the backward pass.
 
     Args:
@@ -90,30 +94,62 @@ def attend_static(
         valid: keys that are there in each row.
         window: see `visible`.
     """
-    n = query.shape[1]
-    block = SHORT_BLOCK if n <= _SHORT else LONG_BLOCK
+    n, part = query.shape[1], np.asarray(seen.part)
+    short = n <= _SHORT
+    block, tile = (SHORT_BLOCK, SHORT_BLOCK) if short else (LONG_BLOCK, TILE)
     blocks = []
-    for start in range(0, n, block):
-        own = slice(start, min(start + block, n))
-        mask = np.asarray(visible(Visibility(*(x[own] for x in seen)), seen, window))
-        needed = [e for e in range(0, n, block) if mask[:, e : e + block].any()]
-        columns = np.concatenate([np.arange(e, min(e + block, n)) for e in needed])
-
-        run: Callable[..., Heads] = functools.partial(_attend_masked, mask=mask[:, columns])
-        parts: tuple[Array, ...] = (key, value, valid)
-        if len(columns) < n:
-            parts = tuple(_columns(x, needed, block) for x in parts)
-        run = run if n <= block else jax.checkpoint(run)
-        blocks.append(run(query[:, own], *parts))
+    for own in _query_blocks(np.zeros_like(part) if short else part, block):
+        asking = Visibility(*(x[own] for x in seen))
+        mask = np.asarray(visible(asking, seen, window))
+        runs = _runs(np.asarray(mask.any(axis=0)), tile)
+        asked = Visibility(*(_joined(x, runs, np.concatenate) for x in seen))
+        run: Callable[..., Heads] = functools.partial(
+            _attend_visible, asking=asking, asked=asked, window=window
+        )
+        run = checkpoint(run, policy=jax.checkpoint_policies.save_only_these_names(*KEPT))
+        keys, values = (_joined(x, runs, jnp.concatenate, axis=1) for x in (key, value))
+        blocks.append(run(query[:, own], keys, values, _joined(valid, runs, jnp.concatenate, 1)))
     return jnp.concatenate(blocks, axis=1)
 
 
-def _attend_masked(
-    query: Heads, key: Keys, value: Keys, valid: Bool[Array, "b s"], mask: Bool[np.ndarray, "t s"]
+def _query_blocks(part: Int[np.ndarray, " n"], block: int) -> list[slice]:
+    """Blocks of at most `block` queries of one part each."""
+    starts = [0, *(np.flatnonzero(np.diff(part)) + 1), len(part)]
+    return [
+        slice(start, min(start + block, stop))
+        for first, stop in itertools.pairwise(starts)
+        for start in range(first, stop, block)
+    ]
+
+
+def _runs(needed: Bool[np.ndarray, " s"], tile: int) -> list[slice]:
+    """Runs of keys that hold all needed ones, in whole tiles."""
+    tiles = np.pad(needed, (0, -len(needed) % tile)).reshape(-1, tile).any(axis=1)
+    edges = np.flatnonzero(np.diff(tiles, prepend=False, append=False)) * tile
+    return [slice(a, min(b, len(needed))) for a, b in edges.reshape(-1, 2).tolist()]
+
+
+def _joined(x: Any, runs: list[slice], join: Callable[..., Any], axis: int = 0) -> Any:
+    """Slices of an array along an axis, joined; the array itself where they are all of it."""
+    parts = [x[(slice(None),) * axis + (run,)] for run in runs]
+    return parts[0] if len(parts) == 1 else join(parts, axis=axis)
+
+
+def _attend_visible(
+    query: Heads,
+    key: Keys,
+    value: Keys,
+    valid: Bool[Array, "b s"],
+    *,
+    asking: Visibility,
+    asked: Visibility,
+    window: int,
 ) -> Heads:
-    return attend(query, (Segment(key, value, jnp.asarray(mask) & valid[:, None]),))
-
-
-def _columns(x: Array, starts: list[int], block: int) -> Array:
-    """Blocks of an array along its second axis, joined."""
-    return jnp.concatenate([x[:, e : e + block] for e in starts], axis=1)
+    b, t, heads, size = query.shape
+    shared = key.shape[2]
+    # From three numbers per token where it is needed: as a constant it would be t x s.
+    asking, asked = (Visibility(*map(jnp.asarray, x)) for x in (asking, asked))
+    mask = jnp.asarray(visible(asking, asked, window))
+    grouped = query.reshape(b, t, shared, heads // shared, size)
+    mask = (mask & valid[:, None])[:, None]
+    return attend_block(grouped, key, value, mask, size**-0.5).reshape(b, t, heads, size)

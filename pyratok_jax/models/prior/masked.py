@@ -65,14 +65,14 @@ def masked_level(
     for step in range(steps if total else 0):
         numbers = (jnp.int32(step), jnp.int32(steps), jnp.int32(total))
         now = folded(folded(keys, level), step)
-        state = _step(
+        state = masked_step(
             prior, state, condition, now, own, numbers, settings, layout=layout, sampling=sampling
         )
     return state
 
 
 @nnx.jit(static_argnames=("layout", "sampling"))
-def _step(
+def masked_step(
     prior: Prior,
     state: Unmasking,
     condition: Condition,
@@ -84,6 +84,16 @@ def _step(
     layout: Layout,
     sampling: Sampling,
 ) -> Unmasking:
+    """One parallel step of `masked_level`.
+
+    Args:
+        prior, state, condition: as there.
+        keys: of the rows, for this step alone.
+        own: tokens of the level.
+        numbers: of this step (from 0), of steps, and of tokens to be drawn in all of them.
+        settings: temperature and top-p of the level.
+        layout, sampling: as there.
+    """
     step, steps, total = numbers
     share = (~state.known & own).sum(axis=1) / jnp.sum(own)
     codes, guided = state.codes, sampling.guided

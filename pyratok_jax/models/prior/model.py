@@ -201,6 +201,18 @@ class Prior(nnx.Module):
         return hidden[:, length:]
 
 
+def narrowed(prior: Prior) -> Prior:
+    """A copy whose transformer has its weights in the dtype of its activations, for sampling.
+
+    Layers cast them to it at every use: samples are the same bit for bit, and a step reads half as
+    much in bfloat16.
+    """
+    copy = nnx.clone(prior)
+    weights = nnx.state(copy.transformer)
+    nnx.update(copy.transformer, jax.tree.map(lambda x: x.astype(prior.dtype), weights))
+    return copy
+
+
 def prefix_visibility(length: int) -> Visibility:
     """Prefix tokens see one another and are seen by all."""
     return Visibility.of(length, writes=-1, reads=0)

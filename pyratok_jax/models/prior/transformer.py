@@ -13,7 +13,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from pyratok_jax.models.language.attention import Rotation, rotate
+from pyratok_jax.models.language.attention import KEPT, Rotation, rotate
 from pyratok_jax.models.language.layers import Linear, RMSNorm
 from pyratok_jax.models.prior.attention import Segment, attend, attend_static, turn
 from pyratok_jax.models.prior.config import PriorConfig
@@ -155,7 +155,9 @@ class Transformer(nnx.Module):
 
         def attended(layer: Layer, x: Array, _: Any) -> tuple[Array, None]:
             query, key, value = layer.project(x, rotation)
-            return layer.finish(x, attend_static(query, key, value, seen, valid, window)), None
+            with jax.named_scope("prior_attention"):
+                pooled = attend_static(query, key, value, seen, valid, window)
+            return layer.finish(x, pooled), None
 
         return self._scan(attended, x, None)[0]
 
@@ -179,7 +181,8 @@ class Transformer(nnx.Module):
         def attended(layer: Layer, x: Array, cached: KeyValues) -> tuple[Array, KeyValues]:
             query, key, value = layer.project(x, rotation)
             old = Segment(cached[0].astype(x.dtype), cached[1].astype(x.dtype), past)
-            pooled = attend(query, (old, Segment(key, value, own)))
+            with jax.named_scope("prior_attention"):
+                pooled = attend(query, (old, Segment(key, value, own)))
             return layer.finish(x, pooled), (key, value)
 
         return self._scan(attended, x, (memory.keys, memory.values))
@@ -192,6 +195,9 @@ class Transformer(nnx.Module):
             return run(nnx.merge(graph, weights), constrain_batch_sharding(x), extra)
 
         if self.config.remat:
-            body = checkpoint(body, prevent_cse=False)
-        x, found = jax.lax.scan(body, x, (weights, extra))
+            # Attention is kept: it is narrow, and the costliest to compute again.
+            kept = jax.checkpoint_policies.save_only_these_names(*KEPT)
+            body = checkpoint(body, prevent_cse=False, policy=kept)
+        with jax.named_scope("prior_layers"):
+            x, found = jax.lax.scan(body, x, (weights, extra))
         return self.norm(x), found

@@ -8,6 +8,8 @@
 | tokens of the language model | clips as the batch; of split frames tokens over spatial |
 | frozen VAE, language model, LPIPS, DINO | largest divisible axis over fsdp, the next over tensor |
 | LoRA, LaPQ, synthesis, alignment, projections | the same |
+| prior over tokens: layers, head, embeddings | the same |
+| KV cache of a prior | rows as the batch, key-value heads over tensor |
 | optimizer state, moving averages | as the parameter that they belong to |
 | arrays below 16,384 values, counters, keys | replicated |
 """
@@ -151,6 +153,12 @@ def batch_spec(shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSp
     if len(shape) == 5:
         return PartitionSpec(BATCH_AXES, None, "spatial")
     return PartitionSpec(BATCH_AXES)
+
+
+def cache_spec(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    """A prior's KV cache (layers, rows, slots, kv, d): key-value heads over tensor."""
+    heads = "tensor" if shape[3] % mesh.shape["tensor"] == 0 else None
+    return PartitionSpec(None, batch_spec(shape[1:2], mesh)[0], None, heads)
 
 
 def batch_shardings(batch: Mapping[str, Shaped], mesh: Mesh) -> dict[str, NamedSharding]:

@@ -23,23 +23,21 @@ from pyratok_jax.generator.loading import (
     GeneratorDescription,
     write_description,
 )
-from pyratok_jax.io import Json
 from pyratok_jax.io.remote import AnyPath
-from pyratok_jax.losses.prior import prior_loss
 from pyratok_jax.losses.settings import PriorObjective
 from pyratok_jax.models.language.model import TextEncoder
-from pyratok_jax.models.prior.conditioning import Condition
-from pyratok_jax.models.prior.config import PriorConfig, Sampling
-from pyratok_jax.models.prior.latents import LevelCodes
-from pyratok_jax.models.prior.layout import Layout
+from pyratok_jax.models.prior.config import Sampling
 from pyratok_jax.models.prior.model import Prior
-from pyratok_jax.models.pyratok.lfq import ids_to_bits
-from pyratok_jax.models.pyratok.quantizers.base import Quantizer
-from pyratok_jax.nn.text_attention import TextCondition
 from pyratok_jax.tokenizer import Tokenizer, load_tokenizer
 from pyratok_jax.tokens.dataset import TokenDataset
 from pyratok_jax.tokens.schema import DamagedRecordError
 from pyratok_jax.tokens.sequence_loader import Reading, SequenceLoader, make_sequence_loader
+from pyratok_jax.training.generator_system import (
+    GeneratorSystem,
+    batch_loss,
+    is_trainable,
+    prior_sizes,
+)
 from pyratok_jax.training.loop.contracts import (
     Batch,
     DeviceBatch,
@@ -50,29 +48,6 @@ from pyratok_jax.training.loop.contracts import (
 from pyratok_jax.training.loop.loop import train
 from pyratok_jax.training.run_record import refuse_another_owner
 from pyratok_jax.training.tasks.clip_batches import StreamLoader
-
-
-class GeneratorSystem(nnx.Module):
-    """The prior, and the frozen parts that its loss reads."""
-
-    def __init__(self, prior: Prior, text: TextEncoder | None, quantizer: Quantizer | None):
-        self.prior = prior
-        self.text = nnx.data(text)
-        self.quantizer = nnx.data(quantizer)
-
-    def condition(self, batch: Mapping[str, Array], rows: int) -> Condition:
-        """What the rows of a batch are conditioned on."""
-        text: TextCondition | None = None
-        if "text_embeddings" in batch:
-            text = TextCondition(batch["text_embeddings"], batch["text_mask"])
-        elif self.text is not None:
-            text = self.text(batch["text_ids"], batch["text_mask"])
-        return Condition(rows, text, batch.get("classes"))
-
-    def synthesize(self, codes: LevelCodes) -> Array:
-        """The latent of codes of all levels."""
-        assert self.quantizer is not None
-        return self.quantizer.synthesize(codes)
 
 
 class TokenBatches(StreamLoader):
@@ -118,7 +93,8 @@ class GeneratorTask:
         check_tokens(self.dataset, self.tokenizer)
         text, self.captions, self.said = self._language()
         self.stored = self._stored_captions(text)
-        self.sizes = self._sizes(text.width if text is not None else 1)
+        width = 1 if text is None else text.width
+        self.sizes = prior_sizes(config, self.tokenizer.config, width)
         try:
             self.objective = PriorObjective(**config.objective)
             self.sampling = Sampling.from_dict(config.sampling.to_dict())
@@ -183,26 +159,9 @@ class GeneratorTask:
                 )
         return stored
 
-    def _sizes(self, text_width: int) -> PriorConfig:
-        made, chosen = self.tokenizer.config, self.config.conditioning
-        try:
-            return PriorConfig(
-                strides=made.grids,
-                bits=made.bits,
-                latent_stride=made.latent_stride,
-                latent_channels=made.vae.z_dim,
-                condition=chosen.kind,
-                text_width=text_width,
-                classes=len(chosen.classes),
-                remat=self.config.remat != "none",
-                **{key: _plain(value) for key, value in self.config.model.items()},
-            )
-        except ValueError as error:
-            raise UserError(f"config.model: {error}") from error
-
     def is_trainable(self, name: str, variable: nnx.Variable) -> bool:
         """The prior alone."""
-        return name.startswith("prior.")
+        return is_trainable(name, variable)
 
     def make_loader(self, share_of: ShareOf) -> TokenBatches:
         """The training stream of this process."""
@@ -240,34 +199,13 @@ class GeneratorTask:
         self, system: GeneratorSystem, batch: DeviceBatch, key: PRNGKeyArray, progress: Progress
     ) -> LossAndTerms:
         """See `losses.prior.prior_loss`."""
-        return self._loss(system, batch, key, self.objective)
+        return batch_loss(system, batch, key, self.objective)
 
     def measure(
         self, system: GeneratorSystem, batch: DeviceBatch, key: PRNGKeyArray
     ) -> Mapping[str, Array]:
         """The terms without flips and tasks."""
-        return self._loss(system, batch, key, PriorObjective())[1]
-
-    def _loss(
-        self,
-        system: GeneratorSystem,
-        batch: DeviceBatch,
-        key: PRNGKeyArray,
-        objective: PriorObjective,
-    ) -> LossAndTerms:
-        levels = [batch[f"level_{number + 1}"] for number in range(self.sizes.levels)]
-        layout = layout_of([level.shape[1:] for level in levels], self.sizes)
-        rows = levels[0].shape[0]
-        ids = jnp.concatenate([level.reshape(rows, -1) for level in levels], axis=1)
-        return prior_loss(
-            system.prior,
-            ids_to_bits(ids.astype(jnp.uint32), self.sizes.bits),
-            system.condition(batch, rows),
-            key,
-            layout=layout,
-            objective=objective,
-            synthesize=system.synthesize,
-        )
+        return batch_loss(system, batch, key, PriorObjective())[1]
 
     def describe(self, workdir: AnyPath) -> None:
         """Write `generator.json`, which `load_generator` reads beside the checkpoints."""
@@ -316,17 +254,6 @@ def check_tokens(dataset: TokenDataset, tokenizer: Tokenizer) -> None:
             f"the tokenizer has {config.vocabulary_size} of {2**config.bits} codes; priors take "
             "tokenizers of which all codes are valid"
         )
-
-
-def layout_of(grids: list[tuple[int, ...]], sizes: PriorConfig) -> Layout:
-    """The layout of levels with these grids."""
-    found = tuple((int(t), int(h), int(w)) for t, h, w in grids)
-    return Layout(found, sizes.strides, sizes.latent_stride)
-
-
-def _plain(value: Json) -> Json:
-    """A tuple where a config holds a list or a tuple of numbers."""
-    return tuple(value) if isinstance(value, list | tuple) else value
 
 
 def run(config: ConfigDict, workdir: AnyPath) -> dict[str, AnyPath] | None:

@@ -5,13 +5,16 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from configs import generator
 from configs.tpu_v5 import get_config
 from pyratok_jax.data.buckets import Bucket, parse_buckets
 from pyratok_jax.errors import UserError
 from pyratok_jax.nn.partitioning import Split
 from pyratok_jax.training.abstract import abstract_batch, abstract_training, count, largest_bucket
+from pyratok_jax.training.abstract_generator import abstract_generator
 from pyratok_jax.training.distributed.sharding import (
     batch_spec,
+    cache_spec,
     height_axis,
     make_mesh,
     parameter_spec,
@@ -118,6 +121,26 @@ def test_no_large_array_of_the_recipe_is_on_every_device(stage):
     flat = jax.tree_util.tree_flatten_with_path(training.state)[0]
     state = {jax.tree_util.keystr(path): x for path, x in flat}
     assert replicated({**training.frozen, **state}, mesh, 2**20) == []
+
+
+@pytest.mark.parametrize("order", ["blocks", "raster"])
+def test_no_large_array_of_a_prior_is_on_every_device(order):
+    config = generator.get_config(f"{order}-1b")
+    training = abstract_generator(config, get_config("stage1"))
+    # v5p:4x4x4.
+    mesh = make_mesh(config.mesh, [jax.devices()[0]] * 64)
+    flat = jax.tree_util.tree_flatten_with_path(training.state)[0]
+    state = {jax.tree_util.keystr(path): x for path, x in flat}
+    # Parameters, two moments and averages.
+    assert sum(x.size for x in state.values()) > 4 * 1.02e9
+    assert replicated({**training.frozen, **state}, mesh, 2**20) == []
+
+
+def test_key_value_heads_of_a_cache_are_split_over_tensor():
+    mesh = mesh_of(data=2, tensor=4)
+    everything = ("slice", "data", "fsdp", "spatial")
+    assert cache_spec((23, 2, 640, 4, 128), mesh) == P(None, everything, None, "tensor")
+    assert cache_spec((23, 2, 640, 3, 128), mesh) == P(None, everything, None, None)
 
 
 def test_a_large_array_that_no_axis_divides_is_named():
