@@ -1,7 +1,7 @@
 """The progress bar of every command."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from rich.console import Console, RenderableType
@@ -78,6 +78,32 @@ class Pace:
         start, done = first if task.completed > first[1] else self._begun[task.id]
         end = self._last.get(task.id, first[0])
         return max(end - start, 0.0) / (task.completed - done) * (task.total - task.completed)
+
+
+class Stopwatch:
+    """Seconds that the parts of a run took, one after another.
+
+    Attributes:
+        seconds: by what was done, in order.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str, *, of_these: Mapping[str, float] | None = None) -> None:
+        """Note what has been done since the last lap.
+
+        Args:
+            name: of the part.
+            of_these: seconds of it that are listed by themselves, before it.
+        """
+        now = time.perf_counter()
+        for part, seconds in (of_these or {}).items():
+            self.seconds[part] = self.seconds.get(part, 0.0) + seconds
+        rest = now - self._last - sum((of_these or {}).values())
+        self.seconds[name] = self.seconds.get(name, 0.0) + rest
+        self._last = now
 
 
 class ProgressBar(Progress):

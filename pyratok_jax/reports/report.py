@@ -66,6 +66,7 @@ def write_report(
     settings: Mapping[str, Any],
     rate_distortion: Mapping[str, Points] | None = None,
     language: Markup | None = None,
+    seconds: Mapping[str, float] | None = None,
 ) -> dict[str, AnyPath]:
     """Write both files atomically and say where they are.
 
@@ -82,6 +83,7 @@ def write_report(
         settings: what the run was made with, nested or flat.
         rate_distortion: (bpp, PSNR) points by name, for a chart; None leaves it out.
         language: what is said of the words in the tokens; None leaves it out.
+        seconds: what each part of the run took; None leaves it out.
 
     Returns:
         Paths by "report" and, with clips, "contact_sheet".
@@ -97,6 +99,7 @@ def write_report(
         html.section("Language", *filter(None, [language])),
         html.section("Rate and distortion", rate_chart(rate_distortion or {})),
         html.section("Curves", *([_curves(curves)] if curves else [])),
+        html.section("Time", *_times(seconds or {})),
         html.section("Settings and protocol", *_settings(settings)),
     ]
     page = html.document(title, sections, style=_STYLE, script=player.SCRIPT)
@@ -107,6 +110,11 @@ def write_report(
         with atomic_path(written["contact_sheet"]) as scratch:
             contact_sheet(title, clips).save(scratch, "PNG")
     return written
+
+
+def _times(seconds: Mapping[str, float]) -> list[Markup]:
+    rows = [(name, f"{value:.0f} s") for name, value in seconds.items()]
+    return [html.table(rows, ("", "took"))] if rows else []
 
 
 def _without_levels(row: Mapping[str, Any]) -> Mapping[str, Any]:

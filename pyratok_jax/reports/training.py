@@ -8,6 +8,7 @@ from markupsafe import Markup
 
 from pyratok_jax.data.heldout import HeldoutClip, other_caption
 from pyratok_jax.io.atomic import write_json
+from pyratok_jax.io.progress import Stopwatch
 from pyratok_jax.io.remote import AnyPath
 from pyratok_jax.metrics.code_usage import code_usage
 from pyratok_jax.metrics.image import PROTOCOL, quality
@@ -36,6 +37,7 @@ def report_training(
     lpips: Mapping[str, Any] | None,
     facts: Mapping[str, Any],
     language: Markup | None = None,
+    clock: Stopwatch | None = None,
 ) -> dict[str, AnyPath]:
     """Measure the trained tokenizer and its baselines; write metrics.json, report and pictures.
 
@@ -49,6 +51,7 @@ def report_training(
         lpips: networks by name; None leaves LPIPS out.
         facts: steps, seconds and the like, for metrics.json.
         language: of the page, on the words in the tokens (`evaluation.language_check`).
+        clock: of the run so far, for the page and metrics.json.
 
     Returns:
         the files written, by what they are.
@@ -69,6 +72,8 @@ def report_training(
     rows[0] |= _rate(list(encoded.values()), tokenizer.config.vocabulary_size)
     extra = [*built, OTHER_CAPTION] if OTHER_CAPTION in versions else list(built)
     shown = [_shown(tokenizer, clip, encoded[clip.name], versions, extra) for clip in clips]
+    if clock is not None:
+        clock.lap("held-out clips measured")
     outputs = write_report(
         workdir,
         title="PyraTok training",
@@ -77,10 +82,12 @@ def report_training(
         table=rows,
         settings=settings,
         language=language,
+        seconds=clock.seconds if clock else None,
     )
     metrics = {"heldout": rows, "protocol": PROTOCOL, "checkpoint": tokenizer.checkpoint_hash}
     outputs["metrics"] = workdir / "metrics.json"
-    write_json(outputs["metrics"], metrics | dict(facts))
+    times = {"seconds": clock.seconds} if clock else {}
+    write_json(outputs["metrics"], metrics | dict(facts) | times)
     return outputs
 
 

@@ -6,6 +6,7 @@ import pytest
 from rich.console import Console
 from rich.progress import TextColumn
 
+from pyratok_jax.io import progress
 from pyratok_jax.io.progress import ProgressBar, progress_bar, track
 
 
@@ -73,3 +74,13 @@ def test_a_note_below_the_bar_leaves_it_whole():
     lines = console.file.getvalue().splitlines()
     assert any("123456/300000" in line and "left" in line for line in lines)
     assert any("term_0 0.1234" in line and "…" in line for line in lines)
+
+
+def test_a_stopwatch_says_what_each_part_took(monkeypatch):
+    now = iter([10.0, 12.0, 20.0, 21.0])
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: next(now))
+    clock = progress.Stopwatch()
+    clock.lap("read")
+    clock.lap("steps", of_these={"compiled": 3.0})
+    clock.lap("read")
+    assert clock.seconds == {"read": 3.0, "compiled": 3.0, "steps": 5.0}

@@ -151,6 +151,7 @@ class Loop(Generic[S]):
         self._bar = StepBar(self.start, config.steps, enabled=primary)
         self._workdir = workdir
         self.timer = StepTimer()
+        self.compiling = 0.0
         self._throughput = Throughput(step, mesh, config.steps)
         self._failure_told = False
         self._page = ProgressPage(workdir, config.steps, primary=primary)
@@ -222,7 +223,10 @@ class Loop(Generic[S]):
         compiled = not first and self._step.is_compiled(*inputs)
         report_phase(number, Phase.IN_STEP if compiled else Phase.FIRST_STEP)
         self._throughput.add(batch.rows, arrays, inputs)
+        begin = time.perf_counter()
         self.state, metrics = self._step(*inputs)
+        if first:
+            self.compiling = time.perf_counter() - begin
         del inputs, arrays
         self._consensus.step_started()
         self._unlogged.append(metrics)
@@ -346,6 +350,7 @@ class Trained(NamedTuple, Generic[S]):
         steps_run: steps of this run alone.
         seconds: of these steps, without the first, which compiles.
         waited: of these seconds, those in which the loop waited for a batch.
+        compiling: seconds in which the step was traced and compiled, or found compiled.
     """
 
     state: TrainState
@@ -355,6 +360,7 @@ class Trained(NamedTuple, Generic[S]):
     steps_run: int
     seconds: float
     waited: float
+    compiling: float
 
 
 def train(
@@ -411,4 +417,5 @@ def train(
         steps_run=step - loop.start,
         seconds=loop.timer.total,
         waited=loop.timer.waiting,
+        compiling=loop.compiling,
     )

@@ -17,7 +17,7 @@ from pyratok_jax.errors import UserError
 from pyratok_jax.evaluation.language_check import check_language, language_section
 from pyratok_jax.io.atomic import atomic_path
 from pyratok_jax.io.documents import read_npz, refusing
-from pyratok_jax.io.progress import PlainConsole
+from pyratok_jax.io.progress import PlainConsole, Stopwatch
 from pyratok_jax.io.remote import AnyPath
 from pyratok_jax.reports.training import CALIBRATED, START, reconstruct_all, report_training
 from pyratok_jax.tokenizer import DESCRIPTION, load_tokenizer
@@ -37,6 +37,7 @@ def run(config: ConfigDict, workdir: AnyPath) -> dict[str, AnyPath] | None:
     Raises:
         UserError: a mistake in the config, the data or the working folder.
     """
+    clock = Stopwatch()
     task = TokenizerTask(config)
     if jax.process_index():
         # Every process initialises the levels, from the same clips; process 0 measures and writes.
@@ -47,12 +48,15 @@ def run(config: ConfigDict, workdir: AnyPath) -> dict[str, AnyPath] | None:
     clips = heldout_clips(config.data, tuple(config.report.buckets), config.report.clips)
     check_frozen(workdir, task.backbone.sha256, task.language.sha256)
     console = PlainConsole()
+    clock.lap("frozen networks and held-out clips read")
 
     def start(partition: Partition) -> None:
         """Measure the model at random initialisation and, where that follows, as it begins."""
         task.describe(workdir)
         before = {START: _rebuilt(task, partition, clips)}
+        clock.lap("random levels measured")
         left = first_weights(task, partition)
+        clock.lap("levels calibrated or taken over")
         if left:
             shares = ", ".join(f"{share:.2f}" for share in left)
             console.print(
@@ -62,9 +66,11 @@ def run(config: ConfigDict, workdir: AnyPath) -> dict[str, AnyPath] | None:
         if left or config.init_from:
             before[CALIBRATED] = _rebuilt(task, partition, clips)
         _write_before(workdir, before)
+        clock.lap("these measured")
 
     trained = train(config, workdir, task, on_start=start)
-    return _report(task, trained, clips, workdir) if trained.finished else None
+    clock.lap("steps", of_these={"step compiled": trained.compiling})
+    return _report(task, trained, clips, workdir, clock) if trained.finished else None
 
 
 def first_weights(task: TokenizerTask, partition: Partition) -> list[float]:
@@ -109,7 +115,11 @@ def _rebuilt(
 
 
 def _report(
-    task: TokenizerTask, trained: Trained, clips: list[HeldoutClip], workdir: AnyPath
+    task: TokenizerTask,
+    trained: Trained,
+    clips: list[HeldoutClip],
+    workdir: AnyPath,
+    clock: Stopwatch,
 ) -> dict[str, AnyPath]:
     lpips = None
     if task.config.report.lpips:
@@ -125,6 +135,7 @@ def _report(
         read=task.predicts_codes,
         layers=task.loss.language_layers,
     )
+    clock.lap("words in the tokens measured")
     outputs = report_training(
         tokenizer,
         clips,
@@ -142,6 +153,7 @@ def _report(
             **({"language": found.summary()} if found else {}),
         },
         language=language_section(found) if found else None,
+        clock=clock,
     )
     return {"checkpoint": workdir / "checkpoints", **outputs, "TensorBoard events": workdir}
 

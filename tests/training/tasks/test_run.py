@@ -52,6 +52,9 @@ def test_a_run_leaves_what_it_names(finished):
     assert any(b"_hparams_" in path.read_bytes() for path in workdir.glob("events*"))
     # What calibration and what training gave, and the levels one by one.
     assert "from calibration or the stage before" in page and "from the training steps" in page
+    seconds = json.loads(outputs["metrics"].read_text())["seconds"]
+    assert {"step compiled", "steps", "held-out clips measured"} <= seconds.keys()
+    assert min(seconds.values()) >= 0 and "step compiled" in page
     named = {row["name"] for row in json.loads(outputs["metrics"].read_text())["heldout"]}
     assert {"level 1 alone", "levels 1 to 2", "levels 1 to 3", "trained"} <= named
     assert "levels 1 to 4" not in named and "of those possible" in page and "1 - SSIM" in page
