@@ -66,6 +66,11 @@ def parser() -> argparse.ArgumentParser:
     for name, text in _SIZES.items():
         default = getattr(d, name.replace("-", "_"))
         p.add_argument(f"--{name}", type=int, default=default, help=text)
+    p.add_argument(
+        "--flip", type=float, default=d.flip, help="for training a prior: flip up to this share of "
+        "every level's bits before the next level sees them, which then corrects them"
+    )  # fmt: skip
+    p.add_argument("--flip-seed", type=int, default=d.flip_seed, help="of the flips")
     p.add_argument("--process", type=int, default=m.index, help="number of this process")
     p.add_argument("--processes", type=int, default=m.count, help="processes that share the work")
     p.add_argument("--readers", type=int, default=m.readers, help="threads that decode video")
@@ -136,6 +141,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     factor = tokenizer.config.vae.temporal_factor
     options = options.resolved(factor)
     options.check(factor, options.side_multiple(tokenizer))
+    if options.flip:
+        tokenizer.check_flips()
     if options.spatial > 1:
         tokenizer = tokenizer.split_rows(local_devices(options.spatial))
     plan = ExportPlan(

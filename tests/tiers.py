@@ -51,6 +51,7 @@ MARKS: dict[str, tuple[str, ...]] = {
         "losses/test_entropy.py::test_a_restricted_vocabulary_equals",
         "models/language/test_quantization.py::test_model",
         "models/pyratok/test_attention_maps.py",
+        "models/pyratok/test_flips.py::test_the_tokenizer_hands",
         "models/pyratok/test_lfq.py::test_nearest_valid_code",
         "models/perceptual/test_c3d.py",
         "models/perceptual/test_clip.py",

@@ -20,6 +20,7 @@ from pyratok_jax.models.prior.latents import Synthesize, known_latents
 from pyratok_jax.models.prior.layout import Layout
 from pyratok_jax.models.prior.model import Prior
 from pyratok_jax.models.prior.tasks import TASKS, given_tokens
+from pyratok_jax.models.pyratok.flips import flip_bits, time_ramp
 
 Codes = Float[Array, "b n bits"]
 Terms = dict[str, Array]
@@ -34,6 +35,7 @@ def prior_loss(
     layout: Layout,
     objective: PriorObjective = PriorObjective(),
     synthesize: Synthesize | None = None,
+    read: Codes | None = None,
 ) -> tuple[Float[Array, ""], Terms]:
     """Loss and terms of a batch.
 
@@ -45,6 +47,9 @@ def prior_loss(
         layout: of the clip.
         objective: settings.
         synthesize: of the tokenizer; needed by `blocks`.
+        read: what is read of known tokens in place of `codes`, where these were quantised again
+            after flips: by `raster` of all tokens, by `blocks` as the latents of finished frames
+            and coarser levels, by `masked` of all levels but that in question.
 
     Returns:
         the loss, and: nats (per token), nats_level_1, ..., nats_first_group, nats_later_groups
@@ -53,15 +58,16 @@ def prior_loss(
     """
     mask_key, flip_key, head_key = jax.random.split(key, 3)
     order = prior.config.order
+    assert read is None or not objective.flip, "flipped twice"
     if order == "raster":
-        read = flipped(codes, flip_key, objective.flip, layout)
+        read = flipped(codes, flip_key, objective.flip, layout) if read is None else read
         hidden = prior.raster(read, condition, layout)
         asked = jnp.ones(codes.shape[:2], bool)
         weight = jnp.ones(codes.shape[:2])
     elif order == "blocks":
         assert synthesize is not None, "blocks reads latents"
         asked, weight, share = block_masks(codes.shape[0], mask_key, layout)
-        levels = tuple(jnp.asarray(x) for x in layout.split(codes))
+        levels = tuple(jnp.asarray(x) for x in layout.split(codes if read is None else read))
         with jax.named_scope("prior_latents"):
             latents = known_latents(synthesize, levels)
         context = latents[-1]
@@ -73,10 +79,11 @@ def prior_loss(
         seen = jnp.where(asked[..., None], 0.0, codes)
         hidden = prior.blocks(seen, share, latents, context, condition, layout)
     else:
-        asked, unknown, weight, share = clip_masks(
+        asked, unknown, own, weight, share = clip_masks(
             codes.shape[0], mask_key, layout, objective.tasks
         )
-        seen = jnp.where(unknown[..., None], 0.0, codes)
+        known = codes if read is None else jnp.where(own[..., None], codes, read)
+        seen = jnp.where(unknown[..., None], 0.0, known)
         hidden = prior.masked(seen, share, condition, layout)
     with jax.named_scope("prior_head"):
         nats = prior.head.nats(hidden, codes, head_key)
@@ -113,10 +120,9 @@ def flipped(codes: Codes, key: PRNGKeyArray, rate: float, layout: Layout) -> Cod
     if not rate:
         return codes
     rate_key, flip_key = jax.random.split(key)
-    ramp = jnp.asarray((layout.group + 1) / layout.groups, jnp.float32)
+    ramp = time_ramp(layout.group, layout.groups)
     chance = rate * jax.random.uniform(rate_key, (codes.shape[0], 1)) * ramp
-    flips = jax.random.uniform(flip_key, codes.shape) < chance[..., None]
-    return jnp.where(flips, -codes, codes)
+    return flip_bits(codes, flip_key, chance)
 
 
 def _shares(uniform: Float[Array, "..."]) -> tuple[Array, Array]:
@@ -140,12 +146,18 @@ def block_masks(
 
 def clip_masks(
     rows: int, key: PRNGKeyArray, layout: Layout, tasks: float
-) -> tuple[Bool[Array, "b n"], Bool[Array, "b n"], Float[Array, "b n"], Float[Array, " b"]]:
+) -> tuple[
+    Bool[Array, "b n"],
+    Bool[Array, "b n"],
+    Bool[Array, "b n"],
+    Float[Array, "b n"],
+    Float[Array, " b"],
+]:
     """One level of each clip in question: coarser ones are known, finer ones are not.
 
     Returns:
-        masked tokens of the level in question; all unknown tokens; their weight in the bound; the
-        masked share of the level.
+        masked tokens of the level in question; all unknown tokens; all tokens of that level; their
+        weight in the bound; the masked share of the level.
     """
     keys = jax.random.split(key, 5)
     levels = len(layout.grids)
@@ -161,4 +173,4 @@ def clip_masks(
         masked, unknown = masked & ~given, unknown & ~given
     found = masked.sum(axis=1) / jnp.maximum(own.sum(axis=1), 1)
     # Each level is in question once in `levels` times.
-    return masked, unknown, jnp.broadcast_to(weight * levels, masked.shape), found
+    return masked, unknown, own, jnp.broadcast_to(weight * levels, masked.shape), found

@@ -115,8 +115,8 @@ class PriorObjective:
     Attributes:
         flip: largest rate at which bits of what the model reads of finished tokens are flipped
             (the inputs of `raster`, the context of `blocks`), so that it learns to live with its
-            own mistakes (Han et al. 2025, Infinity). The rate of a clip is uniform up to it, and
-            grows linearly with time up to the whole rate at the last latent frame.
+            own mistakes (`models.pyratok.flips` has the rates). 0 for tokens that were flipped
+            when they were made, which also hold what corrects the flips.
         weight: "uniform" or "elbo", of the masked orders.
         tasks: share of the clips of which a part is given (`models.prior.tasks`), for `masked`.
     """

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import UInt8, UInt32
 
 from pyratok_jax.data.padding import ClipSizes, Padding
+from pyratok_jax.errors import UserError
 from pyratok_jax.models.language.model import TextEncoder
 from pyratok_jax.models.pyratok.config import PyraTokConfig
 from pyratok_jax.nn.text_attention import TextCondition
@@ -112,6 +113,16 @@ class TokenizerLike(Protocol):
         """Token ids of a batch that has a padded size already."""
         ...
 
+    def check_flips(self) -> None:
+        """Refuse to flip bits where no level would correct them."""
+        ...
+
+    def encode_flipped(
+        self, video: np.ndarray, captions: Captions, keys: np.ndarray, rate: float
+    ) -> tuple[Ids, Ids]:
+        """Token ids given flipped coarser levels, and all levels as flipped."""
+        ...
+
     def decode_padded(self, ids: Sequence[np.ndarray]) -> np.ndarray:
         """Video of a batch's token ids, of the padded size."""
         ...
@@ -136,6 +147,33 @@ class ClipTokenizer(abc.ABC):
         self, video: UInt8[np.ndarray, "b t h w 3"], captions: Captions = None
     ) -> Ids:
         """Token ids uint32 (b, t, h, w) of every level of a batch of padded clips."""
+
+    def check_flips(self) -> None:
+        """Refuse to flip bits where no level would correct them.
+
+        Raises:
+            UserError: levels that do not see one another, or codes that are not all valid.
+        """
+        raise UserError("--flip: this tokenizer does not quantise again after flips")
+
+    def encode_flipped(
+        self,
+        video: UInt8[np.ndarray, "b t h w 3"],
+        captions: Captions,
+        keys: UInt32[np.ndarray, "b 2"],
+        rate: float,
+    ) -> tuple[Ids, Ids]:
+        """Token ids of a padded batch while bits are flipped between the levels.
+
+        Args:
+            video, captions: as for `encode_padded`.
+            keys: random key of each clip, which decides its flips whatever else is in the batch.
+            rate: largest share of bits, 0 .. 1 (`models.pyratok.flips`).
+
+        Returns:
+            ids of every level given the flipped coarser ones, and all levels as flipped.
+        """
+        raise NotImplementedError
 
     @abc.abstractmethod
     def decode_padded(self, ids: Sequence[np.ndarray]) -> UInt8[np.ndarray, "b t h w 3"]:

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, PyTree, UInt8
 
 from pyratok_jax.data.padding import to_model_range
 from pyratok_jax.models import video_vae
+from pyratok_jax.models.pyratok.flips import Flips
 from pyratok_jax.models.pyratok.model import PyraTok
 from pyratok_jax.nn import partitioning
 from pyratok_jax.nn.lora import without_adapters
@@ -41,6 +42,15 @@ def tokenize_step(graph: nnx.GraphDef) -> Callable[[State, Array, Text], Ids]:
         return nnx.merge(graph, state).tokenize(to_model_range(video), text)
 
     return tokenize
+
+
+def _tokenize_flipped_step(
+    graph: nnx.GraphDef,
+) -> Callable[[State, Array, Text, Flips], tuple[Ids, Ids]]:
+    def tokenize_flipped(state: State, video: Array, text: Text, flips: Flips) -> tuple[Ids, Ids]:
+        return nnx.merge(graph, state).tokenize_flipped(to_model_range(video), text, flips)
+
+    return tokenize_flipped
 
 
 def detokenize_step(graph: nnx.GraphDef) -> Callable[[State, Ids], Array]:
@@ -97,6 +107,7 @@ class Programs:
 
     Attributes:
         tokenize: (video, text) -> ids.
+        tokenize_flipped: (video, text, flips) -> ids, ids as they were flipped.
         detokenize: (ids,) -> video.
         detokenize_first: (ids, number of levels) -> video of the first levels alone.
         tokenize_next: (video, text, caches) -> ids, caches.
@@ -106,6 +117,7 @@ class Programs:
     """
 
     tokenize: Callable[[Array, Text], Ids]
+    tokenize_flipped: Callable[[Array, Text, Flips], tuple[Ids, Ids]]
     detokenize: Callable[[Ids], Array]
     detokenize_first: Callable[[Ids, Array], Array]
     tokenize_next: Callable[[Array, Text, PyTree], tuple[Ids, PyTree]]
@@ -135,6 +147,7 @@ class Programs:
 
         return cls(
             tokenize=program(tokenize_step),
+            tokenize_flipped=program(_tokenize_flipped_step),
             detokenize=program(detokenize_step),
             detokenize_first=program(_detokenize_first_step),
             tokenize_next=program(_tokenize_next_step),

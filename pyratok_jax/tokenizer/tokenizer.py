@@ -10,13 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, PyTree, UInt8
+from jaxtyping import Array, PyTree, UInt8, UInt32
 
 from pyratok_jax.data.captions import CaptionTokenizer
 from pyratok_jax.data.padding import Padding
 from pyratok_jax.errors import UserError
 from pyratok_jax.models.alignment import Alignment
 from pyratok_jax.models.language.model import TextEncoder
+from pyratok_jax.models.pyratok.flips import Flips
 from pyratok_jax.models.pyratok.lfq import ids_to_bits
 from pyratok_jax.models.pyratok.model import PyraTok
 from pyratok_jax.nn.text_attention import TextCondition
@@ -136,11 +137,41 @@ class Tokenizer(ClipTokenizer):
             UserError: a height that does not split over the devices.
         """
         self._check_height(video.shape[2])
-        if captions is None or isinstance(captions, str):
-            captions = [captions] * len(video)
-        text = captions if isinstance(captions, TextCondition) else self.embed(captions)
-        ids = self._programs.tokenize(jnp.asarray(video), text)
+        ids = self._programs.tokenize(jnp.asarray(video), self._text(captions, len(video)))
         return tuple(np.asarray(level) for level in ids)
+
+    def _text(self, captions: Captions, clips: int) -> TextCondition | None:
+        if captions is None or isinstance(captions, str):
+            captions = [captions] * clips
+        return captions if isinstance(captions, TextCondition) else self.embed(captions)
+
+    def check_flips(self) -> None:
+        """See `ClipTokenizer.check_flips`."""
+        if not self.model.quantizer.requantizes:
+            raise UserError(
+                f"--flip: no level of quantizer {self.config.quantizer} is quantised again after "
+                "flips in an earlier one, so that none is corrected; export without it"
+            )
+        if self.config.vocabulary_size != 2**self.config.bits:
+            raise UserError(
+                f"--flip: {self.config.vocabulary_size} of {2**self.config.bits} codes are valid, "
+                "and a flipped bit could give another; export without it"
+            )
+
+    def encode_flipped(
+        self,
+        video: UInt8[np.ndarray, "b t h w 3"],
+        captions: Captions,
+        keys: UInt32[np.ndarray, "b 2"],
+        rate: float,
+    ) -> tuple[Ids, Ids]:
+        """See `ClipTokenizer.encode_flipped`."""
+        self._check_height(video.shape[2])
+        flips = Flips(jnp.asarray(keys), jnp.float32(rate))
+        text = self._text(captions, len(video))
+        found = self._programs.tokenize_flipped(jnp.asarray(video), text, flips)
+        ids, read = (tuple(np.asarray(level) for level in levels) for levels in found)
+        return ids, read
 
     def decode_padded(self, ids: Sequence[np.ndarray]) -> UInt8[np.ndarray, "b t h w 3"]:
         """Video of token ids (b, t, h, w) of all levels.

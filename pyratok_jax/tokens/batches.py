@@ -21,11 +21,12 @@ from pyratok_jax.data.video.decoding import with_back_off
 from pyratok_jax.data.video.files import BrokenVideoError
 from pyratok_jax.tokens.blocks import Block, cut_blocks, open_clip
 from pyratok_jax.tokens.options import ExportOptions
-from pyratok_jax.tokens.plan import Provenance
+from pyratok_jax.tokens.plan import Provenance, flip_key
 from pyratok_jax.tokens.schema import TokenRecord, token_dtype
 
 if TYPE_CHECKING:
     from pyratok_jax.tokenizer import TokenizerLike
+    from pyratok_jax.tokenizer.clips import Ids
 
 T = TypeVar("T")
 _RETRIES, _FIRST_DELAY = 4, 1.0
@@ -266,29 +267,49 @@ class Encoding:
             video[row] = block.padded
         captions = [block.record.caption or None for block in batch]
         captions += [None] * (len(video) - len(batch))
-        levels = self._tokenizer.encode_padded(video, captions)
+        levels, read = self._levels(batch, video, captions)
         dtype = token_dtype(self._provenance.bits)
+
+        def of_row(levels: "Ids", row: int) -> tuple[np.ndarray, ...]:
+            return tuple(level[row].astype(dtype) for level in levels)
+
         return [
-            token_record(block, tuple(level[row].astype(dtype) for level in levels),
-                         self._provenance, self._options.overlap)
+            token_record(block, of_row(levels, row), self._provenance, self._options.overlap,
+                         of_row(read, row))
             for row, block in enumerate(batch)
         ]  # fmt: skip
 
+    def _levels(
+        self, batch: Batch, video: np.ndarray, captions: list[str | None]
+    ) -> tuple["Ids", "Ids"]:
+        """Ids (b, t, h, w) of every level, and what was read of them; () without flips."""
+        o = self._options
+        if not o.flip:
+            return self._tokenizer.encode_padded(video, captions), ()
+        keys = np.zeros((len(video), 2), np.uint32)
+        for row, block in enumerate(batch):
+            keys[row] = flip_key(o.flip_seed, block.record.id, block.block.number)
+        return self._tokenizer.encode_flipped(video, captions, keys, o.flip)
+
 
 def token_record(
-    read: ReadBlock, tokens: tuple[np.ndarray, ...], provenance: Provenance, overlap: int = 0
+    block: ReadBlock,
+    tokens: tuple[np.ndarray, ...],
+    provenance: Provenance,
+    overlap: int = 0,
+    read: tuple[np.ndarray, ...] = (),
 ) -> TokenRecord:
     """The record of a block; what only the end of its clip tells is left at 0."""
-    r, p = read.record, read.padding
+    r, p = block.record, block.padding
     return TokenRecord(
         tokens=tokens, id=r.id, video=r.id, path=r.path, caption=r.caption or "",
         text_encoder=provenance.text_encoder, code=provenance.code,
-        checkpoint=provenance.checkpoint, fps=read.fps,
+        checkpoint=provenance.checkpoint, fps=block.fps,
         start=-1.0 if r.start is None else r.start, end=-1.0 if r.end is None else r.end,
-        block=read.block.number, blocks=0, first_frame=read.block.first_frame,
-        top=read.block.top, left=read.block.left, overlap=overlap,
+        block=block.block.number, blocks=0, first_frame=block.block.first_frame,
+        top=block.block.top, left=block.block.left, overlap=overlap,
         frames=p.frames, height=p.height, width=p.width,
         padded_frames=p.padded_frames, padded_height=p.padded_height, padded_width=p.padded_width,
         video_frames=0, video_height=0, video_width=0, bits=provenance.bits,
-        vocabulary=provenance.vocabulary, levels=len(tokens),
+        vocabulary=provenance.vocabulary, levels=len(tokens), read=read,
     )  # fmt: skip

@@ -168,8 +168,8 @@ class TokenDataset(ShardedRecords[TokenRecord]):
 class SequenceSource(Sequence[dict[str, Json]]):
     """Flat sequences of a dataset, for generators; a data source for grain.
 
-    An item holds `sequence` (n,), `grids` (levels, 3), `caption` and `id`; arrays are NumPy's, or
-    JAX's if asked for.
+    An item holds `sequence` (n,), `grids` (levels, 3), `caption` and `id`, and `read` (n,) where
+    bits were flipped (`TokenRecord.read`); arrays are NumPy's, or JAX's if asked for.
     """
 
     def __init__(self, dataset: TokenDataset, as_jax: bool = False) -> None:
@@ -181,13 +181,15 @@ class SequenceSource(Sequence[dict[str, Json]]):
     def __getitem__(self, number: SupportsIndex) -> dict[str, Json]:  # type: ignore[override]
         """One record's sequence. Raises: DamagedRecordError, IndexError."""
         record = self._dataset[number.__index__()]
-        sequence: Any = flatten(record.tokens, record.vocabulary)
-        grids: Any = np.array(record.grids, np.int32)
+        arrays: dict[str, Any] = {"sequence": flatten(record.tokens, record.vocabulary)}
+        if record.read:
+            arrays["read"] = flatten(record.read, record.vocabulary)
+        arrays["grids"] = np.array(record.grids, np.int32)
         if self._as_jax:
             import jax.numpy as jnp
 
-            sequence, grids = jnp.asarray(sequence), jnp.asarray(grids)
-        return {"sequence": sequence, "grids": grids, "caption": record.caption, "id": record.id}
+            arrays = {key: jnp.asarray(value) for key, value in arrays.items()}
+        return {**arrays, "caption": record.caption, "id": record.id}
 
 
 def iterate(path: str) -> Iterator[TokenRecord]:

@@ -89,13 +89,19 @@ def check_origin(record: TokenRecord, tokenizer: TokenizerLike, force: bool) -> 
     """Refuse tokens that this tokenizer did not make.
 
     Raises:
-        UserError: another checkpoint, and not forced; or sizes that do not fit at all.
+        UserError: another checkpoint, and not forced; sizes that do not fit at all; or levels that
+            belong to flipped coarser ones (`TokenRecord.read`).
     """
     config, what = tokenizer.config, f"the tokens of {short(record.id)}"
     if record.bits != config.bits or record.levels != len(config.grids):
         raise UserError(
             f"{what} have {record.levels} levels of {record.bits} bits, the "
             f"checkpoint {len(config.grids)} of {config.bits}; use the one that they were made with"
+        )
+    if record.read:
+        raise UserError(
+            f"{what} are targets for training a prior, each level's after flips of the coarser "
+            "ones, and make no one video; export them again without --flip"
         )
     if record.checkpoint != tokenizer.checkpoint_hash and not force:
         raise UserError(

@@ -282,7 +282,9 @@ def write_card(plan: ExportPlan) -> dict[str, Json] | None:
     output, provenance, options = epath.Path(plan.output), plan.provenance, plan.options
     card = _card(plan, reports, len(plan.job.write_rejected(reports)), _counts(plan))
     plan.job.write_metadata(
-        tfds_features(provenance.bits, len(provenance.grids), options.compress),
+        tfds_features(
+            provenance.bits, len(provenance.grids), options.compress, bool(options.flip)
+        ),
         [report["records"] for report in reports], card["bytes"],
         "Video tokens exported by pyratok_jax.export_tokens.",
     )  # fmt: skip
@@ -327,7 +329,9 @@ def _card(
         "text_encoder": p.text_encoder,
         "source": plan.source,
         "options": plan.to_dict()["options"],
-        "feature_spec": feature_spec(p.bits, len(p.grids), plan.options.compress),
+        "feature_spec": feature_spec(
+            p.bits, len(p.grids), plan.options.compress, bool(plan.options.flip)
+        ),
     }
 
 
@@ -346,6 +350,8 @@ def card_text(card: dict[str, Json]) -> str:
         ("text encoder", card["text_encoder"] or "none (null embedding)"),
         ("source", card["source"]), ("schema", card["schema"]),
     ]  # fmt: skip
+    if card["options"].get("flip"):
+        rows.append(("bits flipped for training a prior, at most", card["options"]["flip"]))
     lines = ["# Video tokens", "", "Written by `python -m pyratok_jax.export_tokens`.", ""]
     lines += ["| | |", "|---|---|", *(f"| {name} | {cell(value)} |" for name, value in rows), ""]
     lines += ["## Use of the codes", ""]

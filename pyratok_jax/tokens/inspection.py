@@ -171,7 +171,8 @@ def _token_maps(record: TokenRecord, tokenizer: "TokenizerLike | None") -> list[
 
 
 def _thumbnail(record: TokenRecord, tokenizer: "TokenizerLike") -> np.ndarray:
-    ids = tuple(level[None].astype(np.uint32) for level in record.tokens)
+    # Where bits were flipped, only what was read is of one video.
+    ids = tuple(level[None].astype(np.uint32) for level in record.read or record.tokens)
     frames = tokenizer.decode_padded(ids)[0]
     return frames[record.frames // 2, : record.height, : record.width]
 

@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from pyratok_jax.tokenizer import TokenizerLike
 
 
+_FLIPS = ("flip", "flip_seed")
+
+
 @dataclasses.dataclass(frozen=True)
 class ExportOptions:
     """What decides the content of the shards, beside the input and the tokenizer.
@@ -30,6 +33,8 @@ class ExportOptions:
         batch_pixels: pixels per batch, at most (but always one block).
         compress: entropy-code the tokens.
         spatial: devices that share every frame's height (1: whole frames on one device).
+        flip: largest share of bits that are flipped between levels (`models.pyratok.flips`).
+        flip_seed: of the flips.
     """
 
     format: Literal["array_record", "tfrecord"] = "array_record"
@@ -45,6 +50,8 @@ class ExportOptions:
     batch: int = 8
     batch_pixels: int = 8 * 17 * 256 * 256
     spatial: int = 1
+    flip: float = 0.0
+    flip_seed: int = 0
 
     def resolved(self, temporal_factor: int) -> "ExportOptions":
         """These options with what the VAE's frame step decides where they leave it open."""
@@ -79,6 +86,8 @@ class ExportOptions:
                 f"--round-sides {self.round_sides} is not a multiple of {spatial_multiple}, as the "
                 "tokenizer needs it"
             )
+        if not 0 <= self.flip <= 1:
+            raise UserError(f"--flip {self.flip} is not within 0 .. 1")
         if self.tile < 0 or self.overlap < 0 or (self.tile and self.overlap * 2 > self.tile):
             raise UserError(
                 f"--overlap {self.overlap} does not suit --tile {self.tile}: at most half a tile"
@@ -89,6 +98,11 @@ class ExportOptions:
         if self.spatial > 1:
             return tokenizer.rows_multiple(self.spatial)
         return tokenizer.config.spatial_multiple
+
+    def to_dict(self) -> dict[str, str | int | float]:
+        """Plain values for JSON; flips are named where there are some."""
+        values = dataclasses.asdict(self)
+        return values if self.flip else {k: v for k, v in values.items() if k not in _FLIPS}
 
     def batch_size(self, frames: int, height: int, width: int) -> int:
         """Blocks in a batch of that padded shape; it depends on nothing else."""

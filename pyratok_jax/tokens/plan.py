@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from etils import epath
+from jaxtyping import UInt32
 
 from pyratok_jax.data.sources.records import ClipRecord
 from pyratok_jax.data.sources.shards import ShardRecords
@@ -125,6 +127,12 @@ def _text_encoder(tokenizer: "TokenizerLike") -> str:
         return "unnamed"
 
 
+def flip_key(seed: int, clip: str, block: int) -> UInt32[np.ndarray, "2"]:
+    """Random key of a block's flips, which follow from the seed and its place alone."""
+    name = text_bytes(f"{seed}\0{block}\0{clip}")
+    return np.frombuffer(hashlib.sha256(name).digest()[:8], "<u4")
+
+
 def source_fingerprint(records: Sequence[ClipRecord]) -> str:
     """Hash of a source's list of clips, or of the names and sizes of its shards.
 
@@ -164,7 +172,7 @@ class ExportPlan:
             "source": self.source,
             "source_hash": self.source_hash,
             "clips": self.clips,
-            "options": dataclasses.asdict(self.options),
+            "options": self.options.to_dict(),
             "provenance": dataclasses.asdict(self.provenance),
         }
 

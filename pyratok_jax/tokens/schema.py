@@ -2,6 +2,9 @@
 
 A record is one block of a video: a window of its frames, or a tile of such a window. All keys are
 listed here; token arrays are little-endian uint16 for up to 16 bits, and uint32 above.
+
+Where bits were flipped during the export, what was read of every level lies beside its tokens,
+under the same keys with `read_` before them. Readers that do not know of it see the record without.
 """
 
 import math
@@ -34,6 +37,7 @@ TOKEN_SCHEMA = ExampleSchema(
 )  # fmt: skip
 CHECKSUM_KEY = "checksum"
 _STORED = replace(TOKEN_SCHEMA, integers=(*TOKEN_SCHEMA.integers, CHECKSUM_KEY))
+READ = "read_"  # Before the keys of levels, and of the checksum, of what was read.
 MAX_LEVELS = 64
 # (t, h, w) of every level, coarse to fine.
 Grids = tuple[tuple[int, int, int], ...]
@@ -91,6 +95,8 @@ class TokenRecord:
         bits, vocabulary: bits per token, and the number of valid ids.
         levels: number of levels.
         schema: version of this layout.
+        read: ids of every level as the finer ones saw them, bits of `tokens` flipped; () where
+            none were (`export_tokens --flip`).
     """
 
     tokens: tuple[np.ndarray, ...]
@@ -123,6 +129,7 @@ class TokenRecord:
     vocabulary: int
     levels: int
     schema: int = SCHEMA_VERSION
+    read: tuple[np.ndarray, ...] = ()
 
     @property
     def padding(self) -> Padding:
@@ -163,8 +170,14 @@ def checksum(record: TokenRecord) -> int:
     parts = [getattr(record, key).encode("utf-8", "replace") for key in TOKEN_SCHEMA.texts]
     parts += [struct.pack("<f", getattr(record, key)) for key in TOKEN_SCHEMA.floats]
     parts += [struct.pack("<q", getattr(record, key)) for key in TOKEN_SCHEMA.integers]
-    dtype = token_dtype(record.bits)
-    parts += [np.ascontiguousarray(level, dtype).tobytes() for level in record.tokens]
+    return _crc(parts + _level_bytes(record.tokens, record.bits))
+
+
+def _level_bytes(levels: Sequence[np.ndarray], bits: int) -> list[bytes]:
+    return [np.ascontiguousarray(level, token_dtype(bits)).tobytes() for level in levels]
+
+
+def _crc(parts: Sequence[bytes]) -> int:
     value = 0
     for part in parts:
         value = zlib.crc32(part, zlib.crc32(struct.pack("<q", len(part)), value))
@@ -179,21 +192,31 @@ def encode_record(record: TokenRecord, packed: bool = False) -> bytes:
         packed: entropy-code the tokens.
     """
     values = {key: getattr(record, key) for key in _FIELDS} | {CHECKSUM_KEY: checksum(record)}
+    arrays = _level_arrays("", record.tokens, record.bits, packed)
+    if record.read:
+        arrays |= _level_arrays(READ, record.read, record.bits, packed)
+        arrays[READ + CHECKSUM_KEY] = [_crc(_level_bytes(record.read, record.bits))]
+    return _STORED.encode(values, arrays)
+
+
+def _level_arrays(
+    prefix: str, levels: Sequence[np.ndarray], bits: int, packed: bool
+) -> dict[str, Sequence[bytes] | Sequence[int]]:
     arrays: dict[str, Sequence[bytes] | Sequence[int]] = {}
-    for number, level in enumerate(record.tokens, start=1):
+    for number, level in enumerate(levels, start=1):
         if packed:
-            arrays[f"packed_{number}"] = [pack(level, record.bits)]
-            arrays[f"grid_{number}"] = level.shape
-        elif record.bits <= 16:
+            arrays[f"{prefix}packed_{number}"] = [pack(level, bits)]
+            arrays[f"{prefix}grid_{number}"] = level.shape
+        elif bits <= 16:
             # As tfds.features.Tensor(shape=(None,) * 3, encoding="bytes") stores it.
-            data = np.ascontiguousarray(level, token_dtype(record.bits)).tobytes()
-            arrays[f"tokens_{number}/value"] = [data]
-            arrays[f"tokens_{number}/shape"] = level.shape
+            data = np.ascontiguousarray(level, token_dtype(bits)).tobytes()
+            arrays[f"{prefix}tokens_{number}/value"] = [data]
+            arrays[f"{prefix}tokens_{number}/shape"] = level.shape
         else:
             # TensorFlow decodes no raw uint32.
-            arrays[f"tokens_{number}"] = level.ravel().tolist()
-            arrays[f"grid_{number}"] = level.shape
-    return _STORED.encode(values, arrays)
+            arrays[f"{prefix}tokens_{number}"] = level.ravel().tolist()
+            arrays[f"{prefix}grid_{number}"] = level.shape
+    return arrays
 
 
 def decode_record(
@@ -231,7 +254,7 @@ def decode_record(
         tokens = tuple(_level(feature, n, values) for n in range(1, values["levels"] + 1))
         if not spooled:
             check_ids(tokens, values["vocabulary"])
-        record = TokenRecord(tokens=tokens, **values)
+        record = TokenRecord(tokens=tokens, **values, read=_read_levels(feature, values, tokens))
         stored = feature[CHECKSUM_KEY].int64_list.value[0]
     except (IndexError, KeyError, ValueError, OverflowError, AssertionError) as error:
         raise DamagedRecordError(where, f"a key is missing or malformed ({error})") from error
@@ -240,8 +263,30 @@ def decode_record(
     return record
 
 
-def decode_grids(data: bytes, where: str) -> tuple[Grids, int]:
-    """(t, h, w) of every level of a serialised record, and its vocabulary; no token is decoded.
+def _read_levels(
+    feature: Features, values: Mapping[str, Json], tokens: tuple[np.ndarray, ...]
+) -> tuple[np.ndarray, ...]:
+    """What was read of every level; () where nothing was flipped."""
+    if not _has_read(feature):
+        return ()
+    read = tuple(_level(feature, n, values, READ) for n in range(1, values["levels"] + 1))
+    check_ids(read, values["vocabulary"])
+    if [level.shape for level in read] != [level.shape for level in tokens]:
+        raise ValueError("the grids of what was read differ from those of the tokens")
+    if _crc(_level_bytes(read, values["bits"])) != feature[READ + CHECKSUM_KEY].int64_list.value[0]:
+        raise ValueError("the checksum of what was read is wrong")
+    return read
+
+
+def _has_read(feature: Features) -> bool:
+    # Any of them: one that is damaged must not make the others unseen.
+    return any(key.startswith(READ) for key in feature)
+
+
+def decode_grids(data: bytes, where: str) -> tuple[Grids, int, bool]:
+    """(t, h, w) of every level of a serialised record, its vocabulary, and whether it was flipped.
+
+    No token is decoded.
 
     Raises:
         DamagedRecordError: not a record of tokens.
@@ -259,7 +304,7 @@ def decode_grids(data: bytes, where: str) -> tuple[Grids, int]:
         grids = tuple((int(t), int(h), int(w)) for t, h, w in shapes)
     except (IndexError, ValueError) as error:
         raise DamagedRecordError(where, f"it is no record of tokens ({error})") from error
-    return grids, vocabulary
+    return grids, vocabulary, _has_read(feature)
 
 
 def _scalars(features: Features) -> dict[str, Json]:
@@ -269,57 +314,73 @@ def _scalars(features: Features) -> dict[str, Json]:
     return values
 
 
-def _level(feature: Features, number: int, values: Mapping[str, Json]) -> np.ndarray:
+def _level(
+    feature: Features, number: int, values: Mapping[str, Json], prefix: str = ""
+) -> np.ndarray:
     bits = values["bits"]
     dtype = token_dtype(bits)
-    raw = f"packed_{number}" not in feature and bits <= 16
-    name = f"tokens_{number}/shape" if raw else f"grid_{number}"
+    packed, tokens = f"{prefix}packed_{number}", f"{prefix}tokens_{number}"
+    raw = packed not in feature and bits <= 16
+    name = f"{tokens}/shape" if raw else f"{prefix}grid_{number}"
     grid = tuple(feature[name].int64_list.value)
     check_grid(grid, values)
-    if f"packed_{number}" in feature:
-        return unpack(feature[f"packed_{number}"].bytes_list.value[0], grid, bits)
+    if packed in feature:
+        return unpack(feature[packed].bytes_list.value[0], grid, bits)
     if raw:
-        data = feature[f"tokens_{number}/value"].bytes_list.value[0]
+        data = feature[f"{tokens}/value"].bytes_list.value[0]
         return np.frombuffer(data, dtype).reshape(grid)
-    return np.array(feature[f"tokens_{number}"].int64_list.value, dtype).reshape(grid)
+    return np.array(feature[tokens].int64_list.value, dtype).reshape(grid)
 
 
 def tfds_features(
-    bits: int, levels: int, packed: bool
+    bits: int, levels: int, packed: bool, flipped: bool = False
 ) -> dict[str, tfds.features.FeatureConnector]:
     """TFDS's feature connectors of such records, by key."""
-    features = _STORED.tfds_features()
-    for number in range(1, levels + 1):
+    features = _stored(flipped).tfds_features()
+    for prefix, number in _level_names(levels, flipped):
         if packed:
-            features[f"packed_{number}"] = tfds.features.Tensor(shape=(), dtype=np.object_)
+            features[f"{prefix}packed_{number}"] = tfds.features.Tensor(shape=(), dtype=np.object_)
         elif bits <= 16:
-            features[f"tokens_{number}"] = tfds.features.Tensor(
+            features[f"{prefix}tokens_{number}"] = tfds.features.Tensor(
                 shape=(None, None, None), dtype=np.uint16, encoding="bytes"
             )
         else:
-            features[f"tokens_{number}"] = tfds.features.Tensor(shape=(None,), dtype=np.uint32)
+            features[f"{prefix}tokens_{number}"] = tfds.features.Tensor(
+                shape=(None,), dtype=np.uint32
+            )
         if packed or bits > 16:
-            features[f"grid_{number}"] = tfds.features.Tensor(shape=(3,), dtype=np.int64)
+            features[f"{prefix}grid_{number}"] = tfds.features.Tensor(shape=(3,), dtype=np.int64)
     return features
 
 
-def feature_spec(bits: int, levels: int, packed: bool) -> dict[str, str]:
+def feature_spec(bits: int, levels: int, packed: bool, flipped: bool = False) -> dict[str, str]:
     """The feature spec for `tf.io.parse_single_example`, as source text by key."""
-    spec = _STORED.parsing_spec()
-    for number in range(1, levels + 1):
+    spec = _stored(flipped).parsing_spec()
+    for prefix, number in _level_names(levels, flipped):
         if packed:
-            spec[f"packed_{number}"] = "tf.io.FixedLenFeature([], tf.string)"
+            spec[f"{prefix}packed_{number}"] = "tf.io.FixedLenFeature([], tf.string)"
         elif bits <= 16:
-            spec[f"tokens_{number}/value"] = "tf.io.FixedLenFeature([], tf.string)"
-            spec[f"tokens_{number}/shape"] = "tf.io.FixedLenFeature([3], tf.int64)"
+            spec[f"{prefix}tokens_{number}/value"] = "tf.io.FixedLenFeature([], tf.string)"
+            spec[f"{prefix}tokens_{number}/shape"] = "tf.io.FixedLenFeature([3], tf.int64)"
         else:
-            spec[f"tokens_{number}"] = "tf.io.VarLenFeature(tf.int64)"
+            spec[f"{prefix}tokens_{number}"] = "tf.io.VarLenFeature(tf.int64)"
         if packed or bits > 16:
-            spec[f"grid_{number}"] = "tf.io.FixedLenFeature([3], tf.int64)"
+            spec[f"{prefix}grid_{number}"] = "tf.io.FixedLenFeature([3], tf.int64)"
     return spec
 
 
-_FIELDS = {field.name for field in fields(TokenRecord)} - {"tokens"}
+def _stored(flipped: bool) -> ExampleSchema:
+    more = (READ + CHECKSUM_KEY,) if flipped else ()
+    return replace(_STORED, integers=(*_STORED.integers, *more))
+
+
+def _level_names(levels: int, flipped: bool) -> list[tuple[str, int]]:
+    """(prefix, number) of the keys of all levels."""
+    prefixes = ("", READ) if flipped else ("",)
+    return [(prefix, number) for prefix in prefixes for number in range(1, levels + 1)]
+
+
+_FIELDS = {field.name for field in fields(TokenRecord)} - {"tokens", "read"}
 assert {*TOKEN_SCHEMA.texts, *TOKEN_SCHEMA.floats, *TOKEN_SCHEMA.integers} == _FIELDS
 
 

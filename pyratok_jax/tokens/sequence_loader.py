@@ -50,6 +50,8 @@ class TokenBatch:
         text_ids, text_mask: the captions through `tokenize`; None without it.
         text_embeddings: the captions through `embed`, with `text_mask`; None without it.
         classes: the captions' classes, -1 where there is no caption; None without `classes`.
+        read: as `sequences`, of what is read in their place where bits were flipped during the
+            export (`TokenRecord.read`); None where none were.
     """
 
     sequences: Int[np.ndarray, "b n"]
@@ -62,6 +64,7 @@ class TokenBatch:
     text_mask: Bool[np.ndarray, "b l"] | None = None
     text_embeddings: Float[np.ndarray, "b l d"] | None = None
     classes: Int[np.ndarray, " b"] | None = None
+    read: Int[np.ndarray, "b n"] | None = None
 
     @property
     def bucket(self) -> str:
@@ -73,7 +76,7 @@ class TokenBatch:
         """What a training step takes: the arrays, by name, and `has_text` (b,)."""
         named = {"sequences": self.sequences, "text_ids": self.text_ids,
                  "text_mask": self.text_mask, "text_embeddings": self.text_embeddings,
-                 "classes": self.classes}  # fmt: skip
+                 "classes": self.classes, "read": self.read}  # fmt: skip
         arrays = {key: value for key, value in named.items() if value is not None}
         return arrays | {"has_text": np.array([text is not None for text in self.captions])}
 
@@ -115,21 +118,24 @@ class GridIndex:
         records: of each set of grids, the numbers of its records, ascending.
         vocabulary: number of valid token ids, the same for all records.
         damaged: (where, reason) of records that are not read.
+        flipped: whether the records hold what was read (`TokenRecord.read`): all or none.
     """
 
     records: dict[Grids, Int[np.ndarray, " n"]]
     vocabulary: int
     damaged: tuple[tuple[str, str], ...] = ()
+    flipped: bool = False
 
 
 def index_grids(dataset: TokenDataset) -> GridIndex:
     """Read the grids of all records, without decoding their tokens.
 
     Raises:
-        UserError: no readable record, or records of different vocabularies.
+        UserError: no readable record, records of different vocabularies, or flipped ones among
+            others.
     """
 
-    def grids_of(number: int) -> tuple[Grids, int] | DamagedRecordError:
+    def grids_of(number: int) -> tuple[Grids, int, bool] | DamagedRecordError:
         try:
             return decode_grids(*dataset.read_bytes(number))
         except DamagedRecordError as error:
@@ -137,6 +143,7 @@ def index_grids(dataset: TokenDataset) -> GridIndex:
 
     numbers: dict[Grids, list[int]] = {}
     vocabularies: set[int] = set()
+    flipped: set[bool] = set()
     damaged = []
     with ThreadPoolExecutor(_SCAN_THREADS) as pool:
         for number, found in enumerate(pool.map(grids_of, range(len(dataset)))):
@@ -145,11 +152,16 @@ def index_grids(dataset: TokenDataset) -> GridIndex:
             else:
                 numbers.setdefault(found[0], []).append(number)
                 vocabularies.add(found[1])
+                flipped.add(found[2])
     if len(vocabularies) != 1:
         what = "different vocabularies" if vocabularies else "no readable record"
         raise UserError(f"{dataset.path} holds {what}; give a dataset of one tokenizer")
+    if len(flipped) != 1:
+        raise UserError(
+            f"{dataset.path} holds records with flipped bits (--flip) and others; give one export"
+        )
     records = {grids: np.array(numbers[grids], np.int64) for grids in sorted(numbers)}
-    return GridIndex(records, vocabularies.pop(), tuple(damaged))
+    return GridIndex(records, vocabularies.pop(), tuple(damaged), flipped.pop())
 
 
 class BatchSource:
@@ -192,8 +204,12 @@ class BatchSource:
         records = [record for record, _ in found if record is not None]
         if len(records) < len(places):
             return None, skipped
+        flipped = all(record.read for record in records)
         batch = TokenBatch(
             sequences=np.stack([flatten(r.tokens, self._vocabulary) for r in records]),
+            read=np.stack([flatten(r.read, self._vocabulary) for r in records])
+            if flipped
+            else None,
             grids=self.buckets[number].grids,
             vocabulary=self._vocabulary,
             captions=tuple(caption for _, caption in found),

@@ -139,6 +139,7 @@ def _add_totals(totals: dict[str, Json], record: TokenRecord, data: bytes, packe
 
 def _packed_bits(data: bytes) -> int:
     feature = parse_example(data)
+    # Not what was read, which decodes to no video.
     packed = (key for key in feature if key.startswith("packed_"))
     return sum(8 * len(feature[key].bytes_list.value[0]) for key in packed)
 

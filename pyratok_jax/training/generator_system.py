@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 from ml_collections import ConfigDict
 
 from pyratok_jax.errors import UserError
@@ -90,21 +90,34 @@ def _plain(value: Json) -> Json:
 def batch_loss(
     system: GeneratorSystem, batch: DeviceBatch, key: PRNGKeyArray, objective: PriorObjective
 ) -> LossAndTerms:
-    """Loss and terms of a batch: tokens `level_1`, ... (b, t, h, w), and what captions became."""
+    """Loss and terms of a batch.
+
+    Args:
+        system: with the prior.
+        batch: tokens `level_1`, ... (b, t, h, w), of flipped data `read_1`, ... of the same shapes,
+            and what the captions became.
+        key: of the step.
+        objective: settings of the loss.
+    """
     sizes = system.prior.config
-    levels = [batch[f"level_{number + 1}"] for number in range(sizes.levels)]
-    layout = layout_of([level.shape[1:] for level in levels], sizes)
-    rows = levels[0].shape[0]
-    ids = jnp.concatenate([level.reshape(rows, -1) for level in levels], axis=1)
+    grids = [batch[f"level_{number + 1}"].shape[1:] for number in range(sizes.levels)]
     return prior_loss(
         system.prior,
-        ids_to_bits(ids.astype(jnp.uint32), sizes.bits),
-        system.condition(batch, rows),
+        _codes(batch, "level", sizes),
+        system.condition(batch, batch["level_1"].shape[0]),
         key,
-        layout=layout,
+        layout=layout_of(grids, sizes),
         objective=objective,
         synthesize=system.synthesize,
+        read=_codes(batch, "read", sizes) if "read_1" in batch else None,
     )
+
+
+def _codes(batch: DeviceBatch, name: str, sizes: PriorConfig) -> Float[Array, "b n bits"]:
+    """The codes of all levels, one after another."""
+    levels = [batch[f"{name}_{number + 1}"] for number in range(sizes.levels)]
+    ids = jnp.concatenate([level.reshape(level.shape[0], -1) for level in levels], axis=1)
+    return ids_to_bits(ids.astype(jnp.uint32), sizes.bits)
 
 
 def layout_of(grids: list[tuple[int, ...]], sizes: PriorConfig) -> Layout:

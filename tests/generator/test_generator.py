@@ -20,6 +20,7 @@ from pyratok_jax.generator.loading import DESCRIPTION, read_description
 from pyratok_jax.tokenizer import Tokenizer
 from pyratok_jax.tokens.dataset import TokenDataset, read_all
 from pyratok_jax.tokens.decoding import Selection, decode_all
+from pyratok_jax.training import generator_system
 from pyratok_jax.training.loop.loop import train
 from pyratok_jax.training.tasks import generator as task_module
 from pyratok_jax.training.tasks.generator import GeneratorTask
@@ -95,6 +96,27 @@ def test_batches_are_the_records(tokens, patched):
         for number, level in enumerate(own.tokens, start=1):
             np.testing.assert_array_equal(batch.arrays[f"level_{number}"][row], level)
     assert batch.arrays["text_ids"].shape == (2, 4)
+
+
+def test_flipped_tokens_are_read_and_not_flipped_again(patched, tmp_path, monkeypatch):
+    read = tuple(np.full(grid, 63, "<u2") for grid in GRIDS)
+    flipped = write_tokens(tmp_path / "flipped", read=read)
+    task = GeneratorTask(config(flipped, "raster"))
+    loader = task.make_loader(lambda rows: (0, 1))
+    batch = jax.tree.map(jnp.asarray, next(loader).arrays)
+    loader.close()
+    assert [batch[f"read_{n}"].shape for n in (1, 2)] == [(2, *grid) for grid in GRIDS]
+    seen = {}
+    monkeypatch.setattr(generator_system, "prior_loss", lambda *a, **k: seen.update(k, codes=a[1]))
+    task.loss(task.system, batch, jax.random.key(0), None)
+    assert (seen["read"] == 1).all() and not (seen["codes"] == 1).all()
+    with pytest.raises(UserError, match="without --flip"):
+        task.heldout_loader(str(flipped), lambda rows: (0, 1))
+    made = config(flipped, "raster")
+    made.objective.flip = 0.1
+    with pytest.raises(UserError, match=r"objective\.flip is 0\.1.* set it to 0") as caught:
+        GeneratorTask(made)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.fixture(scope="module")

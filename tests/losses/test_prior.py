@@ -31,13 +31,16 @@ def test_every_token_counts_once_in_the_bound():
     assert (np.abs(counted.mean(0) - 1) < 5 * error).all()
     first = np.asarray(masked[:, LAYOUT.part == 0])
     np.testing.assert_allclose(share[:, 0], first.mean(1), rtol=1e-6)
-    masked, unknown, weight, _ = clip_masks(rows, jax.random.key(1), LAYOUT, 0.0)
+    masked, unknown, own, weight, _ = clip_masks(rows, jax.random.key(1), LAYOUT, 0.0)
     counted = np.asarray(jnp.where(masked, weight, 0.0))
     error = counted.std(0) / rows**0.5
     assert (np.abs(counted.mean(0) - 1) < 5 * error).all()
     asked = np.asarray(masked)
     level = np.where(asked.any(1), LAYOUT.level[asked.argmax(1)], -1)
     rows_asked = level >= 0
+    np.testing.assert_array_equal(
+        own[rows_asked], (LAYOUT.level[None] == level[:, None])[rows_asked]
+    )
     finer = LAYOUT.level[None] > level[:, None]
     assert np.asarray(unknown)[rows_asked][finer[rows_asked]].all()
     coarser = LAYOUT.level[None] < level[:, None]
@@ -45,7 +48,7 @@ def test_every_token_counts_once_in_the_bound():
 
 
 def test_tasks_leave_given_tokens_out():
-    masked, unknown, _, _ = clip_masks(2000, jax.random.key(1), LAYOUT, 1.0)
+    masked, unknown, *_ = clip_masks(2000, jax.random.key(1), LAYOUT, 1.0)
     assert not (masked & ~unknown).any()
     # Of interpolation and prediction, frame 0 is given.
     known = ~np.asarray(unknown)[:, LAYOUT.group == 0].any(1)

@@ -1,5 +1,6 @@
 """Records, their checksum, the entropy coder, and flat sequences."""
 
+import contextlib
 import dataclasses
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tensorflow_datasets.proto import tf_example_pb2
 
 from pyratok_jax.errors import UserError
 from pyratok_jax.metrics.code_usage import count_codes, usage
@@ -18,8 +20,11 @@ from pyratok_jax.tokens.schema import (
     SchemaError,
     TokenRecord,
     checksum,
+    decode_grids,
     decode_record,
     encode_record,
+    feature_spec,
+    tfds_features,
 )
 
 GRIDS = ((5, 2, 3), (2, 4, 6))
@@ -41,9 +46,9 @@ def record(bits=16, **changes):
 
 def same(a, b):
     for field in dataclasses.fields(a):
-        if field.name != "tokens":
+        if field.name not in ("tokens", "read"):
             assert getattr(a, field.name) == getattr(b, field.name), field.name
-    for x, y in zip(a.tokens, b.tokens, strict=True):
+    for x, y in zip((*a.tokens, *a.read), (*b.tokens, *b.read), strict=True):
         assert x.dtype == y.dtype
         np.testing.assert_array_equal(x, y)
 
@@ -80,6 +85,39 @@ def test_every_damaged_byte_is_noticed():
             assert error.where == "shard#3" and error.reason
         except SchemaError:
             pass
+        data[place] ^= 4
+
+
+@pytest.mark.parametrize("bits", [6, 17])
+@pytest.mark.parametrize("packed", [False, True])
+def test_what_was_read_lies_beside_the_tokens(bits, packed):
+    plain = record(bits)
+    r = dataclasses.replace(plain, read=tuple(level ^ 1 for level in plain.tokens))
+    data = encode_record(r, packed)
+    found = decode_record(data, "x")
+    for level, expected in zip((*found.tokens, *found.read), (*r.tokens, *r.read), strict=True):
+        assert level.dtype == expected.dtype
+        np.testing.assert_array_equal(level, expected)
+    assert decode_grids(data, "x") == (GRIDS, 2**bits, True)
+    assert decode_grids(encode_record(plain, packed), "x") == (GRIDS, 2**bits, False)
+    spec = feature_spec(bits, 2, packed, flipped=True)
+    example = tf_example_pb2.Example.FromString(data)
+    assert set(example.features.feature) == set(spec)
+    assert {key.split("/")[0] for key in spec} == set(tfds_features(bits, 2, packed, flipped=True))
+    # Whoever does not know the keys sees the record without them, to the byte.
+    for key in [key for key in example.features.feature if key.startswith("read_")]:
+        del example.features.feature[key]
+    assert example.SerializeToString(deterministic=True) == encode_record(plain, packed)
+
+
+def test_every_damaged_byte_of_what_was_read_is_noticed():
+    r = record()
+    r = dataclasses.replace(r, read=tuple(level ^ 1 for level in r.tokens))
+    data = bytearray(encode_record(r))
+    for place in range(len(data)):
+        data[place] ^= 4
+        with contextlib.suppress(DamagedRecordError, SchemaError):
+            same(decode_record(bytes(data), "shard#3"), r)
         data[place] ^= 4
 
 

@@ -207,3 +207,23 @@ def test_the_source_can_be_sent_to_another_process(folder):
     loader = make_sequence_loader(folder, seed=0, batch_size=4)
     source = pickle.loads(pickle.dumps(loader._source))
     same(source[3][0], loader._source[3][0])
+
+
+def test_what_was_read_comes_beside_the_sequences(tmp_path):
+    plain = [record(number) for number in range(6)]
+    flipped = [dataclasses.replace(r, read=tuple(x ^ 1 for x in r.tokens)) for r in plain]
+    folder = write(tmp_path / "flipped", flipped)
+    records = {r.id: r for r in TokenDataset(folder)}
+    (batch,) = take(make_sequence_loader(folder, seed=0, batch_size=2), 1)
+    (same_batch,) = take(
+        make_sequence_loader(write(tmp_path / "plain", plain), seed=0, batch_size=2), 1
+    )
+    same(batch, same_batch)
+    assert same_batch.read is None and "read" not in same_batch.arrays
+    for row, name in enumerate(batch.ids):
+        expected = flatten(records[name].read, VOCABULARY)
+        np.testing.assert_array_equal(batch.arrays["read"][row], expected)
+        assert (batch.read[row] != batch.sequences[row]).any()
+    mixed = write(tmp_path / "mixed", [*plain[:3], *flipped[3:]])
+    with pytest.raises(UserError, match=r"flipped bits .* and others; give one export"):
+        make_sequence_loader(mixed, seed=0, batch_size=2)

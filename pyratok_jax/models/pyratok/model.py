@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt32
 
 from pyratok_jax.models import video_vae
 from pyratok_jax.models.pyratok.config import PyraTokConfig
+from pyratok_jax.models.pyratok.flips import Flips
 from pyratok_jax.models.pyratok.lfq import bits_to_ids, ids_to_bits
 from pyratok_jax.models.pyratok.quantizers.base import Level, build_quantizer
 from pyratok_jax.models.pyratok.quantizers.lapq import LaPQ
@@ -86,6 +87,7 @@ class PyraTok(nnx.Module):
         video: Float[Array, "b t h w 3"],
         text: TextCondition | None = None,
         key: PRNGKeyArray | None = None,
+        flips: Flips | None = None,
     ) -> PyraTokOutput:
         """All levels of a clip.
 
@@ -94,11 +96,12 @@ class PyraTok(nnx.Module):
                 `config.spatial_multiple`.
             text: captions; None, or a row whose mask is all False, means "no caption".
             key: of the levels' residual dropout; None, outside of training, drops nothing.
+            flips: bits that are flipped between levels (`quantizers.base.Inputs`).
         """
         posterior = video_vae.encode(self.vae, video)
         target = self.vae.normalize(posterior.mean.astype(jnp.float32))
         with jax.named_scope("levels"):
-            levels, latent = self.quantize(posterior.stages, target, text, key=key)
+            levels, latent = self.quantize(posterior.stages, target, text, key=key, flips=flips)
         return PyraTokOutput(
             levels, latent, target, posterior.mean, posterior.logvar, tuple(posterior.stages)
         )
@@ -110,13 +113,15 @@ class PyraTok(nnx.Module):
         text: TextCondition | None,
         cache: StreamCache | None = None,
         key: PRNGKeyArray | None = None,
+        flips: Flips | None = None,
     ) -> tuple[tuple[Level, ...], Float[Array, "b t h w z"]]:
         """Levels of encoder features, and the latent that their codes synthesise.
 
-        With a cache: those of one chunk of a clip (see `tokenize_next`). `key`: see `encode`.
+        With a cache: those of one chunk of a clip (see `tokenize_next`). `key` and `flips` as for
+        `encode`.
         """
         text = self.condition(text, target.shape[0])
-        return self.quantizer(stages, target, text, cache, key)
+        return self.quantizer(stages, target, text, cache, key, flips)
 
     def condition(self, text: TextCondition | None, batch: int) -> TextCondition | None:
         """The text that the levels attend to: the learned null embedding where there is none."""
@@ -160,6 +165,18 @@ class PyraTok(nnx.Module):
     ) -> tuple[UInt32[Array, "b _t _h _w"], ...]:
         """Token ids of every level."""
         return tuple(bits_to_ids(level.q) for level in self.encode(video, text).levels)
+
+    def tokenize_flipped(
+        self, video: Float[Array, "b t h w 3"], text: TextCondition | None, flips: Flips
+    ) -> tuple[tuple[UInt32[Array, "b _t _h _w"], ...], tuple[UInt32[Array, "b _t _h _w"], ...]]:
+        """Token ids of every level given the flipped coarser ones, and all levels as flipped.
+
+        Raises:
+            ValueError: levels that do not see one another (`Quantizer.requantizes`).
+        """
+        levels = self.encode(video, text, flips=flips).levels
+        read = tuple(bits_to_ids(level.read) for level in levels if level.read is not None)
+        return tuple(bits_to_ids(level.q) for level in levels), read
 
     def detokenize(self, ids: tuple[UInt32[Array, "b _t _h _w"], ...]) -> Float[Array, "b T H W 3"]:
         """Video of token ids, clamped to [-1, 1].

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import Array, Int, PRNGKeyArray
 from ml_collections import ConfigDict
 
 from pyratok_jax.checkpoints.pretrained import load_language
@@ -30,7 +30,7 @@ from pyratok_jax.models.prior.config import Sampling
 from pyratok_jax.models.prior.model import Prior
 from pyratok_jax.tokenizer import Tokenizer, load_tokenizer
 from pyratok_jax.tokens.dataset import TokenDataset
-from pyratok_jax.tokens.schema import DamagedRecordError
+from pyratok_jax.tokens.schema import DamagedRecordError, Grids
 from pyratok_jax.tokens.sequence_loader import Reading, SequenceLoader, make_sequence_loader
 from pyratok_jax.training.generator_system import (
     GeneratorSystem,
@@ -58,16 +58,23 @@ class TokenBatches(StreamLoader):
         self._sequences, self._names = sequences, names
 
     def __next__(self) -> Batch:
-        """The next batch: `level_1`, ... int32 (b, t, h, w)."""
-        read = next(self._sequences)
-        arrays, start = {}, 1
-        for number, grid in enumerate(read.grids, start=1):
-            count = int(np.prod(grid))
-            ids = read.sequences[:, start : start + count]
-            arrays[f"level_{number}"] = ids.astype(np.int32).reshape(-1, *grid)
-            start += count + 1  # Each level is preceded by a mark.
-        arrays |= {name: read.arrays[name] for name in self._names}
-        return Batch(arrays, read.rows, read.bucket)
+        """The next batch: `level_1`, ... int32 (b, t, h, w); of flipped data also `read_1`, ..."""
+        batch = next(self._sequences)
+        arrays = _by_level("level", batch.sequences, batch.grids)
+        if batch.read is not None:
+            arrays |= _by_level("read", batch.read, batch.grids)
+        arrays |= {name: batch.arrays[name] for name in self._names}
+        return Batch(arrays, batch.rows, batch.bucket)
+
+
+def _by_level(name: str, sequences: Int[np.ndarray, "b n"], grids: Grids) -> dict[str, np.ndarray]:
+    arrays, start = {}, 1
+    for number, grid in enumerate(grids, start=1):
+        count = int(np.prod(grid))
+        ids = sequences[:, start : start + count]
+        arrays[f"{name}_{number}"] = ids.astype(np.int32).reshape(-1, *grid)
+        start += count + 1  # Each level is preceded by a mark.
+    return arrays
 
 
 class GeneratorTask:
@@ -100,6 +107,11 @@ class GeneratorTask:
             self.sampling = Sampling.from_dict(config.sampling.to_dict())
         except (TypeError, ValueError) as error:
             raise UserError(f"config: {error}") from error
+        if self.objective.flip and self.dataset[0].read:
+            raise UserError(
+                f"config.objective.flip is {self.objective.flip}, and bits of {config.tokens.path} "
+                "were flipped already (export_tokens --flip); set it to 0"
+            )
         quantizer = self.tokenizer.model.quantizer if self.sizes.order == "blocks" else None
         if quantizer is not None and not quantizer.streams:
             raise UserError(
@@ -171,10 +183,12 @@ class GeneratorTask:
         """The batches of another dataset, captions never left out.
 
         Raises:
-            UserError: no such dataset, or one of another tokenizer.
+            UserError: no such dataset, one of another tokenizer, or one with flipped bits.
         """
         dataset = TokenDataset(path)
         check_tokens(dataset, self.tokenizer)
+        if dataset[0].read:
+            raise UserError(f"{path}: held-out tokens are exported without --flip")
         return self._loader(dataset, share_of, 0.0)
 
     def _loader(self, dataset: TokenDataset, share_of: ShareOf, drop: float) -> TokenBatches:

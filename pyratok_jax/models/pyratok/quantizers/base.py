@@ -16,6 +16,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from pyratok_jax.models.pyratok.flips import Flips
 from pyratok_jax.models.pyratok.inputs import InputsByLevel
 from pyratok_jax.models.pyratok.quantizers.registry import quantizer_kind
 from pyratok_jax.nn.settings import Stride
@@ -42,12 +43,14 @@ class Level(NamedTuple):
         q: codes, exactly -1 or +1, with straight-through gradient.
         text_logits: bit logits predicted from the text alone (alignment term 4), same shape.
         vectors: the chosen vectors of a codebook, shaped as `z`; None for lookup-free levels.
+        read: `q` with bits flipped, as later levels saw it; None where none were flipped.
     """
 
     z: Float[Array, "b t h w bits"]
     q: Float[Array, "b t h w bits"]
     text_logits: Float[Array, "b t h w bits"]
     vectors: Float[Array, "b t h w d"] | None = None
+    read: Float[Array, "b t h w bits"] | None = None
 
 
 Quantized = tuple[tuple[Level, ...], Latent]
@@ -62,6 +65,8 @@ class Inputs(NamedTuple):
         text: captions; None switches text guidance off.
         cache: state of a clip that is quantised in chunks (only if `Quantizer.streams`).
         key: of what is dropped at random in training; None drops nothing.
+        flips: bits of each level's codes that are flipped before later levels see them (only if
+            `Quantizer.requantizes`); the latent is then that of the flipped codes.
     """
 
     stages: Stages
@@ -69,6 +74,7 @@ class Inputs(NamedTuple):
     text: Text
     cache: Cache = None
     key: Key = None
+    flips: Flips | None = None
 
 
 class FitData(NamedTuple):
@@ -178,11 +184,31 @@ class Quantizer(nnx.Module, abc.ABC):
     builds_up: ClassVar[bool] = False
     level_parts: ClassVar[tuple[str, ...]] = ()
 
+    @property
+    def requantizes(self) -> bool:
+        """Whether later levels correct what flipped bits of earlier ones spoil (`Inputs.flips`)."""
+        return False
+
     def __call__(
-        self, stages: Stages, target: Latent, text: Text, cache: Cache = None, key: Key = None
+        self,
+        stages: Stages,
+        target: Latent,
+        text: Text,
+        cache: Cache = None,
+        key: Key = None,
+        flips: Flips | None = None,
     ) -> Quantized:
-        """`quantize` of these `Inputs`."""
-        return self.quantize(Inputs(stages, target, text, cache, key))
+        """`quantize` of these `Inputs`.
+
+        Raises:
+            ValueError: bits are to be flipped where levels do not see one another, or in chunks of
+                a clip, whose place in the whole of it is not known.
+        """
+        if flips is not None and not self.requantizes:
+            raise ValueError(f"{type(self).__name__}: no level sees the codes of an earlier one")
+        if flips is not None and cache is not None:
+            raise ValueError("bits are flipped in whole clips alone, not in chunks of one")
+        return self.quantize(Inputs(stages, target, text, cache, key, flips))
 
     @abc.abstractmethod
     def quantize(self, inputs: Inputs) -> Quantized:

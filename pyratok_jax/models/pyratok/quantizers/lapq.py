@@ -4,10 +4,12 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from pyratok_jax.models.pyratok.flips import flipped_level
 from pyratok_jax.models.pyratok.lapq import LaPQBlock, LevelSizes
 from pyratok_jax.models.pyratok.quantizers import base
 from pyratok_jax.models.pyratok.quantizers.lapq_fitting import KeptLevel, LevelMaps, fit_levels
@@ -90,21 +92,36 @@ class LaPQ(base.Quantizer):
             for level in config.levels
         )
 
+    @property
+    def requantizes(self) -> bool:
+        """Whether a later level sees what earlier ones left, or their codes."""
+        later = [level.inputs for level in self.config.levels[1:]]
+        return any(seen.residual != "none" or seen.previous for seen in later)
+
     def quantize(self, inputs: base.Inputs) -> base.Quantized:
         """As `Quantizer.quantize`."""
-        stages, target, text, cache, key = inputs
+        stages, target, text, cache, key, flips = inputs
         levels: list[base.Level] = []
-        latent = jnp.zeros_like(target)
+        latent, previous = jnp.zeros_like(target), None
         parts = zip(self.stages, self.blocks, self.synthesis, strict=True)
         for number, (stage, block, synthesis) in enumerate(parts):
             residual = target - jax.lax.stop_gradient(latent)
-            previous = levels[-1].q if levels else None
             keep = self._keep(number, target.shape[0], key)
             feature = (*stages, target)[stage - 1]
             level = block(feature, residual, previous, text, cache, keep)
-            latent = latent + synthesis(level.q, cache).astype(latent.dtype)
+            previous = level.q
+            if flips is not None:
+                frames = self._latent_frames(number, previous.shape[1])
+                previous = flipped_level(previous, flips, number, frames, target.shape[1])
+                level = level._replace(read=previous)
+            latent = latent + synthesis(previous, cache).astype(latent.dtype)
             levels.append(level)
         return tuple(levels), latent
+
+    def _latent_frames(self, level: int, frames: int) -> Int[np.ndarray, " t"]:
+        """The latent frame that each of a level's token frames lies in."""
+        sizes = self.config.levels[level]
+        return -(-np.arange(frames) * sizes.stride[0] // sizes.latent_stride[0])
 
     def _keep(self, level: int, batch: int, key: base.Key) -> Bool[Array, "b"] | None:
         """Clips whose residual a level sees; None: all."""
