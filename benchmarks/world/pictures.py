@@ -1,0 +1,81 @@
+"""The pictures of the README: a held-out clip and what its tokens hold, and films from text.
+
+    python -m benchmarks.world.pictures --checkpoint runs/demo --samples samples --output docs
+
+`overview.png`: a frame of a held-out real scene, the same decoded from its tokens, the tokens of
+each level in colours. `generated.webp`: films of an output folder of `generate` with their prompts.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+import pyratok_jax as pt
+from pyratok_jax.data.config import data_config
+from pyratok_jax.data.heldout import heldout_clips
+from pyratok_jax.data.video.files import iter_frames
+from pyratok_jax.evaluation.vision.drawing import tiled, titled
+from pyratok_jax.models.pyratok.lfq import ids_to_bits
+from pyratok_jax.reports.pictures import token_maps
+
+WHITE = (255, 255, 255)
+
+
+def larger(frames: UInt8[np.ndarray, "t h w 3"], times: int) -> UInt8[np.ndarray, "t H W 3"]:
+    """Every pixel as a square of `times` pixels."""
+    return frames.repeat(times, axis=1).repeat(times, axis=2)
+
+
+def overview(checkpoint: str, scene: int, frame: int) -> Image.Image:
+    """One frame of a held-out scene: input, decoded, and the tokens of each level."""
+    tokenizer = pt.load_tokenizer(checkpoint)
+    data = data_config(heldout=("builtin:demo-heldout",))
+    clip = heldout_clips(data, ("17x96x96",), scene + 1)[scene]
+    tokens = tokenizer.encode(clip.video, clip.caption)
+    rebuilt = tokenizer.decode(tokens)
+    codes = [np.asarray(ids_to_bits(jnp.asarray(ids), tokenizer.config.bits)) for ids in tokens.ids]
+    maps = token_maps(codes, *clip.video.shape[:3])
+    columns = {"input": clip.video, "from the tokens": rebuilt}
+    columns |= {f"level {n}": one for n, one in enumerate(maps, start=1)}
+    panels = [titled(larger(np.asarray(one[frame : frame + 1]), 2), {name: WHITE})
+              for name, one in columns.items()]  # fmt: skip
+    return Image.fromarray(tiled(panels, len(panels))[0])
+
+
+def films(samples: Path, columns: int) -> list[Image.Image]:
+    """The films of a folder of `generate`, tiled, a picture per frame."""
+    rows = [json.loads(line) for line in (samples / "samples.jsonl").read_text().splitlines()]
+    panels = []
+    for row in rows:
+        frames = np.stack(list(iter_frames(samples / row["file"])))
+        panels.append(titled(larger(frames, 2), {row["prompt"][:24]: WHITE}))
+    return [Image.fromarray(frame) for frame in tiled(panels, columns)]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Draw what is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--checkpoint", help="of the demo, for overview.png")
+    parser.add_argument("--scene", type=int, default=0, help="held-out scene of the overview")
+    parser.add_argument("--frame", type=int, default=8, help="its frame")
+    parser.add_argument("--samples", type=Path, help="folder of generate, for generated.webp")
+    parser.add_argument("--columns", type=int, default=4)
+    parser.add_argument("--output", type=Path, required=True)
+    arguments = parser.parse_args(argv)
+    if arguments.checkpoint:
+        picture = overview(arguments.checkpoint, arguments.scene, arguments.frame)
+        picture.save(arguments.output / "overview.png")
+    if arguments.samples:
+        first, *rest = films(arguments.samples, arguments.columns)
+        first.save(arguments.output / "generated.webp", save_all=True, append_images=rest,
+                   duration=150, loop=0, quality=80, method=6)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
