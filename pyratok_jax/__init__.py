@@ -10,8 +10,9 @@ Public names are imported when they are first used: importing the package loads 
 TensorFlow. See docs/api.md.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from pyratok_jax.lazy import lazy_names
 
 if TYPE_CHECKING:
     from pyratok_jax.generator import Generator as Generator
@@ -44,12 +45,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _PUBLIC:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_PUBLIC[name]), name)
-    globals()[name] = value
-    return value
+__getattr__ = lazy_names(__name__, _PUBLIC)
 
 
 def __dir__() -> list[str]:

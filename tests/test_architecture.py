@@ -42,9 +42,12 @@ def imports(source: str) -> Iterator[tuple[int, str]]:
 
 
 def layer(name: str) -> int:
-    """Place of a module of the package in the order; the package's root itself is at the bottom."""
+    """Place of a module of the package in the order.
+
+    The package's root, and what imports its names when they are first used, are at the bottom.
+    """
     parts = name.split(".")
-    if len(parts) == 1 or parts[1].startswith("__"):
+    if len(parts) == 1 or parts[1].startswith("__") or parts[1] == "lazy":
         return -1
     return LAYERS.index(parts[1]) if parts[1] in LAYERS else len(LAYERS)
 

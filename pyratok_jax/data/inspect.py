@@ -27,17 +27,12 @@ _TILE, _TEXT = 224, 54
 Summary = dict[str, Json]
 
 
-_WHAT = (
-    "Counts, resolutions, durations, caption lengths, buckets and broken files of "
-    "a source, and a contact sheet as PNG and HTML."
-)
-
-
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = command_parser(
         "pyratok_jax.data.inspect",
-        _WHAT,
+        "Counts, resolutions, durations, caption lengths, buckets and broken files of "
+        "a source, and a contact sheet as PNG and HTML.",
         examples=["my_videos --output inspection", "videos.csv --buckets 17x256x256"],
     )
     p.add_argument("source", help="folder, manifest, shards, tfds:NAME:SPLIT or builtin:demo")

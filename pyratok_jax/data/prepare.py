@@ -22,17 +22,12 @@ if TYPE_CHECKING:
 EXTRA = "beam"  # The optional dependencies in pyproject.toml that bring Apache Beam.
 
 
-_WHAT = (
-    "Decode, cut, filter and bucket raw videos, and write them as TFDS shards. "
-    "A run that was interrupted resumes where it stopped. Further --options go to Beam."
-)
-
-
 def parser() -> argparse.ArgumentParser:
     """The command line; arguments that it does not know are handed to Beam."""
     p = command_parser(
         "pyratok_jax.data.prepare",
-        _WHAT,
+        "Decode, cut, filter and bucket raw videos, and write them as TFDS shards. "
+        "A run that was interrupted resumes where it stopped. Further --options go to Beam.",
         examples=["--input videos.csv --output prepared --height 720"],
     )
     d = PrepareOptions()

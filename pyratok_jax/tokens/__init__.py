@@ -8,8 +8,9 @@ Using these loads neither the models nor TensorFlow. They are imported when they
 that commands of this package answer --help at once.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from pyratok_jax.lazy import lazy_names
 
 if TYPE_CHECKING:
     from pyratok_jax.tokens.dataset import SequenceSource as SequenceSource
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from pyratok_jax.tokens.schema import SCHEMA_VERSION as SCHEMA_VERSION
     from pyratok_jax.tokens.schema import DamagedRecordError as DamagedRecordError
     from pyratok_jax.tokens.schema import TokenRecord as TokenRecord
-
-_OF_SCHEMA = ("SCHEMA_VERSION", "DamagedRecordError", "TokenRecord")
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -41,10 +40,8 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = "schema" if name in _OF_SCHEMA else "dataset"
-    value = getattr(importlib.import_module(f"{__name__}.{module}"), name)
-    globals()[name] = value
-    return value
+_OF_SCHEMA = ("SCHEMA_VERSION", "DamagedRecordError", "TokenRecord")
+__getattr__ = lazy_names(
+    __name__,
+    {name: f"{__name__}.{'schema' if name in _OF_SCHEMA else 'dataset'}" for name in __all__},
+)

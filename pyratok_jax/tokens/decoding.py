@@ -152,7 +152,7 @@ def decode_all(
         UserError: see `check_origin`.
     """
     outcome = Outcome()
-    records = _good(items, tokenizer, selection, force, outcome)
+    records = _good(outcome, items, force, selection, tokenizer)
     video: _Video | None = None
     refused: str | None = None
     try:
@@ -187,11 +187,11 @@ def decode_all(
 
 
 def _good(
-    items: Iterable[TokenRecord | DamagedRecordError],
-    tokenizer: TokenizerLike,
-    selection: Selection,
-    force: bool,
     outcome: Outcome,
+    items: Iterable[TokenRecord | DamagedRecordError],
+    force: bool,
+    selection: Selection,
+    tokenizer: TokenizerLike,
 ) -> Iterator[TokenRecord]:
     fitting, foreign = 0, list[UserError]()
     for item in items:

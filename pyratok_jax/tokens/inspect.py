@@ -17,17 +17,12 @@ if TYPE_CHECKING:
     from pyratok_jax.tokens.inspection import Summary
 
 
-_WHAT = (
-    "Totals, use of the codes, n-gram entropy and sample pictures of a dataset of "
-    "tokens, as HTML, PNG and JSON."
-)
-
-
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = command_parser(
         "pyratok_jax.tokens.inspect",
-        _WHAT,
+        "Totals, use of the codes, n-gram entropy and sample pictures of a dataset of "
+        "tokens, as HTML, PNG and JSON.",
         examples=["tokens --checkpoint runs/demo --output inspection"],
     )
     p.add_argument("input", help="folder of a dataset, or a shard")

@@ -34,20 +34,20 @@ class AbstractGenerator(NamedTuple):
     """Shapes of a prior's training.
 
     Attributes:
-        state: parameters, optimizer and counters.
-        frozen: arrays that training does not change, by name.
-        step: to be traced or compiled.
-        partition: of the abstract system.
         system: the abstract system itself; its quantiser is there for the order "blocks" alone.
         length: tokens of a caption.
+        state: parameters, optimizer and counters.
+        step: to be traced or compiled.
+        frozen: arrays that training does not change, by name.
+        partition: of the system.
     """
 
-    state: TrainState
-    frozen: dict[str, jax.ShapeDtypeStruct]
-    step: Step
-    partition: Partition[GeneratorSystem]
     system: GeneratorSystem
     length: int
+    state: TrainState
+    step: Step
+    frozen: dict[str, jax.ShapeDtypeStruct]
+    partition: Partition[GeneratorSystem]
 
     def layout(self, bucket: Bucket) -> Layout:
         """The tokens of a clip.
@@ -106,7 +106,7 @@ def abstract_generator(config: ConfigDict, tokenizer: ConfigDict) -> AbstractGen
     )
     frozen = cast(dict[str, jax.ShapeDtypeStruct], partition.frozen)
     length = config.conditioning.length or tokenizer.language.length
-    return AbstractGenerator(state, frozen, step, partition, system, length)
+    return AbstractGenerator(system, length, state, step, frozen, partition)
 
 
 def abstract_tokens(
