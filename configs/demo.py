@@ -45,9 +45,9 @@ def get_config(argument: str = "") -> ConfigDict:
         known = ", ".join((WORLD, *PRESETS, "smoke"))
         raise ValueError(f"demo.py:{argument}: expected one of {known}")
     config = tokenizer_training_config(
-        steps=4 if smoke else 60 if preset == WORLD else 100,
+        steps=4 if smoke else 40 if preset == WORLD else 100,
         batch_size=2,
-        checkpoint={"every": 50, "keep": 2, "keep_every": 0},
+        checkpoint={"every": 20, "keep": 2, "keep_every": 0},
         log_every=5,
         dtype="float32",
     )
@@ -100,7 +100,7 @@ def get_config(argument: str = "") -> ConfigDict:
 def _start_from_world(config: ConfigDict) -> None:
     """Levels that name things already, trained on real scenes and the world together."""
     config.init_from, config.init_levels = "builtin:world", 1
-    config.calibration.refine_steps = 400
+    config.calibration.refine_steps = 300
     config.data.sources, config.data.weights = ("builtin:demo", "builtin:world"), (0.85, 0.15)
     config.language.layers = 6  # Of the head that the shipped tokenizer has.
     # A level that sees the caption can copy it into its codes; most must learn from the video.
