@@ -68,6 +68,8 @@ MARKS: dict[str, tuple[str, ...]] = {
         "models/wan_vae/test_parity.py",
         "models/wan_vae/test_streaming.py",
         "test_reconstruct.py",
+        "tokenizer/test_world_tokenizer.py",
+        "evaluation/test_language_check.py",
         "tokens/test_exact.py",
         "tokens/test_export.py",
         "training/tasks/test_ablations.py",

@@ -14,6 +14,7 @@ from pyratok_jax.data.padding import ClipSizes, Padding
 from pyratok_jax.errors import UserError
 from pyratok_jax.models.language.model import TextEncoder
 from pyratok_jax.models.pyratok.config import PyraTokConfig
+from pyratok_jax.models.pyratok.flips import Flips
 from pyratok_jax.nn.text_attention import TextCondition
 
 Captions = str | Sequence[str | None] | TextCondition | None
@@ -157,18 +158,13 @@ class ClipTokenizer(abc.ABC):
         raise UserError("--flip: this tokenizer does not quantise again after flips")
 
     def encode_flipped(
-        self,
-        video: UInt8[np.ndarray, "b t h w 3"],
-        captions: Captions,
-        keys: UInt32[np.ndarray, "b 2"],
-        rate: float,
+        self, video: UInt8[np.ndarray, "b t h w 3"], captions: Captions, flips: Flips
     ) -> tuple[Ids, Ids]:
         """Token ids of a padded batch while bits are flipped between the levels.
 
         Args:
             video, captions: as for `encode_padded`.
-            keys: random key of each clip, which decides its flips whatever else is in the batch.
-            rate: largest share of bits, 0 .. 1 (`models.pyratok.flips`).
+            flips: of each clip, whatever else is in the batch.
 
         Returns:
             ids of every level given the flipped coarser ones, and all levels as flipped.

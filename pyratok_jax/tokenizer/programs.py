@@ -48,7 +48,8 @@ def _tokenize_flipped_step(
     graph: nnx.GraphDef,
 ) -> Callable[[State, Array, Text, Flips], tuple[Ids, Ids]]:
     def tokenize_flipped(state: State, video: Array, text: Text, flips: Flips) -> tuple[Ids, Ids]:
-        return nnx.merge(graph, state).tokenize_flipped(to_model_range(video), text, flips)
+        model = nnx.merge(graph, state)
+        return model.tokenize_flipped(to_model_range(video), text, flips)
 
     return tokenize_flipped
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, PyTree, UInt8, UInt32
+from jaxtyping import Array, PyTree, UInt8
 
 from pyratok_jax.data.captions import CaptionTokenizer
 from pyratok_jax.data.padding import Padding
@@ -159,17 +159,13 @@ class Tokenizer(ClipTokenizer):
             )
 
     def encode_flipped(
-        self,
-        video: UInt8[np.ndarray, "b t h w 3"],
-        captions: Captions,
-        keys: UInt32[np.ndarray, "b 2"],
-        rate: float,
+        self, video: UInt8[np.ndarray, "b t h w 3"], captions: Captions, flips: Flips
     ) -> tuple[Ids, Ids]:
         """See `ClipTokenizer.encode_flipped`."""
         self._check_height(video.shape[2])
-        flips = Flips(jnp.asarray(keys), jnp.float32(rate))
+        asked = Flips(jnp.asarray(flips.keys), jnp.float32(flips.rate))
         text = self._text(captions, len(video))
-        found = self._programs.tokenize_flipped(jnp.asarray(video), text, flips)
+        found = self._programs.tokenize_flipped(jnp.asarray(video), text, asked)
         ids, read = (tuple(np.asarray(level) for level in levels) for levels in found)
         return ids, read
 

@@ -286,10 +286,12 @@ class Encoding:
         o = self._options
         if not o.flip:
             return self._tokenizer.encode_padded(video, captions), ()
+        from pyratok_jax.models.pyratok.flips import Flips
+
         keys = np.zeros((len(video), 2), np.uint32)
         for row, block in enumerate(batch):
             keys[row] = flip_key(o.flip_seed, block.record.id, block.block.number)
-        return self._tokenizer.encode_flipped(video, captions, keys, o.flip)
+        return self._tokenizer.encode_flipped(video, captions, Flips(keys, o.flip))
 
 
 def token_record(

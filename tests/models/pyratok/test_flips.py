@@ -131,11 +131,11 @@ def test_the_tokenizer_hands_on_targets_and_what_was_read():
     video = np.random.default_rng(0).integers(0, 255, (2, 5, 32, 32, 3), np.uint8)
     words = ["a dog", None]
     plain = tokenizer.encode_padded(video, words)
-    ids, read = tokenizer.encode_flipped(video, words, flips().keys[:2], 0.0)
+    ids, read = tokenizer.encode_flipped(video, words, Flips(flips().keys[:2], 0.0))
     for found in (ids, read):
         for level, expected in zip(found, plain, strict=True):
             np.testing.assert_array_equal(level, expected)
-    ids, read = tokenizer.encode_flipped(video, words, flips().keys[:2], 1.0)
+    ids, read = tokenizer.encode_flipped(video, words, Flips(flips().keys[:2], 1.0))
     np.testing.assert_array_equal(ids[0], plain[0])
     assert all((a != b).any() for a, b in zip(ids[1:], plain[1:], strict=True))
     assert all((a != b).any() and a.dtype == b.dtype for a, b in zip(ids, read, strict=True))
