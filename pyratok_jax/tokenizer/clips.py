@@ -119,7 +119,7 @@ class TokenizerLike(Protocol):
         ...
 
     def encode_flipped(
-        self, video: np.ndarray, captions: Captions, keys: np.ndarray, rate: float
+        self, video: np.ndarray, captions: Captions, flips: Flips
     ) -> tuple[Ids, Ids]:
         """Token ids given flipped coarser levels, and all levels as flipped."""
         ...

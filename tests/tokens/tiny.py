@@ -42,18 +42,18 @@ class PixelTokenizer(ClipTokenizer):
     def check_flips(self):
         pass
 
-    def encode_flipped(self, video, captions, keys, rate):
+    def encode_flipped(self, video, captions, flips):
         """Ids of a level are moved by a sum over what was read of the one before."""
         levels, read = [], []
         moved = np.zeros(len(video), np.uint32)
         for level in self.encode_padded(video, captions):
             own = (level + moved[:, None, None, None]) % 2**self.config.bits
-            changes = [np.random.default_rng((*key, len(read))) for key in keys]
+            changes = [np.random.default_rng((*key, len(read))) for key in flips.keys]
             bits = (len(own), *own.shape[1:], self.config.bits)
-            flips = np.stack([rng.random(bits[1:]) for rng in changes]) < rate
+            chosen = np.stack([rng.random(bits[1:]) for rng in changes]) < flips.rate
             weights = np.uint32(1) << np.arange(self.config.bits, dtype=np.uint32)
             levels.append(own.astype(np.uint32))
-            read.append(own.astype(np.uint32) ^ (flips * weights).sum(-1, dtype=np.uint32))
+            read.append(own.astype(np.uint32) ^ (chosen * weights).sum(-1, dtype=np.uint32))
             moved = read[-1].sum((1, 2, 3), dtype=np.uint32)
         return tuple(levels), tuple(read)
 
