@@ -18,6 +18,7 @@ from pyratok_jax.errors import UserError, short
 from pyratok_jax.losses.settings import PriorObjective
 from pyratok_jax.models.prior.config import PriorConfig, Sampling
 from pyratok_jax.models.pyratok.config import PyraTokConfig
+from pyratok_jax.models.pyratok.quantizers.registry import quantizer_kind
 from pyratok_jax.models.vae_families import vae_family
 from pyratok_jax.tokenizer.clips import tokenizer_sizes
 from pyratok_jax.tokenizer.loading import locate, read_description, tokenizer_folder
@@ -114,9 +115,28 @@ def _check_tokenizer(config: ConfigDict) -> None:
             f"config.masking.start is {config.masking.start}, expected at most "
             f"config.masking.end, {config.masking.end}"
         )
+    _check_first_levels(config, sizes)
     _check_data(config, sizes)
     _check_shapes("calibration.buckets", config.calibration.buckets, sizes)
     _naming("report.buckets", lambda: parse_buckets(config.report.buckets))
+
+
+def _check_first_levels(config: ConfigDict, sizes: PyraTokConfig) -> None:
+    """Levels that are not taken over must be fitted, and must be apart from those that are."""
+    levels = config.init_levels
+    if not levels:
+        return
+    wrong = ""
+    if not config.init_from:
+        wrong = "config.init_from names no tokenizer to take them from"
+    elif levels >= len(sizes.grids):
+        wrong = f"expected fewer than the {len(sizes.grids)} levels; 0 takes all"
+    elif not config.calibration.batches:
+        wrong = "config.calibration.batches is 0: the other levels would stay at random"
+    elif not quantizer_kind(sizes.quantizer).quantizer.level_parts:
+        wrong = f"levels of quantizer {sizes.quantizer} share their arrays"
+    if wrong:
+        raise UserError(f"config.init_levels is {levels}, but {wrong}")
 
 
 def _check_data(config: ConfigDict, sizes: PyraTokConfig) -> None:

@@ -70,6 +70,7 @@ MISTAKES = [
     ("mesh.data", -2, "a whole number from -1"),
     ("checkpoint.keep", -1, "a whole number from 0"),
     ("init_from", "/nonexistent", "/nonexistent does not exist"),
+    ("init_levels", 1, "init_from names no tokenizer"),
     ("evaluators", "({'name': 'heldout'},)", "every"),
     ("evaluators", "({'name': 'horoscope', 'every': 5},)", "expected one of heldout"),
 ]
@@ -84,6 +85,20 @@ def test_each_mistake_is_one_line_that_names_its_key(key, value, message):
         check_config(config)
     text = str(refused.value)
     assert re.search(rf"\b{re.escape(key)}\b", text) and "\n" not in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"init_levels": 4}, "fewer than the 4 levels"),
+        ({"init_levels": 2, "calibration.batches": 0}, "would stay at random"),
+        ({"init_levels": 1, "model.tokenizer.quantizer": "residual",
+          "model.tokenizer.grids": "uniform"}, "share their arrays"),
+    ],
+)  # fmt: skip
+def test_first_levels_are_taken_where_the_others_can_be_fitted(changes, message):
+    with pytest.raises(UserError, match=message):
+        check_config(demo(init_from="builtin:world", **changes))
 
 
 @pytest.mark.parametrize(

@@ -27,8 +27,8 @@ from pyratok_jax.metrics.code_usage import code_usage
 from pyratok_jax.metrics.image import PROTOCOL, Perceptual, quality
 from pyratok_jax.models.pyratok.model import PyraTok
 from pyratok_jax.tokenizer import mean_bits_per_pixel, to_pixels
-from pyratok_jax.training.init.previous_stage import report_handover, start_from
 from pyratok_jax.training.loop.loop import train
+from pyratok_jax.training.tasks.run import first_weights
 from pyratok_jax.training.tasks.tokenizer import TokenizerTask
 
 RESULT = "result.json"
@@ -68,7 +68,7 @@ def run_one(
         # So that other commands can open the run.
         task.describe(folder)
         if config.init_from:
-            report_handover(config.init_from, start_from(config.init_from, partition))
+            first_weights(task, partition)
             return
         kept = starts / f"{start_key(config)}.npz"
         if kept.exists():

@@ -9,6 +9,7 @@ are taken from the checkpoint; new ones keep their initial values and are report
 """
 
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -19,8 +20,6 @@ from pyratok_jax.errors import UserError
 from pyratok_jax.io.progress import PlainConsole
 from pyratok_jax.tokenizer.loading import PARAMETERS, tokenizer_folder, trained_arrays
 
-# An array of one level, and the level's number from 0 (`Quantizer.level_parts`).
-_OF_LEVEL = re.compile(r"^tokenizer\.(?:quantizer\.)?(?:blocks|synthesis)\.(\d+)\.")
 _NAMED = 8  # fresh arrays that are named at most
 
 
@@ -38,13 +37,16 @@ class Handover(NamedTuple):
     fresh: tuple[str, ...]
 
 
-def start_from(folder: str, partition: Partition, *, levels: int | None = None) -> Handover:
+def start_from(
+    folder: str, partition: Partition, *, levels: int = 0, level_parts: Sequence[str] = ()
+) -> Handover:
     """Put the trainable arrays of another training into the partition.
 
     Args:
         folder: as `load_tokenizer` takes it.
         partition: of the model to be trained; changed in place.
-        levels: how many of the first levels are taken over; None: all.
+        levels: how many of the first levels are taken over; 0: all.
+        level_parts: of the model's quantiser (`Quantizer.level_parts`); read with `levels` alone.
 
     Raises:
         UserError: the folder holds no checkpoint, an array has another shape, or the checkpoint and
@@ -55,8 +57,8 @@ def start_from(folder: str, partition: Partition, *, levels: int | None = None) 
     if step is None and not (workdir / PARAMETERS).is_file():
         raise UserError(f"config.init_from {folder} holds no checkpoint; name a --workdir")
     arrays = read_parameters(workdir, step) if step is not None else trained_arrays(workdir, None)
-    if levels is not None:
-        arrays = {name: x for name, x in arrays.items() if _level(name) < levels}
+    if levels:
+        arrays = {n: x for n, x in arrays.items() if _level(n, level_parts) < levels}
     taken = tuple(name for name in partition.trainable if name in arrays)
     if not taken:
         raise UserError(
@@ -74,10 +76,10 @@ def start_from(folder: str, partition: Partition, *, levels: int | None = None) 
     return Handover(step, taken, tuple(n for n in partition.trainable if n not in arrays))
 
 
-def _level(name: str) -> int:
+def _level(name: str, parts: Sequence[str]) -> int:
     """The level that an array belongs to, from 0; -1 for what belongs to none."""
-    found = _OF_LEVEL.match(name)
-    return int(found[1]) if found else -1
+    found = re.match(rf"tokenizer\.({'|'.join(parts)})\.(\d+)\.", name)
+    return int(found[2]) if found else -1
 
 
 def report_handover(folder: str, handover: Handover) -> None:

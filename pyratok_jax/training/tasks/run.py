@@ -80,9 +80,9 @@ def first_weights(task: TokenizerTask, partition: Partition) -> list[float]:
         what `calibrate` does; empty where levels were not fitted.
     """
     if task.config.init_from:
-        levels = task.config.init_levels
-        handover = start_from(task.config.init_from, partition, levels=levels or None)
-        report_handover(task.config.init_from, handover)
+        levels, parts = task.config.init_levels, task.system.tokenizer.quantizer.level_parts
+        folder = task.config.init_from
+        report_handover(folder, start_from(folder, partition, levels=levels, level_parts=parts))
         return task.calibrate(partition, kept=levels) if levels else []
     return task.calibrate(partition)
 

@@ -88,7 +88,8 @@ class Levels(nnx.Module):
 
 def test_only_the_first_levels_are_taken_where_the_config_says_so():
     partition = Partition(Levels(), lambda name, variable: True)
-    handover = start_from("builtin:world", partition, levels=1)
+    parts = ("blocks", "synthesis")
+    handover = start_from("builtin:world", partition, levels=1, level_parts=parts)
     assert set(handover.taken) == {"tokenizer.blocks.0.head.bias", "tokenizer.null_text"}
     assert handover.fresh == ("tokenizer.blocks.1.head.bias",)
     assert not np.any(partition.trainable["tokenizer.blocks.1.head.bias"])
