@@ -23,7 +23,7 @@ from pyratok_jax.data.sources.builtin import demo_clips, demo_records
 from pyratok_jax.data.sources.records import ClipRecord
 from pyratok_jax.data.video.files import iter_frames, probe
 from pyratok_jax.data.world.films import world_film
-from pyratok_jax.demo.backbone import principal_components
+from pyratok_jax.demo.backbone_training import principal_components
 from pyratok_jax.metrics.image import frame_errors, lpips_frames, psnr_of, ssim_frames
 from pyratok_jax.models.wan_vae.config import WanVAEConfig
 from pyratok_jax.models.wan_vae.linear import from_blocks, to_blocks

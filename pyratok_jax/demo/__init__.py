@@ -2,6 +2,6 @@
 
 # `config.task` -> its `Run`, see `training.registry`.
 TASKS = {
-    "backbone": "pyratok_jax.demo.backbone:run",
+    "backbone": "pyratok_jax.demo.backbone_training:run",
     "vision": "pyratok_jax.demo.vision:run",
 }

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from pyratok_jax.demo.backbone import fit_linear, put_arrays
+from pyratok_jax.demo.backbone_training import fit_linear, put_arrays
 from pyratok_jax.models.wan_vae.config import WAN21, WanVAEConfig
 from pyratok_jax.models.wan_vae.linear import LinearPath, from_blocks, to_blocks
 from pyratok_jax.models.wan_vae.model import WanVAE

@@ -9,7 +9,7 @@ from flax import nnx
 
 from pyratok_jax.checkpoints.partition import module_shapes
 from pyratok_jax.checkpoints.pretrained import read_weights
-from pyratok_jax.demo.backbone import run
+from pyratok_jax.demo.backbone_training import run
 from pyratok_jax.models.wan_vae.config import WanVAEConfig
 from pyratok_jax.models.wan_vae.model import WanVAE
 
