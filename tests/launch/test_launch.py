@@ -2,11 +2,8 @@
 
 import os
 import re
-import shlex
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -160,49 +157,6 @@ def test_several_slices_are_one_request_and_one_run():
     assert [line.split()[5] for line in trains] == ["pod-0", "pod-1"]
     assert all("--config.mesh.slices=2" in line for line in trains)
     assert run("multislice.sh", "--dry-run", **QUEUED, SLICES="1").returncode == 2
-
-
-def test_a_cluster_gets_a_workload_that_restarts():
-    (workload,) = dry("gke_xpk.sh", **CLUSTER, SLICES="2")
-    assert workload.startswith("xpk workload create --workload=pyratok --cluster=c")
-    assert "--tpu-type=v5p-128 --num-slices=2" in workload and "--max-restarts=10" in workload
-    # XPK's own list begins at 127: lost processes and defects must be named, mistakes must not.
-    assert "--restart-on-exit-codes=1,3" in workload.replace("\\", "")
-    assert "--workdir=gs://films/pyratok" in workload and "gcsfuse" not in workload
-
-
-@pytest.mark.parametrize(("stop", "code"), [(False, 3), (True, 130)])
-def test_a_container_hands_on_signals_and_codes_and_keeps_its_log(tmp_path, stop, code):
-    """XPK runs its command in a shell of its own, to which it hands SIGTERM."""
-    (written,) = run("gke_xpk.sh", "--dry-run", *CONFIG, **CLUSTER).stdout.splitlines()
-    (inside,) = [part for part in shlex.split(written) if part.startswith("--command=")]
-    inside = inside.removeprefix("--command=").replace("/app", str(tmp_path))
-    program = tmp_path / "python"
-    program.write_text(
-        "#!/bin/bash\n"
-        'if [ "$2" = pyratok_jax.pods.keep_log ]; then\n'
-        '  cp "$3" kept; echo "$4" > where; exit 1\nfi\n'
-        "trap 'echo saving; sleep 1; exit 130' TERM\n"
-        'echo "$@"; touch "$STARTED"\n'
-        + ("while true; do sleep 0.1; done\n" if stop else "exit 3\n")
-    )
-    program.chmod(0o755)
-    started = tmp_path / "started"
-    process = subprocess.Popen(
-        ["bash", "-c", inside],
-        env={"PATH": f"{tmp_path}:/usr/bin:/bin", "STARTED": str(started)},
-        stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    if stop:
-        while not started.exists() and process.poll() is None:
-            time.sleep(0.05)
-        process.send_signal(signal.SIGTERM)
-    printed, _ = process.communicate(timeout=60)
-    assert process.returncode == code
-    assert (tmp_path / "kept").read_text() == printed
-    assert (tmp_path / "where").read_text() == "gs://films/pyratok/logs\n"
-    assert "-m pyratok_jax.train --config configs/tpu_v5.py:stage1" in printed
-    assert ("saving" in printed) == stop
 
 
 @pytest.mark.parametrize("script", ["tpu_vm.sh", "queued_resource.sh", "gke_xpk.sh"])
