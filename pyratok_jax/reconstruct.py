@@ -65,8 +65,9 @@ def parser() -> argparse.ArgumentParser:
         "--stream-beyond",
         type=int,
         metavar="FRAMES",
-        help="videos of more frames are one clip without seams, walked in segments of --window "
-        "frames; None: every window is a clip of its own, as in exported tokens",
+        help="videos of more frames are one clip (with --tile: one for each tile) without seams in "
+        "time, walked in segments of --window frames; None: every window is a clip of its own, as "
+        "in exported tokens",
     )
     p.add_argument(
         "--resize",
@@ -173,19 +174,18 @@ def _say_memory(reconstructor: "Reconstructor", size: tuple[int, int], console: 
 
     (height, width), window = size, reconstructor.window
     side, overlap = reconstructor.tiling(height, width)
-    streams = reconstructor.stream_beyond is not None
     if window * height * width <= LARGE:
         return
-    if side and not streams:
+    if side:
         note = (
             f"frames of {width}x{height} are encoded in tiles of {side} that share {overlap} "
-            "pixels, as export_tokens with these --tile and --overlap does; --tile 0: whole"
+            "pixels (export_tokens needs to be told --tile and --overlap); --tile 0: whole"
         )
     else:
         note = (
             f"windows of {window} frames of {width}x{height} need about "
             f"{window * height * width * _GB_PER_PIXEL:.0f} GB of memory, more with a larger VAE; "
-            "--short-side 256, --tile 512 without --stream-beyond, or a smaller --window need less"
+            "--short-side 256, --tile 512 or a smaller --window need less"
         )
     _say(console, f"note: {note}")
 

@@ -4,16 +4,16 @@ A video is cut into windows of frames; each is padded, tokenised and decoded on 
 that memory depends on a window's size and not on the video's length. The first frame of every
 window has its own tokens, so short windows cost more bits. Large windows are cut into tiles that
 overlap and are blended, so that the networks' memory does not depend on the frames' size either.
-Beyond a chosen length a video is
-streamed as one clip instead, in segments with carried caches: without seams and without further
-first frames, in the same memory.
+Beyond a chosen length a video (each of its tiles) is streamed as one clip instead, in segments with
+carried caches: without seams in time and without further first frames.
 """
 
 import contextlib
 import dataclasses
 import functools
+import itertools
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -43,7 +43,9 @@ from pyratok_jax.metrics.rate import bits_per_pixel
 from pyratok_jax.nn.text_attention import TextCondition
 from pyratok_jax.reports.pictures import error_map, fit_within, side_by_side
 from pyratok_jax.tokenizer import Tokenizer
-from pyratok_jax.tokens.blocks import WindowJoiner, cut_tiles, open_clip
+from pyratok_jax.tokenizer.clips import Ids
+from pyratok_jax.tokenizer.tokenizer import Segment
+from pyratok_jax.tokens.blocks import Block, WindowJoiner, cut_tiles, open_clip
 
 _Part = tuple[np.ndarray, np.ndarray, tuple[np.ndarray, ...]]
 # Windows of more pixels are cut into tiles, where nothing else is asked for.
@@ -161,11 +163,11 @@ class Reconstructor:
         lpips_every: LPIPS is measured on every n-th frame.
         fps, short_side: frames per second to keep and what the shorter side is shrunk to; 0: all.
         tiling: of the frames of every window; None: `TILES` where a window has more than `LARGE`
-            pixels. Streamed videos have none.
+            pixels. Every tile of a streamed video is a stream of its own.
 
     Raises:
         UserError: a window that the backbone does not take, a quantiser that does not stream, or
-            tiles of streamed videos.
+            tiles that overlap by more than half.
     """
 
     def __init__(
@@ -198,8 +200,6 @@ class Reconstructor:
             )
         if tiling is not None:
             tiling.check()
-            if stream_beyond is not None and tiling.side:
-                raise UserError("--stream-beyond takes whole frames; leave --tile out")
         self._tiling = tiling
         self.tokenizer, self.window, self.stream_beyond = tokenizer, window, stream_beyond
         self._lpips, self._crf, self.resize = lpips, crf, resize
@@ -239,8 +239,7 @@ class Reconstructor:
         with _Outputs(job, paths, rate, self._crf) as outputs:
             length = round(job.frames(info) * rate / info.fps)
             streamed = self.stream_beyond is not None and length > self.stream_beyond
-            parts = self._as_one_clip if streamed else self._in_windows
-            for clip, reconstruction, ids in parts(job, text):
+            for clip, reconstruction, ids in self._parts(job, text, streamed):
                 outputs.write(clip, reconstruction)
                 quality.add(clip, reconstruction)
                 usage.add(ids)
@@ -254,7 +253,7 @@ class Reconstructor:
             **facts,
             "fps": rate,
             "windows": windows,
-            "tile": 0 if streamed else self.tiling(*clip.shape[1:3]).side,
+            "tile": self.tiling(*clip.shape[1:3]).side,
             "streamed": streamed,
             "video_seconds": frames / rate,
             "seconds": round(time.monotonic() - begin, 3),
@@ -299,22 +298,55 @@ class Reconstructor:
             return self._tiling
         return TILES if self.window * height * width > LARGE else Tiling(0)
 
-    def _in_windows(self, job: Job, text: TextCondition | None) -> Iterator[_Part]:
-        """(frames, reconstruction, ids) of each window, whose tiles are clips of their own."""
-        for clip in cut_windows(self._frames(job), self.window):
+    def _parts(self, job: Job, text: TextCondition | None, streamed: bool) -> Iterator[_Part]:
+        """(frames, reconstruction, ids) of each window, or of each segment of a streamed video.
+
+        The first segment is as long as a window, later ones less its frame 0.
+        """
+        coder: _Windows | _Streams = (_Streams if streamed else _Windows)(self.tokenizer, text)
+        later = max(self.window - 1, self.tokenizer.temporal_factor) if streamed else None
+        for clip in cut_windows(self._frames(job), self.window, later):
             side, overlap = self.tiling(*clip.shape[1:3])
             joiner, ids = WindowJoiner(*clip.shape[:3]), []
             for tile in cut_tiles(clip, side, overlap):
-                encoded = self.tokenizer.encode(tile.frames, text)
-                joiner.add(self.tokenizer.decode(encoded), tile.top, tile.left, overlap)
-                ids.append(encoded.batch)
+                frames, codes = coder(tile)
+                joiner.add(frames, tile.top, tile.left, overlap)
+                ids.append(codes)
             yield clip, joiner.frames(), tuple(map(np.concatenate, zip(*ids, strict=True)))
 
-    def _as_one_clip(self, job: Job, text: TextCondition | None) -> Iterator[_Part]:
-        """The same of each segment: the first as long as a window, later ones less its frame 0."""
-        later = max(self.window - 1, self.tokenizer.temporal_factor)
-        segments = cut_windows(self._frames(job), self.window, later)
-        yield from self.tokenizer.reconstruct_segments(segments, text)
+
+class _Windows:
+    """(reconstruction, ids) of a tile of a window, which is a clip of its own."""
+
+    def __init__(self, tokenizer: Tokenizer, text: TextCondition | None) -> None:
+        self._tokenizer, self._text = tokenizer, text
+
+    def __call__(self, tile: Block) -> tuple[np.ndarray, Ids]:
+        encoded = self._tokenizer.encode(tile.frames, self._text)
+        return self._tokenizer.decode(encoded), encoded.batch
+
+
+class _Streams:
+    """(reconstruction, ids) of a tile of a segment, with the caches of those at its place before.
+
+    Every place is one clip as long as the video: what is carried grows with the frames' size.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, text: TextCondition | None) -> None:
+        self._tokenizer, self._text = tokenizer, text
+        self._places: dict[tuple[int, int], tuple[deque[np.ndarray], Iterator[Segment]]] = {}
+
+    def __call__(self, tile: Block) -> tuple[np.ndarray, Ids]:
+        place = tile.top, tile.left
+        if place not in self._places:
+            given: deque[np.ndarray] = deque()
+            segments = (given.popleft() for _ in itertools.count())
+            walk = self._tokenizer.reconstruct_segments(segments, self._text)
+            self._places[place] = given, walk
+        given, walk = self._places[place]
+        given.append(tile.frames)
+        segment = next(walk)
+        return segment.reconstruction, segment.ids
 
 
 def output_paths(job: Job, folder: Path) -> tuple[Path, Path]:

@@ -16,6 +16,7 @@ from pyratok_jax.errors import EXIT_PARTIAL, UserError
 from pyratok_jax.metrics import image as metrics
 from pyratok_jax.metrics.rate import token_count
 from pyratok_jax.reconstruction import Reconstructor, resized_frames
+from pyratok_jax.tokens.blocks import WindowJoiner, cut_tiles
 from tests.data.synthetic import numbered_frames, read_media, write_video
 from tests.gcs_server import upload
 from tests.tiny_tokenizer import GRIDS, tiny_tokenizer
@@ -93,6 +94,24 @@ def test_a_video_streamed_as_one_clip(tmp_path, tokenizer, frames=14):
     assert {key: result[key] for key in measured} == pytest.approx(measured, rel=1e-3)
     shown, _ = read_media(tmp_path / "out" / "clip_reconstruction.mp4")
     assert np.abs(shown.astype(int) - wanted).mean() < 1
+
+
+def test_streamed_tiles_are_each_one_clip(tmp_path, tokenizer):
+    """Four tiles, 14 frames in segments of 5, 4, 4 and 1: as if each had been encoded at once."""
+    source = write_video(tmp_path / "clip.mp4", numbered_frames(14, 24, 27), fps=12.5)
+    video, _ = read_media(source)
+    cut = ("--tile", "16", "--overlap", "4", "--stream-beyond", "13")
+    assert run(source, tmp_path / "out", *cut) == 0
+    said = json.loads((tmp_path / "out" / "metrics.json").read_text())["videos"][0]
+    joiner, tokens = WindowJoiner(*video.shape[:3]), 0
+    for tile in cut_tiles(video, 16, 4):
+        found, ids = expected(tokenizer, tile.frames, window=17)
+        joiner.add(found, tile.top, tile.left, 4)
+        tokens += sum(level.size for level in ids[0])
+    assert (said["streamed"], said["tile"], said["windows"]) == (True, 16, 4)
+    assert said["tokens"] == tokens
+    measured = metrics.quality([video], [joiner.frames()])
+    assert {key: said[key] for key in measured} == pytest.approx(measured, rel=1e-3)
 
 
 def test_short_videos_are_not_streamed(tmp_path):
@@ -270,8 +289,6 @@ def test_tiles_give_what_exported_tiles_decode_to(tmp_path, monkeypatch, capsys)
     assert "GB of memory" in capsys.readouterr().out
     with pytest.raises(UserError, match="at most half a tile"):
         run(source, tmp_path / "x", "--tile", "32", "--overlap", "17")
-    with pytest.raises(UserError, match="takes whole frames"):
-        Reconstructor(tiny_tokenizer(), stream_beyond=5, tiling=reconstruction.Tiling(32, 8))
 
 
 @pytest.mark.parametrize("window", ["0", "4", "16"])
