@@ -246,7 +246,8 @@ class _Writer:
         seconds = time.monotonic() - started
         frames = sum(row["size"][0] for row in self._rows)
         where = self._arguments.output
-        return f"{len(self._rows)} samples of {frames} frames in {seconds:.1f} s: {where}"
+        count = len(self._rows)
+        return f"{count} sample{'s'[: count != 1]}, {frames} frames, in {seconds:.1f} s: {where}"
 
     def _drawn(self) -> Iterator["Clip"]:
         total = len(self._request.prompts)

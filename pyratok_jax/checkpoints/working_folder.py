@@ -5,11 +5,13 @@ array is the sum of its bytes weighted by odd numbers of their position, modulo 
 taken over any shards in any order, so it does not depend on the mesh.
 """
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
@@ -21,6 +23,17 @@ from pyratok_jax.io.documents import read_json
 from pyratok_jax.io.remote import AnyPath, absolute, is_remote
 
 _PART = 1 << 22  # Bytes weighted at once.
+
+
+@contextlib.contextmanager
+def only_errors() -> Iterator[None]:
+    """Hold back warnings of Orbax that no user can act on."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def checksums(tree: PyTree) -> dict[str, int]:
@@ -126,7 +139,8 @@ def read_parameters(workdir: AnyPath, step: int, prefer_ema: bool = True) -> Arr
         ),
         _reader() as checkpointer,
     ):
-        meta = checkpointer.metadata(path).item_metadata
+        with only_errors():  # It misses a file of the folder above in that of the arrays.
+            meta = checkpointer.metadata(path).item_metadata
         tree = jax.tree.map(_abstract_on_host, dict(meta))
         state = checkpointer.restore(path, args=ocp.args.StandardRestore(tree))
     if verification.enabled():

@@ -169,7 +169,7 @@ def show(report: dict[str, Json], console: Console) -> None:
     """Print a report."""
     mesh = ", ".join(f"{axis} {size}" for axis, size in report["mesh"].items() if size > 1)
     console.print(
-        f"\n[bold]{report['slices']} x {report['topology']}[/bold] ({report['chips']} chips; "
+        f"\n{report['slices']} x {report['topology']} ({report['chips']} chips; "
         f"{mesh or 'one chip'}), bucket {report['bucket']}, remat {report['remat']}, at most "
         f"{report['accumulate']} parts a batch"
     )

@@ -12,6 +12,7 @@ import contextlib
 import queue
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -53,7 +54,10 @@ _OPEN_SHARDS = 3  # Shards that may be read but not finished, before batches go 
 
 @dataclass
 class Progress:
-    """What this process has done so far; `bytes` are those of uint8 frames taken in."""
+    """What this process has done so far; `bytes` are those of uint8 frames taken in.
+
+    A clip counts when all of it is encoded.
+    """
 
     clips: int = 0
     rejected: int = 0
@@ -162,6 +166,8 @@ class _Flow:
         self._writer = ThreadPoolExecutor(1, "shards")
         self._writing: list[Future] = []
         self._progress = Progress()
+        self._encoded = Counter[int]()  # Blocks of every clip that is not counted yet,
+        self._blocks: dict[int, int] = {}  # and how many it has, once it was read.
         work = iter([(n, clip) for n in self._todo for clip in plan.clips_of(n)])
         multiple = plan.options.side_multiple(tokenizer)
         self._readers = Readers(
@@ -208,13 +214,20 @@ class _Flow:
             return
         if message.reason is None:
             spool.end(message.clip, message.blocks, message.frames, message.height, message.width)
+            self._blocks[message.clip] = message.blocks
+            self._count(message.clip)
         else:
             spool.reject(message.clip, message.name, message.path, message.reason)
-        self._progress.clips += message.reason is None
         self._progress.rejected += message.reason is not None
         self._advance(self._progress)
         self._close_old_shards()
         self._finish_complete(message.shard)
+
+    def _count(self, clip: int) -> None:
+        """Count a clip that was read to its end, if all of its blocks are encoded."""
+        if self._blocks.get(clip) == self._encoded[clip]:
+            self._progress.clips += 1
+            del self._blocks[clip], self._encoded[clip]
 
     def _spool(self, number: int) -> ShardSpool:
         if number not in self._spools:
@@ -243,6 +256,8 @@ class _Flow:
         for block, record in self._encoding.results(wait):
             self._budget.give(block.padded.nbytes)
             self._spools[block.shard].add(block.clip, record)
+            self._encoded[block.clip] += 1
+            self._count(block.clip)
             self._progress.tokens += record.count
             self._progress.bytes += record.frames * record.height * record.width * 3
             self._advance(self._progress)

@@ -11,14 +11,19 @@ from pathlib import Path
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from absl import logging
 from etils import epath
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from pyratok_jax.checkpoints import verification
 from pyratok_jax.checkpoints.weights import damage_refused
-from pyratok_jax.checkpoints.working_folder import CHECKSUMS, checksums, newest_step, older_advice
+from pyratok_jax.checkpoints.working_folder import (
+    CHECKSUMS,
+    checksums,
+    newest_step,
+    older_advice,
+    only_errors,
+)
 from pyratok_jax.errors import UserError, is_full_disk, require
 from pyratok_jax.io import Json
 from pyratok_jax.io.locks import folder_lock
@@ -161,10 +166,8 @@ def _write_small_arrays_whole() -> None:
     first save, for arrays of a few kilobytes.
     """
     handler = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=1 << 20)
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)  # It warns that its own handler is replaced.
-    ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)
-    logging.set_verbosity(verbosity)
+    with only_errors():  # It warns that its own handler is replaced.
+        ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)
 
 
 def _checksums(tree: PyTree) -> dict[str, int]:
