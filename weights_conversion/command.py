@@ -8,8 +8,11 @@ from pathlib import Path
 from pyratok_jax.checkpoints.conversion import ConversionPlan, write_checkpoint
 from pyratok_jax.checkpoints.hub import local_folder
 from pyratok_jax.checkpoints.weights import DTYPES, read_config
+from pyratok_jax.errors import UserError
 from pyratok_jax.io import Json
 from pyratok_jax.io.cli import command_parser, local_path
+
+DRY = "dry run: everything fits, nothing written"
 
 
 def make_parser(description: str) -> argparse.ArgumentParser:
@@ -37,6 +40,24 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
+def check_export(arguments: argparse.Namespace) -> None:
+    """Refuse flags that mean nothing where stored arrays are written out as they are.
+
+    Raises:
+        UserError: one is given.
+    """
+    given = {
+        "--verify": arguments.verify,
+        "--config": arguments.config,
+        "--dtype": arguments.dtype != "float32",
+    }
+    for flag, value in given.items():
+        if value:
+            raise UserError(
+                f"{flag} does not go with --to diffusers, which writes every array as it is stored"
+            )
+
+
 def convert(
     arguments: argparse.Namespace,
     *,
@@ -55,7 +76,7 @@ def convert(
     console.print(f"{title or kind} in {plan.source.path}: {plan.source.kind}")
     console.print(plan.report())
     if arguments.dry_run:
-        console.print("dry run: everything fits, nothing written")
+        console.print(DRY)
         return 0
     with progress_bar(console, only_on_terminal=True) as bar:
         task = bar.add_task("converting", total=len(plan.shapes))

@@ -9,9 +9,9 @@ quantises the latent of a Wan 2.1 VAE in its own scale, without statistics: four
 
 import argparse
 
-from pyratok_jax.errors import run_cli
+from pyratok_jax.errors import require, run_cli
 from pyratok_jax.io.cli import say
-from weights_conversion.command import make_parser
+from weights_conversion.command import DRY, make_parser
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -19,6 +19,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser: argparse.ArgumentParser = make_parser((__doc__ or "").splitlines()[0])
     parser.add_argument("--verify", action="store_true", help="compare ids (needs diffusers)")
     options = parser.parse_args(arguments)
+    if options.verify:
+        require("torch", "diffusers")
     # Heavy imports wait until the command line is known to be sound.
     from weights_conversion.networks.pyratok import (
         make_plan,
@@ -31,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     plan = make_plan(published).check()
     say(plan.report())
     if options.dry_run:
-        say("dry run: everything fits, nothing written")
+        say(DRY)
         return 0
     output = write_workdir(
         options.output, published, plan, overwrite=options.overwrite, dtype=options.dtype

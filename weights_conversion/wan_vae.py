@@ -9,7 +9,7 @@ import argparse
 
 from pyratok_jax.errors import require, run_cli
 from pyratok_jax.io.cli import say
-from weights_conversion.command import convert, make_parser
+from weights_conversion.command import DRY, check_export, convert, make_parser
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -46,9 +46,13 @@ def main(arguments: list[str] | None = None) -> int:
     from weights_conversion.networks.wan_vae_published import detect, verify, write_diffusers
 
     if options.to == "diffusers":
+        check_export(options)
         record = read_config(options.input, KIND)
         config = WanVAEConfig.from_dict(record["config"])
         arrays = load_checkpoint(options.input, vae_shapes(config))
+        if options.dry_run:
+            say(DRY)
+            return 0
         file = write_diffusers(options.output, arrays, config, overwrite=options.overwrite)
         say(f"written: {file.parent}")
         return 0

@@ -153,6 +153,12 @@ def test_round_trip_is_bit_equal(tmp_path, family):
     given = write(tmp_path / "in", family, "diffusers", tensors)
     ours = run(given, tmp_path / "out", "--dtype", "bfloat16")
     assert read_config(ours, *(f"{family}_vae",))["dtype"] == "bfloat16"
+    export = ["--input", str(ours), "--output", str(tmp_path / "back"), "--to", "diffusers"]
+    for flag in (["--verify"], ["--dtype", "float16"], ["--config", "config.json"]):
+        with pytest.raises(UserError, match=f"{flag[0]} does not go with --to diffusers"):
+            main([*export, *flag])
+    main([*export, "--dry-run"])
+    assert not (tmp_path / "back").exists()
     back = run(ours, tmp_path / "back", "--to", "diffusers")
     written = load_file(back / WEIGHTS)
     assert written.keys() == tensors.keys()
@@ -163,7 +169,7 @@ def test_round_trip_is_bit_equal(tmp_path, family):
 
     getattr(diffusers, CONVERTERS[family].class_names[0]).from_pretrained(back)
     with pytest.raises(UserError, match="exists"):
-        main(["--input", str(ours), "--output", str(back), "--to", "diffusers"])
+        main(export)
 
 
 @pytest.mark.parametrize("family", ["mochi", *OTHERS])

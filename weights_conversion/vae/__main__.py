@@ -9,11 +9,11 @@ the tensors. `--to diffusers` goes the other way, every array equal bit for bit.
 
 import sys
 
-from pyratok_jax.errors import UserError, run_cli
+from pyratok_jax.errors import UserError, require, run_cli
 from pyratok_jax.io.cli import say
 from pyratok_jax.models.vae_families import FAMILIES, config_to_dict
 from weights_conversion import wan_vae
-from weights_conversion.command import convert, make_parser
+from weights_conversion.command import DRY, check_export, convert, make_parser
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -31,6 +31,10 @@ def main(arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     options = parser.parse_args(given)
     for_wan = _without_family(given)
+    if options.to == "diffusers":
+        check_export(options)
+    elif options.verify:
+        require("torch", "diffusers")
     # Heavy imports wait until the command line is known to be sound.
     from pyratok_jax.checkpoints.pretrained import load_backbone
     from weights_conversion.networks.wan_vae import recognises
@@ -49,6 +53,9 @@ def main(arguments: list[str] | None = None) -> int:
         backbone = load_backbone(options.input)
         if backbone.config.family == "wan":
             return wan_vae.main(for_wan)
+        if options.dry_run:
+            say(DRY)
+            return 0
         file = write_diffusers(
             options.output, backbone.arrays, backbone.config, overwrite=options.overwrite
         )
