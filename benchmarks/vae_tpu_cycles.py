@@ -1,18 +1,23 @@
-"""Wan VAE compiled ahead of time for one TPU chip: estimated cycles and memory. No TPU is needed.
+"""A VAE compiled ahead of time for one TPU chip: estimated cycles and memory. No TPU is needed.
 
-    python benchmarks/vae_tpu_cycles.py encode|decode|gradient [--form tpu|conv3d] [--frames 17]
-        [--side 256] [--chip v5p] [--remat none|stages|all] [--of video|parameters] [--top 12]
+    python benchmarks/vae_tpu_cycles.py encode|decode|gradient|adapters|decoder [--model mochi]
+        [--form tpu|conv3d] [--frames 17] [--side 256] [--clips 1] [--chip v5p] [--effort full]
+        [--remat none|stages|all|convs|auto] [--of video|parameters] [--top 12]
 
-Needs the `libtpu` package. Prints JSON: the compiler's sum of estimated cycles over all
-operations, its costliest operations, its memory analysis, and flops.
+`adapters` and `decoder` are the halves of the VAE as stage 1 trains them, over float32 parameters:
+gradients of rank-16 adapters of the encoder, and of the decoder's parameters and latent. Needs the
+`libtpu` package. Prints JSON: the compiler's sum of estimated cycles over all operations, its
+costliest operations, its memory analysis, flops, and what compiling took.
 """
 
 import argparse
 import json
 import os
 import tempfile
+import time
 from pathlib import Path
 
+from pyratok_jax.nn.settings import POLICIES
 from pyratok_jax.pods.topology import GIGABYTE, describe, parse_slice, prepare
 
 # The smallest slice of each generation that the compiler describes.
@@ -25,44 +30,77 @@ def program(options: argparse.Namespace):
     import jax.numpy as jnp
     from flax import nnx
 
-    from pyratok_jax.models.wan_vae.config import WAN21, WAN22
-    from pyratok_jax.models.wan_vae.model import WanVAE
+    from pyratok_jax.models.sizes import VAES
+    from pyratok_jax.models.video_vae import build_vae
+    from pyratok_jax.nn.lora import LoRAParam, add_lora
 
-    config = {"wan21": WAN21, "wan22": WAN22}[options.model]
-    vae = nnx.eval_shape(
-        lambda: WanVAE(config, rngs=nnx.Rngs(0), dtype=jnp.bfloat16, param_dtype=jnp.bfloat16,
-                       remat=options.remat)
-    )  # fmt: skip
-    graph, state = nnx.split(vae)
+    config, trains = VAES[options.model], options.what in ("adapters", "decoder")
+    width = jnp.float32 if trains else jnp.bfloat16
+
+    def make() -> nnx.Module:
+        vae = build_vae(config, rngs=nnx.Rngs(0), dtype=jnp.bfloat16, param_dtype=width,
+                        remat=options.remat)  # fmt: skip
+        if options.what == "adapters":
+            add_lora(vae.encoder, 16, 32.0, rngs=nnx.Rngs(1))
+        return vae
+
+    def of_decoder(path, _):
+        return path[0] in ("decoder", "post_quant_conv")
+
+    chosen = {"adapters": LoRAParam, "decoder": of_decoder}.get(options.what, nnx.Param)
+    graph, state, frozen = nnx.split(nnx.eval_shape(make), chosen, ...)
     frames, side = options.frames, options.side
-    video = (1, frames, side, side, 3)
-    latent = (1, (frames - 1) // 4 + 1, *(side // config.spatial_factor,) * 2, config.z_dim)
+    video = (options.clips, frames, side, side, 3)
+    sides = (side // config.spatial_factor,) * 2
+    latent = (options.clips, (frames - 1) // config.temporal_factor + 1, *sides, config.z_dim)
 
-    def encode(state, x):
-        return nnx.merge(graph, state).encode(x)
+    def encode(state, frozen, x):
+        return nnx.merge(graph, state, frozen).encode(x)
 
-    def decode(state, z):
-        return nnx.merge(graph, state).decode(z)
+    def decode(state, frozen, z):
+        return nnx.merge(graph, state, frozen).decode(z)
 
-    def loss(state, x):
-        model = nnx.merge(graph, state)
-        y = model.decode(model.encode(x).mean)
-        return jnp.mean((y.astype(jnp.float32) - x.astype(jnp.float32)) ** 2)
+    def square(x):
+        return jnp.mean(x.astype(jnp.float32) ** 2)
 
-    gradient = jax.grad(loss, argnums=0 if options.of == "parameters" else 1)
-    run = {"encode": encode, "decode": decode, "gradient": gradient}[options.what]
-    return run, state, latent if options.what == "decode" else video
+    def loss(state, frozen, x):
+        y = decode(state, frozen, encode(state, frozen, x).mean)
+        return square(y.astype(jnp.float32) - x.astype(jnp.float32))
+
+    def of_features(state, frozen, x):
+        encoded = encode(state, frozen, x)
+        return sum(map(square, (encoded.mean, *encoded.stages)))
+
+    def of_video(state, frozen, z):
+        return square(decode(state, frozen, z))
+
+    run = {
+        "encode": encode,
+        "decode": decode,
+        "gradient": jax.grad(loss, argnums=0 if options.of == "parameters" else 2),
+        "adapters": jax.grad(of_features),
+        "decoder": jax.grad(of_video, argnums=(0, 2)),
+    }[options.what]
+    # Mochi's encoder needs float32 pixels; adapters are trained on what is read from videos.
+    shape, dtype = video, jnp.float32 if options.what == "adapters" else jnp.bfloat16
+    if config.family == "mochi":
+        dtype = jnp.float32
+    if options.what in ("decode", "decoder"):
+        shape, dtype = latent, jnp.bfloat16
+    return run, (state, frozen), jax.ShapeDtypeStruct(shape, dtype)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("what", choices=["encode", "decode", "gradient"])
-    parser.add_argument("--model", default="wan21", choices=["wan21", "wan22"])
+    parser.add_argument("what", choices=["encode", "decode", "gradient", "adapters", "decoder"])
+    parser.add_argument("--model", default="wan2.1", help="sizes, as config.model.vae")
     parser.add_argument("--form", default="tpu", choices=["tpu", "conv3d", "shifts"])
     parser.add_argument("--frames", type=int, default=17)
     parser.add_argument("--side", type=int, default=256)
+    parser.add_argument("--clips", type=int, default=1)
+    parser.add_argument("--effort", default="full", choices=["full", "medium", "low"])
     parser.add_argument("--chip", default="v5p", choices=list(SLICES))
-    parser.add_argument("--remat", default="none", choices=["none", "stages", "all"])
+    parser.add_argument("--remat", default="none", choices=POLICIES)
     parser.add_argument("--of", default="video", choices=["video", "parameters"])
     parser.add_argument("--top", type=int, default=12)
     options = parser.parse_args()
@@ -70,7 +108,6 @@ def main() -> None:
     prepare(where)
 
     import jax
-    import jax.numpy as jnp
     import numpy as np
     from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -79,15 +116,20 @@ def main() -> None:
     from pyratok_jax.pods.hlo import HloProgram
 
     here = NamedSharding(Mesh(np.array(describe(where)[:1]), ("x",)), PartitionSpec())
-    run, state, shape = program(options)
-    state = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here), state)
-    x = jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=here)
+    run, states, x = program(options)
+    states, x = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here), (states, x)
+    )
     with conv_lowering(options.form), tempfile.TemporaryDirectory() as folder:
-        answer = compile_into(jax.jit(run).lower(state, x), "full", Path(folder))
+        lowered = jax.jit(run).lower(*states, x)
+        lines = lowered.as_text().count("\n")
+        answer = compile_into(lowered, options.effort, Path(folder))
     compiled, flops = HloProgram(answer.text), answer.costs.get("flops", 0.0)
     report = {
         **vars(options),
-        "input": list(shape),
+        "input": list(x.shape),
+        "lines_to_compile": lines,
+        "seconds_of_processor": round(time.process_time()),
         "estimated_cycles": round(compiled.cycles),
         "flops": flops,
         "cycles_at_peak": round(flops / where.chip.peak * where.chip.clock),
