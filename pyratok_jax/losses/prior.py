@@ -96,9 +96,13 @@ def prior_loss(
         "bit_accuracy": jnp.where(asked, right, 0.0).sum() / count,
         "random_nats": jnp.float32(prior.config.bits * math.log(2)),
     }
+    value = jnp.where(asked, nats, 0.0)
+    share = asked.astype(jnp.float32)
     if order == "raster" or objective.weight == "elbo":
-        return terms["nats"], terms
-    return jnp.where(asked, nats, 0.0).sum() / count, terms
+        value, share = estimate, jnp.ones_like(estimate)
+    weights = objective.level_weights
+    of_token = np.array([weights[min(n, len(weights) - 1)] for n in layout.level], np.float32)
+    return (value * of_token).sum() / jnp.maximum((share * of_token).sum(), 1e-6), terms
 
 
 def _parts(nats: Float[Array, "b n"], layout: Layout) -> Terms:

@@ -1,6 +1,7 @@
 """Settings of the losses: weights of the terms, their forms, and those of a prior's loss."""
 
 import dataclasses
+import math
 from typing import Literal
 
 # Of the text-codebook term (`losses.text`).
@@ -119,13 +120,22 @@ class PriorObjective:
             when they were made, which also hold what corrects the flips.
         weight: "uniform" or "elbo", of the masked orders.
         tasks: share of the clips of which a part is given (`models.prior.tasks`), for `masked`.
+        level_weights: of each level's tokens in the loss, the last for all further levels: the
+            first levels decide what is shown, and hold few of the tokens. The figures in nats do
+            not change.
     """
 
     flip: float = 0.0
     weight: Literal["uniform", "elbo"] = "uniform"
     tasks: float = 0.0
+    level_weights: tuple[float, ...] = (1.0,)
 
     def __post_init__(self) -> None:
+        # A config's lists become tuples: the settings are part of a program's key.
+        object.__setattr__(self, "level_weights", tuple(float(w) for w in self.level_weights))
+        weights = self.level_weights
+        if not all(0 <= weight < math.inf for weight in weights) or not sum(weights):
+            raise ValueError(f"level_weights {weights}: expected values from 0, not all 0")
         if self.weight not in ("uniform", "elbo"):
             raise ValueError(f"weight {self.weight!r}: expected uniform or elbo")
         for name in ("flip", "tasks"):

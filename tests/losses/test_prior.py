@@ -109,3 +109,29 @@ def test_bits_without_information_cost_their_entropy():
     run = nnx.jit(functools.partial(prior_loss, layout=LAYOUT))
     loss, terms = run(model, codes(2), text(2), jax.random.key(0))
     assert abs(float(loss) - float(terms["random_nats"])) < 1e-5
+
+
+@pytest.mark.parametrize("order", ["raster", "blocks", "masked"])
+def test_levels_weigh_what_the_objective_says(order):
+    """With one level's weight alone the loss is that level's: the gradient knows no other."""
+    true, key = codes(12), jax.random.key(2)
+
+    def value(*weights):
+        return prior_loss(
+            prior(order), true, text(12), key, layout=LAYOUT, synthesize=synthesize,
+            objective=PriorObjective(level_weights=weights),
+        )  # fmt: skip
+
+    (plain, terms), (first, same), (rest, _) = value(1.0), value(1.0, 0.0), value(0.0, 1.0)
+    assert terms["nats"] == same["nats"] and plain != first
+    low, high = sorted((float(first), float(rest)))
+    assert low < plain < high
+    np.testing.assert_allclose(value(2.0)[0], plain, rtol=1e-6)
+    if order == "raster":
+        np.testing.assert_allclose(first, terms["nats_level_1"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("weights", [(), (0.0,), (-1.0, 2.0), (1.0, float("nan"))])
+def test_impossible_level_weights_are_refused(weights):
+    with pytest.raises(ValueError, match="level_weights"):
+        PriorObjective(level_weights=weights)
