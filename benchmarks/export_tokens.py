@@ -31,7 +31,7 @@ from pyratok_jax.models.wan_vae.config import tiny
 from pyratok_jax.tokenizer import Tokenizer, load_tokenizer
 from pyratok_jax.tokens.exporting import export
 from pyratok_jax.tokens.options import ExportOptions, Machine
-from pyratok_jax.tokens.plan import provenance_of, source_fingerprint
+from pyratok_jax.tokens.plan import ExportPlan, provenance_of, source_fingerprint
 
 
 def demo_tokenizer() -> Tokenizer:

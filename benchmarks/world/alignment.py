@@ -108,7 +108,7 @@ class Batch(NamedTuple):
     stages: tuple[Float[Array, "b+s _t _h _w _c"], ...]
     latent: Float[Array, "b+s t h w z"]
     text: TextCondition
-    hidden: Bool[Array, "b"]
+    hidden: Bool[Array, " b"]
     negatives: Float[Array, "c d"]
     weight: Float[Array, ""]
 

@@ -61,13 +61,13 @@ class Videos:
         return len(self.names)
 
     def features(
-        self, rows: Int[np.ndarray, "b"]
+        self, rows: Int[np.ndarray, " b"]
     ) -> tuple[tuple[Float[Array, "b _t _h _w _c"], ...], Float[Array, "b t h w z"]]:
         """Stage features and latents of some videos, float32."""
         stages = tuple(jnp.asarray(stage[rows], jnp.float32) for stage in self.stages)
         return stages, jnp.asarray(self.latent[rows], jnp.float32)
 
-    def text(self, rows: Int[np.ndarray, "b"]) -> TextCondition:
+    def text(self, rows: Int[np.ndarray, " b"]) -> TextCondition:
         """Embedded captions of some videos."""
         words = jnp.asarray(self.words[rows], jnp.float32)
         return TextCondition(words, jnp.asarray(self.mask[rows]))

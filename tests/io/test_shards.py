@@ -45,7 +45,7 @@ def test_more_shards_than_a_process_may_open(tmp_path, monkeypatch):
         thread.join()
     assert not wrong and before < open_files() <= before + 8
     assert len(shards._OPEN) == 8
-    del files
+    files.clear()
     assert open_files() == before and not shards._OPEN
 
 
