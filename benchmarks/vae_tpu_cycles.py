@@ -5,7 +5,7 @@
         [--remat none|stages|all|convs|auto] [--of video|parameters] [--top 12]
 
 `adapters` and `decoder` are the halves of the VAE as stage 1 trains them, over float32 parameters:
-gradients of rank-16 adapters of the encoder, and of the decoder's parameters and latent. Needs the
+gradients of rank-16 adapters of the encoder, and of the latent through the decoder. Needs the
 `libtpu` package. Prints JSON: the compiler's sum of estimated cycles over all operations, its
 costliest operations, its memory analysis, flops, and what compiling took.
 """
@@ -44,10 +44,7 @@ def program(options: argparse.Namespace):
             add_lora(vae.encoder, 16, 32.0, rngs=nnx.Rngs(1))
         return vae
 
-    def of_decoder(path, _):
-        return path[0] in ("decoder", "post_quant_conv")
-
-    chosen = {"adapters": LoRAParam, "decoder": of_decoder}.get(options.what, nnx.Param)
+    chosen = LoRAParam if options.what == "adapters" else nnx.Param
     graph, state, frozen = nnx.split(nnx.eval_shape(make), chosen, ...)
     frames, side = options.frames, options.side
     video = (options.clips, frames, side, side, 3)
@@ -79,7 +76,7 @@ def program(options: argparse.Namespace):
         "decode": decode,
         "gradient": jax.grad(loss, argnums=0 if options.of == "parameters" else 2),
         "adapters": jax.grad(of_features),
-        "decoder": jax.grad(of_video, argnums=(0, 2)),
+        "decoder": jax.grad(of_video, argnums=2),
     }[options.what]
     # Mochi's encoder needs float32 pixels; adapters are trained on what is read from videos.
     shape, dtype = video, jnp.float32 if options.what == "adapters" else jnp.bfloat16
