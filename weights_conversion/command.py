@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pyratok_jax.checkpoints.conversion import ConversionPlan, write_checkpoint
+from pyratok_jax.checkpoints.conversion import ConversionPlan, check_apart, write_checkpoint
 from pyratok_jax.checkpoints.hub import local_folder
 from pyratok_jax.checkpoints.weights import DTYPES, read_config
 from pyratok_jax.errors import UserError
@@ -44,8 +44,9 @@ def check_export(arguments: argparse.Namespace) -> None:
     """Refuse flags that mean nothing where stored arrays are written out as they are.
 
     Raises:
-        UserError: one is given.
+        UserError: one is given, or the output would replace the input.
     """
+    check_apart(arguments.output, [arguments.input])
     given = {
         "--verify": arguments.verify,
         "--config": arguments.config,

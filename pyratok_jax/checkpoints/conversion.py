@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -234,6 +234,21 @@ def _place(plan: ConversionPlan, entry: Entry) -> None:
         )
 
 
+def check_apart(output: str | Path, sources: Iterable[str | Path]) -> None:
+    """Refuse an output folder whose replacement would remove what is converted.
+
+    Raises:
+        UserError: a source is the folder itself, or lies in it.
+    """
+    target = Path(output).resolve()
+    for source in map(Path, sources):
+        if target in (source.resolve(), *source.resolve().parents):
+            raise UserError(
+                f"{output} holds {source.name}, which is converted, and would be replaced with it; "
+                "name another folder"
+            )
+
+
 def write_checkpoint(
     output: str | Path,
     *,
@@ -261,9 +276,11 @@ def write_checkpoint(
         progress: called with each array's name when it is done.
 
     Raises:
-        UserError: incomplete plan, existing output, or a disk that is full or not writable.
+        UserError: incomplete plan, existing output, one that holds the sources, or a disk that is
+            full or not writable.
     """
     output = Path(output)
+    check_apart(output, plan.source.files)
     if output.exists() and not overwrite and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output} exists; name a new folder or pass --overwrite")
     plan.check()

@@ -157,6 +157,13 @@ def test_round_trip_is_bit_equal(tmp_path, family):
     for flag in (["--verify"], ["--dtype", "float16"], ["--config", "config.json"]):
         with pytest.raises(UserError, match=f"{flag[0]} does not go with --to diffusers"):
             main([*export, *flag])
+    with pytest.raises(UserError, match=f"of the family {family}"):
+        main([*export, "--family", "wan"])
+    for inside in (ours, ours.parent):
+        with pytest.raises(UserError, match="would be replaced"):
+            main([*export, "--output", str(inside), "--overwrite"])
+    with pytest.raises(UserError, match="would be replaced"):
+        run(given, tmp_path, "--overwrite")
     main([*export, "--dry-run"])
     assert not (tmp_path / "back").exists()
     back = run(ours, tmp_path / "back", "--to", "diffusers")

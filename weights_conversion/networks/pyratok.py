@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from pyratok_jax.checkpoints.conversion import ConversionPlan, match, write_checkpoint
+from pyratok_jax.checkpoints.conversion import ConversionPlan, check_apart, match, write_checkpoint
 from pyratok_jax.checkpoints.foreign.sources import TensorSource, open_tensors
 from pyratok_jax.checkpoints.weights import read_config
 from pyratok_jax.errors import UserError, short
@@ -127,11 +127,12 @@ def write_workdir(
     """Write `vae/`, `tokenizer.json` and `checkpoints/0`; the folder appears when complete.
 
     Raises:
-        UserError: when the folder exists, or cannot be written.
+        UserError: when the folder exists, holds the checkpoint, or cannot be written.
     """
     import orbax.checkpoint as ocp
 
     output = Path(output).absolute()
+    check_apart(output, plan.source.files)
     if output.exists() and not overwrite:
         raise UserError(f"{output} exists; name a new folder or pass --overwrite")
     plan.check()

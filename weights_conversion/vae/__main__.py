@@ -51,6 +51,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     if options.to == "diffusers":
         backbone = load_backbone(options.input)
+        if options.family not in (None, backbone.config.family):
+            raise UserError(f"{options.input} is a VAE of the family {backbone.config.family}")
         if backbone.config.family == "wan":
             return wan_vae.main(for_wan)
         if options.dry_run:
