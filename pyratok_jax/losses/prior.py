@@ -102,7 +102,8 @@ def prior_loss(
         value, share = estimate, jnp.ones_like(estimate)
     weights = objective.level_weights
     of_token = np.array([weights[min(n, len(weights) - 1)] for n in layout.level], np.float32)
-    return (value * of_token).sum() / jnp.maximum((share * of_token).sum(), 1e-6), terms
+    loss = (value * of_token).sum() / jnp.maximum((share * of_token).sum(), 1e-6)
+    return loss + prior.conditioner.tracking(condition), terms
 
 
 def _parts(nats: Float[Array, "b n"], layout: Layout) -> Terms:

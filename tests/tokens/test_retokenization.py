@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from benchmarks.retokenization import retokenize
+from benchmarks.tokens.retokenization import retokenize
 from tests.tokens.tiny import PixelTokenizer
 
 

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from pyratok_jax.models.language.layers import Linear, RMSNorm
 from pyratok_jax.models.prior.config import PriorConfig
+from pyratok_jax.models.text_statistics import TextStatistics
 from pyratok_jax.nn.text_attention import TextCondition
 
 
@@ -43,14 +44,18 @@ class Conditioner(nnx.Module):
     """Makes the prefix: projected text states, the embedding of a class, or a learned start.
 
     Rows without caption or class get the learned null, which is also the unconditional state of
-    guidance.
+    guidance. Text states are standardised by running statistics of the training's captions:
+    a few outlier features, the same in all sentences, would hide the others.
     """
 
     def __init__(self, config: PriorConfig, *, rngs: nnx.Rngs):
         self.kind, width = config.condition, config.width
         normal = nnx.initializers.normal(1.0)
         self.null = nnx.Param(normal(rngs.params(), (width,), jnp.float32))
+        self.text_statistics: TextStatistics | None = nnx.data(None)
         if self.kind == "text":
+            if config.standardised_text:
+                self.text_statistics = TextStatistics(config.text_width)
             self.norm = RMSNorm(config.text_width, 1e-6, False)
             self.enter = Linear(config.text_width, width, bias=True, rngs=rngs)
             self.leave = Linear(width, width, bias=True, rngs=rngs)
@@ -62,6 +67,8 @@ class Conditioner(nnx.Module):
         null = self.null[...]
         if self.kind == "text" and condition.text is not None:
             text = condition.text
+            if self.text_statistics is not None:
+                text = self.text_statistics.words(text)
             x = self.enter(self.norm(text.embeddings.astype(jnp.float32)))
             x = self.leave(jax.nn.silu(x))
             absent = ~text.mask.any(axis=1, keepdims=True)
@@ -73,3 +80,9 @@ class Conditioner(nnx.Module):
             return Prefix(jnp.where(known, x, null)[:, None], jnp.ones((condition.rows, 1), bool))
         x = jnp.broadcast_to(null, (condition.rows, 1, null.shape[0]))
         return Prefix(x, jnp.ones(x.shape[:2], bool))
+
+    def tracking(self, condition: Condition) -> Float[Array, ""]:
+        """Zero, with the gradient that moves the text statistics (`TextStatistics.tracking`)."""
+        if self.text_statistics is None or condition.text is None:
+            return jnp.zeros(())
+        return self.text_statistics.tracking(condition.text)
