@@ -1,6 +1,6 @@
 """Token export against the bare compiled encoder on the same clips: throughput and memory.
 
-    python benchmarks/tokens/export_tokens.py [--clips 200] [--checkpoint DIR] [--size 96] [--frames 17]
+    python benchmarks/tokens/export_tokens.py [--clips 200] [--checkpoint DIR] [--size 96]
 
 Videos are written once from the demo's clips (`--source noise`: from random frames). The bare
 encoder gets the padded clips from memory; the exporter reads, decodes, encodes and writes them.

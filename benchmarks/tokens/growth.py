@@ -2,7 +2,7 @@
 
     python -m benchmarks.tokens.growth tokens [--counts 1000,10000,100000,1000000]
     python -m benchmarks.tokens.growth manifests [--counts 1000,10000,100000,1000000]
-    python -m benchmarks.tokens.growth clips [--frames 9,17,33,65] [--sides 64,128,256] [--batches 1,2,4]
+    python -m benchmarks.tokens.growth clips [--frames 9,17,33,65] [--sides 64,128,256]
 
 Every row is a process of its own, so that `peak_mb` is its peak resident memory; processor
 seconds are counted, which other work on the machine disturbs less than wall seconds. Datasets are

@@ -1,6 +1,6 @@
 """Tokens of a decoded clip against the tokens that it was decoded from: encode(decode(ids)).
 
-    python -m benchmarks.tokens.retokenization --checkpoint runs/demo [--rounds 3] [--bucket 17x96x96]
+    python -m benchmarks.tokens.retokenization --checkpoint runs/demo [--rounds 3]
 
 A tokenizer whose output is encoded again, by editing or by a second export, should give the same
 tokens. On the demo's held-out clips, without captions: share of equal ids by level after each
