@@ -135,3 +135,40 @@ def test_levels_weigh_what_the_objective_says(order):
 def test_impossible_level_weights_are_refused(weights):
     with pytest.raises(ValueError, match="level_weights"):
         PriorObjective(level_weights=weights)
+
+
+def test_text_statistics_follow_the_captions():
+    """The first step's gradient takes the statistics to the batch's own: 1 / batches is 1."""
+    model, condition = nnx.clone(prior("masked")), text(4)
+    graph, params, rest = nnx.split(model, nnx.Param, ...)
+
+    def loss(params):
+        return prior_loss(
+            nnx.merge(graph, params, rest), codes(4), condition, jax.random.key(0), layout=LAYOUT
+        )[0]
+
+    found = nnx.to_flat_state(jax.jit(jax.grad(loss))(params))
+    gradient = {path[-1]: value[...] for path, value in found if "text_statistics" in path}
+    words = np.asarray(condition.text.embeddings)[np.asarray(condition.text.mask)]
+    np.testing.assert_allclose(-gradient["word_mean"], words.mean(0), atol=1e-6)
+    np.testing.assert_allclose(1 - gradient["word_variance"], words.var(0), atol=1e-6)
+    assert gradient["batches"] == -1
+
+
+def test_outlier_features_do_not_hide_the_words():
+    """Language models' states share a few huge features; a caption is told by the others."""
+    rng = np.random.default_rng(0)
+    states = rng.normal(size=(64, 3, 6)).astype(np.float32)
+    states[..., 0] += 300.0
+
+    def spread(standardised: bool) -> float:
+        model = nnx.clone(prior("masked", standardised_text=standardised))
+        if standardised:
+            statistics = model.conditioner.text_statistics
+            statistics.word_mean[...] = jnp.asarray(states.mean((0, 1)))
+            statistics.word_variance[...] = jnp.asarray(states.var((0, 1)))
+        mask = jnp.ones((64, 3), bool)
+        prefix = model.conditioner(Condition(64, TextCondition(jnp.asarray(states), mask))).x
+        return float(prefix.std(axis=0).mean() / jnp.abs(prefix).mean())
+
+    assert spread(True) > 10 * spread(False)
