@@ -21,6 +21,7 @@ def main() -> int:
     # Heavy imports wait until the command line is known to be sound.
     from pyratok_jax import demo
     from pyratok_jax.assets.programs import keep_programs
+    from pyratok_jax.demo.config_check import check_demo_config
     from pyratok_jax.training.checkpoints import locked
     from pyratok_jax.training.config_check import check_config
     from pyratok_jax.training.distributed.coordinator import join_hosts
@@ -33,6 +34,7 @@ def main() -> int:
     profiled_steps(config.profile_steps)
     run: Run = lookup(TASKS | demo.TASKS, config.task, "task")
     check_config(config)
+    check_demo_config(config)
     dumped = dump_programs(dump_to)
     if dumped is None:  # A program from the cache is not dumped.
         keep_programs()

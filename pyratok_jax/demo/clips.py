@@ -51,12 +51,12 @@ def parse_phases(specs: Sequence[str]) -> tuple[Phase, ...]:
         match = _PATTERN.fullmatch(str(spec))
         if match is None or 0 in map(int, match.groups()):
             raise UserError(
-                f"phase {spec!r} in the data config is not of the form STEPS*BATCHxFRAMESxSIZE, "
-                "for example 3000*16x1x64"
+                f"config.data.phases: {spec!r} is not of the form STEPS*BATCHxFRAMESxSIZE, for "
+                "example 3000*16x1x64"
             )
         phases.append(Phase(*map(int, match.groups())))
     if not phases:
-        raise UserError("the data config has no phases; give at least one")
+        raise UserError("config.data.phases is empty; give at least one")
     return tuple(phases)
 
 
@@ -87,14 +87,18 @@ class PhasedClips:
         cutters = _CUTTERS | {"photos": lambda _, *given: photo_clips(photos, *given)}
         unknown = set(counts) - set(cutters)
         if unknown or not any(counts.values()):
-            raise UserError(f"data.clips names {sorted(counts)}; expected of {sorted(cutters)}")
+            known = sorted(cutters)
+            raise UserError(f"config.data.clips names {sorted(counts)}; expected of {known}")
         if counts.get("photos") and not (photos and Path(photos).is_dir()):
-            raise UserError(f"data.clips asks for photos, and data.photos {photos!r} is no folder")
+            raise UserError(
+                f"config.data.clips.photos is above 0, and config.data.photos {photos!r} no folder"
+            )
         self._cutters = cutters
         self._shares, self.augment = dict(shares or {}), dict(augment or {})
         missing = [name for name, n in counts.items() if n and name not in self._shares]
         if self._shares and missing:
-            raise UserError(f"data.shares says nothing of {', '.join(missing)} in data.clips")
+            names = ", ".join(missing)
+            raise UserError(f"config.data.shares says nothing of {names} in data.clips")
         self._counts = {name: count for name, count in counts.items() if count}
         self._clips: dict[tuple[int, int], list[np.ndarray]] = {}
         self.broken: dict[str, str] = {}
@@ -160,6 +164,23 @@ def _row(arrays: list[np.ndarray], row: int) -> np.ndarray:
     raise IndexError(row)
 
 
+def phased_clips(config: ConfigDict) -> PhasedClips:
+    """The clips that a config asks for; none is cut yet.
+
+    Raises:
+        UserError: see `PhasedClips` and `parse_phases`.
+    """
+    data = config.data
+    return PhasedClips(
+        data.phases,
+        data.clips.to_dict(),
+        config.seed,
+        shares=data.get("shares", {}),
+        augment=data.get("augment", {}),
+        photos=data.get("photos", ""),
+    )
+
+
 class PhasedTask:
     """The data half of the demo's own tasks; `config.data` has phases and clips (`PhasedClips`)."""
 
@@ -167,15 +188,7 @@ class PhasedTask:
 
     def clips(self) -> PhasedClips:
         """All clips of every batch."""
-        data = self.config.data
-        return PhasedClips(
-            data.phases,
-            data.clips.to_dict(),
-            self.config.seed,
-            shares=data.get("shares", {}),
-            augment=data.get("augment", {}),
-            photos=data.get("photos", ""),
-        )
+        return phased_clips(self.config)
 
     def make_loader(self, share_of: ShareOf) -> ClipBatches:
         """The stream of batches.

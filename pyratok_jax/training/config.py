@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import difflib
 import os
+import re
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -270,7 +271,7 @@ def parse_command(arguments: list[str], *, default_config: str) -> Command:
     except flags.UnrecognizedFlagError as error:
         raise UserError(f"command line of {named}: {_unknown_flag(error.flagname)}") from error
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, FileNotFoundError) as e:
-        raise UserError(f"command line of {named}: {_reason(e)}") from e
+        raise UserError(f"command line of {named}: {_refusal(e, arguments)}") from e
     except (ImportError, SyntaxError) as error:
         raise UserError(f"{named} is no readable config file: {_reason(error)}") from error
     if rest[1:]:
@@ -360,6 +361,30 @@ def _unknown_flag(name: str) -> str:
     near = difflib.get_close_matches(start, _FLAGS, n=1)
     meant = f"; did you mean --{near[0]}{dot}{rest}?" if near else ""
     return f"unknown flag --{name}{meant} (--help lists all)"
+
+
+# What ml_collections and Python say of a key or a value, and how it is said here.
+_UNKNOWN_KEY = re.compile(r"'(\w+)'(?: Did you mean \"(\w+)\".*)?$")
+_SAID_HERE = (
+    (r"invalid literal for int\(\) with base 10: (.*)", r"\1 is no whole number"),
+    (r"could not convert string to float: (.*)", r"\1 is no number"),
+    (r"\('Non-boolean argument to boolean flag', (.*)\)", r"\1 is neither true nor false"),
+    (r"Attribute .* Attempting to lookup: (.*)", r"there is no config.\1 (--help lists all keys)"),
+)
+
+
+def _refusal(error: BaseException, arguments: list[str]) -> str:
+    """Why a command line was refused, with the whole key of a flag that changes the config."""
+    reason = _reason(error)
+    keys = [one.partition("=")[0].lstrip("-") for one in arguments if "config." in one]
+    found = _UNKNOWN_KEY.match(reason)
+    key = next((key for key in keys if found and found[1] in key.split(".")), None)
+    if found and key:
+        near = f"; did you mean {found[2]!r} instead of {found[1]!r}?" if found[2] else ""
+        return f"there is no {key}{near} (--help lists all keys)"
+    for theirs, ours in _SAID_HERE:
+        reason = re.sub(theirs, ours, reason)
+    return reason
 
 
 def _reason(error: BaseException) -> str:

@@ -6,7 +6,7 @@ one line that names the key.
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,20 +14,23 @@ from ml_collections import ConfigDict
 
 from pyratok_jax.checkpoints.pretrained import backbone_config, check_language, check_vision
 from pyratok_jax.data.buckets import parse_buckets
+from pyratok_jax.data.config import data_config
 from pyratok_jax.errors import UserError, short
 from pyratok_jax.losses.settings import PriorObjective
 from pyratok_jax.models.prior.config import PriorConfig, Sampling
 from pyratok_jax.models.pyratok.config import PyraTokConfig
 from pyratok_jax.models.pyratok.quantizers.registry import quantizer_kind
+from pyratok_jax.models.sizes import LANGUAGE_MODELS, VAES, VISION_MODELS
 from pyratok_jax.models.vae_families import vae_family
 from pyratok_jax.tokenizer.clips import tokenizer_sizes
 from pyratok_jax.tokenizer.loading import locate, read_description, tokenizer_folder
-from pyratok_jax.training.config_keys import flattened, keys_of, known_values
+from pyratok_jax.training.config_keys import MOST, flattened, keys_of, known_values
 from pyratok_jax.training.optimizer import make_optimizer
 from pyratok_jax.training.registry import check_evaluators
 from pyratok_jax.training.system import TokenizerLoss, tokenizer_config
 
 T = TypeVar("T")
+LANGUAGE_CONVERTER = "weights_conversion.language_model"
 
 
 def check_config(config: ConfigDict) -> None:
@@ -56,7 +59,9 @@ def _check_values(config: ConfigDict) -> None:
     for key, value in flattened(config):
         known = known_values(config.task, key)
         if known is not None and not known[0].holds(value):
-            raise UserError(f"config.{key} is {short(value, 80)!r}, expected {known[0].expected}")
+            large = type(value) is int and value > MOST
+            expected = known[0].expected + (f", at most {MOST}" if large else "")
+            raise UserError(f"config.{key} is {short(value, 80)!r}, expected {expected}")
     for pair in config.optimizer.groups:
         fits = isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], str)
         if not fits or isinstance(pair[1], bool) or not isinstance(pair[1], int | float):
@@ -90,7 +95,25 @@ def _check_weights(key: str, spec: str, check: Callable[[str], T], converter: st
     return _naming(key, lambda: check(spec))
 
 
+def _check_sizes(key: str, name: str, known: Iterable[str]) -> None:
+    """Refuse names of sizes that no report without the weights could be made of."""
+    if name and name not in known:
+        raise UserError(f"config.{key} is {name!r}, expected '' or one of {', '.join(known)}")
+
+
+def _check_stored(key: str, folder: str) -> None:
+    if folder and not (Path(folder) / "index.json").is_file():
+        raise UserError(
+            f"config.{key}: {folder} holds no index.json of caption embeddings; make it with "
+            "python -m pyratok_jax.embed_captions, or leave the key empty"
+        )
+
+
 def _check_tokenizer(config: ConfigDict) -> None:
+    _check_sizes("model.vae", config.model.vae, VAES)
+    _check_sizes("language.size", config.language.size, LANGUAGE_MODELS)
+    _check_sizes("vision.size", config.vision.size, VISION_MODELS)
+    _check_stored("language.stored", config.language.stored)
     vae = _check_weights(
         "model.backbone", config.model.backbone, backbone_config, "weights_conversion.vae"
     )
@@ -105,9 +128,7 @@ def _check_tokenizer(config: ConfigDict) -> None:
     if config.remat not in policies:
         raise UserError(f"config.remat is {config.remat!r}, expected one of {', '.join(policies)}")
     loss = _naming("loss", lambda: TokenizerLoss(config))
-    _check_weights(
-        "language.spec", config.language.spec, check_language, "weights_conversion.language_model"
-    )
+    _check_weights("language.spec", config.language.spec, check_language, LANGUAGE_CONVERTER)
     if loss.uses_dino:
         _check_weights("vision.spec", config.vision.spec, check_vision, "weights_conversion.dino")
     if config.masking.start > config.masking.end:
@@ -194,9 +215,19 @@ def _check_projector(config: ConfigDict) -> None:
 
 
 def _check_generator(config: ConfigDict) -> None:
+    unread = dict(flattened(data_config()))
+    for key, value in flattened(config.data):
+        if value != unread[key]:
+            raise UserError(
+                f"config.data.{key} is {short(value, 80)!r}, but a prior is trained on tokens "
+                "alone: name those of your videos as config.tokens.path (export_tokens)"
+            )
     made, chosen = _described("tokenizer", config.tokenizer), config.conditioning
+    _check_stored("conditioning.stored", chosen.stored)
     if "://" not in config.tokens.path:
         _must_exist("tokens.path", config.tokens.path)
+    if chosen.language:
+        _check_weights("conditioning.language", chosen.language, check_language, LANGUAGE_CONVERTER)
     _naming("objective", lambda: PriorObjective(**config.objective))
     _naming("sampling", lambda: Sampling.from_dict(config.sampling.to_dict()))
     sizes = config.model.to_dict() | {

@@ -5,6 +5,7 @@
 
 import dataclasses
 import math
+import typing
 from collections.abc import Iterator, Mapping
 from typing import Protocol
 
@@ -12,6 +13,7 @@ from ml_collections import ConfigDict
 
 from pyratok_jax.io import Json
 from pyratok_jax.losses.settings import FORMS, POOLINGS
+from pyratok_jax.models.prior.config import Schedule
 from pyratok_jax.models.pyratok.config import MAX_BITS, SURROGATES
 from pyratok_jax.models.pyratok.quantizers.registry import QUANTIZERS
 from pyratok_jax.models.settings import HEADS, TARGETS
@@ -20,6 +22,8 @@ from pyratok_jax.nn.settings import POLICIES
 OPTIMIZERS = ("adamw", "muon", "gram_muon")
 SCHEDULES = ("cosine", "constant", "trapezoid")
 _FLOATS = ("float32", "bfloat16", "float16")
+# Whole numbers without another limit: those of JAX have 32 bits.
+MOST = 2**31 - 1
 
 
 class Values(Protocol):
@@ -49,7 +53,7 @@ class Number:
         if self.low == -math.inf:
             return kind
         start = f"above {self.low:g}" if self.above else f"from {self.low:g}"
-        return f"{kind} {start}" + (f" to {self.high:g}" if self.high < math.inf else "")
+        return f"{kind} {start}" + (f" to {self.high:g}" if self.high < MOST else "")
 
     def holds(self, value: object) -> bool:
         """See `Values`."""
@@ -57,6 +61,17 @@ class Number:
             return False
         inside = self.low < value if self.above else self.low <= value
         return math.isfinite(value) and inside and value <= self.high
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """How many devices an axis of the mesh has; -1: all that others leave."""
+
+    expected: str = "-1 or a whole number from 1"
+
+    def holds(self, value: object) -> bool:
+        """See `Values`."""
+        return Number(-1, MOST, whole=True).holds(value) and value != 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +147,7 @@ class Checked:
         return True
 
 
-def _whole(low: int, high: float = math.inf) -> Number:
+def _whole(low: int, high: float = MOST) -> Number:
     return Number(low, high, whole=True)
 
 
@@ -167,10 +182,10 @@ COMMON: Keys = {
     "host_timeout": (_POSITIVE, "seconds without a heartbeat until a host is lost"),
     "step_timeout": (_FROM_0, "seconds that a step may take; 0: any time"),
     "profile_steps": (Text(), "FIRST:LAST, steps to trace"),
-    "mesh.data": (_whole(-1), "data-parallel devices; -1: all others"),
-    "mesh.fsdp": (_whole(-1), "devices that parameters are sharded over"),
-    "mesh.spatial": (_whole(-1), "devices that share the height of a frame"),
-    "mesh.tensor": (_whole(-1), "devices that share the channels"),
+    "mesh.data": (Share(), "data-parallel devices; -1: all others"),
+    "mesh.fsdp": (Share(), "devices that parameters are sharded over"),
+    "mesh.spatial": (Share(), "devices that share the height of a frame"),
+    "mesh.tensor": (Share(), "devices that share the channels"),
     "mesh.slices": (_whole(1), "slices joined over the data-center network"),
     "checkpoint.every": (_whole(0), "steps between checkpoints; 0: at the end alone"),
     "checkpoint.keep": (_whole(0), "newest checkpoints that are kept; 0: all"),
@@ -192,7 +207,7 @@ DATA: Keys = {
     "data.buckets": (Checked(_BUCKETS), f"clip shapes, {_BUCKETS}"),
     "data.fps": (_FROM_0, "frames per second to sample at; 0: each video's own"),
     "data.crop": (Choice(("random", "center")), "where clips are cropped"),
-    "data.zoom": (Number(1), "largest random enlargement before cropping; 1: none"),
+    "data.zoom": (Number(1, 16), "largest random enlargement before cropping; 1: none"),
     "data.mirror": (Flag(), "mirror half of the clips"),
     "data.caption_dropout": (_SHARE, "share of clips that lose their caption"),
     "data.any_bucket": (Flag(), "use every clip for every bucket"),
@@ -274,6 +289,18 @@ TOKENIZER: Keys = {
 
 GENERATOR: Keys = {
     "remat": (Choice(("none", "layers")), "recompute layers in the backward pass"),
+    "model.layers": (_whole(1), "layers of the transformer"),
+    "model.factors": (Several(_whole(1)), "bits of each sub-token, for factorised heads"),
+    "model.head_layers": (_whole(0), "residual layers of the head"),
+    "model.window": (_whole(0), "latent frames that blocks looks back; 0: all"),
+    "model.theta": (_POSITIVE, "longest wavelength of the rotary embedding, over 2 pi"),
+    "sampling.steps": (Several(_whole(1), least=1), "parallel steps of each level"),
+    "sampling.temperature": (Several(Number(0, 1000), least=1), "of each level's logits"),
+    "sampling.top_p": (Several(Number(0, 1, above=True), least=1), "nucleus of each level"),
+    "sampling.guidance_schedule": (
+        Choice(typing.get_args(Schedule)),
+        "how guidance grows while a level is drawn",
+    ),
     "tokenizer": (Text(named=True), "working folder of the tokenizer that made the tokens"),
     "tokens.path": (Text(named=True), "--output of export_tokens"),
     "tokens.threads": (_whole(1), "reading threads"),

@@ -103,7 +103,12 @@ def test_configs_are_found_by_name_in_any_folder(named, tmp_path, monkeypatch):
         (["--config=dmeo"], "did you mean demo?"),
         (["--config=configs/dmeo.py"], "did you mean demo?"),
         (["--confg.steps=3"], "did you mean --config.steps?"),
-        (["--config.stepss=3"], 'Did you mean "steps" instead of "stepss"?'),
+        (["--config.stepss=3"], "no config.stepss; did you mean 'steps' instead of 'stepss'?"),
+        (["--config.loss.nothere=3"], "there is no config.loss.nothere (--help lists all keys)"),
+        (["--config.steps.x=3"], "there is no config.steps.x (--help lists all keys)"),
+        (["--config.steps=two"], "--config.steps=two: 'two' is no whole number"),
+        (["--config.optimizer.learning_rate=fast"], "'fast' is no number"),
+        (["--config.report.lpips=maybe"], "'maybe' is neither true nor false"),
     ],
 )
 def test_a_slip_of_the_pen_is_named_with_what_was_meant(arguments, message):

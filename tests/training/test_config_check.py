@@ -67,7 +67,16 @@ MISTAKES = [
     ("optimizer.groups", "(('(', 2.0),)", "optimizer.groups"),
     ("optimizer.groups", "(('alignment', 'fast'),)", "no pair"),
     ("ema_decay", 1.0, "ema_decay"),
-    ("mesh.data", -2, "a whole number from -1"),
+    ("mesh.data", -2, "-1 or a whole number from 1"),
+    ("mesh.fsdp", 0, "-1 or a whole number from 1"),
+    ("seed", 10**20, "a whole number from 0, at most 2147483647"),
+    ("steps", 10**20, "a whole number from 0, at most 2147483647"),
+    ("data.zoom", 1e30, "a number from 1 to 16"),
+    ("model.vae", "wan9", "one of wan2.1"),
+    ("model.tokenizer.vocabulary", 70_000, "from 1 to 65536, the codes of 16 bits"),
+    ("language.size", "huge", "one of qwen2.5-vl-3b"),
+    ("language.stored", "nowhere", "nowhere holds no index.json .*embed_captions"),
+    ("vision.size", "huge", "one of dinov3-vits16"),
     ("checkpoint.keep", -1, "a whole number from 0"),
     ("init_from", "/nonexistent", "/nonexistent does not exist"),
     ("init_levels", 1, "init_from names no tokenizer"),
@@ -99,6 +108,37 @@ def test_each_mistake_is_one_line_that_names_its_key(key, value, message):
 def test_first_levels_are_taken_where_the_others_can_be_fitted(changes, message):
     with pytest.raises(UserError, match=message):
         check_config(demo(init_from="builtin:world", **changes))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("data.sources", "('films',)", "a prior is trained on tokens alone"),
+        ("sampling.steps", "foo", "each a whole number from 1"),
+        ("sampling.top_p", "(0.0,)", "each a number above 0 to 1"),
+        ("sampling.guidance_schedule", "foo", "one of constant, linear, cosine"),
+        ("model.factors", "foo", "each a whole number from 1"),
+        ("conditioning.language", "nowhere", "nowhere does not exist; .* weights_conversion"),
+        ("conditioning.stored", "nowhere", "nowhere holds no index.json"),
+        ("tokens.path", "nowhere", "nowhere"),
+        ("tokenizer", "nowhere", "nowhere"),
+    ],
+)
+def test_each_mistake_in_a_config_of_a_prior_is_one_line(key, value, message):
+    given = {"tokenizer": "builtin:world", "tokens.path": "docs"}
+
+    def check(**changes):
+        words = [f"--config.{name}={one}" for name, one in (given | changes).items()]
+        check_config(
+            parse_flags(
+                ["train", "--config=configs/generator.py:smoke", *words], default_config=""
+            )[0]
+        )
+
+    check()
+    with pytest.raises(UserError, match=message) as refused:
+        check(**{key: value})
+    assert f"config.{key}" in str(refused.value) and "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize(

@@ -74,8 +74,11 @@ class PyraTokConfig:
             raise ValueError(f"lora_rank {self.lora_rank} must be from 0 to {_MAX_SIZE}")
         if not math.isfinite(self.lora_alpha):
             raise ValueError(f"lora_alpha {self.lora_alpha} is not finite")
-        if self.vocabulary is not None and self.vocabulary < 1:
-            raise ValueError(f"vocabulary {self.vocabulary} is below 1")
+        if self.vocabulary is not None and not 1 <= self.vocabulary <= 2**self.bits:
+            raise ValueError(
+                f"vocabulary {self.vocabulary} must be from 1 to {2**self.bits}, the codes of "
+                f"{self.bits} bits"
+            )
         if self.surrogate not in SURROGATES:
             known = ", ".join(SURROGATES)
             raise ValueError(f"surrogate {self.surrogate!r} is not one of {known}")
