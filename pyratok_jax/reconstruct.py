@@ -60,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
         help="side of square tiles that are encoded alone, for frames too large for memory; 0: "
         "whole frames; None: 512 where a window has more than 6 million pixels, else whole frames",
     )  # fmt: skip
-    p.add_argument("--overlap", type=int, default=64, help="pixels that neighbouring tiles share")
+    p.add_argument("--overlap", type=int, help="pixels that tiles of --tile share; None: 64")
     p.add_argument(
         "--stream-beyond",
         type=int,
@@ -108,11 +108,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"--crf {arguments.crf} must lie within 0 (best) and 51")
     if arguments.lpips_every < 1 or arguments.short_side < 0 or not 0 <= arguments.fps < 1e6:
         raise UserError("--lpips-every must be at least 1, --short-side and --fps at least 0")
+    if arguments.stream_beyond is not None and arguments.stream_beyond < 0:
+        raise UserError(f"--stream-beyond {arguments.stream_beyond}: expected frames, from 0")
+    if arguments.overlap is not None and arguments.tile is None:
+        raise UserError("--overlap goes with --tile; give both, or neither")
     keep_programs()
     # Heavy imports wait until the command line is known to be sound.
-    from pyratok_jax.reconstruction import Reconstructor, Tiling, find_jobs
+    from pyratok_jax.reconstruction import TILES, Reconstructor, Tiling, find_jobs
     from pyratok_jax.tokenizer import load_tokenizer
 
+    tiling = None
+    if arguments.tile is not None:
+        overlap = TILES.overlap if arguments.overlap is None else arguments.overlap
+        tiling = Tiling(arguments.tile, overlap)
+        tiling.check()
     jobs = find_jobs(arguments.input, output)
     lengths, sizes, skipped = _probe_all(jobs, arguments.fps)
     if not any(lengths):
@@ -132,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         lpips_every=arguments.lpips_every,
         fps=arguments.fps,
         short_side=arguments.short_side,
-        tiling=None if arguments.tile is None else Tiling(arguments.tile, arguments.overlap),
+        tiling=tiling,
     )
     largest = arguments.resize or _largest(sizes, arguments.short_side)
     _say_memory(reconstructor, largest, console)

@@ -367,6 +367,24 @@ def test_fewer_frames_and_a_shorter_side(tmp_path, capfd):
     assert "10/10" in capfd.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--tile", "32", "--overlap", "17"], "at most half a tile"),
+        (["--tile", "-1"], "at most half a tile"),
+        (["--overlap", "8"], "--overlap goes with --tile"),
+        (["--stream-beyond", "-1"], "expected frames, from 0"),
+        (["--crf", "52"], "within 0"),
+    ],
+)
+def test_options_are_refused_before_anything_is_loaded(tmp_path, monkeypatch, options, message):
+    source = write_video(tmp_path / "a.mp4", numbered_frames(2, 16, 32))
+    monkeypatch.setattr("pyratok_jax.tokenizer.load_tokenizer", lambda path: pytest.fail("loaded"))
+    with pytest.raises(UserError, match=message):
+        run(source, tmp_path / "out", *options)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("option", [["--lpips-every", "0"], ["--fps", "-1"], ["--fps", "nan"]])
 def test_impossible_options_are_refused(tmp_path, option):
     with pytest.raises(UserError, match="must be at least"):
