@@ -366,6 +366,7 @@ def _unknown_flag(name: str) -> str:
 # What ml_collections and Python say of a key or a value, and how it is said here.
 _UNKNOWN_KEY = re.compile(r"'(\w+)'(?: Did you mean \"(\w+)\".*)?$")
 _SAID_HERE = (
+    (r"^ValueError: ", ""),
     (r"invalid literal for int\(\) with base 10: (.*)", r"\1 is no whole number"),
     (r"could not convert string to float: (.*)", r"\1 is no number"),
     (r"\('Non-boolean argument to boolean flag', (.*)\)", r"\1 is neither true nor false"),

@@ -107,6 +107,7 @@ def test_configs_are_found_by_name_in_any_folder(named, tmp_path, monkeypatch):
         (["--config.loss.nothere=3"], "there is no config.loss.nothere (--help lists all keys)"),
         (["--config.steps.x=3"], "there is no config.steps.x (--help lists all keys)"),
         (["--config.steps=two"], "--config.steps=two: 'two' is no whole number"),
+        (["--config=tpu_v5:nope"], "tpu_v5:nope: tpu_v5.py:nope: expected one of stage1"),
         (["--config.optimizer.learning_rate=fast"], "'fast' is no number"),
         (["--config.report.lpips=maybe"], "'maybe' is neither true nor false"),
     ],

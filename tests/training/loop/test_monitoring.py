@@ -1,7 +1,11 @@
 """The guard speaks once when a level stays low, and again only after it had recovered."""
 
+import signal
+
+import pytest
+
 from pyratok_jax.training.loop.loop import train
-from pyratok_jax.training.loop.monitoring import CollapseGuard
+from pyratok_jax.training.loop.monitoring import CollapseGuard, StopSignal
 from pyratok_jax.training.tasks.tokenizer import TokenizerTask
 from tests.training.tiny import tiny_config
 
@@ -34,3 +38,13 @@ def test_a_training_says_so(world, tmp_path, capsys):
     train(config, tmp_path / "work", task)
     said = capsys.readouterr().out
     assert "codebook collapse" in said and said.count("level 4 (") == 1
+
+
+def test_a_second_ctrl_c_ends_at_once(capfd):
+    before = signal.getsignal(signal.SIGINT)
+    with StopSignal() as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop.received == "SIGINT" and "Ctrl-C again to quit now" in capfd.readouterr().err
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
