@@ -53,6 +53,10 @@ def main(arguments: list[str] | None = None) -> int:
     names = _names(options)
     if options.seeds < 1:
         raise UserError("--seeds must be at least 1")
+    if ":" in Path(options.config).name:
+        raise UserError(f"--config {options.config}: --names says which ablations; leave the : out")
+    for name in names:
+        _config(options, name, 0)  # Mistakes in --config and --set are those of every run.
     results, failed = _run_all(options, names, console)
     if results is None:
         return EXIT_INTERRUPTED

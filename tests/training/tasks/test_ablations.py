@@ -150,6 +150,12 @@ def test_a_kept_start_is_that_of_the_tokenizer_alone(tmp_path):
 def test_unknown_names_and_scales_are_refused():
     with pytest.raises(UserError, match="no_such"):
         ablate.main(["--names", "no_such"])
+    with pytest.raises(UserError, match="leave the : out"):
+        ablate.main(["--config", "ablations:no_text"])
+    with pytest.raises(UserError, match="there is no config.stepss"):
+        ablate.main(["--set", "stepss=3"])
+    with pytest.raises(UserError, match="no such file"):
+        ablate.main(["--config", "nowhere.py"])
     with pytest.raises(UserError, match="scale full"):
         ablate.main(["--names", "vae_wan22"])
 
