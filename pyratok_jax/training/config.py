@@ -54,7 +54,8 @@ def training_config(**changes: Json) -> ConfigDict:
       vocabulary) and patience, the number of consecutive logged values below it after which a level
       is reported; patience 0: never.
     - init_from: a tokenizer whose trainable arrays are the start (a previous stage): as
-      `load_tokenizer` takes it, a working or published folder, `hf://...` or "builtin:world".
+      `load_tokenizer` takes it, a working or published folder, `hf://...` or "builtin:world". Of
+      a prior's training a prior, as `load_generator` takes it.
     - init_levels: how many of its first levels are taken; the others start afresh and are
       calibrated to what those leave, on other grids where wanted. 0: all are taken.
     - resume_with_changes: resume a run with another loss, optimizer or data than it had, on

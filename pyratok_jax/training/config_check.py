@@ -16,6 +16,7 @@ from pyratok_jax.checkpoints.pretrained import backbone_config, check_language, 
 from pyratok_jax.data.buckets import parse_buckets
 from pyratok_jax.data.config import data_config
 from pyratok_jax.errors import UserError, short
+from pyratok_jax.generator.loading import generator_folder
 from pyratok_jax.losses.settings import PriorObjective
 from pyratok_jax.models.prior.config import PriorConfig, Sampling
 from pyratok_jax.models.pyratok.config import PyraTokConfig
@@ -44,7 +45,9 @@ def check_config(config: ConfigDict) -> None:
     make_optimizer(config.optimizer, config.steps)
     check_evaluators(config.evaluators)
     if config.init_from.startswith("builtin:"):
-        tokenizer_folder(config.init_from)  # Refuses names of what is not shipped.
+        # Refuses names of what is not shipped.
+        find = generator_folder if config.task == "generator" else tokenizer_folder
+        find(config.init_from)
     elif config.init_from and "://" not in config.init_from and not Path(config.init_from).exists():
         raise UserError(f"config.init_from: {config.init_from} does not exist")
     checks: dict[str, Callable[[ConfigDict], None]] = {

@@ -195,7 +195,7 @@ COMMON: Keys = {
     "max_bad_steps": (_whole(1), "consecutive steps without finite loss that end the run"),
     "collapse.threshold": (_SHARE, "share of distinct codes below which a level collapses"),
     "collapse.patience": (_whole(0), "logged values below it until it is said; 0: never"),
-    "init_from": (Text(), "tokenizer to start from: a folder, hf://..., builtin:world"),
+    "init_from": (Text(), "tokenizer (or prior) to start from: a folder, hf://..., builtin:world"),
     "init_levels": (_whole(0), "levels taken from it, the others are calibrated; 0: all"),
     "resume_with_changes": (Flag(), "resume with another loss, optimizer or data"),
 }

@@ -11,15 +11,22 @@ from jaxtyping import Array, Bool, Float, Int
 
 from pyratok_jax.models.language.layers import Linear, RMSNorm
 from pyratok_jax.models.prior.config import PriorConfig
-from pyratok_jax.models.text_statistics import TextStatistics
+from pyratok_jax.models.text_statistics import TextStatistics, plain_captions
 from pyratok_jax.nn.text_attention import TextCondition
 
 
 class Prefix(NamedTuple):
-    """Tokens before the clip, and which of them each row has; every row has at least one."""
+    """What a clip is conditioned on.
+
+    Attributes:
+        x: tokens before the clip.
+        valid: which of them each row has; every row has at least one.
+        offset: added to the input of every token of the clip.
+    """
 
     x: Float[Array, "b l d"]
     valid: Bool[Array, "b l"]
+    offset: Float[Array, "b d"]
 
 
 @functools.partial(
@@ -59,27 +66,34 @@ class Conditioner(nnx.Module):
             self.norm = RMSNorm(config.text_width, 1e-6, False)
             self.enter = Linear(config.text_width, width, bias=True, rngs=rngs)
             self.leave = Linear(width, width, bias=True, rngs=rngs)
+        self.whole: Linear | None = nnx.data(None)
+        if self.kind == "text" and config.pooled_text:
+            self.whole = Linear(config.text_width, width, bias=True, rngs=rngs)
         if self.kind == "classes":
             self.table = nnx.Param(normal(rngs.params(), (config.classes, width), jnp.float32))
 
     def __call__(self, condition: Condition) -> Prefix:
         """The prefix of each row."""
         null = self.null[...]
+        offset = jnp.zeros((condition.rows, null.shape[0]))
         if self.kind == "text" and condition.text is not None:
-            text = condition.text
-            if self.text_statistics is not None:
-                text = self.text_statistics.words(text)
-            x = self.enter(self.norm(text.embeddings.astype(jnp.float32)))
+            read = plain_captions if self.text_statistics is None else self.text_statistics.captions
+            text = read(condition.text)
+            x = self.enter(self.norm(text.words))
             x = self.leave(jax.nn.silu(x))
             absent = ~text.mask.any(axis=1, keepdims=True)
             first = jnp.arange(x.shape[1]) == 0
-            return Prefix(jnp.where(absent[..., None], null, x), text.mask | (absent & first[None]))
+            if self.whole is not None:
+                offset = jnp.where(absent, 0.0, self.whole(text.pooled))
+            valid = text.mask | (absent & first[None])
+            return Prefix(jnp.where(absent[..., None], null, x), valid, offset)
         if self.kind == "classes" and condition.classes is not None:
             known = (condition.classes >= 0)[:, None]
             x = self.table[...][jnp.maximum(condition.classes, 0)]
-            return Prefix(jnp.where(known, x, null)[:, None], jnp.ones((condition.rows, 1), bool))
+            valid = jnp.ones((condition.rows, 1), bool)
+            return Prefix(jnp.where(known, x, null)[:, None], valid, offset)
         x = jnp.broadcast_to(null, (condition.rows, 1, null.shape[0]))
-        return Prefix(x, jnp.ones(x.shape[:2], bool))
+        return Prefix(x, jnp.ones(x.shape[:2], bool), offset)
 
     def tracking(self, condition: Condition) -> Float[Array, ""]:
         """Zero, with the gradient that moves the text statistics (`TextStatistics.tracking`)."""

@@ -41,6 +41,8 @@ class PriorConfig:
         condition: what the prefix is made of.
         text_width: width of the text embeddings.
         standardised_text: read text states in units of their own spread (`text_statistics`).
+        pooled_text: add a projection of the caption's mean state to every token's input: a short
+            way from words to tokens, beside the prefix.
         classes: number of classes.
         window: latent frames that `blocks` looks back; 0: all.
         context_patch: latent positions (rows, columns) per token of context, for "blocks".
@@ -63,6 +65,7 @@ class PriorConfig:
     condition: str = "text"
     text_width: int = 2048
     standardised_text: bool = True
+    pooled_text: bool = True
     classes: int = 0
     window: int = 0
     context_patch: int = 2
@@ -143,8 +146,8 @@ class PriorConfig:
         # JSON knows no tuples.
         lists = {name: tuple(v) for name, v in values.items() if isinstance(v, list)}
         strides = tuple((int(dt), int(ds)) for dt, ds in values["strides"])
-        # Priors from before there was the choice read the states as they are.
-        values = {"standardised_text": False} | values
+        # Priors from before there were these read the prefix alone, with states as they are.
+        values = {"standardised_text": False, "pooled_text": False} | values
         return cls(**(values | lists | {"strides": strides}))
 
 

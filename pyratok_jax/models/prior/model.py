@@ -79,7 +79,8 @@ class Prior(nnx.Module):
         _, new = self.transformer.extend(
             prefix.x.astype(self.dtype), prefix_places(length)[None], seen, prefix.valid, memory
         )
-        return remember(memory, new, seen, prefix.valid)
+        memory = remember(memory, new, seen, prefix.valid)
+        return memory._replace(offset=prefix.offset.astype(self.dtype))
 
     def raster_input(
         self,
@@ -194,6 +195,7 @@ class Prior(nnx.Module):
         prefix: Prefix = self.conditioner(condition)
         length = prefix.valid.shape[1]
         rows, n = x.shape[:2]
+        x = x + prefix.offset[:, None].astype(x.dtype)
         joined = jnp.concatenate([prefix.x.astype(self.dtype), x.astype(self.dtype)], axis=1)
         valid = jnp.concatenate([prefix.valid, jnp.ones((rows, n), bool)], axis=1)
         everywhere = np.concatenate([prefix_places(length), places])[None]

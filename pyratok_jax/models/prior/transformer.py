@@ -33,6 +33,7 @@ class Memory(NamedTuple):
         seen: of every slot; free slots are `NEVER` written.
         valid: slots that hold a token in each row.
         used: slots taken.
+        offset: added to the input of every new token (`Prefix.offset`).
     """
 
     keys: Float[Array, "layers b s kv d"]
@@ -40,6 +41,7 @@ class Memory(NamedTuple):
     seen: Visibility
     valid: Bool[Array, "b s"]
     used: Int[Array, ""]
+    offset: Float[Array, "b d"]
 
 
 def empty_memory(config: PriorConfig, rows: int, slots: int, dtype: DTypeLike) -> Memory:
@@ -52,6 +54,7 @@ def empty_memory(config: PriorConfig, rows: int, slots: int, dtype: DTypeLike) -
         nothing,
         jnp.zeros((rows, slots), bool),
         jnp.zeros((), jnp.int32),
+        jnp.zeros((rows, config.width), dtype),
     )
 
 
@@ -81,7 +84,8 @@ def remember(
         for old, x in zip(memory.seen, seen, strict=True)
     )
     mask = jax.lax.dynamic_update_slice(memory.valid, valid, (0, at))
-    return Memory(keys, values, Visibility(*columns), mask, jnp.maximum(memory.used, at + count))
+    used = jnp.maximum(memory.used, at + count)
+    return Memory(keys, values, Visibility(*columns), mask, used, memory.offset)
 
 
 class Layer(nnx.Module):
@@ -145,7 +149,7 @@ class Transformer(nnx.Module):
         """Hidden states of a whole sequence, under a static visibility.
 
         Args:
-            x: input embeddings.
+            x: input embeddings, offsets added.
             places: positions (level, t, h, w).
             seen: NumPy arrays; see `Visibility`.
             valid: tokens that are there; others are seen by none.
@@ -185,6 +189,7 @@ class Transformer(nnx.Module):
                 pooled = attend(query, (old, Segment(key, value, own)))
             return layer.finish(x, pooled), (key, value)
 
+        x = x + memory.offset[:, None].astype(x.dtype)
         return self._scan(attended, x, (memory.keys, memory.values))
 
     def _scan(self, run: Any, x: Array, extra: Any) -> tuple[Array, Any]:

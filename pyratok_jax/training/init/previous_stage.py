@@ -9,7 +9,7 @@ are taken from the checkpoint; new ones keep their initial values and are report
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -18,6 +18,7 @@ from pyratok_jax.checkpoints.partition import Partition
 from pyratok_jax.checkpoints.working_folder import newest_step, read_parameters
 from pyratok_jax.errors import UserError
 from pyratok_jax.io.progress import PlainConsole
+from pyratok_jax.io.remote import AnyPath
 from pyratok_jax.tokenizer.loading import PARAMETERS, tokenizer_folder, trained_arrays
 
 _NAMED = 8  # fresh arrays that are named at most
@@ -38,7 +39,12 @@ class Handover(NamedTuple):
 
 
 def start_from(
-    folder: str, partition: Partition, *, levels: int = 0, level_parts: Sequence[str] = ()
+    folder: str,
+    partition: Partition,
+    *,
+    levels: int = 0,
+    level_parts: Sequence[str] = (),
+    locate: Callable[[str], AnyPath] = tokenizer_folder,
 ) -> Handover:
     """Put the trainable arrays of another training into the partition.
 
@@ -47,12 +53,13 @@ def start_from(
         partition: of the model to be trained; changed in place.
         levels: how many of the first levels are taken over; 0: all.
         level_parts: of the model's quantiser (`Quantizer.level_parts`); read with `levels` alone.
+        locate: the local folder of what `folder` names.
 
     Raises:
         UserError: the folder holds no checkpoint, an array has another shape, or the checkpoint and
             the partition have no array in common.
     """
-    workdir = tokenizer_folder(folder)
+    workdir = locate(folder)
     step = newest_step(workdir)
     if step is None and not (workdir / PARAMETERS).is_file():
         raise UserError(f"config.init_from {folder} holds no checkpoint; name a --workdir")

@@ -13,6 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Int, PRNGKeyArray
 from ml_collections import ConfigDict
 
+from pyratok_jax.checkpoints.partition import Partition
 from pyratok_jax.checkpoints.pretrained import load_language
 from pyratok_jax.data.caption_embeddings import StoredCaptions
 from pyratok_jax.data.captions import CaptionTokenizer
@@ -21,6 +22,7 @@ from pyratok_jax.generator.loading import (
     DESCRIPTION,
     FrozenText,
     GeneratorDescription,
+    generator_folder,
     write_description,
 )
 from pyratok_jax.io.remote import AnyPath
@@ -38,6 +40,7 @@ from pyratok_jax.training.generator_system import (
     is_trainable,
     prior_sizes,
 )
+from pyratok_jax.training.init.previous_stage import report_handover, start_from
 from pyratok_jax.training.loop.contracts import (
     Batch,
     DeviceBatch,
@@ -279,7 +282,15 @@ def run(config: ConfigDict, workdir: AnyPath) -> dict[str, AnyPath] | None:
     task = GeneratorTask(config)
     owner = task.tokenizer.checkpoint_hash
     refuse_another_owner(workdir / DESCRIPTION, "tokenizer_hash", owner)
-    trained = train(config, workdir, task, on_accepted=lambda: task.describe(workdir))
+
+    def start(partition: Partition) -> None:
+        if config.init_from:
+            taken = start_from(config.init_from, partition, locate=generator_folder)
+            report_handover(config.init_from, taken)
+
+    trained = train(
+        config, workdir, task, on_start=start, on_accepted=lambda: task.describe(workdir)
+    )
     if not trained.finished:
         return None
     return {"generator": workdir, "checkpoint": workdir / "checkpoints"}
