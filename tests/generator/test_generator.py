@@ -84,6 +84,24 @@ def test_a_resumed_training_is_the_unbroken_one(tokens, patched, tmp_path):
     assert not same(read_parameters(parts, 3), read_parameters(whole, 6))
 
 
+def test_a_prior_starts_from_another(tokens, patched, workdir, tmp_path, capfd):
+    """What both have is taken over, before the first step; what is new is named."""
+    made = config(tokens, "blocks", steps=1, init_from=str(workdir))
+    made.optimizer.learning_rate = 0.0
+    made.model.head = "mbm"
+    made.model.head_layers = 1
+    assert task_module.run(made, tmp_path / "tuned") is not None
+    before, after = read_parameters(workdir, 6), read_parameters(tmp_path / "tuned", 1)
+    shared = [n for n in before if n in after and "text_statistics" not in n]
+    assert len(shared) > 20 and all(np.array_equal(before[n], after[n]) for n in shared)
+    said = capfd.readouterr().out
+    assert "arrays taken over" in said and "prior.head.known.kernel" in said
+    made = config(tokens, "raster", steps=1, init_from=str(workdir))
+    made.model.width = 16
+    with pytest.raises(UserError, match=r"init_from .* does not fit"):
+        task_module.run(made, tmp_path / "other")
+
+
 def test_batches_are_the_records(tokens, patched):
     task = GeneratorTask(config(tokens, "raster"))
     loader = task.make_loader(lambda rows: (0, 1))
