@@ -101,6 +101,7 @@ class Generation(Task[SampleModel, Block]):
     clip: str = ""
     prior: bool = True
     guidance: float = -1.0
+    choice_temperature: float = -1.0
     temperature: str = ""
     top_p: str = ""
     steps: str = ""
@@ -305,8 +306,9 @@ class Generation(Task[SampleModel, Block]):
 
     def _sampling(self, default: "Sampling") -> "Sampling":
         changes: dict[str, Any] = {}
-        if self.guidance >= 0:
-            changes["guidance"] = self.guidance
+        for name in ("guidance", "choice_temperature"):
+            if (value := getattr(self, name)) >= 0:
+                changes[name] = value
         for name, whole in (("temperature", False), ("top_p", False), ("steps", True)):
             if text := getattr(self, name):
                 said = "numbers with commas between"

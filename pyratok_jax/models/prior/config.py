@@ -40,10 +40,10 @@ class PriorConfig:
         head_layers: residual layers of the head, for "factorised" and "mbm".
         condition: what the prefix is made of.
         text_width: width of the text embeddings.
+        classes: number of classes.
         standardised_text: read text states in units of their own spread (`text_statistics`).
         pooled_text: add a projection of the caption's mean state to every token's input: a short
             way from words to tokens, beside the prefix.
-        classes: number of classes.
         window: latent frames that `blocks` looks back; 0: all.
         context_patch: latent positions (rows, columns) per token of context, for "blocks".
         theta: longest wavelength of the rotary embedding, over 2 pi.
@@ -64,9 +64,9 @@ class PriorConfig:
     head_layers: int = 2
     condition: str = "text"
     text_width: int = 2048
+    classes: int = 0
     standardised_text: bool = True
     pooled_text: bool = True
-    classes: int = 0
     window: int = 0
     context_patch: int = 2
     theta: float = 10_000.0
