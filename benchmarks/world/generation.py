@@ -103,6 +103,8 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     tokens = output / ("tokens_shuffled" if arguments.shuffled else "tokens")
     output.mkdir(parents=True, exist_ok=True)
     write_tokens(arguments, tokens)
+    if arguments.only_tokens:
+        return rows
     for seed in arguments.seeds.split(","):
         for order in arguments.orders.split(","):
             workdir = output / f"{order}{'_shuffled' if arguments.shuffled else ''}_{seed}"
@@ -141,6 +143,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--side", type=int, default=64)
     parser.add_argument("--fvd", action="store_true", help="needs 16 frames and I3D's weights")
     parser.add_argument("--shuffled", action="store_true", help="the control")
+    parser.add_argument(
+        "--only-tokens", action="store_true", help="write OUT/tokens, train nothing"
+    )
     for row in run(parser.parse_args(argv)):
         print(f"{row['order']:8} seed {row['seed']} guidance {row['guidance']:g}: faithful "
               f"{row['faithful']:.3f} (chance {row['faithful_chance']:.3f}), "

@@ -87,6 +87,7 @@ class Generator:
         sampling: Sampling = Sampling(),
         size: tuple[int, int, int] = (17, 256, 256),
         fps: float = 24.0,
+        captioned: bool = True,
         checkpoint_hash: str = "",
     ):
         """Put the parts together.
@@ -100,12 +101,13 @@ class Generator:
             sampling: the defaults.
             size: (frames, height, width) where a request names none.
             fps: frames per second of what the prior was trained on.
+            captioned: whether the clips it was trained on were encoded under their captions.
             checkpoint_hash: identifies all weights.
         """
         self.prior, self.tokenizer = prior, tokenizer
         self.text, self.captions, self.classes = text, captions, tuple(classes)
         self.sampling, self.size, self.fps = sampling, size, fps
-        self.checkpoint_hash = checkpoint_hash
+        self.captioned, self.checkpoint_hash = captioned, checkpoint_hash
         self._embed = None if text is None else nnx.jit(lambda text, ids, mask: text(ids, mask))
 
     def padding(self, request: Request) -> Padding:

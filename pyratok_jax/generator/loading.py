@@ -69,6 +69,7 @@ class GeneratorDescription:
         size: (frames, height, width) of a clip of the dataset, padded; the default size.
         fps: of that clip.
         dtype: of activations.
+        captioned: whether the clips of the dataset were encoded under their captions.
     """
 
     prior: dict[str, Json]
@@ -80,6 +81,7 @@ class GeneratorDescription:
     size: tuple[int, int, int]
     fps: float
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    captioned: bool = True
 
 
 def write_description(workdir: AnyPath, description: GeneratorDescription) -> None:
@@ -155,6 +157,7 @@ def load_generator(
         sampling=sampling,
         size=description.size,
         fps=description.fps,
+        captioned=description.captioned,
         checkpoint_hash=hashlib.sha256("|".join(parts).encode()).hexdigest(),
     )
 

@@ -111,7 +111,9 @@ class PriorSamples:
     def look(self, real: Video, prompt: str, number: int) -> Known:
         """See `SampleModel.look`; masks and estimates of clip n are those of key n."""
         generator = self._generator
-        encoded = generator.tokenizer.encode(real, prompt or None)
+        # Under its caption if the prior's own data were: tokens are others without.
+        caption = prompt if generator.captioned and prompt else None
+        encoded = generator.tokenizer.encode(real, caption)
         codes = codes_of([level[None] for level in encoded.ids], generator.prior.config.bits)
         order = generator.prior.config.order
         quantizer = generator.tokenizer.model.quantizer if order == "blocks" else None

@@ -240,6 +240,7 @@ class GeneratorTask:
                 size=(record.padded_frames, record.padded_height, record.padded_width),
                 fps=float(record.fps),
                 dtype=self.config.dtype,
+                captioned=bool(record.text_encoder),
             ),
         )
 
