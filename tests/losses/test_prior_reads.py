@@ -33,6 +33,7 @@ def recorder(order):
     class Recorder(Prior):
         config = SimpleNamespace(order=order, bits=BITS)
         head = SimpleNamespace(nats=nats, predict=lambda hidden: hidden)
+        conditioner = SimpleNamespace(tracking=lambda condition: 0.0)
 
         def __init__(self):
             pass
