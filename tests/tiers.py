@@ -8,6 +8,7 @@ MARKS: dict[str, tuple[str, ...]] = {
     # Seconds to minutes of compiling or computing.
     "heavy": (
         "generator/test_generator.py",
+        "assets/test_world_prior.py",
         "losses/test_prior.py",
         "models/prior/test_orders.py",
         "models/wan_vae/test_linear.py",
