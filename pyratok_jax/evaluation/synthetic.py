@@ -137,7 +137,7 @@ def uncompressed_rle(mask: np.ndarray) -> dict[str, Json] | None:
 
 def write_video(path: Path, frames: np.ndarray) -> None:
     """A nearly lossless video file."""
-    with VideoWriter(path, fps=FPS, crf=4, preset="veryfast", threads=1) as writer:
+    with VideoWriter(path, fps=FPS, crf=4, preset="veryfast", reproducible=True) as writer:
         for frame in frames:
             writer.write(frame)
 

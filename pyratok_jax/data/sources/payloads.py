@@ -278,8 +278,7 @@ def _jpeg(frame: np.ndarray, quality: int) -> bytes:
 def _encoded(frames: Iterator[np.ndarray], fps: float, crf: int) -> bytes:
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(os.path.join(scratch, "clip.mp4"))
-        # One thread: the encoder's output depends on how many it uses.
-        with VideoWriter(path, fps=fps, crf=crf, threads=1) as writer:
+        with VideoWriter(path, fps=fps, crf=crf, reproducible=True) as writer:
             for frame in frames:
                 writer.write(frame)
         return path.read_bytes()

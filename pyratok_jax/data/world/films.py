@@ -56,7 +56,7 @@ class WorldFilm:
 def _encoded(film: WorldFilm) -> bytes:
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "film.mp4"
-        with VideoWriter(path, fps=FPS, crf=4, preset="veryfast", threads=1) as writer:
+        with VideoWriter(path, fps=FPS, crf=4, preset="veryfast", reproducible=True) as writer:
             for frame in film.draw(FRAMES, SIDE, SIDE):
                 writer.write(frame)
         return path.read_bytes()

@@ -120,7 +120,7 @@ def test_random_features_are_at_the_chance_of_random_scores(constructed, rng):
     found = task.aggregate(partials)["average_map"]
     spread = np.std([part["scores"] for part in partials.values()][0])
     chance = []
-    for _ in range(40):
+    for _ in range(400):
         noise = {
             name: part | {"scores": rng.normal(0, spread, part["scores"].shape)}
             for name, part in partials.items()
