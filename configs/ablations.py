@@ -5,8 +5,9 @@
     python -m pyratok_jax.ablate --names full,no_text,rvq --seeds 3 --workdir runs/ablations
 
 NAME is a key of `pyratok_jax.training.ablations.table.ABLATIONS` (`python -m pyratok_jax.ablate
---list` explains each); after a comma the scale, `demo` (`configs/demo.py:pyramid`)
-or `full` (`configs/tpu_v5.py:stage3`).
+--list` explains each); after a comma the scale: `demo` (`configs/demo.py:pyramid`), `world`
+(`configs/world.py:ablation`, whose results say what the tokens name) or `full`
+(`configs/tpu_v5.py:stage3`).
 """
 
 import runpy
@@ -17,7 +18,11 @@ from ml_collections import ConfigDict
 from pyratok_jax.training.ablations.table import apply
 
 # The published rate, which the ablations of equal rate are made for.
-BASES = {"demo": ("demo.py", "pyramid"), "full": ("tpu_v5.py", "stage3")}
+BASES = {
+    "demo": ("demo.py", "pyramid"),
+    "world": ("world.py", "ablation"),
+    "full": ("tpu_v5.py", "stage3"),
+}
 
 
 def get_config(argument: str = "full") -> ConfigDict:
@@ -28,4 +33,8 @@ def get_config(argument: str = "full") -> ConfigDict:
         raise ValueError(f"ablations.py:{argument}: the scale is one of {', '.join(BASES)}")
     file, base = BASES[scale]
     make = runpy.run_path(str(Path(__file__).with_name(file)))["get_config"]
-    return apply(make(base), name or "full", scale)
+    config = apply(make(base), name or "full", scale)
+    if scale == "world":
+        # All levels read the latent there, however many an ablation has.
+        config.model.tokenizer.stages = (5,) * len(config.model.tokenizer.grids)
+    return config

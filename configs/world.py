@@ -15,6 +15,8 @@ phrasings are in `builtin:world-heldout` alone.
 | 2 | 1,200 | autoregressive alignment: straight-through targets, budget over the whole clip |
 | 3 | 600 | all losses |
 
+`:ablation` is one stage with all losses: the base of
+`configs/ablations.py:NAME,world`.
 `:smoke` takes a few steps of stage 2.
 """
 
@@ -28,11 +30,14 @@ TEXT_MODULES = ((r"^alignment\.|\.attention\.|\.text_prior\.|null_text", 10.0),)
 
 
 def get_config(argument: str = "stage1") -> ConfigDict:
-    """One stage, or `smoke`."""
+    """One stage, `ablation`, or `smoke`."""
+    if argument == "ablation":
+        return _ablation()
     smoke = argument == "smoke"
     stage = "stage2" if smoke else argument or "stage1"
     if stage not in STAGES:
-        raise ValueError(f"world.py:{argument}: expected one of {', '.join(STAGES)}, smoke")
+        known = ", ".join((*STAGES, "ablation", "smoke"))
+        raise ValueError(f"world.py:{argument}: expected one of {known}")
     config = tokenizer_training_config(
         steps=3 if smoke else STAGES[stage],
         batch_size=2 if smoke else 8,
@@ -91,4 +96,17 @@ def get_config(argument: str = "stage1") -> ConfigDict:
     config.calibration.batches = 2 if smoke else 32 if stage == "stage1" else 0
     config.calibration.update({"steps": 3 if smoke else 300, "refine_steps": 2 if smoke else 300})
     config.report.buckets = ("5x32x32",) if smoke else ("9x64x64",)
+    return config
+
+
+def _ablation() -> ConfigDict:
+    """All losses at once from fitted levels; the report names videos."""
+    config = get_config("stage3")
+    config.steps = 300
+    config.masking.update({"start": 0.0, "end": 1.0})
+    config.model.tokenizer.inputs = "latent-first"
+    # Each of the five terms has a weight, so that it can be taken away.
+    config.loss.weights.update({"text": 0.01, "hierarchy": 0.002})
+    config.calibration.batches = 32
+    config.report.world = 144
     return config

@@ -18,7 +18,7 @@ from pyratok_jax.errors import EXIT_INTERRUPTED, UserError, run_cli
 from pyratok_jax.io import Json
 from pyratok_jax.io.cli import command_parser, local_path
 from pyratok_jax.io.progress import PlainConsole
-from pyratok_jax.training.ablations.table import ABLATIONS, DEFAULT_NAMES, find
+from pyratok_jax.training.ablations.table import ABLATIONS, DEFAULT_NAMES, SCALES, find
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -33,7 +33,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--names", default=",".join(DEFAULT_NAMES), help="ablations, or `all`")
     parser.add_argument("--seeds", type=int, default=3, help="trainings per ablation: seeds 0, 1..")
-    parser.add_argument("--scale", choices=("demo", "full"), default="demo", help="base config")
+    parser.add_argument("--scale", choices=SCALES, default="demo", help="base config")
     parser.add_argument("--config", default="configs/ablations.py", help="file of the configs")
     parser.add_argument("--workdir", default="runs/ablations", type=local_path,
                         help="folder of runs and tables")  # fmt: skip

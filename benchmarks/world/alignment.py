@@ -45,10 +45,12 @@ from benchmarks.world.measures import heldout_videos, measure, scene_psnr
 from pyratok_jax.checkpoints.partition import Partition
 from pyratok_jax.data.world.vocabulary import seen_names
 from pyratok_jax.io.atomic import write_json
+from pyratok_jax.losses.codebook import entropy, text_alignment
 from pyratok_jax.losses.text import code_features, peak_cosines, unit
 from pyratok_jax.models.alignment import Alignment
 from pyratok_jax.models.pyratok.config import PyraTokConfig
 from pyratok_jax.models.pyratok.model import PyraTok
+from pyratok_jax.models.pyratok.quantizers.base import Level
 from pyratok_jax.models.pyratok.quantizers.final_latent import square_root
 from pyratok_jax.models.text_statistics import pool_words
 from pyratok_jax.nn.text_attention import TextCondition
@@ -58,6 +60,8 @@ from pyratok_jax.training.optimizer import make_optimizer
 from pyratok_jax.training.system import is_trainable
 
 VARIANTS = ("aligned", "shuffled", "off")
+TERMS = ("commitment", "entropy", "text")
+TAU = 0.25  # of the soft assignments: a logit z_j is the logit of its bit
 TEXT_HIDDEN = 256  # width of the code embedding's hidden layer
 FITTED = 64  # videos that the levels' start is fitted to
 TEXT_MODULES = r"alignment\.|attention\.|text_prior|null_text"
@@ -91,6 +95,12 @@ class Settings:
     inputs: str
     surrogate: str
     reconstruction: float
+    commitment: float
+    entropy: float
+    text: float
+    quantizer: str = "lapq"
+    bits: int = 16
+    text_guidance: bool = True
 
 
 class Batch(NamedTuple):
@@ -129,6 +139,23 @@ def caption_nats(
     return jnp.mean(jax.nn.logsumexp(scores, axis=1) - right)
 
 
+def codebook_terms(
+    settings: Settings, system: Levels, levels: Sequence[Level], captioned: Bool[Array, " b"]
+) -> dict[str, Array]:
+    """The terms over codes of `TERMS` that have a weight, each summed over the levels."""
+    films, found = len(captioned), {}
+    if settings.commitment:
+        found["commitment"] = sum(system.tokenizer.quantizer.commitment(x) for x in levels)
+    if settings.entropy:
+        found["entropy"] = sum(entropy(x.z, temperature=TAU)[0] for x in levels)
+    if settings.text:
+        found["text"] = sum(
+            text_alignment(x.z[:films], x.text_logits[:films], captioned, temperature=TAU)
+            for x in levels
+        )
+    return found
+
+
 def text_weight(settings: Settings, step: int) -> float:
     """Weight of the text term: constant for half of the steps, then linear to the final one.
 
@@ -153,9 +180,10 @@ def make_loss(
         levels, latent = system.tokenizer.quantize(batch.stages, batch.latent, shown)
         missed, whole = (latent - batch.latent) @ metric, batch.latent @ metric
         error = jnp.mean(missed**2) / jnp.mean(whole**2)
-        commitment = sum(jnp.mean((x.z - jax.lax.stop_gradient(x.q)) ** 2) for x in levels)
-        total = settings.reconstruction * error + 0.05 * commitment
-        parts = {"error": error}
+        parts = {"error": error} | codebook_terms(settings, system, levels, ~batch.hidden)
+        total = settings.reconstruction * error
+        for name in TERMS:
+            total += getattr(settings, name) * parts.get(name, 0.0)
         embed = system.alignment.text_embed
         own = unit(system.tokenizer.captions(batch.text).pooled)
         captions = jax.lax.stop_gradient(jnp.concatenate([own, batch.negatives]))
@@ -182,8 +210,8 @@ def build(
         vae=backbone.config, grids=settings.grids, stages=settings.stages,
         width=settings.width, heads=4,
         synthesis_width=32, lora_rank=0, text_width=width,
-        inputs=settings.inputs,
-        surrogate=settings.surrogate,
+        inputs=settings.inputs, surrogate=settings.surrogate, quantizer=settings.quantizer,
+        bits=settings.bits, text_guidance=settings.text_guidance,
     )  # fmt: skip
     tokenizer = PyraTok(config, rngs=nnx.Rngs(seed), vae=networks.vae())
     stages, latent = mixed(videos, scenes, np.arange(FITTED), np.arange(min(FITTED, len(scenes))))
@@ -335,6 +363,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--reconstruction", type=float, default=12.0, help="weight of the latent's error"
     )
+    p.add_argument("--commitment", type=float, default=0.05, help="weight of its term")
+    p.add_argument("--entropy", type=float, default=0.0, help="weight of its term")
+    p.add_argument("--text", type=float, default=0.0, help="weight of the text-conditioned term")
     p.add_argument("--weight", type=float, default=1.0, help="of the text term, for each level")
     p.add_argument("--final-weight", type=float, default=0.3, help="of the term in the end")
     p.add_argument(
@@ -354,6 +385,12 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
+def make_settings(args: argparse.Namespace) -> Settings:
+    """Of the command line."""
+    names = {field.name for field in dataclasses.fields(Settings)}
+    return Settings(**{k: v for k, v in vars(args).items() if k in names})
+
+
 def finished(output: Path | None, settings: Settings) -> list[dict[str, Any]]:
     """Measurements that an earlier run of these settings has written.
 
@@ -371,8 +408,7 @@ def finished(output: Path | None, settings: Settings) -> list[dict[str, Any]]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run all variants of all seeds and print, and write, their numbers."""
     args = parser().parse_args(argv)
-    names = {field.name for field in dataclasses.fields(Settings)}
-    settings = Settings(**{k: v for k, v in vars(args).items() if k in names})
+    settings = make_settings(args)
     networks = Networks()
     begin = time.time()
     videos = load_videos(networks, args.cache, seen_names(), args.films, (0, 0))

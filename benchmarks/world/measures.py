@@ -25,6 +25,7 @@ from pyratok_jax.io.atomic import write_json
 from pyratok_jax.losses.text import code_features, peak_cosines, unit
 from pyratok_jax.models.alignment import Alignment
 from pyratok_jax.models.pyratok.model import PyraTok
+from pyratok_jax.models.pyratok.quantizers.lapq import LaPQ
 from pyratok_jax.nn.text_attention import TextCondition
 from pyratok_jax.tokenizer import Tokenizer, load_tokenizer, to_model_range
 
@@ -164,7 +165,8 @@ def measure(
             few = slice(0, DECODED)
             found["psnr of codes"] = round(psnr(tokenizer, latent[few], rebuilt[few]), 3)
             found["psnr of held-out scenes"] = round(scene_psnr(tokenizer), 3)
-            found["effects"] = effects(tokenizer, alignment, videos, names, vectors)
+            if isinstance(tokenizer.quantizer, LaPQ):
+                found["effects"] = effects(tokenizer, alignment, videos, names, vectors)
     return found | retrieval(tokenizer, alignment, tests["retrieval"])
 
 

@@ -11,7 +11,15 @@ import numpy as np
 from pyratok_jax.io.atomic import write_bytes
 from pyratok_jax.reports.curves import plain_label
 
-COLUMNS = ("psnr", "ssim", "lpips")
+# Key of a result -> heading and digits; the last two are of videos of the world, without a caption.
+COLUMNS = {
+    "psnr": ("PSNR, dB", 2),
+    "ssim": ("SSIM", 4),
+    "lpips": ("LPIPS (VGG)", 4),
+    "names": ("named rightly, % of 12 classes (chance 8.3)", 1),
+    "own_caption_nats": ("level 1, nats: another caption less own", 3),
+}
+_ALWAYS = ("psnr", "ssim", "lpips")
 START = "psnr_before_step_1"
 
 
@@ -31,7 +39,7 @@ def summarise(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[s
         row = {key: first.get(key) for key in ("group", "label", "bpp", "published")}
         row |= {"name": name, "seeds": len(runs)}
         for column in COLUMNS:
-            values = [run[column] for run in runs if run.get(column) is not None]
+            values = [found for run in runs if (found := _value(run, column)) is not None]
             row[column] = float(np.mean(values)) if values else None
             row[f"{column}_std"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
         starts = [run[START] for run in runs if run.get(START) is not None]
@@ -40,6 +48,13 @@ def summarise(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[s
         row["versus_full"] = float(np.mean(paired)) if paired else None
         rows.append(row)
     return rows
+
+
+def _value(run: Mapping[str, Any], column: str) -> float | None:
+    if column != "own_caption_nats":
+        return run.get(column)
+    own, other = (run.get(f"nats/{kind}/level_1") for kind in ("own", "shuffled"))
+    return None if own is None or other is None else other - own
 
 
 def write_tables(rows: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, Path]:
@@ -60,24 +75,21 @@ def _figure(row: Mapping[str, Any], column: str, digits: int) -> str:
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The table as markdown."""
-    lines = [
-        "| group | what | bpp | PSNR before step 1 | PSNR, dB | to full | SSIM | LPIPS (VGG) | "
-        "seeds | published PSNR, COCO / WebVid (full scale) |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    """The table as markdown; what was measured of no row is left out."""
+    shown = [name for name in COLUMNS if name in _ALWAYS or any(row[name] for row in rows)]
+    headings = [COLUMNS[name][0] for name in shown]
+    heads = ["group", "what", "bpp", "PSNR before step 1", headings[0], "to full", *headings[1:],
+             "seeds", "published PSNR, COCO / WebVid (full scale)"]  # fmt: skip
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for row in rows:
         bpp = "-" if row["bpp"] is None else f"{row['bpp']:.3f}"
         start = "-" if row["start"] is None else f"{row['start']:.2f}"
         versus = "-" if row["versus_full"] is None else f"{row['versus_full']:+.2f}"
         published = " / ".join("-" if x is None else f"{x:.2f}" for x in row["published"])
-        figures = " | ".join(
-            (_figure(row, "psnr", 2), versus, _figure(row, "ssim", 4), _figure(row, "lpips", 4))
-        )
-        lines.append(
-            f"| {row['group']} | {row['label']} | {bpp} | {start} | {figures} | {row['seeds']} | "
-            f"{published} |"
-        )
+        figures = [_figure(row, name, COLUMNS[name][1]) for name in shown]
+        cells = [row["group"], row["label"], bpp, start, figures[0], versus, *figures[1:],
+                 str(row["seeds"]), published]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

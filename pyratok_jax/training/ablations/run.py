@@ -20,6 +20,7 @@ from pyratok_jax.checkpoints.partition import Partition
 from pyratok_jax.data.heldout import HeldoutClip, heldout_clips
 from pyratok_jax.data.padding import to_model_range
 from pyratok_jax.errors import UserError
+from pyratok_jax.evaluation.language_check import check_language
 from pyratok_jax.io import Json
 from pyratok_jax.io.atomic import atomic_path, write_json
 from pyratok_jax.io.documents import read_json, read_npz, refusing
@@ -88,6 +89,7 @@ def run_one(
     result = {
         **facts,
         **figures,
+        **words_in_tokens(task, trained.partition),
         **start,
         "skipped_steps": int(trained.state.skipped),
         "seconds": time.perf_counter() - begin,
@@ -171,6 +173,28 @@ def measure(
         figures["utilisation"] = [level["utilisation"] for level in used]
         figures["perplexity"] = [level["perplexity"] for level in used]
     return figures
+
+
+def words_in_tokens(task: TokenizerTask, partition: Partition) -> dict[str, Json]:
+    """What the tokens of `report.world` held-out videos of the world say, made without a caption.
+
+    Returns:
+        "names": right names in percent, "names_chance"; "nats/own/level_1", ... where the head that
+        predicts tokens is trained. Empty without tokens or without such videos.
+    """
+    system = partition.merge(partition.trainable, partition.frozen)
+    if not system.tokenizer.quantizer.makes_tokens:
+        return {}
+    found = check_language(
+        task.wrap(system),
+        task.config.report.world,
+        read=task.predicts_codes,
+        layers=task.loss.language_layers,
+    )
+    if found is None:
+        return {}
+    nats: dict[str, Json] = {f"nats/{name}": value for name, value in found.nats.items()}
+    return {"names": found.top1, "names_chance": found.chance, **nats}
 
 
 def _continuous(model: PyraTok) -> Callable[[np.ndarray], np.ndarray]:

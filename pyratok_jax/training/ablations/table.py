@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from pyratok_jax.errors import UserError
 from pyratok_jax.io import Json
 
+SCALES = ("demo", "world", "full")  # of base configs
 LATENT = ((4, 8),)
 # Codes that are indices of vectors have no bit distributions.
 _NO_BIT_TERMS = {
@@ -38,14 +39,16 @@ class Ablation:
         label: of the row.
         changes: config keys (dotted) and values.
         published: PSNR on COCO val and WebVid-10M in the paper at full scale, where it states them.
-        scales: scales at which it can be run ("demo", "full").
+        scales: those of `SCALES` at which it can be run.
+        world: further changes at the scale "world", whose full method has .130 bpp at 9x64x64.
     """
 
     group: str
     label: str
     changes: Mapping[str, Json] = dataclasses.field(default_factory=dict)
     published: tuple[float | None, float | None] = (None, None)
-    scales: tuple[str, ...] = ("demo", "full")
+    scales: tuple[str, ...] = SCALES
+    world: Mapping[str, Json] = dataclasses.field(default_factory=dict)
 
 
 def _quantizer(name: str, levels: int, bits: int, **more: Json) -> dict[str, Json]:
@@ -55,6 +58,10 @@ def _quantizer(name: str, levels: int, bits: int, **more: Json) -> dict[str, Jso
         "model.tokenizer.bits": bits,
         **{key.replace("__", "."): value for key, value in more.items()},
     }
+
+
+def _bits(bits: int) -> dict[str, Json]:
+    return {"model.tokenizer.bits": bits}
 
 
 def _without(*terms: str) -> dict[str, Json]:
@@ -104,6 +111,7 @@ ABLATIONS: dict[str, Ablation] = {
         "components",
         "no LaPQ: one LFQ at equal bpp (31 bits, no entropy term)",
         _quantizer("lfq", 1, 31) | _without("entropy"),
+        world=_bits(25),  # .130 bpp
     ),
     "no_text": Ablation("components", "no text guidance", _NO_TEXT, (33.43, 36.02)),
     "no_pyramid": Ablation(  # .147 bpp
@@ -111,22 +119,36 @@ ABLATIONS: dict[str, Ablation] = {
         "no pyramid: four equal grids of 8 bits",
         _blocks(LATENT * 4, 8),
         (34.02, 34.02),
+        world=_bits(6),  # .125 bpp
     ),
     "residual": Ablation(  # .147 bpp
         "components",
         "residual LFQ on the final latent (2 x 16 bits)",
         _quantizer("residual", 2, 16),
+        world=_bits(12),  # .125 bpp
     ),
     # Blocks, at equal bpp.
     "blocks_2": Ablation(  # .138 bpp
-        "blocks", "2 blocks (24 bits)", _blocks(((4, 16), (4, 8)), 24), (33.21, 33.98)
+        "blocks",
+        "2 blocks (24 bits)",
+        _blocks(((4, 16), (4, 8)), 24),
+        (33.21, 33.98),
+        world=_bits(20),  # .130 bpp
     ),
     "blocks_3": Ablation(  # .141 bpp
-        "blocks", "3 blocks (18 bits)", _blocks(((2, 16), (4, 16), (4, 8)), 18), (34.78, 35.14)
+        "blocks",
+        "3 blocks (18 bits)",
+        _blocks(((2, 16), (4, 16), (4, 8)), 18),
+        (34.78, 35.14),
+        world=_blocks(((4, 16), (4, 16), (4, 8)), 17),  # .133 bpp
     ),
     # Presets: the rate changes.
-    "uniform": Ablation("presets", "preset uniform", {"model.tokenizer.grids": "uniform"}),
-    "compact": Ablation("presets", "preset compact", {"model.tokenizer.grids": "compact"}),
+    "uniform": Ablation(
+        "presets", "preset uniform", {"model.tokenizer.grids": "uniform"}, scales=("demo", "full")
+    ),
+    "compact": Ablation(
+        "presets", "preset compact", {"model.tokenizer.grids": "compact"}, scales=("demo", "full")
+    ),
     # Losses.
     "no_drift": Ablation("losses", "no drift", _without("drift"), (33.48, 34.52)),
     "no_autoregressive": Ablation(
@@ -171,7 +193,10 @@ ABLATIONS: dict[str, Ablation] = {
         "quantisers", "LFQ 2^16", _quantizer("lfq", 1, 16), (34.22, 33.92)
     ),
     "rvq": Ablation(  # .138 bpp
-        "quantisers", "RVQ 3 x 1024 (equal bpp)", _quantizer("rvq", 3, 10) | _NO_BIT_TERMS
+        "quantisers",
+        "RVQ 3 x 1024 (equal bpp)",
+        _quantizer("rvq", 3, 10) | _NO_BIT_TERMS,
+        world=_bits(8),  # .125 bpp
     ),
     "rvq_8000": Ablation(  # .119 bpp
         "quantisers",
@@ -300,7 +325,9 @@ def apply(config: ConfigDict, name: str, scale: str = "demo") -> ConfigDict:
     Raises:
         UserError: see `find`.
     """
-    for key, value in find(name, scale).changes.items():
+    found = find(name, scale)
+    changes = dict(found.changes) | (dict(found.world) if scale == "world" else {})
+    for key, value in changes.items():
         *path, last = key.split(".")
         part = config
         for step in path:

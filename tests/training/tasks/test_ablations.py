@@ -105,12 +105,17 @@ def test_a_set_is_run_once_and_tabulated(config_file, tmp_path, capsys):
     workdir = tmp_path / "runs"
     arguments = ["--names", "rvq,continuous", "--seeds", "1", "--config", str(config_file)]
     arguments += ["--workdir", str(workdir), "--set", "calibration.steps=1"]
+    arguments += ["--set", "report.world=12"]
     assert ablate.main(arguments) == 0
     results = {n: json.loads((workdir / n / "seed_0/result.json").read_text())
                for n in ("rvq", "continuous")}  # fmt: skip
     # 3 levels on the latent's grid, 5x32x32: 2 x 4 x 4 tokens each, 10 bits.
     assert results["rvq"]["bpp"] == pytest.approx(3 * 32 * 10 / (5 * 32 * 32))
     assert "bpp" not in results["continuous"] and results["continuous"]["psnr"] > 0
+    # A language model and an embedding of codes: what the tokens name is measured.
+    assert 0 <= results["rvq"]["names"] <= 100 and results["rvq"]["names_chance"] == 8.3
+    assert "names" not in results["continuous"]
+    assert "named rightly" in (workdir / "ablations.md").read_text()
     opened = load_tokenizer(workdir / "rvq/seed_0")
     assert len(opened.encode(np.zeros((5, 32, 32, 3), np.uint8), "").ids) == 3
     assert len(list((workdir / "starts").glob("*.npz"))) == 2
@@ -145,6 +150,28 @@ def test_a_kept_start_is_that_of_the_tokenizer_alone(tmp_path):
     assert take_start(other, tmp_path / "starts" / "x.npz") == 21.25
     np.testing.assert_array_equal(other.trainable["tokenizer.a"], made.trainable["tokenizer.a"])
     np.testing.assert_array_equal(other.trainable["drift.b"], np.full(2, 7.0))
+
+
+@pytest.mark.parametrize("name", [n for n, one in ABLATIONS.items() if "world" in one.scales])
+def test_every_ablation_on_the_world_is_a_config(name):
+    config, _ = parse_flags(
+        ["x", f"--config=configs/ablations.py:{name},world"], default_config="configs/ablations.py"
+    )
+    sizes = tokenizer_config(config, VAES["demo"], 16)
+    # Levels of LaPQ read the latent, which comes after the last stage.
+    last = len(sizes.vae.stage_strides)
+    assert {*sizes.level_stages} <= {last, last + 1} and config.report.world
+    tokens = sum(t * h * w for t, h, w in (grid_shape(g, 9, 64, 64) for g in sizes.grids))
+    if name in RATES:
+        assert tokens * sizes.bits / (9 * 64 * 64) == pytest.approx(0.130, rel=0.05)
+
+
+def test_what_the_caption_is_worth_is_a_difference_of_nats():
+    nats = {"nats/own/level_1": 3.0, "nats/shuffled/level_1": 3.25}
+    (row,) = summarise({"full": [_run(0, 20.0, names=50.0, **nats)]})
+    assert (row["own_caption_nats"], row["names"]) == (0.25, 50.0)
+    assert "| 50.0 | 0.250 |" in markdown([row])
+    assert "caption" not in markdown(summarise({"full": [_run(0, 20.0)]}))
 
 
 def test_unknown_names_and_scales_are_refused():
