@@ -87,6 +87,39 @@ def nearest(parts: Sequence[Partial]) -> Metrics:
     }
 
 
+def other_prompts(prompts: Sequence[str]) -> list[str]:
+    """For each prompt the next one that says something else; "" where all say the same."""
+    if len({*prompts} - {""}) < 2:
+        return [""] * len(prompts)
+    found, later = [""] * len(prompts), ["", ""]  # The next two different prompts, nearest first.
+    # Round twice from the end, so that the last ones find the first ones.
+    for n in range(2 * len(prompts) - 1, -1, -1):
+        own = prompts[n % len(prompts)]
+        found[n % len(prompts)] = later[0] if later[0] != own else later[1]
+        if own and own != later[0]:
+            later = [own, later[0]]
+    return found
+
+
+def prompts_worth(nats: Metrics) -> Metrics:
+    """Rows of nats per token, of all tokens and of each level, by the prompt that the prior reads.
+
+    A prior that heeds its prompts has fewest under a clip's own.
+    """
+    names = [name.removesuffix("_another") for name in nats if name.endswith("_another")]
+    kept = [name for name in names if name == "nats" or name.startswith("nats_level_")]
+    rows = [
+        {
+            "tokens": "all" if name == "nats" else name.removeprefix("nats_").replace("_", " "),
+            "own prompt": nats[name],
+            "none": nats[f"{name}_none"],
+            "another's": nats[f"{name}_another"],
+        }
+        for name in kept
+    ]
+    return {"prompts_worth": rows} if rows else {}
+
+
 def means_of(parts: Sequence[Partial], measures: Sequence[str]) -> Metrics:
     """Nats, and measures over time of samples and real clips, means over clips."""
     found: Metrics = {}
@@ -94,6 +127,7 @@ def means_of(parts: Sequence[Partial], measures: Sequence[str]) -> Metrics:
     if nats is not None:
         names = next(part["terms"] for part in parts if "terms" in part)
         found |= dict(zip(names, nats.mean(axis=0).tolist(), strict=True))
+        found |= prompts_worth(found)
     rows = {name: _joined(parts, f"time_{name}") for name in ("made", "real")}
     if rows["made"] is None or rows["real"] is None:
         return found

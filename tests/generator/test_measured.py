@@ -52,6 +52,11 @@ def test_real_clips_have_nats_codes_and_a_reconstruction(samples, rng):
     assert known.nats["nats"] == pytest.approx(6 * np.log(2), rel=0.5)
     assert known.nats == samples.look(real, "a b", 0).nats
     assert known.nats != samples.look(real, "d d", 0).nats
+    beside = samples.look(real, "a b", 0, another="d d").nats
+    assert {k: beside[k] for k in known.nats} == known.nats
+    assert len({beside["nats"], beside["nats_none"], beside["nats_another"]}) == 3
+    # Of the tokens that are made under the clip's own caption.
+    assert "nats_level_2_none" in beside and not any("accuracy_none" in name for name in beside)
 
 
 def test_other_sampling_is_another_model(samples):

@@ -52,7 +52,8 @@ class Known(NamedTuple):
     Attributes:
         rebuilt: decoded from its own tokens.
         ids: these.
-        nats: terms of `losses.prior.prior_loss` under the clip's prompt.
+        nats: terms of `losses.prior.prior_loss` under the clip's prompt; those in nats also without
+            a prompt ("nats_none", "nats_level_1_none", ...) and under another one ("..._another").
     """
 
     rebuilt: Video
@@ -77,8 +78,15 @@ class SampleModel(Protocol):
         """The samples of a block, each of the size of its real clip."""
         ...
 
-    def look(self, real: Video, prompt: str, number: int) -> Known | None:
-        """What it makes of a real clip; None where it has no prior."""
+    def look(self, real: Video, prompt: str, number: int, another: str = "") -> Known | None:
+        """What it makes of a real clip; None where it has no prior.
+
+        Args:
+            real: the clip.
+            prompt: its own.
+            number: of the clip.
+            another: a prompt of another clip, which says something else; "": there is none.
+        """
         ...
 
 
@@ -108,7 +116,7 @@ class PriorSamples:
         )  # fmt: skip
         return [Sample(self._generator.decode(clip), clip.encoded.ids) for clip in clips]
 
-    def look(self, real: Video, prompt: str, number: int) -> Known:
+    def look(self, real: Video, prompt: str, number: int, another: str = "") -> Known:
         """See `SampleModel.look`; masks and estimates of clip n are those of key n."""
         generator = self._generator
         # Under its caption if the prior's own data were: tokens are others without.
@@ -117,15 +125,21 @@ class PriorSamples:
         codes = codes_of([level[None] for level in encoded.ids], generator.prior.config.bits)
         order = generator.prior.config.order
         quantizer = generator.tokenizer.model.quantizer if order == "blocks" else None
-        terms = self._loss(
-            generator.prior,
-            quantizer,
-            codes,
-            generator.condition([prompt], "", False),
-            jax.random.key(number),
-            layout=generator.layout(encoded.padding),
-        )
-        found = {name: float(value) for name, value in terms.items()}
+        found: dict[str, float] = {}
+        kinds = {"": prompt, "_none": "", "_another": another}
+        for kind, said in kinds.items():
+            if kind and not (prompt and another):
+                continue  # Nothing was said that could be taken away.
+            terms = self._loss(
+                generator.prior,
+                quantizer,
+                codes,
+                generator.condition([said], "", False),
+                jax.random.key(number),
+                layout=generator.layout(encoded.padding),
+            )
+            wanted = {k: v for k, v in terms.items() if not kind or k.startswith("nats")}
+            found |= {f"{name}{kind}": float(value) for name, value in wanted.items()}
         return Known(generator.tokenizer.decode(encoded), encoded.ids, found)
 
 
@@ -156,7 +170,7 @@ class BaselineSamples:
             return [Sample(np.repeat(x[:1], len(x), axis=0)) for x in wanted.real]
         return [Sample(x) for x in wanted.real]
 
-    def look(self, real: Video, prompt: str, number: int) -> None:
+    def look(self, real: Video, prompt: str, number: int, another: str = "") -> None:
         """Nothing: it has no prior."""
         return None
 
@@ -229,6 +243,6 @@ class SampleFiles:
             found.append(Sample(np.stack(frames[: len(real)])))
         return found
 
-    def look(self, real: Video, prompt: str, number: int) -> None:
+    def look(self, real: Video, prompt: str, number: int, another: str = "") -> None:
         """Nothing: the prior is not here."""
         return None

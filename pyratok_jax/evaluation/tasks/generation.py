@@ -35,6 +35,7 @@ from pyratok_jax.evaluation.sample_scores import (
     intervals,
     means_of,
     nearest,
+    other_prompts,
     pitfalls,
     quality,
 )
@@ -59,10 +60,14 @@ _SHOWN = 6  # Frames of a strip.
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """Samples `first`, `first` + 1, ... and the real clips that they are compared with."""
+    """Samples `first`, `first` + 1, ... and the real clips that they are compared with.
+
+    `others` are prompts of other clips, each unlike the clip's own; "" where all are alike.
+    """
 
     first: int
     references: tuple[Reference, ...]
+    others: tuple[str, ...]
 
 
 @dataclasses.dataclass
@@ -211,11 +216,18 @@ class Generation(Task[SampleModel, Block]):
             )
         with contextlib.suppress(BrokenVideoError):  # Its samples will say so.
             self._rate = real_rate(found[0].record)
+        others = other_prompts([one.prompt for one in found]) * self.repeats
         found *= self.repeats
-        starts = range(0, len(found), self.batch)
         return [
-            Item(f"samples/{start:06d}", Block(start, tuple(found[start : start + self.batch])))
-            for start in starts
+            Item(
+                f"samples/{start:06d}",
+                Block(
+                    start,
+                    tuple(found[start : start + self.batch]),
+                    tuple(others[start : start + self.batch]),
+                ),
+            )
+            for start in range(0, len(found), self.batch)
         ]
 
     def prepare(self, model: SampleModel) -> None:
@@ -289,6 +301,8 @@ class Generation(Task[SampleModel, Block]):
             found["Consistency over time, and motion"] = metrics["over_time"]
         if "levels" in metrics:
             found["Codes by level"] = metrics["levels"]
+        if "prompts_worth" in metrics:
+            found["Nats per token of real clips, by prompt"] = metrics["prompts_worth"]
         return found
 
     def pictures(self, partials: Mapping[str, Partial], folder: Path) -> list[Picture]:
@@ -357,8 +371,10 @@ class Generation(Task[SampleModel, Block]):
     ) -> Partial:
         """Nats, codes and reconstructions of the real clips."""
         known = [
-            model.look(clip, prompt, block.first + n)
-            for n, (clip, prompt) in enumerate(zip(real, prompts, strict=True))
+            model.look(clip, prompt, block.first + n, another)
+            for n, (clip, prompt, another) in enumerate(
+                zip(real, prompts, block.others, strict=True)
+            )
         ]
         seen = [one for one in known if one is not None]
         if not seen:

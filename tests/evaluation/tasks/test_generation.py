@@ -15,7 +15,13 @@ from pyratok_jax.evaluation.data.reference import (
     references,
 )
 from pyratok_jax.evaluation.models.generators import BaselineSamples, SampleFiles
-from pyratok_jax.evaluation.sample_scores import distances, nearest, pitfalls
+from pyratok_jax.evaluation.sample_scores import (
+    distances,
+    nearest,
+    other_prompts,
+    pitfalls,
+    prompts_worth,
+)
 from pyratok_jax.evaluation.tasks.generation import Generation
 from pyratok_jax.metrics import fvd
 from pyratok_jax.metrics.temporal import MEASURES, temporal_measures
@@ -169,6 +175,27 @@ def test_reference_clips_are_windows_at_the_interval(tmp_path):
         references(str(tmp_path), samples=1, condition="none", **setup | {"frames": 21})
     with pytest.raises(UserError, match="no caption"):
         references(str(tmp_path), samples=1, condition="captions", **setup)
+
+
+def test_another_prompt_says_something_else():
+    assert other_prompts(["a", "a", "b", "c"]) == ["b", "b", "c", "a"]
+    assert other_prompts(["a", "", "b", "b"]) == ["b", "b", "a", "a"]
+    for alike in (["a", "a"], ["", ""], ["a", ""]):
+        assert other_prompts(alike) == ["", ""]
+    slow = lambda all_, n: next(x for x in [*all_[n:], *all_] if x and x != all_[n])  # noqa: E731
+    said = list(np.random.default_rng(0).choice(["", *"abc"], 200))
+    assert other_prompts(said) == [slow(said, n) for n in range(len(said))]
+
+
+def test_nats_are_tabulated_by_prompt():
+    nats = {"nats": 4.0, "nats_none": 4.5, "nats_another": 5.0, "nats_first_group": 3.0,
+            "nats_first_group_none": 3.0, "nats_first_group_another": 3.0, "nats_level_1": 1.0,
+            "nats_level_1_none": 2.0, "nats_level_1_another": 3.0}  # fmt: skip
+    assert prompts_worth(nats)["prompts_worth"] == [
+        {"tokens": "all", "own prompt": 4.0, "none": 4.5, "another's": 5.0},
+        {"tokens": "level 1", "own prompt": 1.0, "none": 2.0, "another's": 3.0},
+    ]
+    assert prompts_worth({"nats": 4.0}) == {}
 
 
 @pytest.mark.parametrize(
