@@ -52,7 +52,6 @@ ROWS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "no text-codebook alignment": ("codebook terms", {"weight": 0.0}),
     "no text-conditioned alignment": ("codebook terms", {"text": 0.0}),
     "no commitment": ("codebook terms", {"commitment": 0.0}),
-    "no entropy": ("codebook terms", {"entropy": 0.0}),
     "2 blocks of 20 bits": ("blocks", _grids((4, 16), LATENT, bits=20) | {"entropy": 0.0}),
     "3 blocks of 17 bits": ("blocks", _grids((4, 16), (4, 16), LATENT, bits=17)),
     "residual LFQ, 2 x 12 bits": ("quantisers", _latent("residual", 2, 12) | {"text": 0.0}),
@@ -70,9 +69,10 @@ def bits_per_pixel(settings: Settings) -> float:
 
 
 def changed(base: Settings, changes: Mapping[str, Any]) -> Settings:
-    """The settings of a row; every level has the same share of the text term."""
+    """The settings of a row; its levels share the text term's total factor evenly."""
     made = dataclasses.replace(base, **changes)
-    return dataclasses.replace(made, levels=(1.0 / len(made.grids),) * len(made.grids))
+    share = len(PYRAMID) / len(made.grids)
+    return dataclasses.replace(made, levels=(share,) * len(made.grids))
 
 
 def base_settings(args: argparse.Namespace) -> Settings:
@@ -145,8 +145,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     p.description = __doc__.splitlines()[0]
     p.add_argument("--rows", default="; ".join(ROWS), help="separated by semicolons")
     p.set_defaults(
-        films=2040, steps=300, batch=16, scenes=6, negatives=48, levels=(1.0,), entropy=0.02,
-        text=0.02, seeds="0,1,2", grids=PYRAMID, output=Path("runs/world_ablations.json"),
+        films=2040, steps=300, batch=16, scenes=6, negatives=48, levels=(1.0,), grids=PYRAMID,
+        entropy=0.02, text=0.005, reconstruction=2.0, final_weight=1.0, learning_rate=5e-3,
+        seeds="0,1,2", output=Path("runs/world_ablations.json"),
     )  # fmt: skip
     args = p.parse_args(argv)
     base = base_settings(args)
