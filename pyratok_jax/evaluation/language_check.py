@@ -27,7 +27,7 @@ from pyratok_jax.evaluation.models.features import (
     normalized,
     pooled_similarity,
 )
-from pyratok_jax.evaluation.vision.drawing import heat_maps, titled
+from pyratok_jax.evaluation.vision.drawing import drawn_matrix, heat_maps, titled
 from pyratok_jax.evaluation.vision.masks import similarity_maps, to_pixels
 from pyratok_jax.evaluation.world_set import classes, single
 from pyratok_jax.io import html
@@ -58,6 +58,11 @@ class LanguageFindings:
         phrases: what the columns of the picture are compared with; the last one is not shown.
         picture: a frame, and for each level (rows) and phrase (columns) the similarity of its
             tokens.
+        names: the things that are told apart.
+        alike: mean similarity of the videos of each thing (rows) with each name (columns), by the
+            first level.
+        moving: frames of a thing that moves (columns), below them the similarity of each level's
+            tokens (rows) with its name.
     """
 
     videos: int
@@ -67,12 +72,16 @@ class LanguageFindings:
     nats_of_chance: float
     phrases: tuple[str, ...]
     picture: UInt8[np.ndarray, "h w 3"]
+    names: tuple[str, ...]
+    alike: Float[np.ndarray, "n n"]
+    moving: UInt8[np.ndarray, "h w 3"]
 
     def summary(self) -> dict[str, object]:
-        """All but the picture, for a JSON file."""
+        """All but the pictures, for a JSON file."""
         kept = dataclasses.asdict(self)
-        del kept["picture"]
-        return kept
+        for name in ("picture", "moving"):
+            del kept[name]
+        return kept | {"alike": np.round(self.alike, 4).tolist()}
 
 
 def check_language(
@@ -101,6 +110,9 @@ def check_language(
     right = [int(np.argmax(x)) == names.index(name) for x, name in zip(found, shown, strict=True)]
     nats = _nats(tokenizer, scenes[:READ], layers, rng) if read else {}
     phrases, picture = _picture(extractor, rng)
+    of = np.array([names.index(name) for name in shown])
+    alike = [np.mean([x for x, k in zip(found, of, strict=True) if k == n], axis=0)
+             for n in range(len(names)) if n in of]  # fmt: skip
     return LanguageFindings(
         videos=videos,
         top1=round(100 * float(np.mean(right)), 1),
@@ -109,6 +121,9 @@ def check_language(
         nats_of_chance=round(tokenizer.config.bits * float(np.log(2.0)), 3),
         phrases=phrases,
         picture=picture,
+        names=tuple(names),
+        alike=np.stack(alike).astype(np.float64),
+        moving=_moving(extractor, rng),
     )
 
 
@@ -126,14 +141,26 @@ def language_section(found: LanguageFindings) -> Markup:
         "and shape that no training video shows, and where each level's tokens are like a phrase "
         f"(bright: most alike within the frame); {found.phrases[-1]} is not to be seen."
     )
-    shown = html.picture(Image.fromarray(found.picture), "similarity of tokens with phrases")
-    return html.join(
-        [
-            html.table(rows, ("", "measured", "chance")),
-            html.paragraph(text, faint=True),
-            Markup("<p>{}</p>").format(shown),
-        ]
+    pictures = [
+        (text, found.picture, "similarity of tokens with phrases"),
+        (
+            "A thing that moves, and where in each frame each level's tokens are like its name.",
+            found.moving,
+            "similarity of tokens with a name over frames",
+        ),
+    ]
+    parts = [html.table(rows, ("", "measured", "chance"))]
+    for about, picture, alt in pictures:
+        parts.append(html.paragraph(about, faint=True))
+        parts.append(Markup("<p>{}</p>").format(html.picture(Image.fromarray(picture), alt)))
+    about = (
+        "Mean similarity of the first level's tokens of the videos of each thing (rows) with each "
+        "name (columns), bright: most alike in the row. Right names are on the diagonal."
     )
+    matrix = drawn_matrix(found.alike, found.names[: len(found.alike)], found.names)
+    parts.append(html.paragraph(about, faint=True))
+    parts.append(Markup("<p>{}</p>").format(html.picture(matrix, "similarity of things and names")))
+    return html.join(parts)
 
 
 def _pixels(scene: Scene) -> UInt8[np.ndarray, "t h w 3"]:
@@ -191,6 +218,20 @@ def _picture(
             panels.append(titled(_large(heat), {phrase: _WHITE}))
         rows.append(np.concatenate([panel[0] for panel in panels], axis=1))
     return phrases, np.concatenate(rows, axis=0)
+
+
+def _moving(extractor: TokenizerFeatures, rng: np.random.Generator) -> UInt8[np.ndarray, "h w 3"]:
+    """Frames of a thing that moves to the right, and each level's heat for its name."""
+    name = classes(seen_names())[0]
+    clip = _pixels(single(rng, name, "right"))
+    features: Features = extractor.video(clip)
+    queries = normalized(extractor.texts([TEMPLATE.format(_named(name))]))
+    kept = np.arange(0, len(clip), 2)
+    rows = [titled(_large(clip[kept]), {_named(name): _WHITE})]
+    for number, level in enumerate(features.levels, start=1):
+        heat = to_pixels(similarity_maps(level, queries), level, (SIDE, SIDE))[kept, ..., 0]
+        rows.append(titled(_large(heat_maps(clip[kept], heat)), {f"level {number}": _WHITE}))
+    return np.concatenate([np.concatenate(list(row), axis=1) for row in rows], axis=0)
 
 
 def _large(frames: UInt8[np.ndarray, "t h w 3"]) -> UInt8[np.ndarray, "t h2 w2 3"]:

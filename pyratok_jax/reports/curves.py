@@ -73,6 +73,25 @@ def curve_svg(
         return _svg(figure)
 
 
+def curves_svg(
+    series: Mapping[str, Points],
+    *,
+    size: tuple[float, float] = (3.3, 1.75),
+    chance: float | None = None,
+) -> Markup:
+    """Several values over the steps in one chart with a legend; otherwise as `curve_svg`."""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=size, layout="constrained")
+        axis = figure.subplots()
+        for number, (name, points) in enumerate(series.items()):
+            _draw_curve(axis, points, _SERIES[number % len(_SERIES)])
+            axis.lines[-1].set_label(plain_label(name))
+        if chance is not None:
+            axis.axhline(chance, color=_INK, linewidth=1.0, linestyle="--", alpha=0.6)
+        axis.legend(frameon=False, fontsize=7)
+        return _svg(figure)
+
+
 def rate_chart(series: Mapping[str, Points], quality: str = "PSNR (dB)") -> Markup:
     """Quality over rate, one line of (bpp, quality) points per name; nothing without a line."""
     if not series:

@@ -1,7 +1,8 @@
 """The report of a training: `report.html`, which needs no other file, and `contact_sheet.png`."""
 
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from pyratok_jax.io.remote import AnyPath, any_path
 from pyratok_jax.metrics.image import PROTOCOL
 from pyratok_jax.reports import player
 from pyratok_jax.reports.clips import ReportClip, contact_sheet
-from pyratok_jax.reports.curves import Points, curve_svg, rate_chart
+from pyratok_jax.reports.curves import Points, curve_svg, curves_svg, rate_chart
 from pyratok_jax.reports.pictures import ERROR_FULL_SCALE, error_colours, token_maps
 from pyratok_jax.reports.tables import code_use_table, headline, html_table
 
@@ -170,6 +171,8 @@ def _clip(clip: ReportClip) -> Markup:
 # Shown first, in this order, with the names that they should have.
 _FIRST = {"loss": "loss", "psnr": "psnr", "l1": "l1", "ssim": "1 - SSIM", "lpips": "lpips"}
 _CHANCE = "autoregressive/chance"
+_CAPTIONS = {"own": "own caption", "none": "no caption", "shuffled": "another's caption"}
+_NATS = re.compile(r"(?P<prefix>.*?)nats/(?P<caption>own|none|shuffled)/level_(?P<level>\d+)")
 _PRIMARY = 12  # Curves that are shown at once; the others are folded.
 
 
@@ -203,6 +206,20 @@ def named_curves(curves: Mapping[str, Points]) -> dict[str, Points]:
     return named
 
 
+def by_caption(names: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Nats of a level under several captions, which belong in one chart.
+
+    Returns:
+        the name of each chart, and in it the curve of each caption.
+    """
+    charts: dict[str, dict[str, str]] = {}
+    for name in names:
+        if (found := _NATS.fullmatch(name)) is not None:
+            chart = f"{found['prefix']}nats per token of level {found['level']}"
+            charts.setdefault(chart, {})[_CAPTIONS[found["caption"]]] = name
+    return {chart: lines for chart, lines in charts.items() if len(lines) > 1}
+
+
 def curve_figures(
     named: Mapping[str, Points], chances: Mapping[str, float | None] | None = None
 ) -> Markup:
@@ -217,14 +234,25 @@ def curve_figures(
         "</figure>"
     )
     figures = []
+    charts = by_caption(named)
+    for chart, lines in charts.items():
+        shown = {caption: named[name] for caption, name in lines.items()}
+        last = ", ".join(_last(points) for points in shown.values())
+        chance = (chances or {}).get(next(iter(lines.values())))
+        figures.append(figure.format(chart, last, curves_svg(shown, chance=chance)))
+    apart = {name for lines in charts.values() for name in lines.values()}
     for name, points in named.items():
-        finite = [value for _, value in points if np.isfinite(value)]
-        last = f"{finite[-1]:.4g}" if finite else "no value"
-        drawn = curve_svg(points, chance=(chances or {}).get(name))
-        figures.append(figure.format(name, last, drawn))
+        if name not in apart:
+            drawn = curve_svg(points, chance=(chances or {}).get(name))
+            figures.append(figure.format(name, _last(points), drawn))
     return (
         Markup("<div class='curves'>{}</div>").format(html.join(figures)) if figures else Markup()
     )
+
+
+def _last(points: Points) -> str:
+    finite = [value for _, value in points if np.isfinite(value)]
+    return f"{finite[-1]:.4g}" if finite else "no value"
 
 
 def _curves(curves: Mapping[str, Points]) -> Markup:

@@ -1,5 +1,7 @@
 """The report's language section: what it measures of the shipped tokenizer, and of none."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -19,9 +21,18 @@ def test_names_are_read_off_the_tokens(tokenizer: Tokenizer):
     assert found.nats == {}
     levels, columns = len(tokenizer.config.grids), 1 + len(found.phrases)
     assert found.picture.shape == (levels * (128 + 14), columns * 128, 3)
+    # A row of frames and one for each level; every second of nine frames.
+    assert found.moving.shape == ((1 + levels) * (128 + 14), 5 * 128, 3)
+    assert found.alike.shape == (12, 12) and len(found.names) == 12
+    # Right names are more alike than others on the whole.
+    others = found.alike[~np.eye(12, dtype=bool)]
+    assert np.diag(found.alike).mean() > others.mean() + others.std()
     page = str(language_section(found))
+    assert page.count("<img") == 3
     assert f"{found.top1} %" in page and found.phrases[-1] in page
-    assert "picture" not in found.summary()
+    summary = found.summary()
+    assert not {"picture", "moving"} & summary.keys() and len(summary["alike"]) == 12
+    json.dumps(summary)
 
 
 def test_shuffled_words_of_a_name_are_at_chance(tokenizer: Tokenizer, monkeypatch):

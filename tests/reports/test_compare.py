@@ -6,7 +6,7 @@ import pytest
 
 from pyratok_jax import report
 from pyratok_jax.errors import UserError
-from pyratok_jax.reports.report import named_curves
+from pyratok_jax.reports.report import by_caption, curve_figures, named_curves
 
 
 def write_run(folder, psnr, **config):
@@ -45,3 +45,22 @@ def test_curves_are_named_for_what_they_are_and_the_first_come_first():
     assert "autoregressive (chance: 0.4)" in names
     # Another total is not the same curve twice.
     assert "total" in named_curves(curves | {"total": [(1, 0.1)]})
+
+
+def test_nats_under_several_captions_share_a_chart():
+    points = [(1, 3.0), (2, 2.5)]
+    names = [
+        f"heldout/nats/{kind}/level_{n}" for kind in ("own", "none", "shuffled") for n in (1, 2)
+    ]
+    named = dict.fromkeys([*names, "heldout/nats/gain/level_1", "nats/own/level_1"], points)
+    charts = by_caption(named)
+    assert charts["heldout/nats per token of level 2"] == {
+        "own caption": names[1], "no caption": names[3], "another's caption": names[5]
+    }  # fmt: skip
+    assert len(charts) == 2
+    page = str(curve_figures(named))
+    # Two charts of three lines, and the two curves that stand alone.
+    assert (
+        page.count("<figure") == 4
+        and page.count("another&#39;s caption") + page.count("another's caption") == 2
+    )

@@ -1,10 +1,13 @@
 """Pictures of results: timelines, masks and heat maps over frames, clouds of points."""
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float
 from matplotlib import colormaps
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
@@ -102,6 +105,24 @@ def draw_curve(
     axis.set_xlabel("seconds")
     axis.set_ylabel("similarity")
     figure.savefig(path, dpi=90)
+
+
+def drawn_matrix(
+    values: Float[np.ndarray, "r c"], rows: Sequence[str], columns: Sequence[str]
+) -> Image.Image:
+    """Values as colours, every row from its least to its greatest, with the names of both sides."""
+    low, high = (f(values, axis=1, keepdims=True) for f in (np.min, np.max))
+    shares = (values - low) / np.maximum(high - low, 1e-12)
+    side = 1.6 + 0.28 * len(columns), 1.6 + 0.28 * len(rows)
+    figure = Figure(figsize=side, layout="constrained")
+    FigureCanvasAgg(figure)
+    axis = figure.subplots()
+    axis.imshow(shares, cmap="inferno")
+    axis.set_xticks(range(len(columns)), map(plain_label, columns), rotation=90, fontsize=7)
+    axis.set_yticks(range(len(rows)), map(plain_label, rows), fontsize=7)
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=110)
+    return Image.open(file)
 
 
 def draw_scatter(
