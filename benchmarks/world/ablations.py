@@ -42,21 +42,32 @@ def _latent(quantizer: str, levels: int, bits: int) -> dict[str, Any]:
     return {"quantizer": quantizer} | _grids(*[LATENT] * levels, bits=bits)
 
 
+@dataclasses.dataclass(frozen=True)
+class Ablation:
+    """A row: its group, changes of the full settings, and a variant of `alignment.VARIANTS`."""
+
+    group: str
+    changes: Mapping[str, Any]
+    variant: str = "aligned"
+
+
 _NO_BIT_TERMS = {"entropy": 0.0, "text": 0.0}
-# Name -> group and changes of the full method.
-ROWS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
-    "full": ("components", {}),
-    "no text guidance": ("components", {"text_guidance": False, "text": 0.0, "weight": 0.0}),
-    "no pyramid: four equal grids of 6 bits": ("components", _grids(*[LATENT] * 4, bits=6)),
-    "no LaPQ: one LFQ of 25 bits": ("components", _latent("lfq", 1, 25) | _NO_BIT_TERMS),
-    "no text-codebook alignment": ("codebook terms", {"weight": 0.0}),
-    "no text-conditioned alignment": ("codebook terms", {"text": 0.0}),
-    "no commitment": ("codebook terms", {"commitment": 0.0}),
-    "2 blocks of 20 bits": ("blocks", _grids((4, 16), LATENT, bits=20) | {"entropy": 0.0}),
-    "3 blocks of 17 bits": ("blocks", _grids((4, 16), (4, 16), LATENT, bits=17)),
-    "residual LFQ, 2 x 12 bits": ("quantisers", _latent("residual", 2, 12) | {"text": 0.0}),
-    "RVQ, 3 x 256 vectors": ("quantisers", _latent("rvq", 3, 8) | _NO_BIT_TERMS),
-    "no residual (Eq. 1 as printed)": ("inputs", {"inputs": "paper"}),
+ROWS: Mapping[str, Ablation] = {
+    "full": Ablation("components", {}),
+    "control: captions of other videos": Ablation("components", {}, "shuffled"),
+    "no text guidance": Ablation(
+        "components", {"text_guidance": False, "text": 0.0, "weight": 0.0}, "off"
+    ),
+    "no pyramid: four equal grids of 6 bits": Ablation("components", _grids(*[LATENT] * 4, bits=6)),
+    "no LaPQ: one LFQ of 25 bits": Ablation("components", _latent("lfq", 1, 25) | _NO_BIT_TERMS),
+    "no text-codebook alignment": Ablation("codebook terms", {"weight": 0.0}, "off"),
+    "no text-conditioned alignment": Ablation("codebook terms", {"text": 0.0}),
+    "no commitment": Ablation("codebook terms", {"commitment": 0.0}),
+    "2 blocks of 20 bits": Ablation("blocks", _grids((4, 16), LATENT, bits=20) | {"entropy": 0.0}),
+    "3 blocks of 17 bits": Ablation("blocks", _grids((4, 16), (4, 16), LATENT, bits=17)),
+    "residual LFQ, 2 x 12 bits": Ablation("quantisers", _latent("residual", 2, 12) | {"text": 0.0}),
+    "RVQ, 3 x 256 vectors": Ablation("quantisers", _latent("rvq", 3, 8) | _NO_BIT_TERMS),
+    "no residual (Eq. 1 as printed)": Ablation("inputs", {"inputs": "paper"}),
 }
 
 
@@ -84,8 +95,8 @@ def base_settings(args: argparse.Namespace) -> Settings:
 class Row:
     """Trainings of one row, whose step is compiled once."""
 
-    def __init__(self, settings: Settings, inputs: "Inputs") -> None:
-        self.settings, self.inputs = settings, inputs
+    def __init__(self, settings: Settings, variant: str, inputs: "Inputs") -> None:
+        self.settings, self.variant, self.inputs = settings, variant, inputs
         self._trainer: Trainer | None = None
 
     def run(self, seed: int) -> dict[str, Any]:
@@ -95,8 +106,7 @@ class Row:
         self._trainer = self._trainer or Trainer(
             settings, start, root, inputs.videos, inputs.scenes
         )
-        variant = "aligned" if settings.weight else "off"
-        system = self._trainer.train(start, variant, seed)
+        system = self._trainer.train(start, self.variant, seed)
         seconds = round(time.time() - began)
         found = measure(
             system.tokenizer, system.alignment, inputs.networks, inputs.tests, inputs.cache
@@ -115,7 +125,7 @@ class Inputs:
 
 
 def summary(runs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A Markdown table: means and standard deviations over the seeds, differences to `full`."""
+    """A Markdown table: means, and the sample's standard deviations over the seeds."""
     lines = [
         "| what | bpp | PSNR of codes, dB | real scenes, dB | names seen, % | unseen, % | R@1, % "
         "| seeds |",
@@ -134,7 +144,8 @@ def summary(runs: Sequence[Mapping[str, Any]]) -> list[str]:
             (lambda row: row["retrieval R@1 of 100"], 1),
         ):
             values = np.array([value(row) for row in rows])
-            cells.append(f"{values.mean():.{digits}f} ± {values.std():.{digits}f}")
+            spread = f" ± {values.std(ddof=1):.{digits}f}" if len(values) > 1 else ""
+            cells.append(f"{values.mean():.{digits}f}{spread}")
         lines.append("| " + " | ".join([*cells, str(len(rows))]) + " |")
     return lines
 
@@ -161,14 +172,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     keep_programs(args.cache / "programs")
     inputs = Inputs(args)
     names = [part.strip() for part in args.rows.split(";")]
-    rows = {name: Row(changed(base, ROWS[name][1]), inputs) for name in names}
+    rows = {
+        name: Row(changed(base, ROWS[name].changes), ROWS[name].variant, inputs) for name in names
+    }
     # Seeds in the outer loop, so that an early look compares all rows.
     for seed, name in itertools.product(map(int, args.seeds.split(",")), names):
         if any((row["row"], row["seed"]) == (name, seed) for row in runs):
             continue
         print(f"{name}, seed {seed}", flush=True)
         found = rows[name].run(seed)
-        runs.append({"row": name, "group": ROWS[name][0], "seed": seed} | found)
+        runs.append({"row": name, "group": ROWS[name].group, "seed": seed} | found)
         print(json.dumps(runs[-1]), flush=True)
         write_json(args.output, {"settings": facts, "runs": runs})
     print("\n".join(summary(runs)))

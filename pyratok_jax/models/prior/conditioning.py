@@ -69,6 +69,8 @@ class Conditioner(nnx.Module):
         self.whole: Linear | None = nnx.data(None)
         if self.kind == "text" and config.pooled_text:
             self.whole = Linear(config.text_width, width, bias=True, rngs=rngs)
+            # Zero: a prior starts as it does without, and no token is drowned in noise.
+            self.whole.kernel[...] = jnp.zeros_like(self.whole.kernel[...])
         if self.kind == "classes":
             self.table = nnx.Param(normal(rngs.params(), (config.classes, width), jnp.float32))
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from benchmarks.world import ablations as stored
 from pyratok_jax import ablate
 from pyratok_jax.data.buckets import Bucket
 from pyratok_jax.errors import UserError
@@ -206,3 +207,17 @@ def test_summary_of_known_figures():
     assert "| 20.50 | 22.50 ± 1.41 | -0.50 |" in markdown([less]) and "- / 33.50" in markdown(
         [less]
     )
+
+
+def test_rows_on_stored_features_have_equal_rates_and_a_control():
+    options = stored.parser()
+    options.set_defaults(levels=(1.0,), grids=stored.PYRAMID)
+    base = stored.base_settings(options.parse_args([]))
+    full = stored.bits_per_pixel(base)
+    assert full == pytest.approx(300 * 16 / (9 * 64 * 64))
+    for name, row in stored.ROWS.items():
+        settings = stored.changed(base, row.changes)
+        assert stored.bits_per_pixel(settings) == pytest.approx(full, rel=0.05), name
+        assert sum(settings.levels) == pytest.approx(4.0), name
+        assert (row.variant == "off") == (settings.weight == 0), name
+    assert [row.variant for row in stored.ROWS.values()].count("shuffled") == 1
