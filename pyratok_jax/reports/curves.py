@@ -4,6 +4,7 @@ Drawn with matplotlib's figures directly: no window system, no global state.
 """
 
 import io
+import itertools
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -64,13 +65,7 @@ def curve_svg(
     Points that are not finite are left out; a positive curve over more than a factor of 30 has a
     logarithmic axis. `chance`, what guessing gives, is a dashed line.
     """
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=size, layout="constrained")
-        axis = figure.subplots()
-        _draw_curve(axis, points, _ACCENT)
-        if chance is not None:
-            axis.axhline(chance, color=_INK, linewidth=1.0, linestyle="--", alpha=0.6)
-        return _svg(figure)
+    return _over_steps([("", points, _ACCENT)], size, chance)
 
 
 def curves_svg(
@@ -80,15 +75,25 @@ def curves_svg(
     chance: float | None = None,
 ) -> Markup:
     """Several values over the steps in one chart with a legend; otherwise as `curve_svg`."""
+    coloured = zip(series.items(), itertools.cycle(_SERIES), strict=False)
+    return _over_steps([(name, points, c) for (name, points), c in coloured], size, chance)
+
+
+def _over_steps(
+    lines: Sequence[tuple[str, Points, str]], size: tuple[float, float], chance: float | None
+) -> Markup:
+    """A chart of lines, each with its name in the legend ("": in none), points and colour."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=size, layout="constrained")
         axis = figure.subplots()
-        for number, (name, points) in enumerate(series.items()):
-            _draw_curve(axis, points, _SERIES[number % len(_SERIES)])
-            axis.lines[-1].set_label(plain_label(name))
+        for name, points, colour in lines:
+            _draw_curve(axis, points, colour)
+            if name:
+                axis.lines[-1].set_label(plain_label(name))
         if chance is not None:
             axis.axhline(chance, color=_INK, linewidth=1.0, linestyle="--", alpha=0.6)
-        axis.legend(frameon=False, fontsize=7)
+        if any(name for name, _, _ in lines):
+            axis.legend(frameon=False, fontsize=7)
         return _svg(figure)
 
 
