@@ -24,12 +24,15 @@ from pyratok_jax.data.video.timeline import resampled
 from pyratok_jax.errors import UserError
 from pyratok_jax.evaluation.data.clips import resized
 from pyratok_jax.evaluation.data.mvbench import LETTERS, Question
-from pyratok_jax.evaluation.models.answering import LanguageAnswers, load_projector
+from pyratok_jax.evaluation.models.answering import (
+    LanguageAnswers,
+    choice_similarities,
+    load_projector,
+)
 from pyratok_jax.evaluation.models.features import (
     Features,
     TokenizerFeatures,
     normalized,
-    pooled_similarity,
 )
 from pyratok_jax.evaluation.vision.masks import (
     FieldSettings,
@@ -200,10 +203,9 @@ class ClipQuestions:
             scores = answers.answer(self.clip.frames, asked).scores
             return Choice(int(np.argmax(scores)), scores, "log-likelihood per token")
         levels = None if level is None else [self._level(level)]
-        texts = self.texts([f"{question} {option}." for option in options])
-        # What the options have in common, the question, says nothing about which is right.
-        queries = normalized(texts - texts.mean(axis=0))
-        similarity = pooled_similarity(self.features, queries, pooling, levels)
+        similarity = choice_similarities(
+            self.features, self.texts, question, options, pooling, levels
+        )
         return Choice(int(np.argmax(similarity)), tuple(similarity.tolist()), "cosine")
 
     def attention(self, caption: str, level: int) -> tuple[list[str], Float[np.ndarray, "n t h w"]]:

@@ -5,7 +5,7 @@ The language model sees tokens through a trained projector of codes, read from i
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -20,6 +20,12 @@ from pyratok_jax.checkpoints.verification import weights_hash
 from pyratok_jax.checkpoints.working_folder import newest_step, read_parameters
 from pyratok_jax.errors import UserError
 from pyratok_jax.evaluation.data.mvbench import LETTERS, Question, parse_answer, prompt
+from pyratok_jax.evaluation.models.features import (
+    Extractor,
+    Features,
+    normalized,
+    pooled_similarity,
+)
 from pyratok_jax.io import Json
 from pyratok_jax.io.documents import read_json, refusing
 from pyratok_jax.models.language.generate import generate
@@ -76,6 +82,61 @@ class RandomAnswers:
         named = dataclasses.replace(question, video=Path(question.video).name)
         digest = hashlib.sha256(repr(dataclasses.astuple(named)).encode()).digest()
         return Answer(int.from_bytes(digest[:8], "big") % len(question.options))
+
+
+def choice_similarities(
+    features: Features,
+    texts: Callable[[Sequence[str]], np.ndarray],
+    question: str,
+    options: Sequence[str],
+    pooling: str,
+    levels: Sequence[int] | None = None,
+) -> Float[np.ndarray, " n"]:
+    """How like a clip's tokens each option is, said as a sentence after the question.
+
+    What the options have in common, the question, says nothing about which is right: their mean is
+    taken off.
+
+    Args:
+        features: of the clip.
+        texts: gives the features of sentences.
+        question: what is asked.
+        options: answers.
+        pooling, levels: see `features.pooled_similarity`.
+
+    Raises:
+        UserError: a level that does not exist.
+    """
+    said = [f"{question} {option}." for option in options]
+    vectors = normalized(np.asarray(texts(said), np.float32))
+    queries = normalized(vectors - vectors.mean(axis=0))
+    return pooled_similarity(features, queries, pooling, levels)
+
+
+class CosineAnswers:
+    """The option that is most like the tokens (`choice_similarities`): nothing is trained for it.
+
+    Args:
+        extractor: of features of clips and texts.
+        pooling: of a level's tokens.
+        levels: from 0; None: all.
+    """
+
+    def __init__(
+        self, extractor: Extractor, pooling: str, levels: Sequence[int] | None = None
+    ) -> None:
+        self.extractor, self.pooling, self.levels = extractor, pooling, levels
+        named = f"{extractor.checkpoint_hash}|cosine|{pooling}|{levels}"
+        self.checkpoint_hash = hashlib.sha256(named.encode()).hexdigest()
+
+    def answer(self, clip: np.ndarray, question: Question) -> Answer:
+        """As `Answerer.answer`."""
+        features = self.extractor.video(clip)
+        found = choice_similarities(
+            features, self.extractor.texts, question.question, question.options,
+            self.pooling, self.levels,
+        )  # fmt: skip
+        return Answer(int(np.argmax(found)), scores=tuple(found.tolist()), bits=features.bits)
 
 
 @nnx.jit

@@ -16,10 +16,12 @@ from pyratok_jax.evaluation.data.mvbench import FRAMES_FPS, LAYOUT, Question, lo
 from pyratok_jax.evaluation.models.answering import (
     MODES,
     Answerer,
+    CosineAnswers,
     LanguageAnswers,
     OracleAnswers,
     RandomAnswers,
 )
+from pyratok_jax.evaluation.models.features import POOLINGS, TokenizerFeatures, parse_levels
 from pyratok_jax.evaluation.task import (
     BrokenItemError,
     Item,
@@ -33,7 +35,7 @@ from pyratok_jax.io import Json
 if TYPE_CHECKING:
     from pyratok_jax.tokenizer import Tokenizer
 
-BLIND = "none"
+BLIND, COSINE = "none", "cosine"
 
 
 def _frames(folder: Path) -> list[Path]:
@@ -68,13 +70,15 @@ def read_clip_of(question: Question, frames: int, side: int) -> np.ndarray:
 class VideoQuestions(Task[Answerer, Question]):
     """Multiple-choice questions about videos (MVBench, 20 tasks): the tokens of all levels go
     through a trained projector and stand before the question; the tokenizer's own language
-    model scores the options or writes an answer that is parsed. Accuracy per task.
+    model scores the options or writes an answer that is parsed. Or, without a projector, the
+    option that is most like the tokens. Accuracy per task.
     """
 
     name = "vqa"
     data_help = (
         "MVBench's folder with json/ and video/. Needs --set projector=DIR, a working folder of "
-        "configs/vqa_projector.py; projector=none asks the language model without the video"
+        "configs/vqa_projector.py; projector=none asks the language model without the video, "
+        "projector=cosine takes the option that is most like the tokens (pooling, levels)"
     )
     columns = (("accuracy", "accuracy", 2), ("tasks", "tasks", 0))
 
@@ -84,13 +88,18 @@ class VideoQuestions(Task[Answerer, Question]):
     frames: int = 17
     side: int = 256
     new_tokens: int = 24
+    pooling: str = "mean"
+    levels: str = "all"
 
     def wrap(self, tokenizer: "Tokenizer") -> Answerer:
-        """The tokenizer's language model with the projector.
+        """The tokenizer's language model with the projector, or the tokens' likeness to words.
 
         Raises:
             UserError: no projector is named.
         """
+        if self.projector == COSINE:
+            extractor = TokenizerFeatures(tokenizer, self.frames)
+            return CosineAnswers(extractor, self.pooling, parse_levels(self.levels))
         answers = functools.partial(
             LanguageAnswers, tokenizer, mode=self.mode, new_tokens=self.new_tokens
         )
@@ -99,7 +108,8 @@ class VideoQuestions(Task[Answerer, Question]):
         if not self.projector:
             raise UserError(
                 "the task vqa needs --set projector=DIR, trained with --config "
-                "configs/vqa_projector.py; or projector=none for the language model alone"
+                "configs/vqa_projector.py; projector=none for the language model alone, or "
+                "projector=cosine, for which nothing is trained"
             )
         from pyratok_jax.evaluation.models.answering import load_projector
 
@@ -114,8 +124,10 @@ class VideoQuestions(Task[Answerer, Question]):
         """Read the questions.
 
         Raises:
-            UserError: an unknown mode.
+            UserError: an unknown mode or pooling.
         """
+        if self.pooling not in POOLINGS:
+            raise UserError(f"--set pooling={self.pooling}: expected one of {', '.join(POOLINGS)}")
         if self.mode not in MODES:
             raise UserError(f"--set mode={self.mode}: expected one of {', '.join(MODES)}")
         self.items()

@@ -18,7 +18,13 @@ from pyratok_jax.evaluation.data.mvbench import (
     parse_answer,
     prompt,
 )
-from pyratok_jax.evaluation.models.answering import MODES, LanguageAnswers, load_projector
+from pyratok_jax.evaluation.models.answering import (
+    MODES,
+    CosineAnswers,
+    LanguageAnswers,
+    load_projector,
+)
+from pyratok_jax.evaluation.models.features import Features, LevelFeatures
 from pyratok_jax.evaluation.tasks.vqa import VideoQuestions, read_clip_of
 from pyratok_jax.models.projector import Projector, pool_grid
 from tests.evaluation.tiny import Letters
@@ -173,6 +179,37 @@ def test_option_likelihood_is_the_mean_over_the_options_own_tokens(tokenizer):
         logs = jax.nn.log_softmax(logits_of(model, ids), axis=-1)[0]
         own = [logs[len(head) - 1 + i, token] for i, token in enumerate(tail)]
         assert score == pytest.approx(float(np.mean(own)), abs=1e-4)
+
+
+def test_the_option_that_is_like_the_tokens_is_chosen_without_training(rng):
+    """Three tokens of a level point to one of four texts; the question is in all of them."""
+    directions = np.linalg.qr(rng.normal(size=(8, 8)))[0]
+    asked = Question("a", 0, "v.mp4", "What is it?", ("red", "blue", "big", "small"), 2)
+    said = {f"What is it? {option}.": directions[n] for n, option in enumerate(asked.options)}
+    level = np.tile(directions[2] + 5 * directions[7], (1, 1, 3, 1)).astype(np.float32)
+
+    class Seen:
+        checkpoint_hash = "seen"
+
+        def video(self, clip, truth=None, caption=None):
+            noise = rng.normal(size=level.shape).astype(np.float32)
+            return Features(
+                tuple(LevelFeatures(x, np.zeros(1, int), (1, 1)) for x in (level, noise))
+            )
+
+        def texts(self, captions):
+            return np.stack([said[one] + 3 * directions[6] for one in captions])
+
+    clip = np.zeros((1, 4, 4, 3), np.uint8)
+    for pooling in ("mean", "peaks", "tokens"):
+        answer = CosineAnswers(Seen(), pooling, [0]).answer(clip, asked)
+        assert answer.option == 2 and len(answer.scores) == 4, pooling
+    with pytest.raises(UserError, match="level"):
+        CosineAnswers(Seen(), "mean", [4]).answer(clip, asked)
+    hashes = {
+        CosineAnswers(Seen(), p, x).checkpoint_hash for p in ("mean", "peaks") for x in (None, [0])
+    }
+    assert len(hashes) == 4
 
 
 def test_a_projector_must_be_named_and_fit(tokenizer, tmp_path):
