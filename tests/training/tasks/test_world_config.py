@@ -24,7 +24,7 @@ def test_stages_share_one_schedule_of_masking_and_turn_the_losses_on():
     assert [s.loss.weights.autoregressive > 0 for s in stages] == [False, True, True]
     assert [s.loss.weights.drift_dinov3 > 0 for s in stages] == [False, False, True]
     assert all(TokenizerLoss(s).uses("text_codebook") for s in stages)
-    with pytest.raises(ValueError, match="stage1, stage2, stage3, smoke"):
+    with pytest.raises(ValueError, match="stage1, stage2, stage3, ablation, smoke"):
         make("stage4")
 
 
