@@ -22,7 +22,14 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.world.alignment import Settings, Trainer, build, make_settings, parser
+from benchmarks.world.alignment import (
+    Settings,
+    Trainer,
+    build,
+    finished,
+    make_settings,
+    parser,
+)
 from benchmarks.world.features import FRAMES, SIDE, Networks, load_scenes, load_videos
 from benchmarks.world.measures import heldout_videos, measure
 from pyratok_jax.assets.programs import keep_programs
@@ -162,13 +169,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     )  # fmt: skip
     args = p.parse_args(argv)
     base = base_settings(args)
-    facts = json.loads(json.dumps(dataclasses.asdict(base))) | {"films": args.films}
-    runs: list[dict[str, Any]] = []
-    if args.output.exists():
-        stored = json.loads(args.output.read_text())
-        if stored["settings"] != facts:
-            raise SystemExit(f"{args.output} has results of other settings; choose another file")
-        runs = stored["runs"]
+    facts = dataclasses.asdict(base) | {"films": args.films}
+    runs = finished(args.output, facts)
     keep_programs(args.cache / "programs")
     inputs = Inputs(args)
     names = [part.strip() for part in args.rows.split(";")]

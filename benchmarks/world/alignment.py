@@ -20,7 +20,7 @@ import argparse
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -391,7 +391,7 @@ def make_settings(args: argparse.Namespace) -> Settings:
     return Settings(**{k: v for k, v in vars(args).items() if k in names})
 
 
-def finished(output: Path | None, settings: Settings) -> list[dict[str, Any]]:
+def finished(output: Path | None, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Measurements that an earlier run of these settings has written.
 
     Raises:
@@ -400,7 +400,7 @@ def finished(output: Path | None, settings: Settings) -> list[dict[str, Any]]:
     if output is None or not output.exists():
         return []
     stored = json.loads(output.read_text())
-    if stored["settings"] != json.loads(json.dumps(dataclasses.asdict(settings))):
+    if stored["settings"] != json.loads(json.dumps(settings)):
         raise SystemExit(f"{output} has results of other settings; choose another --output")
     return stored["runs"]
 
@@ -418,7 +418,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit("--scenes: only latents of scenes are stored; give all --stages 5")
     print(f"features of {len(videos)} videos after {time.time() - begin:.0f} s", flush=True)
     trainer: Trainer | None = None
-    rows = finished(args.output, settings)
+    rows = finished(args.output, dataclasses.asdict(settings))
     done = {(row["variant"], row["seed"]) for row in rows}
     for seed in map(int, args.seeds.split(",")):
         start, root = build(settings, networks, videos, scenes, seed)

@@ -59,8 +59,8 @@ class LanguageFindings:
         picture: a frame, and for each level (rows) and phrase (columns) the similarity of its
             tokens.
         names: the things that are told apart.
-        alike: mean similarity of the videos of each thing (rows) with each name (columns), by the
-            first level.
+        alike: mean similarity of the videos of each thing that is shown (rows) with each name
+            (columns), by the first level.
         moving: frames of a thing that moves (columns), below them the similarity of each level's
             tokens (rows) with its name.
     """
@@ -73,7 +73,7 @@ class LanguageFindings:
     phrases: tuple[str, ...]
     picture: UInt8[np.ndarray, "h w 3"]
     names: tuple[str, ...]
-    alike: Float[np.ndarray, "n n"]
+    alike: Float[np.ndarray, "r n"]
     moving: UInt8[np.ndarray, "h w 3"]
 
     def summary(self) -> dict[str, object]:

@@ -17,7 +17,7 @@ COLUMNS = {
     "ssim": ("SSIM", 4),
     "lpips": ("LPIPS (VGG)", 4),
     "names": ("named rightly, % of 12 classes (chance 8.3)", 1),
-    "own_caption_nats": ("level 1, nats: another caption less own", 3),
+    "nats/gain/level_1": ("level 1, nats: another caption less own", 3),
 }
 _ALWAYS = ("psnr", "ssim", "lpips")
 START = "psnr_before_step_1"
@@ -39,7 +39,7 @@ def summarise(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[s
         row = {key: first.get(key) for key in ("group", "label", "bpp", "published")}
         row |= {"name": name, "seeds": len(runs)}
         for column in COLUMNS:
-            values = [found for run in runs if (found := _value(run, column)) is not None]
+            values = [run[column] for run in runs if run.get(column) is not None]
             row[column] = float(np.mean(values)) if values else None
             row[f"{column}_std"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
         starts = [run[START] for run in runs if run.get(START) is not None]
@@ -48,13 +48,6 @@ def summarise(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[s
         row["versus_full"] = float(np.mean(paired)) if paired else None
         rows.append(row)
     return rows
-
-
-def _value(run: Mapping[str, Any], column: str) -> float | None:
-    if column != "own_caption_nats":
-        return run.get(column)
-    own, other = (run.get(f"nats/{kind}/level_1") for kind in ("own", "shuffled"))
-    return None if own is None or other is None else other - own
 
 
 def write_tables(rows: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, Path]:
@@ -76,7 +69,9 @@ def _figure(row: Mapping[str, Any], column: str, digits: int) -> str:
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """The table as markdown; what was measured of no row is left out."""
-    shown = [name for name in COLUMNS if name in _ALWAYS or any(row[name] for row in rows)]
+    shown = [
+        name for name in COLUMNS if name in _ALWAYS or any(row[name] is not None for row in rows)
+    ]
     headings = [COLUMNS[name][0] for name in shown]
     heads = ["group", "what", "bpp", "PSNR before step 1", headings[0], "to full", *headings[1:],
              "seeds", "published PSNR, COCO / WebVid (full scale)"]  # fmt: skip

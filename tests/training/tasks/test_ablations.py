@@ -167,11 +167,9 @@ def test_every_ablation_on_the_world_is_a_config(name):
         assert tokens * sizes.bits / (9 * 64 * 64) == pytest.approx(0.130, rel=0.05)
 
 
-def test_what_the_caption_is_worth_is_a_difference_of_nats():
-    nats = {"nats/own/level_1": 3.0, "nats/shuffled/level_1": 3.25}
-    (row,) = summarise({"full": [_run(0, 20.0, names=50.0, **nats)]})
-    assert (row["own_caption_nats"], row["names"]) == (0.25, 50.0)
-    assert "| 50.0 | 0.250 |" in markdown([row])
+def test_what_was_measured_of_the_words_has_columns_even_where_it_is_nothing():
+    (row,) = summarise({"full": [_run(0, 20.0, **{"names": 0.0, "nats/gain/level_1": 0.25})]})
+    assert "| 0.0 | 0.250 |" in markdown([row])
     assert "caption" not in markdown(summarise({"full": [_run(0, 20.0)]}))
 
 
