@@ -11,9 +11,8 @@ nothing). Prints nats per token of held-out videos under their own caption, none
 
 import argparse
 import json
-import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +30,11 @@ from pyratok_jax.checkpoints.partition import Partition
 from pyratok_jax.data.world.vocabulary import seen_names
 from pyratok_jax.evaluation.world_set import classes
 from pyratok_jax.io.atomic import write_json
-from pyratok_jax.losses.autoregressive import autoregressive_loss, caption_nats
+from pyratok_jax.losses.autoregressive import Prompts, autoregressive_loss, caption_nats
+from pyratok_jax.models.alignment import Alignment
 from pyratok_jax.models.language.model import LanguageModel
-from pyratok_jax.tokenizer import DESCRIPTION, load_tokenizer
+from pyratok_jax.tokenizer import DESCRIPTION, load_tokenizer, write_description
+from pyratok_jax.tokenizer.loading import tokenizer_folder
 from pyratok_jax.training.optimizer import make_optimizer
 
 HELDOUT = 48
@@ -56,6 +57,13 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--layers", type=int, default=6, help="of the language model")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--shuffled", action="store_true", help="train on captions of other videos")
+    for name, what in (("pooled-text", "the pooled caption"), ("grid-places", "a code's place")):
+        p.add_argument(
+            f"--{name}",
+            action=argparse.BooleanOptionalAction,
+            default=True,
+            help=f"add {what} to the inputs of the language model",
+        )
     return p
 
 
@@ -63,6 +71,28 @@ def learns(name: str, variable: nnx.Variable) -> bool:
     """Whether an array is of the head, the codes' embedding or the markers."""
     kept = name.startswith("alignment.") and "text_embed" not in name and "temperature" not in name
     return kept and isinstance(variable, nnx.Param)
+
+
+def guides(args: argparse.Namespace) -> dict[str, bool]:
+    """What the inputs are told besides, as arguments of `Alignment`."""
+    return {"pooled_text": args.pooled_text, "grid_places": args.grid_places}
+
+
+def fresh_head(alignment: Alignment, guides: Mapping[str, bool]) -> Alignment:
+    """An alignment whose map into the text space is that of a trained one, and nothing else."""
+    made = Alignment(
+        alignment.bits, alignment.levels, alignment.head.in_features, rngs=nnx.Rngs(1),
+        head=alignment.head_kind, text_hidden=alignment.text_hidden, **guides,
+    )  # fmt: skip
+    made.text_in, made.text_level = alignment.text_in, alignment.text_level
+    made.text_out, made.log_temperature = alignment.text_out, alignment.log_temperature
+    return made
+
+
+def prompts_of(system: Levels, videos: Videos, rows: np.ndarray) -> Prompts:
+    """The captions of some videos."""
+    text = videos.text(rows)
+    return Prompts(jnp.asarray(videos.ids[rows]), text.mask, system.tokenizer.captions(text).told)
 
 
 def codes_of(system: Levels, latent: Array) -> tuple[Array, ...]:
@@ -82,16 +112,16 @@ def train(args: argparse.Namespace, system: Levels, model: LanguageModel, videos
         args.steps,
     )  # fmt: skip
 
-    def loss(trainable: Any, frozen: Any, model: LanguageModel, latent: Array, ids: Array,
-             mask: Array, key: Array) -> Array:  # fmt: skip
+    def loss(trainable: Any, frozen: Any, model: LanguageModel, latent: Array, own: Prompts,
+             key: Array) -> Array:  # fmt: skip
         merged = partition.merge(trainable, frozen)
         return autoregressive_loss(
-            merged.alignment, model, codes_of(merged, latent), (ids, mask), args.tokens, key,
-            layers=args.layers, targets="fixed",
+            merged.alignment, model, codes_of(merged, latent), (own.ids, own.mask), args.tokens,
+            key, layers=args.layers, targets="fixed", pooled=own.pooled,
         )[0]  # fmt: skip
 
     @nnx.jit
-    def step(trainable: Any, state: Any, frozen: Any, model: LanguageModel, *batch: Array) -> Any:
+    def step(trainable: Any, state: Any, frozen: Any, model: LanguageModel, *batch: Any) -> Any:
         value, grads = jax.value_and_grad(loss)(trainable, frozen, model, *batch)
         updates, state = optimizer.update(grads, state, trainable)
         return optax.apply_updates(trainable, updates), state, value
@@ -103,9 +133,9 @@ def train(args: argparse.Namespace, system: Levels, model: LanguageModel, videos
     for number in range(args.steps):
         rows = rng.choice(len(videos), args.batch, replace=False)
         _, latent = mixed(videos, np.zeros((0, 0, 0, 0, 0)), rows, none)
-        words = jnp.asarray(videos.ids[owner[rows]]), jnp.asarray(videos.mask[owner[rows]])
+        own = prompts_of(system, videos, owner[rows])
         key = jax.random.key(number)
-        trainable, state, value = step(trainable, state, frozen, model, latent, *words, key)
+        trainable, state, value = step(trainable, state, frozen, model, latent, own, key)
         if number % 25 == 0 or number == args.steps - 1:
             print(f"  step {number} {time.time() - begin:.0f} s {float(value):.3f}", flush=True)
     return partition.merge(trainable, frozen)
@@ -117,23 +147,30 @@ def measure(
     """Nats per token of all tokens of held-out videos, by caption and level."""
 
     @nnx.jit
-    def run(system: Levels, model: LanguageModel, latent: Array, ids: Array, mask: Array) -> Any:
+    def run(system: Levels, model: LanguageModel, latent: Array, own: Prompts) -> Any:
         codes = codes_of(system, latent)
-        return caption_nats(system.alignment, model, codes, ids, mask, None, layers=args.layers)
+        return caption_nats(system.alignment, model, codes, own, None, layers=args.layers)
 
     parts = []
     for first in range(0, len(videos), 12):
         rows = np.arange(first, first + 12)
         latent = jnp.asarray(videos.latent[rows], jnp.float32)
-        words = jnp.asarray(videos.ids[rows]), jnp.asarray(videos.mask[rows])
-        parts.append(jax.device_get(run(system, model, latent, *words)))
+        own = prompts_of(system, videos, rows)
+        parts.append(jax.device_get(run(system, model, latent, own)))
     return {name: round(float(np.mean([p[name] for p in parts])), 4) for name in parts[0]}
 
 
 def save(args: argparse.Namespace, system: Levels) -> None:
     """The tokenizer's folder, with the head."""
     args.output.mkdir(parents=True, exist_ok=True)
-    shutil.copy(Path(args.tokenizer) / DESCRIPTION, args.output / DESCRIPTION)
+    told = json.loads((tokenizer_folder(args.tokenizer) / DESCRIPTION).read_text())
+    write_description(
+        args.output,
+        system.tokenizer.config,
+        backbone=told["backbone"],
+        language_model=told["language_model"],
+        alignment=told["alignment"] | guides(args),
+    )
     arrays = Partition(system, lambda name, _: not name.startswith("tokenizer.vae."))
     with ocp.StandardCheckpointer() as checkpointer:
         place = args.output.resolve() / "checkpoints" / str(args.steps) / "state"
@@ -147,7 +184,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     tokenizer = load_tokenizer(args.tokenizer)
     if tokenizer.alignment is None or tokenizer.text is None:
         raise SystemExit(f"--tokenizer {args.tokenizer} has no language model")
-    system, model = Levels(tokenizer.model, tokenizer.alignment), tokenizer.text.language_model
+    alignment = fresh_head(tokenizer.alignment, guides(args))
+    system, model = Levels(tokenizer.model, alignment), tokenizer.text.language_model
     videos = load_videos(networks, args.cache, names, args.films, (0, 0))
     heldout = load_videos(networks, args.cache, classes(names), HELDOUT, (9, 4))
     system = train(args, system, model, videos)

@@ -31,7 +31,7 @@ from pyratok_jax.evaluation.vision.drawing import drawn_matrix, heat_maps, title
 from pyratok_jax.evaluation.vision.masks import similarity_maps, to_pixels
 from pyratok_jax.evaluation.world_set import classes, single
 from pyratok_jax.io import html
-from pyratok_jax.losses.autoregressive import clip_nats
+from pyratok_jax.losses.autoregressive import Prompts, clip_nats, make_prompts
 from pyratok_jax.models.alignment import Alignment
 from pyratok_jax.models.language.model import LanguageModel
 from pyratok_jax.models.pyratok.lfq import ids_to_bits
@@ -184,15 +184,16 @@ def _nats(
     ids = tokenizer.encode_padded(np.stack([_pixels(scene) for scene in scenes]))
     codes = tuple(ids_to_bits(jnp.asarray(level), tokenizer.config.bits) for level in ids)
     words, mask = map(jnp.asarray, tokenizer.captions([caption(x, rng) for x in scenes]))
+    prompts = nnx.jit(make_prompts)(tokenizer.model, tokenizer.text, words, mask)
 
     @nnx.jit
     def measure(
-        alignment: Alignment, model: LanguageModel, codes: tuple[Array, ...]
+        alignment: Alignment, model: LanguageModel, codes: tuple[Array, ...], own: Prompts
     ) -> dict[str, Array]:
-        other = jnp.roll(words, 1, axis=0), jnp.roll(mask, 1, axis=0)
-        return clip_nats(alignment, model, codes, (words, mask), other, 96, layers=layers)
+        other = jax.tree.map(lambda x: jnp.roll(x, 1, axis=0), own)
+        return clip_nats(alignment, model, codes, own, other, 96, layers=layers)
 
-    found = measure(tokenizer.alignment, tokenizer.text.language_model, codes)
+    found = measure(tokenizer.alignment, tokenizer.text.language_model, codes, prompts)
     return {name: float(np.mean(value)) for name, value in jax.device_get(found).items()}
 
 

@@ -5,12 +5,15 @@ alignment module and, straight through, the codes as inputs and, with `targets="
 as targets: only those make codes predictable from the text.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from pyratok_jax.models.alignment import Alignment, VisualSequence
-from pyratok_jax.models.language.model import Cache, LanguageModel
+from pyratok_jax.models.language.model import Cache, LanguageModel, TextEncoder
+from pyratok_jax.models.pyratok.model import PyraTok
 from pyratok_jax.models.pyratok.regions import Grid, crop_levels, spread_tokens
 from pyratok_jax.nn.partitioning import token_multiple
 
@@ -19,6 +22,29 @@ Text = (
     | tuple[Int[Array, "b l"], Bool[Array, "b l"]]
     | tuple[Float[Array, "b l d"], Bool[Array, "b l"]]
 )
+
+
+class Prompts(NamedTuple):
+    """Captions that codes are predicted from.
+
+    Attributes:
+        ids, mask: token ids, True at real tokens; a row without any has no caption.
+        pooled: one vector per caption in the text space, zeros where there is none; read by
+            alignments with `pooled_text`, None for others.
+    """
+
+    ids: Int[Array, "b l"]
+    mask: Bool[Array, "b l"]
+    pooled: Float[Array, "b d"] | None = None
+
+
+def make_prompts(
+    tokenizer: PyraTok, text: TextEncoder, ids: Int[Array, "b l"], mask: Bool[Array, "b l"]
+) -> Prompts:
+    """Captions, and their pooled vectors by a pass of the language model."""
+    read = text(ids, mask)
+    read = read._replace(embeddings=read.embeddings.astype(jnp.float32))
+    return Prompts(ids, mask, tokenizer.captions(read).told)
 
 
 def autoregressive_loss(
@@ -32,6 +58,7 @@ def autoregressive_loss(
     layers: int | None = None,
     targets: str = "straight_through",
     region: str = "spread",
+    pooled: Float[Array, "b d"] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
     """Cross-entropy of the codes under the language model, in nats per code.
 
@@ -50,6 +77,7 @@ def autoregressive_loss(
         layers: run only the first layers of the language model; None runs all.
         targets: "straight_through" or "fixed", see `Alignment.sequence`.
         region: how a budget is spent: "spread" over the whole clip, or "crop", one region of it.
+        pooled: the captions' vectors, see `Alignment.sequence`.
 
     Returns:
         the loss, and metrics: `bit_accuracy`, `chance` (the loss of a head that knows nothing),
@@ -60,7 +88,7 @@ def autoregressive_loss(
     """
     sequence, hidden, nats = _predict(
         alignment, language_model, codes, text, token_budget, key,
-        layers=layers, targets=targets, region=region,
+        layers=layers, targets=targets, region=region, pooled=pooled,
     )  # fmt: skip
     return jnp.mean(nats, where=sequence.predicts), _metrics(alignment, sequence, hidden, nats)
 
@@ -76,6 +104,7 @@ def _predict(
     layers: int | None,
     targets: str,
     region: str,
+    pooled: Float[Array, "b d"] | None,
 ) -> tuple[VisualSequence, Float[Array, "b n d"], Float[Array, "b n"]]:
     """The sequence, the states that predict its items, and -log p of each item."""
     chosen = None
@@ -86,7 +115,8 @@ def _predict(
         chosen = spread_tokens(grids, token_budget, key)
     else:
         raise ValueError(f"region {region!r}: expected spread or crop")
-    sequence = alignment.sequence(codes, chosen, targets=targets).filled(token_multiple())
+    sequence = alignment.sequence(codes, chosen, targets=targets, caption=pooled)
+    sequence = sequence.filled(token_multiple())
     with jax.named_scope("language_model"):
         hidden = _visual_states(language_model, sequence, text, layers)
     nats = alignment.cross_entropy(hidden, sequence.targets, sequence.separator)
@@ -136,8 +166,7 @@ def caption_nats(
     alignment: Alignment,
     language_model: LanguageModel,
     codes: tuple[Float[Array, "b _t _h _w bits"], ...],
-    ids: Int[Array, "b l"],
-    mask: Bool[Array, "b l"],
+    own: Prompts,
     token_budget: int | None = None,
     *,
     layers: int | None = None,
@@ -146,10 +175,8 @@ def caption_nats(
 
     The shuffled captions are those of the next clip of the batch, so that neighbours should differ.
     """
-    other = jnp.roll(ids, 1, axis=0), jnp.roll(mask, 1, axis=0)
-    found = clip_nats(
-        alignment, language_model, codes, (ids, mask), other, token_budget, layers=layers
-    )
+    other: Prompts = jax.tree.map(lambda x: jnp.roll(x, 1, axis=0), own)
+    found = clip_nats(alignment, language_model, codes, own, other, token_budget, layers=layers)
     return {name: jnp.mean(value) for name, value in found.items()}
 
 
@@ -157,8 +184,8 @@ def clip_nats(
     alignment: Alignment,
     language_model: LanguageModel,
     codes: tuple[Float[Array, "b _t _h _w bits"], ...],
-    own: tuple[Int[Array, "b l"], Bool[Array, "b l"]],
-    other: tuple[Int[Array, "b l"], Bool[Array, "b l"]],
+    own: Prompts,
+    other: Prompts,
     token_budget: int | None = None,
     *,
     layers: int | None = None,
@@ -167,20 +194,21 @@ def clip_nats(
 
     Args:
         alignment, language_model, codes, token_budget, layers: see `autoregressive_loss`.
-        own: ids and mask of each clip's caption.
-        other: those of another clip's caption, which should say something else.
+        own: each clip's caption.
+        other: another clip's caption, which should say something else.
 
     Returns:
         `<caption>/level_<l>` for the captions own, none and shuffled (`other`), and
         `gain/level_<l>`: shuffled less own, which is above 0 as far as captions say what the tokens
         are.
     """
-    captions = {"own": own, "none": (own[0], jnp.zeros_like(own[1])), "shuffled": other}
+    silent = None if own.pooled is None else jnp.zeros_like(own.pooled)
+    none = Prompts(own.ids, jnp.zeros_like(own.mask), silent)
     found: dict[str, Array] = {}
-    for name, text in captions.items():
+    for name, prompts in {"own": own, "none": none, "shuffled": other}.items():
         sequence, _, nats = _predict(
-            alignment, language_model, codes, text, token_budget, None,
-            layers=layers, targets="fixed", region="spread",
+            alignment, language_model, codes, (prompts.ids, prompts.mask), token_budget, None,
+            layers=layers, targets="fixed", region="spread", pooled=prompts.pooled,
         )  # fmt: skip
         for level in range(alignment.levels):
             chosen = sequence.predicts & (sequence.level == level)

@@ -20,6 +20,7 @@ from pyratok_jax.nn.partitioning import constrain_batch_sharding
 
 TEMPERATURE = 0.07  # at the start
 _NO_SEPARATOR = -8.0  # logit of a separator in a fresh head
+_PERIODS = (1, 2, 4)  # half waves of a clip's extent that tell a place
 
 
 class VisualSequence(NamedTuple):
@@ -65,6 +66,13 @@ class VisualSequence(NamedTuple):
         )
 
 
+def _places(grid: tuple[int, int, int]) -> Float[np.ndarray, "n k"]:
+    """Waves over a grid's cells in raster order: cosine and sine along each axis."""
+    axes = np.meshgrid(*((np.arange(n) + 0.5) / n for n in grid), indexing="ij")
+    angles = np.pi * np.stack([period * x.reshape(-1) for x in axes for period in _PERIODS], axis=1)
+    return np.concatenate([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+
+
 class Alignment(nnx.Module):
     """Embedding E of codes in the language model's width, sequence markers, and the output head.
 
@@ -75,6 +83,13 @@ class Alignment(nnx.Module):
     The lookup-free head gives b bit logits and one for "a separator comes next": a probability for
     each of the 2^b codes and the separator, without a table. With logits z of the bits it is the
     softmax over all codes c of <z, c> / 2, exactly. The `softmax` head has a row per code.
+
+    With `pooled_text` the caption reaches the codes in two ways: through the text that stands
+    before them, as in the paper, and through a linear map of its pooled vector, which is added to
+    every input of the visual part. The frozen model's attention was never trained to look from
+    codes to words, and the first way alone is learned far more slowly (`docs/proof.md`). With
+    `grid_places` an input also has the place of the code that comes next, of which a language model
+    without M-RoPE knows no more than how many codes stand before it.
     """
 
     def __init__(
@@ -87,6 +102,8 @@ class Alignment(nnx.Module):
         head: str = "lookup_free",
         scale: float = 0.1,
         text_hidden: int = 0,
+        pooled_text: bool = False,
+        grid_places: bool = False,
     ):
         """Build with random weights.
 
@@ -100,6 +117,8 @@ class Alignment(nnx.Module):
                 0.1 (SmolLM2), and its first norm takes out the rest.
             text_hidden: hidden units of the map into the text space; 0: there is none, E is used
                 (checkpoints from before it).
+            pooled_text: add a map of the pooled caption, which starts at zero, to the inputs.
+            grid_places: add a map of where the next code lies, which starts at zero, to the inputs.
         """
         if head not in HEADS:
             raise ValueError(f"head {head!r}: expected one of {', '.join(HEADS)}")
@@ -120,6 +139,14 @@ class Alignment(nnx.Module):
         if head == "lookup_free":
             assert self.head.bias is not None
             self.head.bias[...] = self.head.bias[...].at[-1].set(_NO_SEPARATOR)
+
+        def from_zero(features: int) -> nnx.Linear:
+            return nnx.Linear(
+                features, language_width, use_bias=False, kernel_init=zeros, rngs=rngs
+            )
+
+        self.caption = from_zero(language_width) if pooled_text else None
+        self.place = from_zero(6 * len(_PERIODS)) if grid_places else None
         self.text_hidden = text_hidden
         if text_hidden:
             self.text_in = normal((bits, text_hidden), bits**-0.5)
@@ -155,6 +182,7 @@ class Alignment(nnx.Module):
         chosen: tuple[Int[Array | np.ndarray, "_n"] | None, ...] | None = None,
         *,
         targets: str = "fixed",
+        caption: Float[Array, "b d"] | None = None,
     ) -> VisualSequence:
         """The visual part of the sequence.
 
@@ -164,10 +192,12 @@ class Alignment(nnx.Module):
                 sequence, with their places in the whole clip; None: all.
             targets: "fixed", or "straight_through": the gradient of the loss reaches the codes as
                 targets too, and so makes them predictable.
+            caption: a vector per caption in the text space, of any length but 0; zeros where there
+                is none. Read with `pooled_text` alone.
 
         Raises:
-            ValueError: other targets, or straight-through ones for the softmax head, which reads
-                ids.
+            ValueError: other targets, straight-through ones for the softmax head, which reads
+                ids, or no `caption` with `pooled_text`.
         """
         if targets not in TARGETS:
             raise ValueError(f"targets {targets!r}: expected one of {', '.join(TARGETS)}")
@@ -179,6 +209,7 @@ class Alignment(nnx.Module):
         separator = jnp.broadcast_to(self.separator[...], soi.shape)
         nothing = jnp.zeros((batch, 1, self.bits))
         inputs, wanted, marks, owner = [soi], [], [], []
+        where = []
         parts: list[int | tuple[int, int, int]] = [1]
         kept: list[Array | np.ndarray] = [np.zeros(1, np.int32)]
         length = 1
@@ -186,6 +217,7 @@ class Alignment(nnx.Module):
             if index:
                 inputs.append(separator)
                 wanted.append(nothing)
+                where.append(jnp.zeros((1, 6 * len(_PERIODS))))
                 marks.append([True])
                 owner.append([index - 1])
                 parts.append(1)
@@ -195,6 +227,8 @@ class Alignment(nnx.Module):
             numbers = np.arange(flat.shape[1]) if some is None else some
             kept.append(length + numbers)
             length += flat.shape[1]
+            grid = (q.shape[1], q.shape[2], q.shape[3])
+            where.append(jnp.take(jnp.asarray(_places(grid)), jnp.asarray(numbers), axis=0))
             if some is not None:
                 flat = jnp.take(flat, jnp.asarray(some), axis=1)
             inputs.append(self.embed(flat, index))
@@ -206,15 +240,32 @@ class Alignment(nnx.Module):
             )
             marks.append([False] * flat.shape[1])
             owner.append([index] * flat.shape[1])
-            parts.append((q.shape[1], q.shape[2], q.shape[3]))
+            parts.append(grid)
         places = jnp.concatenate([jnp.asarray(x) for x in kept])[:-1]
         return VisualSequence(
-            jnp.concatenate(inputs, axis=1)[:, :-1],
+            self._told(jnp.concatenate(inputs, axis=1)[:, :-1], caption, jnp.concatenate(where)),
             jnp.concatenate(wanted, axis=1),
             np.concatenate(marks).astype(bool),
             np.concatenate(owner).astype(np.int32),
             jnp.take(jnp.asarray(mixed_positions(parts)), places, axis=1),
         )
+
+    def _told(
+        self,
+        inputs: Float[Array, "b n d"],
+        caption: Float[Array, "b d"] | None,
+        where: Float[Array, "n k"],
+    ) -> Float[Array, "b n d"]:
+        """The inputs with what the caption says, and the next code's place, added to each."""
+        if self.place is not None:
+            inputs = inputs + self.place(where)
+        if self.caption is None:
+            return inputs
+        if caption is None:
+            raise ValueError("this alignment adds the pooled caption to its inputs: give caption")
+        # At unit length: features that were not standardised yet can be in the hundreds.
+        length = jnp.sqrt(jnp.sum(jnp.square(caption), axis=-1, keepdims=True))
+        return inputs + self.caption(caption / jnp.maximum(length, 1e-6))[:, None]
 
     def cross_entropy(
         self,

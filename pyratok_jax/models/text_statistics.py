@@ -34,6 +34,11 @@ class Captions(NamedTuple):
     mask: Bool[Array, "b l"]
 
     @property
+    def told(self) -> Float[Array, "b d"]:
+        """The pooled vectors, zeros where there is no caption."""
+        return jnp.where(self.present[:, None], self.pooled, 0.0)
+
+    @property
     def present(self) -> Bool[Array, "b"]:
         """Which clips of the batch have a caption."""
         return jnp.any(self.mask, axis=1)

@@ -111,9 +111,11 @@ def tokenizer_training_config(**changes: Json) -> ConfigDict:
     """`training_config` with the keys of a tokenizer's training; defaults are the paper's.
 
     - model: backbone (specification of the frozen VAE), head of the
-      alignment, text_hidden units of its map into the text space (0: none), and tokenizer: the
-      fields of `PyraTokConfig` but `vae` and `text_width`, which the frozen parts give. vae:
-      published sizes by name, for building the config without its weights (`abstract`).
+      alignment, text_hidden units of its map into the text space (0: none), pooled_text and
+      grid_places (tell the autoregressive loss the pooled caption, and where the next code lies;
+      the paper: neither), and tokenizer: the fields of `PyraTokConfig` but `vae` and `text_width`,
+      which the frozen parts give. vae: published sizes by name, for building the config without
+      its weights (`abstract`).
     - language: specification, size (as vae), tokens per caption, a folder of stored embeddings to
       read instead of running the model on captions (`embed_captions`; empty: none), layers used for
       the autoregressive loss (0: all), what its backward pass keeps (remat), and bits of its
@@ -150,6 +152,8 @@ def tokenizer_training_config(**changes: Json) -> ConfigDict:
             "vae": "",
             "head": "lookup_free",
             "text_hidden": 256,
+            "pooled_text": True,
+            "grid_places": True,
             "tokenizer": sizes,
         },
         "language": {

@@ -156,6 +156,8 @@ def alignment_arguments(config: ConfigDict, language_width: int) -> dict[str, Js
         "language_width": language_width,
         "head": config.model.head,
         "text_hidden": config.model.text_hidden,
+        "pooled_text": config.model.pooled_text,
+        "grid_places": config.model.grid_places,
     }
 
 
@@ -235,7 +237,7 @@ class TokenizerLoss:
         output = tokenizer.encode(masked, shown, jax.random.fold_in(key, _DROPOUT))
         rebuilt = tokenizer.decode(output.latent)
         extra: dict[str, Array] = {}
-        predicted = None
+        predicted, captions = None, tokenizer.captions(text)
         if self.weights.autoregressive:
             codes = tuple(level.q for level in output.levels)
             predicted, extra = autoregressive_loss(
@@ -248,6 +250,7 @@ class TokenizerLoss:
                 layers=self.language_layers,
                 targets=self.targets,
                 region=self.region,
+                pooled=captions.told,
             )
         total, terms = objective(
             self.weights,
@@ -256,7 +259,7 @@ class TokenizerLoss:
             output,
             settings=self.settings,
             quantizer=tokenizer.quantizer,
-            text=tokenizer.captions(text),
+            text=captions,
             shown=jnp.any(shown.mask, axis=1),
             embed=system.alignment.text_embed,
             temperature=system.alignment.temperature,

@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from pyratok_jax.losses import autoregressive
-from pyratok_jax.losses.autoregressive import autoregressive_loss, caption_nats
+from pyratok_jax.losses.autoregressive import Prompts, autoregressive_loss, caption_nats
 from pyratok_jax.losses.codebook import entropy
 from pyratok_jax.models.alignment import Alignment
 from pyratok_jax.models.language.config import tiny
@@ -258,17 +258,57 @@ def test_starts_at_chance_whatever_the_states():
 def test_nats_under_own_and_shuffled_captions_tell_whether_codes_speak():
     model, alignment, logits, ids, mask = _parts()
     alignment.head.kernel[...] = jax.random.normal(jax.random.key(4), alignment.head.kernel.shape)
-    found = caption_nats(alignment, model, _codes(logits), ids, mask)
+    found = caption_nats(alignment, model, _codes(logits), Prompts(ids, mask))
     assert {
         f"{c}/level_{n}" for c in ("own", "none", "shuffled", "gain") for n in (1, 2, 3)
     } == set(found)
     assert abs(float(found["own/level_1"] - found["none/level_1"])) > 1e-4
     gain = found["shuffled/level_2"] - found["own/level_2"]
     np.testing.assert_allclose(found["gain/level_2"], gain, rtol=1e-4)
-    same = caption_nats(
-        alignment, model, _codes(logits), ids[:1].repeat(3, 0), mask[:1].repeat(3, 0)
-    )
+    repeated = Prompts(ids[:1].repeat(3, 0), mask[:1].repeat(3, 0))
+    same = caption_nats(alignment, model, _codes(logits), repeated)
     np.testing.assert_allclose(same["gain/level_1"], 0.0, atol=1e-5)
+
+
+def _taught(pooled_text):
+    """Nats by caption of codes that a caption decides, after 60 steps of the head alone.
+
+    The captions' words are hidden from the language model, so that they speak through the pooled
+    vectors or not at all.
+    """
+    model, _, _, _, _ = _parts()
+    width = model.config.width
+    alignment = Alignment(BITS, len(GRIDS), width, rngs=nnx.Rngs(1), pooled_text=pooled_text)
+    optimizer = nnx.Optimizer(alignment, optax.adam(2e-2), wrt=nnx.Param)
+    table = jnp.where(jax.random.bernoulli(jax.random.key(9), shape=(4, BITS)), 1.0, -1.0)
+    meanings = jax.random.normal(jax.random.key(3), (4, width))
+
+    def batch(words):
+        code = table[words][:, None, None, None]
+        codes = tuple(jnp.broadcast_to(code, (len(words), *grid, BITS)) for grid in GRIDS)
+        return codes, Prompts(words[:, None], jnp.zeros((len(words), 1), bool), meanings[words])
+
+    @nnx.jit
+    def step(alignment, optimizer, model, key):
+        codes, own = batch(jax.random.randint(key, (16,), 0, 4))
+
+        def loss(alignment):
+            text = own.ids, own.mask
+            return autoregressive_loss(alignment, model, codes, text, pooled=own.pooled)[0]
+
+        optimizer.update(alignment, nnx.grad(loss)(alignment))
+
+    for number in range(60):
+        step(alignment, optimizer, model, jax.random.key(number))
+    codes, own = batch(jnp.arange(4))
+    return caption_nats(alignment, model, codes, own)
+
+
+def test_the_pooled_caption_tells_the_codes_what_attention_does_not():
+    told, untold = _taught(True), _taught(False)
+    assert float(told["gain/level_1"]) > 0.5
+    assert float(told["none/level_1"]) > float(told["own/level_1"]) + 0.2
+    assert abs(float(untold["gain/level_1"])) < 1e-5
 
 
 def test_a_frozen_model_has_no_optimizer_state():

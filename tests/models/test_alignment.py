@@ -78,6 +78,40 @@ def test_sequence_of_two_levels():
     assert sequence.positions.tolist() == expected
 
 
+def test_the_pooled_caption_is_added_to_every_input_and_starts_at_nothing():
+    plain = Alignment(3, 2, 5, rngs=nnx.Rngs(0))
+    told = Alignment(3, 2, 5, rngs=nnx.Rngs(0), pooled_text=True)
+    codes = _codes(((1, 2, 2), (2, 2, 2)), 3)
+    caption = jnp.array([[3.0, 0.0, 4.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0, 0.0]])
+    before = plain.sequence(codes).inputs
+    np.testing.assert_array_equal(told.sequence(codes, caption=caption).inputs, before)
+    told.caption.kernel[...] = jax.random.normal(jax.random.key(1), (5, 5))
+    added = told.sequence(codes, caption=caption).inputs - before
+    wanted = 0.6 * told.caption.kernel[0] + 0.8 * told.caption.kernel[2]
+    np.testing.assert_allclose(added[0], np.broadcast_to(wanted, added[0].shape), atol=1e-5)
+    np.testing.assert_array_equal(added[1], np.zeros_like(added[1]))  # No caption adds nothing.
+    larger = told.sequence(codes, caption=300.0 * caption).inputs
+    np.testing.assert_allclose(larger - before, added, atol=1e-5)
+    with pytest.raises(ValueError, match="give caption"):
+        told.sequence(codes)
+
+
+def test_an_input_is_told_where_the_next_code_lies():
+    told = Alignment(3, 2, 5, rngs=nnx.Rngs(0), grid_places=True)
+    codes = _codes(((1, 2, 2), (2, 2, 2)), 3)
+    before = told.sequence(codes).inputs
+    told.place.kernel[...] = jax.random.normal(jax.random.key(1), told.place.kernel.shape)
+    added = np.asarray(told.sequence(codes).inputs - before)
+    np.testing.assert_allclose(added[0], added[1], atol=1e-6)  # The codes do not matter.
+    np.testing.assert_allclose(added[:, 4], 0.0)  # A separator comes next.
+    places = np.delete(added[0], 4, axis=0)
+    distances = np.linalg.norm(places[:, None] - places[None], axis=-1)
+    assert distances[~np.eye(12, dtype=bool)].min() > 1e-2
+    chosen = (None, np.array([1, 6]))
+    some = np.asarray(told.sequence(codes, chosen).inputs)[0]
+    np.testing.assert_allclose(some[5] - np.asarray(told.separator[...]), added[0, 6], atol=1e-5)
+
+
 def test_embedding_is_linear_and_shared():
     alignment = Alignment(6, 3, 7, rngs=nnx.Rngs(0))
     q = _codes([(1, 2, 2)], 6)[0]

@@ -19,7 +19,7 @@ from pyratok_jax.data.pipeline import ClipLoader, make_loader
 from pyratok_jax.errors import UserError
 from pyratok_jax.io.progress import PlainConsole, track
 from pyratok_jax.io.remote import AnyPath
-from pyratok_jax.losses.autoregressive import clip_nats
+from pyratok_jax.losses.autoregressive import clip_nats, make_prompts
 from pyratok_jax.losses.text import unit
 from pyratok_jax.models.pyratok.model import PyraTok
 from pyratok_jax.models.pyratok.quantizers.final_latent import square_root
@@ -125,12 +125,16 @@ class TokenizerTask:
     ) -> dict[str, Float[Array, "b"]]:
         """Nats per code by caption (`clip_nats`), of codes that were made without a caption."""
         levels = system.tokenizer.encode(to_model_range(clips.video)).levels
+        own, other = (
+            make_prompts(system.tokenizer, system.text, x.text_ids, x.text_mask)
+            for x in (clips, others)
+        )
         return clip_nats(
             system.alignment,
             system.text.language_model,
             tuple(level.q for level in levels),
-            (clips.text_ids, clips.text_mask),
-            (others.text_ids, others.text_mask),
+            own,
+            other,
             self.loss.token_budget or None,
             layers=self.loss.language_layers,
         )
