@@ -166,33 +166,39 @@ def text_weight(settings: Settings, step: int) -> float:
     return settings.weight + fallen * (settings.final_weight - settings.weight)
 
 
+def objective(
+    settings: Settings, system: Levels, root: Float[np.ndarray, "z z"], batch: Batch
+) -> tuple[Array, dict[str, Array], tuple[Level, ...]]:
+    """The loss, its parts, and the levels; `root` is that of the decoder's metric."""
+    metric = jnp.asarray(root, jnp.float32)
+    films, scenes = len(batch.hidden), len(batch.latent) - len(batch.hidden)
+    shown = batch.text._replace(mask=batch.text.mask & ~batch.hidden[:, None])
+    shown = TextCondition(*(jnp.pad(x, ((0, scenes), *[(0, 0)] * (x.ndim - 1))) for x in shown))
+    levels, latent = system.tokenizer.quantize(batch.stages, batch.latent, shown)
+    missed, whole = (latent - batch.latent) @ metric, batch.latent @ metric
+    error = jnp.mean(missed**2) / jnp.mean(whole**2)
+    parts = {"error": error} | codebook_terms(settings, system, levels, ~batch.hidden)
+    total = settings.reconstruction * error
+    for name in TERMS:
+        total += getattr(settings, name) * parts.get(name, 0.0)
+    embed = system.alignment.text_embed
+    own = unit(system.tokenizer.captions(batch.text).pooled)
+    captions = jax.lax.stop_gradient(jnp.concatenate([own, batch.negatives]))
+    for number, level in enumerate(levels):
+        features = code_features(level.q[:films], number, embed, settings.tokens)
+        value = caption_nats(features, captions, system.alignment.temperature)
+        total += settings.levels[number] * batch.weight * value
+        parts[f"nats/{number + 1}"] = value
+    return total, parts, tuple(levels)
+
+
 def make_loss(
     settings: Settings, partition: Partition[Levels], root: Float[np.ndarray, "z z"]
 ) -> Callable[..., tuple[Array, dict[str, Array]]]:
-    """(trainable, frozen, batch) -> loss and its parts; `root` is that of the decoder's metric."""
-    metric = jnp.asarray(root, jnp.float32)
+    """(trainable, frozen, batch) -> loss and its parts."""
 
     def loss(trainable: Any, frozen: Any, batch: Batch) -> tuple[Array, dict[str, Array]]:
-        system = partition.merge(trainable, frozen)
-        films, scenes = len(batch.hidden), len(batch.latent) - len(batch.hidden)
-        shown = batch.text._replace(mask=batch.text.mask & ~batch.hidden[:, None])
-        shown = TextCondition(*(jnp.pad(x, ((0, scenes), *[(0, 0)] * (x.ndim - 1))) for x in shown))
-        levels, latent = system.tokenizer.quantize(batch.stages, batch.latent, shown)
-        missed, whole = (latent - batch.latent) @ metric, batch.latent @ metric
-        error = jnp.mean(missed**2) / jnp.mean(whole**2)
-        parts = {"error": error} | codebook_terms(settings, system, levels, ~batch.hidden)
-        total = settings.reconstruction * error
-        for name in TERMS:
-            total += getattr(settings, name) * parts.get(name, 0.0)
-        embed = system.alignment.text_embed
-        own = unit(system.tokenizer.captions(batch.text).pooled)
-        captions = jax.lax.stop_gradient(jnp.concatenate([own, batch.negatives]))
-        for number, level in enumerate(levels):
-            features = code_features(level.q[:films], number, embed, settings.tokens)
-            value = caption_nats(features, captions, system.alignment.temperature)
-            total += settings.levels[number] * batch.weight * value
-            parts[f"nats/{number + 1}"] = value
-        return total, parts
+        return objective(settings, partition.merge(trainable, frozen), root, batch)[:2]
 
     return loss
 

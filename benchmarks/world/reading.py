@@ -141,15 +141,15 @@ def train(args: argparse.Namespace, system: Levels, model: LanguageModel, videos
     return partition.merge(trainable, frozen)
 
 
-def measure(
-    args: argparse.Namespace, system: Levels, model: LanguageModel, videos: Videos
+def heldout_nats(
+    system: Levels, model: LanguageModel, videos: Videos, layers: int
 ) -> dict[str, float]:
     """Nats per token of all tokens of held-out videos, by caption and level."""
 
     @nnx.jit
     def run(system: Levels, model: LanguageModel, latent: Array, own: Prompts) -> Any:
         codes = codes_of(system, latent)
-        return caption_nats(system.alignment, model, codes, own, None, layers=args.layers)
+        return caption_nats(system.alignment, model, codes, own, None, layers=layers)
 
     parts = []
     for first in range(0, len(videos), 12):
@@ -190,7 +190,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     heldout = load_videos(networks, args.cache, classes(names), HELDOUT, (9, 4))
     system = train(args, system, model, videos)
     save(args, system)
-    found = measure(args, system, model, heldout)
+    found = heldout_nats(system, model, heldout, args.layers)
     settings = {k: v for k, v in vars(args).items() if not isinstance(v, Path)}
     print(json.dumps(found))
     if args.results:
