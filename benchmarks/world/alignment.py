@@ -30,7 +30,7 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from benchmarks.world.features import (
     BACKBONE,
@@ -113,6 +113,8 @@ class Batch(NamedTuple):
             copy it into its codes, and then learns nothing about the video.
         negatives: unit vectors of captions of other videos, in place of a larger batch.
         weight: of the text term.
+        seen: latents that the levels see in place of `latent`, which they are to rebuild; None: the
+            same.
     """
 
     stages: tuple[Float[Array, "b+s _t _h _w _c"], ...]
@@ -121,6 +123,7 @@ class Batch(NamedTuple):
     hidden: Bool[Array, " b"]
     negatives: Float[Array, "c d"]
     weight: Float[Array, ""]
+    seen: Float[Array, "b+s t h w z"] | None = None
 
 
 def caption_nats(
@@ -174,7 +177,8 @@ def objective(
     films, scenes = len(batch.hidden), len(batch.latent) - len(batch.hidden)
     shown = batch.text._replace(mask=batch.text.mask & ~batch.hidden[:, None])
     shown = TextCondition(*(jnp.pad(x, ((0, scenes), *[(0, 0)] * (x.ndim - 1))) for x in shown))
-    levels, latent = system.tokenizer.quantize(batch.stages, batch.latent, shown)
+    seen = batch.latent if batch.seen is None else batch.seen
+    levels, latent = system.tokenizer.quantize(batch.stages, seen, shown)
     missed, whole = (latent - batch.latent) @ metric, batch.latent @ metric
     error = jnp.mean(missed**2) / jnp.mean(whole**2)
     parts = {"error": error} | codebook_terms(settings, system, levels, ~batch.hidden)
@@ -295,14 +299,8 @@ class Trainer:
         vectors = unit(start.tokenizer.captions(self.text).pooled)
         for number in range(settings.steps):
             rows = rng.choice(count, settings.batch, replace=False)
-            own = owner[rows]
-            text = TextCondition(self.text.embeddings[own], self.text.mask[own])
-            hidden = jnp.asarray(rng.random(settings.batch) < settings.hidden)
-            others = rng.choice(count, settings.negatives, replace=False)
-            clips = rng.choice(len(self.scenes), settings.scenes, replace=False)
-            features = mixed(self.videos, self.scenes, rows, clips)
             weight = 0.0 if variant == "off" else text_weight(settings, number)
-            batch = Batch(*features, text, hidden, vectors[others], jnp.float32(weight))
+            batch = self.batch(rows, owner[rows], vectors, weight, rng)
             trainable, state, parts = self.step(trainable, state, frozen, batch)
             if number % 50 == 0 or number == settings.steps - 1:
                 shown = {k: round(float(v), 3) for k, v in parts.items()}
@@ -311,6 +309,23 @@ class Trainer:
                 now = scene_psnr(self.partition.merge(trainable, frozen).tokenizer)
                 print(f"  held-out scenes: {now:.2f} dB", flush=True)
         return self.partition.merge(trainable, frozen)
+
+    def batch(
+        self,
+        rows: Int[np.ndarray, " b"],
+        captions: Int[np.ndarray, " b"],
+        vectors: Float[Array, "n d"],
+        weight: float,
+        rng: np.random.Generator,
+    ) -> Batch:
+        """Inputs of a step: which videos, whose captions they have, and all captions' vectors."""
+        settings = self.settings
+        text = TextCondition(self.text.embeddings[captions], self.text.mask[captions])
+        hidden = jnp.asarray(rng.random(settings.batch) < settings.hidden)
+        others = rng.choice(len(self.videos), settings.negatives, replace=False)
+        clips = rng.choice(len(self.scenes), settings.scenes, replace=False)
+        features = mixed(self.videos, self.scenes, rows, clips)
+        return Batch(*features, text, hidden, vectors[others], jnp.float32(weight))
 
 
 def save(folder: Path, system: Levels, networks: Networks, step: int) -> None:

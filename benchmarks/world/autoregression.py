@@ -26,8 +26,16 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
-from benchmarks.world import alignment
-from benchmarks.world.alignment import Batch, Levels, Settings, finished, mixed, objective
+from benchmarks.world.alignment import (
+    Batch,
+    Levels,
+    Settings,
+    Trainer,
+    finished,
+    make_settings,
+    objective,
+)
+from benchmarks.world.alignment import parser as settings_parser
 from benchmarks.world.features import Networks, Videos, load_scenes, load_videos
 from benchmarks.world.measures import heldout_videos, measure
 from benchmarks.world.reading import HELDOUT, codes_of, fresh_head, heldout_nats, prompts_of
@@ -42,7 +50,6 @@ from pyratok_jax.models.pyratok.quantizers.final_latent import square_root
 from pyratok_jax.tokenizer import load_tokenizer
 from pyratok_jax.training.init.calibration import metric_of
 from pyratok_jax.training.optimizer import make_optimizer
-from pyratok_jax.training.system import is_trainable
 
 VARIANTS = ("with", "without", "shuffled")
 GUIDES = {"pooled_text": True, "grid_places": True}
@@ -112,7 +119,7 @@ def make_step(
     return step, optimizer
 
 
-class Trainer:
+class Further:
     """Trainings from one start, whose step is compiled once."""
 
     def __init__(
@@ -120,23 +127,23 @@ class Trainer:
     ) -> None:
         self.args, self.data, self.model, self.start = args, data, model, start
         chosen = ["--batch", str(args.batch), "--scenes", str(args.scenes)]
-        self.settings = alignment.make_settings(alignment.parser().parse_args(chosen))
-        self.partition = Partition(start, is_trainable)
-        self.step, self.optimizer = make_step(args, self.settings, self.partition, data.root)
-        text = data.videos.text(np.arange(len(data.videos)))
-        self.vectors = unit(start.tokenizer.captions(text).pooled)
+        settings = make_settings(settings_parser().parse_args(chosen))
+        self.batches = Trainer(settings, start, data.root, data.videos, data.scenes)
+        self.partition = self.batches.partition
+        self.step, self.optimizer = make_step(args, settings, self.partition, data.root)
 
     def train(self, variant: str, seed: int) -> Levels:
         """Descend from the start."""
         trainable, frozen = self.partition.trainable, self.partition.frozen
         state, rng, begin = self.optimizer.init(trainable), np.random.default_rng(seed), time.time()
-        count = len(self.data.videos)
+        count, weight = len(self.data.videos), self.batches.settings.final_weight
+        vectors = unit(self.start.tokenizer.captions(self.batches.text).pooled)
         owner = rng.permutation(count) if variant == "shuffled" else np.arange(count)
         reaches = jnp.float32(variant != "without")
         for number in range(self.args.steps):
             rows = rng.choice(count, self.args.batch, replace=False)
-            clips = rng.choice(len(self.data.scenes), self.args.scenes, replace=False)
-            batch = self._batch(rows, clips, rng)
+            # The tokenizer's own terms have own captions in every variant.
+            batch = self.batches.batch(rows, rows, vectors, weight, rng)
             own = prompts_of(self.start, self.data.videos, owner[rows])
             key = jax.random.fold_in(jax.random.key(seed), number)
             trainable, state, parts = self.step(
@@ -146,15 +153,6 @@ class Trainer:
                 shown = {k: round(float(v), 3) for k, v in parts.items()}
                 print(f"  step {number} {time.time() - begin:.0f} s {shown}", flush=True)
         return self.partition.merge(trainable, frozen)
-
-    def _batch(self, rows: np.ndarray, clips: np.ndarray, rng: np.random.Generator) -> Batch:
-        """Inputs of the tokenizer's own terms, on own captions in every variant."""
-        settings, videos = self.settings, self.data.videos
-        hidden = jnp.asarray(rng.random(len(rows)) < settings.hidden)
-        others = rng.choice(len(videos), settings.negatives, replace=False)
-        weight = jnp.float32(settings.final_weight)
-        features = mixed(videos, self.data.scenes, rows, clips)
-        return Batch(*features, videos.text(rows), hidden, self.vectors[others], weight)
 
 
 def codes_in_use(system: Levels, videos: Videos) -> list[int]:
@@ -178,7 +176,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     metric = metric_of(start.tokenizer, np.asarray(scenes[:64], np.float32), 0)
     heldout = load_videos(networks, args.cache, classes(names), HELDOUT, (9, 4))
     tests = heldout_videos(networks, args.cache, args.test)
-    trainer = Trainer(args, start, model, Data(videos, scenes, square_root(metric)))
+    trainer = Further(args, start, model, Data(videos, scenes, square_root(metric)))
     settings = {k: v for k, v in vars(args).items() if not isinstance(v, Path)}
     settings = {k: v for k, v in settings.items() if k not in ("variants", "seeds", "output")}
     rows = finished(args.output, settings)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from pyratok_jax.checkpoints.partition import build_module
 from pyratok_jax.checkpoints.pretrained import Backbone, Language, load_backbone, load_language
@@ -24,12 +24,14 @@ from pyratok_jax.data.world.films import WorldFilm
 from pyratok_jax.data.world.scenes import KINDS, Scene, draw_backdrop, draw_thing
 from pyratok_jax.data.world.sentences import caption
 from pyratok_jax.models.language.model import TextEncoder
+from pyratok_jax.models.masking import patch_mask
 from pyratok_jax.models.video_vae import VideoVAE, build_vae
 from pyratok_jax.nn.text_attention import TextCondition
 from pyratok_jax.tokenizer import to_model_range
 
 FRAMES, SIDE, LENGTH = 9, 64, 20
 BACKBONE, LANGUAGE = "builtin:demo-backbone", "builtin:smollm2"
+HIDDEN = 0.75  # share of the patches in `hide_patches`
 _PART = 32  # videos or captions that are computed together
 
 
@@ -151,8 +153,20 @@ def single(seed: Sequence[int], name: str) -> WorldFilm:
     return WorldFilm(scene, caption(scene, rng), ())
 
 
+def hide_patches(videos: UInt8[np.ndarray, "n t h w 3"]) -> UInt8[np.ndarray, "n t h w 3"]:
+    """The videos with three quarters of their patches of 8 pixels grey, others in every frame."""
+    chosen = patch_mask(jax.random.key(0), videos.shape[:4], 8, jnp.float32(HIDDEN))
+    return np.where(np.asarray(chosen)[..., None], np.uint8(128), videos)
+
+
 def load_videos(
-    networks: Networks, folder: Path, names: Sequence[str], count: int, seed: Sequence[int]
+    networks: Networks,
+    folder: Path,
+    names: Sequence[str],
+    count: int,
+    seed: Sequence[int],
+    *,
+    hidden: bool = False,
 ) -> Videos:
     """`count` films of `names` in turn, their features from `folder` where it has them.
 
@@ -162,15 +176,18 @@ def load_videos(
         names: colour and shape.
         count: number of films.
         seed: of the films.
+        hidden: have the encoder see them through `hide_patches`.
     """
     films = [single((*seed, number), names[number % len(names)]) for number in range(count)]
     backbone = networks.backbone
     scenes = "\n".join(repr(film.scene) for film in films)
     captions = [film.caption for film in films]
     folder.mkdir(parents=True, exist_ok=True)
-    seen = _kept(folder, "videos", (backbone.sha256, scenes, str((FRAMES, SIDE))))
+    through = (str(HIDDEN),) if hidden else ()
+    seen = _kept(folder, "videos", (backbone.sha256, scenes, str((FRAMES, SIDE)), *through))
     if not seen.exists():
         videos = np.stack([film.draw(FRAMES, SIDE, SIDE) for film in films])
+        videos = hide_patches(videos) if hidden else videos
         latent, stages = networks.encode(videos)
         parts = {f"stage_{number}": stage for number, stage in enumerate(stages)}
         np.savez(seen, latent=latent, **parts)

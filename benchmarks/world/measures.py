@@ -16,7 +16,15 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from benchmarks.world.features import FRAMES, SIDE, Networks, Videos, load_videos, single
+from benchmarks.world.features import (
+    FRAMES,
+    SIDE,
+    Networks,
+    Videos,
+    hide_patches,
+    load_videos,
+    single,
+)
 from pyratok_jax.data.config import data_config
 from pyratok_jax.data.heldout import heldout_clips
 from pyratok_jax.data.world.vocabulary import seen_names, unseen_names
@@ -194,6 +202,28 @@ def video_psnr(tokenizer: Tokenizer) -> dict[str, float]:
     return {"psnr of videos": round(rebuilt, 2), "psnr of flat pictures": round(flat, 2)}
 
 
+def hidden_psnr(tokenizer: Tokenizer) -> dict[str, float]:
+    """PSNR in dB inside things of held-out videos, of which most patches are hidden.
+
+    The encoder sees what `hide_patches` leaves, with the video's own caption, none, and that of a
+    video of another thing.
+    """
+    names = classes(seen_names())
+    films = [single((9, 1, number), names[number % len(names)]) for number in range(DECODED)]
+    drawn = [film.film(FRAMES, SIDE, SIDE) for film in films]
+    clean, inside = (
+        np.stack(x) for x in zip(*((f.frames, f.masks[0]) for f in drawn), strict=True)
+    )
+    shown = hide_patches(clean)
+    own = [film.caption for film in films]
+    found = {}
+    for name, captions in (("own", own), ("no", None), ("another's", own[1:] + own[:1])):
+        rebuilt = tokenizer.decode_padded(tokenizer.encode_padded(shown, captions)).astype(float)
+        errors = [np.mean((x - y)[m] ** 2) for x, y, m in zip(rebuilt, clean, inside, strict=True)]
+        found[name] = round(float(np.mean(10 * np.log10(255.0**2 / np.array(errors)))), 2)
+    return {f"psnr inside hidden things, {name} caption": x for name, x in found.items()}
+
+
 def heldout_videos(networks: Networks, folder: Path, count: int) -> dict[str, Videos]:
     """Held-out videos of 12 classes whose pairs training has seen and has not, and 100 others."""
     seen, unseen = seen_names(), unseen_names()
@@ -215,6 +245,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     tokenizer, networks = load_tokenizer(args.tokenizer), Networks()
     assert tokenizer.alignment is not None, "it was trained without a text term"
     found: dict[str, Any] = {"checkpoint": tokenizer.checkpoint_hash, **video_psnr(tokenizer)}
+    found |= hidden_psnr(tokenizer)
     tests = heldout_videos(networks, args.cache, args.test)
     found |= measure(tokenizer.model, tokenizer.alignment, networks, tests, args.cache)
     print(json.dumps(found))
