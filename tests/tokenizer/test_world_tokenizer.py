@@ -6,13 +6,17 @@ import runpy
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import pyratok_jax as pt
 from pyratok_jax.data.world.films import WorldFilm
-from pyratok_jax.data.world.vocabulary import unseen_names
+from pyratok_jax.data.world.sentences import caption
+from pyratok_jax.data.world.vocabulary import seen_names, unseen_names
 from pyratok_jax.errors import UserError
 from pyratok_jax.evaluation.world_set import classes, single
+from pyratok_jax.losses.autoregressive import caption_nats, make_prompts
 from pyratok_jax.losses.text import peak_cosines
+from pyratok_jax.models.pyratok.lfq import ids_to_bits
 from pyratok_jax.tokenizer.loading import tokenizer_folder
 from pyratok_jax.training.system import tokenizer_config
 
@@ -64,6 +68,25 @@ def test_a_decoded_video_is_far_better_than_a_flat_picture(tokenizer, videos):
     errors, spreads = (np.mean((x - clips) ** 2, axis=(1, 2, 3, 4)) for x in (rebuilt, flat))
     gain = 10 * np.log10(spreads / errors)
     assert gain.mean() > 6.0  # dB; docs/proof.md: 8
+
+
+def test_its_tokens_are_better_predicted_from_their_own_caption(tokenizer):
+    """By the head that ships with it; docs/proof.md has the figure of 48 videos."""
+    names, rng = classes(seen_names()), np.random.default_rng(5)
+    scenes = [single(rng, name) for name in names]
+    clips = np.stack([WorldFilm(scene, "", ()).draw(9, 64, 64) for scene in scenes])
+    ids = tokenizer.encode_padded(clips)
+    codes = tuple(ids_to_bits(jnp.asarray(x), tokenizer.config.bits) for x in ids)
+    words, mask = map(jnp.asarray, tokenizer.captions([caption(x, rng) for x in scenes]))
+    own = nnx.jit(make_prompts)(tokenizer.model, tokenizer.text, words, mask)
+
+    @nnx.jit
+    def measure(alignment, model, codes, own):
+        return caption_nats(alignment, model, codes, own, 96, layers=6)
+
+    found = measure(tokenizer.alignment, tokenizer.text.language_model, codes, own)
+    assert float(found["gain/level_1"]) > 0.1
+    assert float(found["own/level_1"]) < 0.5 * 16 * np.log(2)
 
 
 def test_the_demo_that_starts_from_it_has_its_first_level(tokenizer):
