@@ -264,8 +264,10 @@ class Alignment(nnx.Module):
         if caption is None:
             raise ValueError("this alignment adds the pooled caption to its inputs: give caption")
         # At unit length: features that were not standardised yet can be in the hundreds.
+        caption = jax.lax.stop_gradient(caption)
         length = jnp.sqrt(jnp.sum(jnp.square(caption), axis=-1, keepdims=True))
-        return inputs + self.caption(caption / jnp.maximum(length, 1e-6))[:, None]
+        told = self.caption(caption / jnp.maximum(length, 1e-6))
+        return inputs + constrain_batch_sharding(told)[:, None]
 
     def cross_entropy(
         self,
