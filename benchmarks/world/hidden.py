@@ -7,10 +7,10 @@ three quarters of the patches are hidden from the encoder, the levels are to reb
 latent all the same, and see the caption. Then what a caption is worth on held-out videos: the PSNR
 inside things with the video's own caption, none, and another's.
 
-| variant | captions of the videos with hidden patches |
+| variant | captions, of the levels and of the text term |
 |---|---|
-| aligned | their own |
-| shuffled | those of other videos: the control, in which own and another's are alike |
+| aligned | each video's own |
+| shuffled | another video's, always the same: the control, in which own and another's are alike |
 """
 
 import argparse
