@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from pyratok_jax.errors import UserError
+from pyratok_jax.models.text_statistics import plain_captions
 from pyratok_jax.training.system import TokenizerLoss
 
 make = runpy.run_path(str(Path(__file__).parents[3] / "configs" / "world.py"))["get_config"]
@@ -91,3 +92,33 @@ def test_the_paper_s_preset_puts_ones_inside_eq_2():
     config = make("stage2")
     config.loss.preset = "paper"
     assert TokenizerLoss(config).weights.text == 1.0
+
+
+def test_the_autoregressive_loss_is_told_captions_that_are_hidden_from_the_levels(monkeypatch):
+    config = make("stage2")
+    config.loss.hidden_captions = 1.0
+    mask = jnp.ones((3, 2), bool).at[0].set(False)
+    words = jax.random.normal(jax.random.key(0), (3, 2, 4))
+    batch = {
+        "video": jnp.zeros((3, 1, 8, 8, 3), jnp.uint8),
+        "text_ids": jnp.zeros((3, 2), jnp.int32),
+        "text_mask": mask,
+        "text_embeddings": words,
+    }
+    told = {}
+
+    def autoregressive_loss(*args, pooled, **others):
+        told["pooled"] = pooled
+        raise InterruptedError
+
+    tokenizer = SimpleNamespace(
+        encode=lambda video, text, key: SimpleNamespace(latent=video, levels=()),
+        decode=lambda z: z, captions=plain_captions, mask_value=jnp.zeros(3),
+    )  # fmt: skip
+    text = SimpleNamespace(language_model=None)
+    system = SimpleNamespace(tokenizer=tokenizer, alignment=None, text=text)
+    monkeypatch.setattr("pyratok_jax.training.system.autoregressive_loss", autoregressive_loss)
+    with pytest.raises(InterruptedError):
+        TokenizerLoss(config)(system, batch, jax.random.key(0), jnp.zeros(()))
+    np.testing.assert_allclose(told["pooled"][1:], words[1:].mean(axis=1), rtol=1e-6)
+    np.testing.assert_array_equal(told["pooled"][0], jnp.zeros(4))
