@@ -4,19 +4,24 @@
 formula, KL(c || sg(e_t)), over standardised features. In both the gradient reaches the codes.
 """
 
+import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
 from pyratok_jax.losses.settings import POOLINGS
 from pyratok_jax.models.text_statistics import Captions
 
 _SHARPNESS = 0.07  # of the smooth maximum over tokens
 _PEAKS = 2.0  # the same of features, which are of order one
-# Codes of a level (counted from 0) to the text space.
-CodeEmbedding = Callable[[Float[Array, "*n bits"], int], Float[Array, "*n d"]]
+# Codes of a clip, level (counted from 0), numbers of the wanted tokens or None -> the text space,
+# (b, t, h, w, d) or, of chosen ones, (b, n, d).
+CodeEmbedding = Callable[
+    [Float[Array, "b t h w bits"], int, Int[np.ndarray, " n"] | None], Float[Array, "b *n d"]
+]
 
 
 def unit(x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
@@ -34,11 +39,10 @@ def code_features(
     q: Float[Array, "b t h w bits"], level: int, embed: CodeEmbedding, tokens: int = 0
 ) -> Float[Array, "b n d"]:
     """Codes in the text space: of all tokens, or of at most `tokens` evenly spaced ones."""
-    codes = q.reshape(q.shape[0], -1, q.shape[-1])
-    count = codes.shape[1]
-    if 0 < tokens < count:
-        codes = codes[:, (jnp.arange(tokens) * count) // tokens]
-    return embed(codes, level).astype(jnp.float32)
+    count = math.prod(q.shape[1:-1])
+    chosen = np.arange(tokens) * count // tokens if 0 < tokens < count else None
+    found = embed(q, level, chosen)
+    return found.reshape(len(q), -1, found.shape[-1]).astype(jnp.float32)
 
 
 def same_caption(captions: Captions) -> Bool[Array, "b b"]:

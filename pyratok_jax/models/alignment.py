@@ -5,6 +5,7 @@ order, tokens of a level in raster order (t, h, w). Every code is predicted from
 before it. Only what is in this module trains; the language model stays as it is.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -16,7 +17,8 @@ from jaxtyping import Array, Bool, Float, Int
 from pyratok_jax.models.language.attention import mixed_positions
 from pyratok_jax.models.pyratok.lfq import bits_to_ids, hard_sign, straight_through
 from pyratok_jax.models.settings import HEADS, TARGETS
-from pyratok_jax.nn.partitioning import constrain_batch_sharding
+from pyratok_jax.nn.causal_conv import CausalConv3d
+from pyratok_jax.nn.partitioning import constrain_batch_sharding, convolve
 
 TEMPERATURE = 0.07  # at the start
 _NO_SEPARATOR = -8.0  # logit of a separator in a fresh head
@@ -73,12 +75,29 @@ def _places(grid: tuple[int, int, int]) -> Float[np.ndarray, "n k"]:
     return np.concatenate([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
 
 
+def _apply_at(
+    layer: CausalConv3d, x: Float[Array, "b t h w c"], chosen: Int[np.ndarray, " n"]
+) -> Float[Array, "b n d"]:
+    """The layer's outputs at the cells with the numbers `chosen`, in raster order."""
+    kernel = layer.weights()[0]
+    window = kernel.shape[:3]
+    sides = ((window[0] - 1, 0), *((n // 2, n // 2) for n in window[1:]))
+    padded = jnp.pad(x, ((0, 0), *sides, (0, 0)))
+    cells = np.stack(np.unravel_index(chosen, x.shape[1:4]), axis=1)
+    offsets = np.stack(np.unravel_index(np.arange(math.prod(window)), window), axis=1)
+    seen = np.ravel_multi_index(tuple((cells[:, None] + offsets).T), padded.shape[1:4]).T
+    patches = padded.reshape(len(x), -1, x.shape[-1])[:, seen]
+    return jnp.einsum("bnkc,kcd->bnd", patches, kernel.reshape(-1, *kernel.shape[3:]))
+
+
 class Alignment(nnx.Module):
     """Embedding E of codes in the language model's width, sequence markers, and the output head.
 
     E is one linear map for all levels plus an embedding of the level, into the language model's
     input space. A second map, a small MLP, leads from codes to the text space, that of the language
     model's standardised output states: text alignment losses and zero-shot similarities read it.
+    With `text_neighbours` its hidden layer also reads the codes around each one, in space and time:
+    the outline of a thing lies across tokens, not within one.
 
     The lookup-free head gives b bit logits and one for "a separator comes next": a probability for
     each of the 2^b codes and the separator, without a table. With logits z of the bits it is the
@@ -102,6 +121,7 @@ class Alignment(nnx.Module):
         head: str = "lookup_free",
         scale: float = 0.1,
         text_hidden: int = 0,
+        text_neighbours: bool = False,
         pooled_text: bool = False,
         grid_places: bool = False,
     ):
@@ -117,6 +137,8 @@ class Alignment(nnx.Module):
                 0.1 (SmolLM2), and its first norm takes out the rest.
             text_hidden: hidden units of the map into the text space; 0: there is none, E is used
                 (checkpoints from before it).
+            text_neighbours: the hidden units also read the codes around each one, 3x3 of its own
+                and the two earlier times, by each level's convolution, which starts at zero.
             pooled_text: add a map of the pooled caption, which starts at zero, to the inputs.
             grid_places: add a map of where the next code lies, which starts at zero, to the inputs.
         """
@@ -153,6 +175,27 @@ class Alignment(nnx.Module):
             self.text_level = normal((levels, text_hidden), 0.5)
             self.text_out = normal((text_hidden, language_width), text_hidden**-0.5)
             self.log_temperature = nnx.Param(jnp.log(jnp.float32(TEMPERATURE)))
+        near = levels if text_neighbours and text_hidden else 0
+        self.text_near = nnx.List(
+            CausalConv3d(bits, text_hidden, (3, 3, 3), rngs=rngs, use_bias=False)
+            for _ in range(near)
+        )
+        for layer in self.text_near:
+            layer.kernel[...] = jnp.zeros_like(layer.kernel[...])
+
+    @property
+    def arguments(self) -> dict[str, int | str | bool]:
+        """Of `__init__`: what a tokenizer's description keeps."""
+        return {
+            "bits": self.bits,
+            "levels": self.levels,
+            "language_width": self.head.in_features,
+            "head": self.head_kind,
+            "text_hidden": self.text_hidden,
+            "text_neighbours": bool(self.text_near),
+            "pooled_text": self.caption is not None,
+            "grid_places": self.place is not None,
+        }
 
     def embed(self, q: Float[Array, "b *n bits"], level: int) -> Float[Array, "b *n d"]:
         """E(q) of codes (or of soft codes) of one level, float32."""
@@ -162,11 +205,30 @@ class Alignment(nnx.Module):
             q.astype(jnp.float32) @ self.embedding[...] + self.level[...][level]
         )
 
-    def text_embed(self, q: Float[Array, "b *n bits"], level: int) -> Float[Array, "b *n d"]:
-        """Codes (or soft codes) of one level in the text space, float32: a small MLP."""
+    def text_embed(
+        self,
+        q: Float[Array, "b t h w bits"],
+        level: int,
+        chosen: Int[np.ndarray, " n"] | None = None,
+    ) -> Float[Array, "b t h w d"] | Float[Array, "b n d"]:
+        """Codes (or soft codes) of one level in the text space, float32.
+
+        Args:
+            q: of the whole clip, since tokens are read with their neighbours.
+            level: which one.
+            chosen: numbers, in raster order, of the tokens that are wanted; None: all.
+        """
+
+        near = self.text_near[level] if self.text_near else None
+        if chosen is None:
+            around = 0.0 if near is None else convolve(near, q.astype(jnp.float32))
+        else:
+            # Of a long clip few tokens are wanted, and no hidden units of the others.
+            around = 0.0 if near is None else _apply_at(near, q.astype(jnp.float32), chosen)
+            q = q.reshape(len(q), -1, q.shape[-1])[:, chosen]
         if not self.text_hidden:
             return self.embed(q, level)
-        hidden = q.astype(jnp.float32) @ self.text_in[...] + self.text_level[...][level]
+        hidden = q.astype(jnp.float32) @ self.text_in[...] + self.text_level[...][level] + around
         return constrain_batch_sharding(jax.nn.gelu(hidden) @ self.text_out[...])
 
     @property

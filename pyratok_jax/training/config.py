@@ -111,7 +111,8 @@ def tokenizer_training_config(**changes: Json) -> ConfigDict:
     """`training_config` with the keys of a tokenizer's training; defaults are the paper's.
 
     - model: backbone (specification of the frozen VAE), head of the
-      alignment, text_hidden units of its map into the text space (0: none), pooled_text and
+      alignment, text_hidden units of its map into the text space (0: none), text_neighbours
+      (these read the codes around each one too; the paper: one code), pooled_text and
       grid_places (tell the autoregressive loss the pooled caption, and where the next code lies;
       the paper: neither), and tokenizer: the fields of `PyraTokConfig` but `vae` and `text_width`,
       which the frozen parts give. vae: published sizes by name, for building the config without
@@ -152,6 +153,7 @@ def tokenizer_training_config(**changes: Json) -> ConfigDict:
             "vae": "",
             "head": "lookup_free",
             "text_hidden": 256,
+            "text_neighbours": True,
             "pooled_text": True,
             "grid_places": True,
             "tokenizer": sizes,

@@ -227,6 +227,7 @@ TOKENIZER: Keys = {
     "model.vae": (Text(), "published sizes, for reports made without the weights"),
     "model.head": (Choice(HEADS), "how codes are predicted from the language model"),
     "model.text_hidden": (_whole(0), "hidden units of the map into the text space; 0: none"),
+    "model.text_neighbours": (Flag(), "these units read the codes around each one too"),
     "model.pooled_text": (Flag(), "add the pooled caption to the inputs that predict codes"),
     "model.grid_places": (Flag(), "add the place of the next code to them"),
     "model.tokenizer.grids": (Checked("a preset or pairs (frames, pixels)"), "strides by level"),

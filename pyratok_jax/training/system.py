@@ -156,6 +156,7 @@ def alignment_arguments(config: ConfigDict, language_width: int) -> dict[str, Js
         "language_width": language_width,
         "head": config.model.head,
         "text_hidden": config.model.text_hidden,
+        "text_neighbours": config.model.text_neighbours,
         "pooled_text": config.model.pooled_text,
         "grid_places": config.model.grid_places,
     }

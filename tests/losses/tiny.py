@@ -42,5 +42,6 @@ class Embedding(nnx.Module):
         self.map = nnx.Linear(bits, width, rngs=nnx.Rngs(3))
         self.levels = nnx.Param(jax.random.normal(jax.random.key(4), (4, width)))
 
-    def __call__(self, q, level: int):
-        return self.map(q) + self.levels[...][level]
+    def __call__(self, q, level: int, chosen=None):
+        codes = q.reshape(len(q), -1, q.shape[-1])
+        return self.map(codes if chosen is None else codes[:, chosen]) + self.levels[...][level]

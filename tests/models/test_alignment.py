@@ -5,10 +5,12 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
+from pyratok_jax.losses.text import code_features, peak_cosines, unit
 from pyratok_jax.models.alignment import Alignment
 from pyratok_jax.nn.partitioning import Split, over_devices
 
@@ -110,6 +112,60 @@ def test_an_input_is_told_where_the_next_code_lies():
     chosen = (None, np.array([1, 6]))
     some = np.asarray(told.sequence(codes, chosen).inputs)[0]
     np.testing.assert_allclose(some[5] - np.asarray(told.separator[...]), added[0, 6], atol=1e-5)
+
+
+def test_the_text_space_reads_the_codes_around_each_one():
+    plain = Alignment(3, 2, 5, rngs=nnx.Rngs(0), text_hidden=4)
+    wide = Alignment(3, 2, 5, rngs=nnx.Rngs(0), text_hidden=4, text_neighbours=True)
+    q = _codes([(4, 5, 3)], 3)[0]
+    np.testing.assert_array_equal(wide.text_embed(q, 1), plain.text_embed(q, 1))
+    kernel = jax.random.normal(jax.random.key(1), (3, 3, 3, 3, 4))
+    wide.text_near[1].kernel[...] = kernel
+    np.testing.assert_array_equal(wide.text_embed(q, 0), plain.text_embed(q, 0))  # Each its own.
+    got = wide.text_embed(q, 1)
+    # Each token by hand: 3x3 codes of its time and of the two before, zeros beyond the clip.
+    padded = np.pad(np.asarray(q, np.float64), ((0, 0), (2, 0), (1, 1), (1, 1), (0, 0)))
+    wanted = np.zeros(got.shape)
+    for b, t, h, w in np.ndindex(got.shape[:-1]):
+        hidden = np.asarray(q[b, t, h, w]) @ np.asarray(wide.text_in) + wide.text_level[1]
+        around = padded[b, t : t + 3, h : h + 3, w : w + 3]
+        hidden = hidden + np.einsum("thwi,thwio->o", around, np.asarray(kernel))
+        wanted[b, t, h, w] = np.asarray(jax.nn.gelu(hidden)) @ np.asarray(wide.text_out)
+    np.testing.assert_allclose(got, wanted, atol=2e-5)
+    some = np.array([0, 7, 14, 31, 59])
+    np.testing.assert_allclose(
+        wide.text_embed(q, 1, some), got.reshape(2, 60, 5)[:, some], atol=2e-5
+    )
+    assert not Alignment(3, 2, 5, rngs=nnx.Rngs(0), text_neighbours=True).text_near
+
+
+@pytest.mark.parametrize("neighbours", [True, False])
+def test_what_lies_across_tokens_is_named_with_neighbours_alone(neighbours):
+    """Videos of the same two codes, side by side or one above the other: nothing else differs."""
+    alignment = Alignment(2, 1, 6, rngs=nnx.Rngs(0), text_hidden=16, text_neighbours=neighbours)
+    a, b = jnp.array([1.0, -1.0]), jnp.array([-1.0, 1.0])
+    ground = jnp.full((2, 1, 4, 4, 2), -1.0)
+    q = ground.at[:, 0, 1, 1].set(a).at[0, 0, 1, 2].set(b).at[1, 0, 2, 1].set(b)
+    names = unit(jax.random.normal(jax.random.key(2), (2, 6)))
+    graph, start = nnx.split(alignment)
+    optimizer = optax.adam(1e-2)
+
+    @jax.jit
+    def step(params, state):
+        def nats(params):
+            embed = nnx.merge(graph, params).text_embed
+            scores = peak_cosines(code_features(q, 0, embed), names) / 0.07
+            return optax.softmax_cross_entropy_with_integer_labels(scores, jnp.arange(2)).mean()
+
+        value, gradient = jax.value_and_grad(nats)(params)
+        updates, state = optimizer.update(gradient, state)
+        return optax.apply_updates(params, updates), state, value
+
+    params, state = start, optimizer.init(start)
+    for _ in range(60):
+        params, state, value = step(params, state)
+    chance = float(np.log(2))
+    assert value < 0.1 if neighbours else abs(value - chance) < 1e-3, float(value)
 
 
 def test_embedding_is_linear_and_shared():
