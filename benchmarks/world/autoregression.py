@@ -38,7 +38,7 @@ from benchmarks.world.alignment import (
 from benchmarks.world.alignment import parser as settings_parser
 from benchmarks.world.features import Networks, Videos, load_scenes, load_videos
 from benchmarks.world.measures import heldout_videos, measure
-from benchmarks.world.reading import HELDOUT, codes_of, fresh_head, heldout_nats, prompts_of
+from benchmarks.world.reading import HELDOUT, codes_of, heldout_nats, prompts_of, retaught
 from pyratok_jax.checkpoints.partition import Partition
 from pyratok_jax.data.world.vocabulary import seen_names
 from pyratok_jax.evaluation.world_set import classes
@@ -170,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if tokenizer.alignment is None or tokenizer.text is None:
         raise SystemExit(f"--tokenizer {args.tokenizer} has no language model")
     model = tokenizer.text.language_model
-    start = Levels(tokenizer.model, fresh_head(tokenizer.alignment, GUIDES))
+    start = Levels(tokenizer.model, retaught(tokenizer.alignment, GUIDES, keeps_head=False))
     videos = load_videos(networks, args.cache, names, args.films, (0, 0))
     scenes = load_scenes(networks, args.cache)
     metric = metric_of(start.tokenizer, np.asarray(scenes[:64], np.float32), 0)

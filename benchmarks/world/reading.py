@@ -78,14 +78,22 @@ def guides(args: argparse.Namespace) -> dict[str, bool]:
     return {"pooled_text": args.pooled_text, "grid_places": args.grid_places}
 
 
-def fresh_head(alignment: Alignment, guides: Mapping[str, bool]) -> Alignment:
-    """An alignment whose map into the text space is that of a trained one, and nothing else."""
-    made = Alignment(
-        alignment.bits, alignment.levels, alignment.head.in_features, rngs=nnx.Rngs(1),
-        head=alignment.head_kind, text_hidden=alignment.text_hidden, **guides,
-    )  # fmt: skip
-    made.text_in, made.text_level = alignment.text_in, alignment.text_level
-    made.text_out, made.log_temperature = alignment.text_out, alignment.log_temperature
+def retaught(
+    alignment: Alignment, changes: Mapping[str, bool], *, keeps_head: bool = True
+) -> Alignment:
+    """An alignment with other arguments that has what a trained one has.
+
+    Args:
+        alignment: the trained one.
+        changes: arguments of `Alignment` that are to be others; what they add starts at zero.
+        keeps_head: False: the map into the text space alone is kept, all else is fresh.
+    """
+    made = Alignment(**{**alignment.arguments, **changes}, rngs=nnx.Rngs(1))  # type: ignore[arg-type]
+    kept = nnx.to_flat_state(nnx.state(alignment, nnx.Param))
+    if not keeps_head:
+        kept = [(path, x) for path, x in kept if str(path[0]).startswith(("text_", "log_"))]
+    there = {path for path, _ in nnx.to_flat_state(nnx.state(made, nnx.Param))}
+    nnx.update(made, nnx.from_flat_state([(path, x) for path, x in kept if path in there]))
     return made
 
 
@@ -161,7 +169,7 @@ def heldout_nats(
 
 
 def save(args: argparse.Namespace, system: Levels) -> None:
-    """The tokenizer's folder, with the head."""
+    """The folder of a tokenizer whose alignment was trained further."""
     args.output.mkdir(parents=True, exist_ok=True)
     told = json.loads((tokenizer_folder(args.tokenizer) / DESCRIPTION).read_text())
     write_description(
@@ -169,7 +177,7 @@ def save(args: argparse.Namespace, system: Levels) -> None:
         system.tokenizer.config,
         backbone=told["backbone"],
         language_model=told["language_model"],
-        alignment=told["alignment"] | guides(args),
+        alignment=system.alignment.arguments,
     )
     arrays = Partition(system, lambda name, _: not name.startswith("tokenizer.vae."))
     with ocp.StandardCheckpointer() as checkpointer:
@@ -184,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     tokenizer = load_tokenizer(args.tokenizer)
     if tokenizer.alignment is None or tokenizer.text is None:
         raise SystemExit(f"--tokenizer {args.tokenizer} has no language model")
-    alignment = fresh_head(tokenizer.alignment, guides(args))
+    alignment = retaught(tokenizer.alignment, guides(args), keeps_head=False)
     system, model = Levels(tokenizer.model, alignment), tokenizer.text.language_model
     videos = load_videos(networks, args.cache, names, args.films, (0, 0))
     heldout = load_videos(networks, args.cache, classes(names), HELDOUT, (9, 4))
