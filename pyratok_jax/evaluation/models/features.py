@@ -271,6 +271,16 @@ def level_means(features: Features, levels: Sequence[int] | None, grid: int = 1)
     return np.stack(rows).astype(np.float32)
 
 
+def check_pooling(pooling: str) -> None:
+    """Refuse a `--set pooling=` that is none of `POOLINGS`.
+
+    Raises:
+        UserError: it is none.
+    """
+    if pooling not in POOLINGS:
+        raise UserError(f"--set pooling={pooling}: expected one of {', '.join(POOLINGS)}")
+
+
 def pooled_similarity(
     features: Features, queries: np.ndarray, pooling: str, levels: Sequence[int] | None = None
 ) -> np.ndarray:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 
-from pyratok_jax.errors import UserError
 from pyratok_jax.evaluation.data.clips import sample_frames
 from pyratok_jax.evaluation.data.labelled import (
     Labelled,
@@ -17,10 +16,10 @@ from pyratok_jax.evaluation.data.labelled import (
     spoken,
 )
 from pyratok_jax.evaluation.models.features import (
-    POOLINGS,
     Extractor,
     Features,
     Truth,
+    check_pooling,
     parse_levels,
     pooled_similarity,
     prompt_features,
@@ -66,8 +65,7 @@ class Classification(FeatureTask[Labelled]):
         """Read the labels, the templates and the levels."""
         parse_templates(self.templates)
         parse_levels(self.levels)
-        if self.pooling not in POOLINGS:
-            raise UserError(f"--set pooling={self.pooling}: expected one of {', '.join(POOLINGS)}")
+        check_pooling(self.pooling)
         self.class_names()
 
     def rows(self) -> list[Labelled]:

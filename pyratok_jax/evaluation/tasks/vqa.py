@@ -21,7 +21,7 @@ from pyratok_jax.evaluation.models.answering import (
     OracleAnswers,
     RandomAnswers,
 )
-from pyratok_jax.evaluation.models.features import POOLINGS, TokenizerFeatures, parse_levels
+from pyratok_jax.evaluation.models.features import TokenizerFeatures, check_pooling, parse_levels
 from pyratok_jax.evaluation.task import (
     BrokenItemError,
     Item,
@@ -126,8 +126,7 @@ class VideoQuestions(Task[Answerer, Question]):
         Raises:
             UserError: an unknown mode or pooling.
         """
-        if self.pooling not in POOLINGS:
-            raise UserError(f"--set pooling={self.pooling}: expected one of {', '.join(POOLINGS)}")
+        check_pooling(self.pooling)
         if self.mode not in MODES:
             raise UserError(f"--set mode={self.mode}: expected one of {', '.join(MODES)}")
         self.items()
