@@ -34,6 +34,8 @@ WORLD_LEVELS = {
 # Name pattern -> factor of the learning rate: what reads the codes has 1e-3 where levels have 1e-5.
 # The attention writes into the levels: at 1e-3 too it cost 0.75 dB in a hundred steps.
 TEXT_MODULES = ((r"^alignment\.|\.text_prior\.|null_text", 100.0), (r"\.attention\.", 10.0))
+# What `builtin:world` has learned to read is not to be unlearned in forty steps of two clips.
+TAKEN_OVER = ((r"^alignment\.", 10.0), *TEXT_MODULES)
 
 
 def get_config(argument: str = "") -> ConfigDict:
@@ -61,7 +63,7 @@ def get_config(argument: str = "") -> ConfigDict:
     with config.model.tokenizer.ignore_type():
         config.model.tokenizer.update(WORLD_LEVELS if preset == WORLD else {"grids": preset})
     # Levels are fitted before the first step, text modules are fresh: they need a faster rate.
-    config.optimizer.groups = TEXT_MODULES
+    config.optimizer.groups = TAKEN_OVER if preset == WORLD else TEXT_MODULES
     # Sizes, for reports made without the weights.
     config.model.vae, config.vision.size = "demo", "demo"
     config.language.update({"length": 32, "remat": "none", "size": "smollm2-135m"})
