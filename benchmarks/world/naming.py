@@ -25,7 +25,7 @@ from jaxtyping import Array, Float
 from benchmarks.world.alignment import Levels, caption_nats
 from benchmarks.world.features import Networks, Videos, load_videos
 from benchmarks.world.measures import heldout_videos, measure
-from benchmarks.world.reading import codes_of, retaught, save
+from benchmarks.world.reading import codes_of, retaught, save, taught_further
 from pyratok_jax.checkpoints.partition import Partition
 from pyratok_jax.data.world.vocabulary import seen_names
 from pyratok_jax.io.atomic import write_json
@@ -38,21 +38,12 @@ PART = 50  # videos whose codes are computed at once
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    p.add_argument("--tokenizer", required=True, help="working folder, or what is shipped")
-    p.add_argument("--output", type=Path, required=True, help="folder of the tokenizer with it")
-    p.add_argument("--results", type=Path, help="JSON file of the measurements")
-    p.add_argument("--cache", type=Path, default=Path("runs/world_features"), help="folder")
-    p.add_argument("--films", type=int, default=5100, help="training videos")
+    p = taught_further(__doc__.splitlines()[0])
     p.add_argument("--test", type=int, default=144, help="held-out videos of 12 classes")
     p.add_argument("--steps", type=int, default=500)
     p.add_argument("--batch", type=int, default=64)
     p.add_argument("--negatives", type=int, default=1024, help="captions beside the batch's own")
     p.add_argument("--learning-rate", type=float, default=2e-3)
-    p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--shuffled", action="store_true", help="train on captions of other videos")
     p.add_argument(
         "--neighbours", action=argparse.BooleanOptionalAction, default=True,
         help="let hidden units read the codes around each one",

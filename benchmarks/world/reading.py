@@ -40,23 +40,29 @@ from pyratok_jax.training.optimizer import make_optimizer
 HELDOUT = 48
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
+def taught_further(description: str) -> argparse.ArgumentParser:
+    """Arguments of every training that leaves a tokenizer's tokens as they are."""
     p = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    p.add_argument("--tokenizer", required=True, help="working folder of alignment.py --save")
+    p.add_argument("--tokenizer", required=True, help="working folder, or what is shipped")
     p.add_argument("--output", type=Path, required=True, help="folder of the tokenizer with it")
     p.add_argument("--results", type=Path, help="JSON file of the measurements")
     p.add_argument("--cache", type=Path, default=Path("runs/world_features"), help="folder")
     p.add_argument("--films", type=int, default=5100, help="training videos")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--shuffled", action="store_true", help="train on captions of other videos")
+    return p
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = taught_further(__doc__.splitlines()[0])
     p.add_argument("--steps", type=int, default=250)
     p.add_argument("--batch", type=int, default=24)
     p.add_argument("--learning-rate", type=float, default=3e-3)
     p.add_argument("--tokens", type=int, default=64, help="of a video that are predicted")
     p.add_argument("--layers", type=int, default=6, help="of the language model")
-    p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--shuffled", action="store_true", help="train on captions of other videos")
     for name, what in (("pooled-text", "the pooled caption"), ("grid-places", "a code's place")):
         p.add_argument(
             f"--{name}",

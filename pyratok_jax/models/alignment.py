@@ -79,7 +79,7 @@ def _apply_at(
     layer: CausalConv3d, x: Float[Array, "b t h w c"], chosen: Int[np.ndarray, " n"]
 ) -> Float[Array, "b n d"]:
     """The layer's outputs at the cells with the numbers `chosen`, in raster order."""
-    kernel = layer.weights()[0]
+    kernel, bias = layer.weights(pad=False)
     window = kernel.shape[:3]
     sides = ((window[0] - 1, 0), *((n // 2, n // 2) for n in window[1:]))
     padded = jnp.pad(x, ((0, 0), *sides, (0, 0)))
@@ -87,7 +87,7 @@ def _apply_at(
     offsets = np.stack(np.unravel_index(np.arange(math.prod(window)), window), axis=1)
     seen = np.ravel_multi_index(tuple((cells[:, None] + offsets).T), padded.shape[1:4]).T
     patches = padded.reshape(len(x), -1, x.shape[-1])[:, seen]
-    return jnp.einsum("bnkc,kcd->bnd", patches, kernel.reshape(-1, *kernel.shape[3:]))
+    return jnp.einsum("bnkc,kcd->bnd", patches, kernel.reshape(-1, *kernel.shape[3:])) + bias
 
 
 class Alignment(nnx.Module):
@@ -218,7 +218,6 @@ class Alignment(nnx.Module):
             level: which one.
             chosen: numbers, in raster order, of the tokens that are wanted; None: all.
         """
-
         near = self.text_near[level] if self.text_near else None
         if chosen is None:
             around = 0.0 if near is None else convolve(near, q.astype(jnp.float32))
