@@ -15,6 +15,11 @@ Without them: --config.data.clips.photos=0. To go on from the weights that are s
 
     python -m pyratok_jax.train --config configs/demo_backbone.py --workdir runs/more \
         --config.init_from=pyratok_jax/assets/demo_backbone.safetensors
+
+The decoder of what is shipped then learned to decode the tokens of `builtin:world` too; encoder and
+tokens stayed as they are:
+
+    python -m pyratok_jax.train --config configs/demo_backbone.py:decoder
 """
 
 from ml_collections import ConfigDict
@@ -24,7 +29,12 @@ from pyratok_jax.training.config import training_config
 
 
 def get_config(argument: str = "") -> ConfigDict:
-    """The training behind the shipped weights; `smoke` is a run of a few steps."""
+    """The training behind the shipped weights; `smoke` is a run of a few steps.
+
+    `decoder` is the second one, `decoder-smoke` a few steps of it.
+    """
+    if argument.startswith("decoder"):
+        return _decoder(smoke=argument == "decoder-smoke")
     config = training_config(
         task="backbone",
         steps=2400,
@@ -87,4 +97,45 @@ def get_config(argument: str = "") -> ConfigDict:
         config.data.clips = ConfigDict({"film": 0, "demo": 8})
         config.data.shares = ConfigDict({})
         config.data.linear_batches = 4
+    return config
+
+
+def _decoder(*, smoke: bool) -> ConfigDict:
+    """The decoder alone, on what encoder and codes give it; half an hour on one core."""
+    config = training_config(
+        task="decoder",
+        steps=600,
+        batch_size=8,
+        ema_decay=0.98,
+        checkpoint={"every": 100, "keep": 2, "keep_every": 0},
+        log_every=10,
+    )
+    config.optimizer.update(
+        {
+            "name": "gram_muon",
+            "learning_rate": 5e-4,
+            "warmup": 20,
+            "schedule": "trapezoid",
+            "decay_share": 0.7,
+            "adam_share": 0.5,
+            "b2": 0.95,
+        }
+    )
+    config.tokenizer = "builtin:world"
+    config.model = ConfigDict(DEMO.to_dict())
+    config.loss = ConfigDict({"clean": 1.0, "codes": 1.0, "chroma": 0.2, "slope": 10.0})
+    config.data = ConfigDict(
+        {
+            "phases": ("600*8x9x64",),
+            # Clips of few frames: an eighth of these numbers is cut.
+            "clips": {"film": 12000, "demo": 6000, "street": 2400, "world": 8000, "things": 32000},
+            "shares": {"film": 0.15, "demo": 0.2, "street": 0.05, "world": 0.15, "things": 0.45},
+            "augment": {"colour": 0.15, "flat": 0.02},
+        }
+    )
+    if smoke:
+        config.steps, config.optimizer.warmup = 2, 1
+        config.data.phases = ("2*2x5x32",)
+        config.data.clips = ConfigDict({"things": 16})
+        config.data.shares = ConfigDict({})
     return config

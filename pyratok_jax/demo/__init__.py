@@ -3,5 +3,6 @@
 # `config.task` -> its `Run`, see `training.registry`.
 TASKS = {
     "backbone": "pyratok_jax.demo.backbone_training:run",
+    "decoder": "pyratok_jax.demo.decoder_training:run",
     "vision": "pyratok_jax.demo.vision:run",
 }

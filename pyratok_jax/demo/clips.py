@@ -4,6 +4,7 @@ For small trainings on few cores, where decoding would cost more than the step: 
 own clip shape and batch size (single frames first, then clips).
 """
 
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ _CUTTERS: dict[str, Callable[..., np.ndarray]] = {
     "street": street_clips,
     "shapes": shape_clips,
     "world": world_clips,
+    "things": functools.partial(world_clips, things=1),
 }
 
 
@@ -66,7 +68,8 @@ class PhasedClips:
     Args:
         phases: as `parse_phases` takes them.
         counts: clips to cut for each shape, per source ("film", "demo", "street", "shapes",
-            "world", "photos"). A batch's rows are drawn from all clips alike.
+            "world", "things" (films of the world of one thing), "photos"). A batch's rows are
+            drawn from all clips alike.
         seed: of the order.
         shares: per source its share of the rows, where it is not that of its clips.
         augment: see `colours.augment`.

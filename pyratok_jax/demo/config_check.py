@@ -14,6 +14,7 @@ from pyratok_jax.training.config_keys import Number, flattened
 
 _SIZES: dict[str, Callable[[Mapping[str, Json]], object]] = {
     "backbone": lambda values: WanVAEConfig.from_dict(dict(values)),
+    "decoder": lambda values: WanVAEConfig.from_dict(dict(values)),
     "vision": lambda values: DinoConfig(**values),
 }
 

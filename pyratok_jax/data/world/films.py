@@ -5,6 +5,7 @@ Film number i of a split is a function of (seed, split, i); no file is read or w
 
 import dataclasses
 import functools
+import itertools
 import os
 import re
 import tempfile
@@ -75,7 +76,13 @@ def world_film(split: str, number: int, seed: int = 0) -> WorldFilm:
 
 
 def world_clips(
-    cache_dir: str | os.PathLike | None, clips: int, frames: int, size: int, seed: int = 0
+    cache_dir: str | os.PathLike | None,
+    clips: int,
+    frames: int,
+    size: int,
+    seed: int = 0,
+    *,
+    things: int = 0,
 ) -> UInt8[np.ndarray, "n t h w 3"]:
     """The first `clips` films of the training split, drawn at the size asked for.
 
@@ -85,9 +92,12 @@ def world_clips(
         frames: frames of a clip.
         size: its side in pixels.
         seed: of the world.
+        things: that each film shows; 0: any number.
     """
     del cache_dir
-    return np.stack([world_film("world", i, seed).draw(frames, size, size) for i in range(clips)])
+    films = (world_film("world", number, seed) for number in itertools.count())
+    wanted = (film for film in films if things in (0, len(film.scene.things)))
+    return np.stack([film.draw(frames, size, size) for film in itertools.islice(wanted, clips)])
 
 
 class WorldRecords(Sequence[ClipRecord]):
