@@ -17,6 +17,8 @@ phrasings are in `builtin:world-heldout` alone.
 
 `:ablation` is one stage with all losses: the base of
 `configs/ablations.py:NAME,world`.
+`:adapted` trains adapters of the encoder from the shipped tokenizer on, with all losses: what
+`benchmarks/world/drift.py` takes terms away from.
 `:smoke` takes a few steps of stage 2.
 """
 
@@ -30,13 +32,15 @@ TEXT_MODULES = ((r"^alignment\.|\.attention\.|\.text_prior\.|null_text", 10.0),)
 
 
 def get_config(argument: str = "stage1") -> ConfigDict:
-    """One stage, `ablation`, or `smoke`."""
+    """One stage, `ablation`, `adapted`, or `smoke`."""
     if argument == "ablation":
         return _ablation()
+    if argument == "adapted":
+        return _adapted()
     smoke = argument == "smoke"
     stage = "stage2" if smoke else argument or "stage1"
     if stage not in STAGES:
-        known = ", ".join((*STAGES, "ablation", "smoke"))
+        known = ", ".join((*STAGES, "ablation", "adapted", "smoke"))
         raise ValueError(f"world.py:{argument}: expected one of {known}")
     config = tokenizer_training_config(
         steps=3 if smoke else STAGES[stage],
@@ -109,4 +113,21 @@ def _ablation() -> ConfigDict:
     config.loss.weights.update({"text": 0.01, "hierarchy": 0.002})
     config.calibration.batches = 32
     config.report.world = 144
+    return config
+
+
+def _adapted() -> ConfigDict:
+    """Adapters of the encoder, from the shipped tokenizer on; its levels hardly move."""
+    config = get_config("stage3")
+    config.steps, config.batch_size, config.init_from = 120, 4, "builtin:world"
+    config.optimizer.update(
+        {"learning_rate": 1e-5, "warmup": 10,
+         "groups": ((r"\.adapter\.", 100.0), *TEXT_MODULES)}
+    )  # fmt: skip
+    with config.ignore_type():
+        config.model.tokenizer.update(
+            {"grids": ((4, 8), (1, 16), (2, 8), (4, 8)), "inputs": "latent-first"}
+        )
+    config.loss.settings.text_codebook_tokens = 64
+    config.masking.update({"start": 0.0, "end": 1.0})
     return config

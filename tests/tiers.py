@@ -14,6 +14,7 @@ MARKS: dict[str, tuple[str, ...]] = {
         "models/wan_vae/test_linear.py",
         "models/test_text_statistics.py::test_real_states",
         "demo/test_shipped_backbone.py",
+        "demo/test_decoder_training.py::test_only",
         "models/test_video_vae.py::test_the_tokenizer_takes",
         "models/pyratok/test_inputs.py",
         "evaluation/test_ask.py",

@@ -142,8 +142,12 @@ def test_each_mistake_in_a_config_of_a_prior_is_one_line(key, value, message):
 
 
 @pytest.mark.parametrize(
-    "config", ["demo", "demo:compact", "demo:world", "world:stage3", "demo_backbone", "demo_vision"]
-)
+    "config",
+    [
+        "demo", "demo:compact", "demo:world", "world:stage3", "world:adapted", "demo_backbone",
+        "demo_backbone:decoder", "demo_vision",
+    ],
+)  # fmt: skip
 def test_the_shipped_configs_pass(config):
     file, _, argument = config.partition(":")
     named = f"configs/{file}.py:{argument}" if argument else f"configs/{file}.py"

@@ -1,0 +1,140 @@
+"""What the drift terms hold: adapters of the encoder trained with and without them.
+
+    python -m benchmarks.world.drift --output runs/drift.json --workdir runs/drift
+
+Every training starts from `builtin:world` with fresh adapters and has all losses of
+`configs/world.py:adapted`, on videos of the world alone, less what an ablation of
+`training/ablations/table.py` takes away. Measured on held-out videos of the world and on the demo's
+held-out real scenes, which no training here sees: how far the encoder's latents have moved from the
+frozen encoder's, what they and their codes decode to through the frozen decoder, and the names that
+the tokens give.
+"""
+
+import argparse
+import json
+import runpy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, UInt8
+
+from benchmarks.world.features import FRAMES, SIDE, Networks, single
+from benchmarks.world.measures import queries
+from pyratok_jax.data.config import data_config
+from pyratok_jax.data.heldout import heldout_clips
+from pyratok_jax.data.world.vocabulary import seen_names
+from pyratok_jax.evaluation.world_set import classes
+from pyratok_jax.io.atomic import write_json
+from pyratok_jax.losses.text import code_features, peak_cosines, unit
+from pyratok_jax.models.pyratok.model import PyraTok
+from pyratok_jax.tokenizer import Tokenizer, load_tokenizer, to_model_range
+from pyratok_jax.training.ablations.table import apply
+from pyratok_jax.training.tasks.run import run
+
+START = "builtin:world"
+PART = 16  # videos that are encoded together
+NAMED, DECODED = 144, 32  # videos that are named, and those whose pixels are measured
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    p.add_argument("--names", default="full,no_drift", help="rows of the table of ablations")
+    p.add_argument("--seeds", default="0,1,2")
+    p.add_argument("--steps", type=int, default=120)
+    p.add_argument("--workdir", type=Path, default=Path("runs/drift"), help="of all trainings")
+    p.add_argument("--cache", type=Path, default=Path("runs/world_features"), help="folder")
+    p.add_argument("--output", type=Path, help="JSON file of all measurements")
+    return p
+
+
+@nnx.jit
+def _seen(model: PyraTok, video: Array) -> tuple[Array, ...]:
+    """Latents, those of the codes, the codes of level 1, and what both latents decode to."""
+    posterior = model.vae.posterior(to_model_range(video))
+    latent = model.vae.normalize(posterior.mean.astype(jnp.float32))
+    levels, rebuilt = model.quantize(posterior.stages, latent, None)
+    return latent, levels[0].q, model.decode(latent), model.decode(rebuilt)
+
+
+def _psnr(found: Array, video: UInt8[np.ndarray, "b t h w 3"]) -> list[float]:
+    errors = (jnp.clip(found, -1.0, 1.0) - to_model_range(jnp.asarray(video))) ** 2
+    return [float(10 * np.log10(4.0 / e)) for e in np.asarray(errors.mean(axis=(1, 2, 3, 4)))]
+
+
+def compare(
+    tokenizer: Tokenizer, frozen: Tokenizer, parts: Sequence[UInt8[np.ndarray, "b t h w 3"]]
+) -> dict[str, float]:
+    """How far latents have moved, in percent of their energy, and PSNR in dB."""
+    moved, energy = 0.0, 0.0
+    psnr: dict[str, list[float]] = {"latents": [], "codes": []}
+    for video in parts:
+        before = _seen(frozen.model, jnp.asarray(video))[0]
+        latent, _, plain, coded = _seen(tokenizer.model, jnp.asarray(video))
+        moved += float(jnp.sum((latent - before) ** 2))
+        energy += float(jnp.sum(before**2))
+        psnr["latents"] += _psnr(plain, video)
+        psnr["codes"] += _psnr(coded, video)
+    figures = {f"psnr of {name}": round(float(np.mean(x)), 2) for name, x in psnr.items()}
+    return {"latents moved, %": round(100 * moved / energy, 2)} | figures
+
+
+def names_right(
+    tokenizer: Tokenizer, networks: Networks, folder: Path, videos: np.ndarray, names: list[str]
+) -> float:
+    """Right names of 12 in percent by level 1, videos encoded without a caption."""
+    assert tokenizer.alignment is not None, "trained with a text term"
+    said = sorted(set(names))
+    vectors = unit(tokenizer.model.captions(queries(networks, folder, said)).pooled)
+    right = 0
+    for start in range(0, len(videos), PART):
+        codes = _seen(tokenizer.model, jnp.asarray(videos[start : start + PART]))[1]
+        features = code_features(codes, 0, tokenizer.alignment.text_embed)
+        best = np.asarray(peak_cosines(features, vectors)).argmax(axis=1)
+        right += sum(said[b] == n for b, n in zip(best, names[start : start + PART], strict=True))
+    return round(100 * right / len(videos), 1)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run all variants of all seeds and print, and write, their numbers."""
+    args = parser().parse_args(argv)
+    make = runpy.run_path("configs/world.py")["get_config"]
+    networks, frozen = Networks(), load_tokenizer(START)
+    chosen = classes(seen_names())
+    names = [chosen[number % len(chosen)] for number in range(NAMED)]
+    videos = np.stack(
+        [single((9, 1, n), name).draw(FRAMES, SIDE, SIDE) for n, name in enumerate(names)]
+    )
+    scenes = [clip.video[None] for clip in heldout_clips(data_config(), ("17x96x96",), 8)]
+    films = [videos[start : start + PART] for start in range(0, DECODED, PART)]
+
+    def measure(tokenizer: Tokenizer) -> dict[str, Any]:
+        return {
+            "films": compare(tokenizer, frozen, films),
+            "real scenes": compare(tokenizer, frozen, scenes),
+            "names": names_right(tokenizer, networks, args.cache, videos, names),
+        }
+
+    rows = [{"variant": "start"} | measure(frozen)]
+    print(json.dumps(rows[-1]), flush=True)
+    for seed in map(int, args.seeds.split(",")):
+        for name in args.names.split(","):
+            config = apply(make("adapted"), name, "world")
+            config.steps, config.seed = args.steps, seed
+            folder = args.workdir / f"{name}-{seed}"
+            if run(config, folder) is None:
+                return
+            rows.append({"variant": name, "seed": seed} | measure(load_tokenizer(folder)))
+            print(json.dumps(rows[-1]), flush=True)
+            if args.output:
+                write_json(args.output, {"steps": args.steps, "runs": rows})
+
+
+if __name__ == "__main__":
+    main()
