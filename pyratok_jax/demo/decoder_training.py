@@ -25,6 +25,8 @@ from pyratok_jax.models.wan_vae.model import WanVAE
 from pyratok_jax.tokenizer import load_tokenizer, to_model_range
 from pyratok_jax.training.loop.loop import train
 
+TRAINED = ("vae.decoder.", "vae.post_quant_conv.", "vae.linear.first_out.", "vae.linear.later_out.")
+
 
 class DecoderTask(PhasedTask):
     """The `contracts.Task` of this training.
@@ -46,9 +48,9 @@ class DecoderTask(PhasedTask):
             )
 
     def is_trainable(self, name: str, variable: nnx.Variable) -> bool:
-        """The decoder's network; its linear code stays as it was fitted."""
+        """The decoder's network, and how its linear code comes back."""
         del variable
-        return name.startswith(("vae.decoder.", "vae.post_quant_conv."))
+        return name.startswith(TRAINED)
 
     def loss(
         self,
