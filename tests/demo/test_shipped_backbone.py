@@ -47,7 +47,7 @@ def test_heldout_clips_keep_their_colours_and_beat_a_linear_code(quality, vae, t
         quality_of.append(quality["psnr"](video, after))
         gains.append(quality_of[-1] - quality["psnr"](video, code(video)))
     assert np.mean(quality_of) >= 30 and np.mean(gains) >= MARGIN
-    assert np.min(slopes) >= 0.89 and np.max(slopes) <= 1.1
+    assert np.min(slopes) >= 0.9 and np.max(slopes) <= 1.1
 
 
 def test_videos_of_the_world_come_back(quality, vae):
