@@ -47,7 +47,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--output", required=True, help="folder for the results (local or gs://)")
     p.add_argument("--tokenizer", default="", help="its folder, where it has moved")
     what = p.add_argument_group("what")
-    what.add_argument("--prompt", help="text, or the name of a class; empty: no prompt")
+    what.add_argument(
+        "--prompt",
+        action="append",
+        help="text, or the name of a class; empty: no prompt; several: a sample of each",
+    )
     what.add_argument("--prompts", help="a file with a prompt in each line")
     what.add_argument("--per-prompt", type=int, default=1, help="samples of each prompt")
     what.add_argument("--negative-prompt", default="", help="what guidance leads away from")
@@ -137,7 +141,7 @@ def prompts_of(arguments: argparse.Namespace) -> list[str]:
     Raises:
         UserError: an empty or unreadable file.
     """
-    lines = [arguments.prompt] if arguments.prompts is None else read_lines(arguments.prompts)
+    lines = arguments.prompt if arguments.prompts is None else read_lines(arguments.prompts)
     if not lines:
         raise UserError(f"--prompts {arguments.prompts} holds no prompt; write one in each line")
     return [line for line in lines for _ in range(arguments.per_prompt)]

@@ -370,6 +370,12 @@ REFUSED = [
 ]
 
 
+def test_each_of_several_prompts_is_drawn_as_often_as_asked_for():
+    given = ["--prompt", "a", "--prompt", "", "--per-prompt", "2"]
+    arguments = generate.parser().parse_args(["--checkpoint", "x", "--output", "y", *given])
+    assert generate.prompts_of(arguments) == ["a", "a", "", ""]
+
+
 @pytest.mark.parametrize(("arguments", "message"), REFUSED)
 def test_what_cannot_be_generated_is_refused_in_one_line(workdir, tmp_path, arguments, message):
     base = ["--checkpoint", str(workdir), "--output", str(tmp_path / "o")]
