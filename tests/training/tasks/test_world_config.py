@@ -1,5 +1,6 @@
 """The world's recipe: stages that follow one another, refusals of settings that cannot teach."""
 
+import dataclasses
 import runpy
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,8 @@ import pytest
 
 from pyratok_jax.errors import UserError
 from pyratok_jax.models.text_statistics import plain_captions
-from pyratok_jax.training.system import TokenizerLoss
+from pyratok_jax.tokenizer.loading import read_description, stored_config, tokenizer_folder
+from pyratok_jax.training.system import TokenizerLoss, tokenizer_config
 
 make = runpy.run_path(str(Path(__file__).parents[3] / "configs" / "world.py"))["get_config"]
 
@@ -25,8 +27,17 @@ def test_stages_share_one_schedule_of_masking_and_turn_the_losses_on():
     assert [s.loss.weights.autoregressive > 0 for s in stages] == [False, True, True]
     assert [s.loss.weights.drift_dinov3 > 0 for s in stages] == [False, False, True]
     assert all(TokenizerLoss(s).uses("text_codebook") for s in stages)
-    with pytest.raises(ValueError, match="stage1, stage2, stage3, ablation, smoke"):
+    with pytest.raises(ValueError, match="stage1, stage2, stage3, ablation, adapted, smoke"):
         make("stage4")
+
+
+def test_adapters_are_trained_around_the_levels_that_are_shipped():
+    config = make("adapted")
+    shipped = stored_config(read_description(tokenizer_folder(config.init_from)), "builtin:world")
+    made = tokenizer_config(config, shipped.vae, shipped.text_width)
+    assert made.lora_rank > 0
+    alike = {"lora_rank": shipped.lora_rank, "lora_alpha": shipped.lora_alpha}
+    assert dataclasses.replace(made, **alike) == shipped
 
 
 @pytest.mark.parametrize(
