@@ -70,6 +70,7 @@ ROWS: Mapping[str, Ablation] = {
     "no text-codebook alignment": Ablation("codebook terms", {"weight": 0.0}, "off"),
     "no text-conditioned alignment": Ablation("codebook terms", {"text": 0.0}),
     "no commitment": Ablation("codebook terms", {"commitment": 0.0}),
+    "no entropy": Ablation("codebook terms", {"entropy": 0.0}),
     "2 blocks of 20 bits": Ablation("blocks", _grids((4, 16), LATENT, bits=20) | {"entropy": 0.0}),
     "3 blocks of 17 bits": Ablation("blocks", _grids((4, 16), (4, 16), LATENT, bits=17)),
     "residual LFQ, 2 x 12 bits": Ablation("quantisers", _latent("residual", 2, 12) | {"text": 0.0}),
