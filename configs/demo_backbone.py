@@ -122,7 +122,6 @@ def _decoder(*, smoke: bool) -> ConfigDict:
         }
     )
     config.tokenizer = "builtin:world"
-    config.model = ConfigDict(DEMO.to_dict())
     config.loss = ConfigDict({"clean": 1.0, "codes": 0.5, "chroma": 0.1, "slope": 3.0})
     config.data = ConfigDict(
         {

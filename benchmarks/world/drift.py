@@ -23,13 +23,13 @@ from flax import nnx
 from jaxtyping import Array, UInt8
 
 from benchmarks.world.features import FRAMES, SIDE, Networks, single
-from benchmarks.world.measures import queries
+from benchmarks.world.measures import encode, queries
 from pyratok_jax.data.config import data_config
 from pyratok_jax.data.heldout import heldout_clips
 from pyratok_jax.data.world.vocabulary import seen_names
 from pyratok_jax.evaluation.world_set import classes
 from pyratok_jax.io.atomic import write_json
-from pyratok_jax.losses.text import code_features, peak_cosines, unit
+from pyratok_jax.losses.text import unit
 from pyratok_jax.models.pyratok.model import PyraTok
 from pyratok_jax.tokenizer import Tokenizer, load_tokenizer, to_model_range
 from pyratok_jax.training.ablations.table import apply
@@ -55,12 +55,16 @@ def parser() -> argparse.ArgumentParser:
 
 
 @nnx.jit
-def _seen(model: PyraTok, video: Array) -> tuple[Array, ...]:
-    """Latents, those of the codes, the codes of level 1, and what both latents decode to."""
+def _features(model: PyraTok, video: Array) -> tuple[tuple[Array, ...], Array]:
+    """Stage features and the normalised latent."""
     posterior = model.vae.posterior(to_model_range(video))
-    latent = model.vae.normalize(posterior.mean.astype(jnp.float32))
-    levels, rebuilt = model.quantize(posterior.stages, latent, None)
-    return latent, levels[0].q, model.decode(latent), model.decode(rebuilt)
+    return posterior.stages, model.vae.normalize(posterior.mean.astype(jnp.float32))
+
+
+@nnx.jit
+def _decoded(model: PyraTok, stages: tuple[Array, ...], latent: Array) -> tuple[Array, Array]:
+    """What the latent decodes to, and what its codes do."""
+    return model.decode(latent), model.decode(model.quantize(stages, latent, None)[1])
 
 
 def _psnr(found: Array, video: UInt8[np.ndarray, "b t h w 3"]) -> list[float]:
@@ -75,8 +79,9 @@ def compare(
     moved, energy = 0.0, 0.0
     psnr: dict[str, list[float]] = {"latents": [], "codes": []}
     for video in parts:
-        before = _seen(frozen.model, jnp.asarray(video))[0]
-        latent, _, plain, coded = _seen(tokenizer.model, jnp.asarray(video))
+        before = _features(frozen.model, jnp.asarray(video))[1]
+        stages, latent = _features(tokenizer.model, jnp.asarray(video))
+        plain, coded = _decoded(tokenizer.model, stages, latent)
         moved += float(jnp.sum((latent - before) ** 2))
         energy += float(jnp.sum(before**2))
         psnr["latents"] += _psnr(plain, video)
@@ -94,9 +99,9 @@ def names_right(
     vectors = unit(tokenizer.model.captions(queries(networks, folder, said)).pooled)
     right = 0
     for start in range(0, len(videos), PART):
-        codes = _seen(tokenizer.model, jnp.asarray(videos[start : start + PART]))[1]
-        features = code_features(codes, 0, tokenizer.alignment.text_embed)
-        best = np.asarray(peak_cosines(features, vectors)).argmax(axis=1)
+        features = _features(tokenizer.model, jnp.asarray(videos[start : start + PART]))
+        _, scores, _ = encode(tokenizer.model, tokenizer.alignment, *features, None, vectors)
+        best = np.asarray(scores[0]).argmax(axis=1)
         right += sum(said[b] == n for b, n in zip(best, names[start : start + PART], strict=True))
     return round(100 * right / len(videos), 1)
 

@@ -12,7 +12,6 @@ the control, whose faithfulness must be at chance. OUT/results.json has a row pe
 
 import argparse
 import dataclasses
-import itertools
 import json
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from pyratok_jax.data.world.films import world_film
+from pyratok_jax.data.world.films import film_numbers, world_film
 from pyratok_jax.generator import Clip
 from pyratok_jax.generator.token_dataset import sample_record, write_samples
 from pyratok_jax.io.atomic import write_json
@@ -36,15 +35,6 @@ FPS = 10.0
 BATCH = 32  # films that are encoded together
 
 
-def world_numbers(count: int, things: int) -> list[int]:
-    """Numbers of the first `count` training films of so many things; 0: of any number."""
-
-    def wanted(number: int) -> bool:
-        return things in (0, len(world_film("world", number).scene.things))
-
-    return list(itertools.islice(filter(wanted, itertools.count()), count))
-
-
 def write_tokens(arguments: argparse.Namespace, folder: Path) -> None:
     """The tokens of the first training films, unless they are there; encoded without captions."""
     if folder.exists():
@@ -53,7 +43,7 @@ def write_tokens(arguments: argparse.Namespace, folder: Path) -> None:
     count, shift = arguments.clips, arguments.clips // 2 if arguments.shuffled else 0
 
     def records() -> Iterator[TokenRecord]:
-        numbers = world_numbers(count, arguments.things)
+        numbers = film_numbers(count, arguments.things)
         films = [world_film("world", number) for number in numbers]
         for start in range(0, count, BATCH):
             rows = range(start, min(start + BATCH, count))

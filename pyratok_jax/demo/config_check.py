@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 
 from ml_collections import ConfigDict
 
+from pyratok_jax.demo import TASKS
 from pyratok_jax.demo.clips import phased_clips
 from pyratok_jax.errors import UserError, short
 from pyratok_jax.io import Json
@@ -14,7 +15,6 @@ from pyratok_jax.training.config_keys import Number, flattened
 
 _SIZES: dict[str, Callable[[Mapping[str, Json]], object]] = {
     "backbone": lambda values: WanVAEConfig.from_dict(dict(values)),
-    "decoder": lambda values: WanVAEConfig.from_dict(dict(values)),
     "vision": lambda values: DinoConfig(**values),
 }
 
@@ -27,14 +27,15 @@ def check_demo_config(config: ConfigDict) -> None:
     Raises:
         UserError: sizes of no network, phases, clips or shares that are none, a negative number.
     """
-    if config.task not in _SIZES:
+    if config.task not in TASKS:
         return
     for key, value in flattened(config):
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if number and key.startswith(("data.", "loss.")) and not Number(0).holds(value):
             raise UserError(f"config.{key} is {short(value, 80)}, expected {Number(0).expected}")
     try:
-        _SIZES[config.task](config.model.to_dict())
+        if config.task in _SIZES:
+            _SIZES[config.task](config.model.to_dict())
     except (TypeError, ValueError) as error:
         raise UserError(f"config.model: {error}") from error
     policies = WanVAE.remat_policies

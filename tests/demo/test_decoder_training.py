@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from pyratok_jax.checkpoints.pretrained import DEMO_BACKBONE, load_backbone, read_weights
+from pyratok_jax.data.world.films import world_film
 from pyratok_jax.demo.clips import phased_clips
 from pyratok_jax.demo.decoder_training import TRAINED, run, slope_error
 from pyratok_jax.errors import UserError
@@ -20,16 +21,22 @@ def test_paled_colours_cost_and_grey_clips_do_not():
     np.testing.assert_allclose(slope_error(0.9 * wanted, wanted), 0.01, rtol=0.02)
     # An offset is not a slope, and noise that has nothing to do with the clip is neither.
     np.testing.assert_allclose(slope_error(wanted + 0.4, wanted), 0.0, atol=1e-6)
+    noise = jnp.asarray(rng.normal(size=wanted.shape) * 0.1, jnp.float32)
+    assert slope_error(wanted + noise, wanted) < 0.01 < slope_error(0.8 * wanted, wanted)
     grey = wanted * 1e-4
     assert slope_error(0 * grey, grey) < 1e-3
 
 
 def test_things_are_films_of_one_thing():
     config = runpy.run_path("configs/demo_backbone.py")["get_config"]("decoder")
-    config.data.clips, config.data.shares = {"things": 16}, {}
+    config.data.clips, config.data.shares, config.data.augment = {"things": 16}, {}, {}
     config.data.phases = ("1*2x5x32",)
-    video = next(phased_clips(config))["video"]
-    assert video.shape == (2, 5, 32, 32, 3) and video.dtype == np.uint8
+    films = [world_film("world", number, seed=1) for number in range(40)]
+    alone = [film.draw(5, 32, 32) for film in films if len(film.scene.things) == 1][:2]
+    assert any(len(film.scene.things) > 1 for film in films[:4])  # So that some are left out.
+    for clip in next(phased_clips(config))["video"]:
+        mirrored = clip[:, :, ::-1]
+        assert any(np.array_equal(x, y) for x in (clip, mirrored) for y in alone)
 
 
 def test_only_the_decoder_changes(tmp_path):

@@ -51,6 +51,6 @@ def test_heldout_clips_keep_their_colours_and_beat_a_linear_code(quality, vae, t
 
 
 def test_videos_of_the_world_come_back(quality, vae):
-    videos = quality["world_videos"](4)
+    videos = quality["world_videos"]()
     found = [quality["psnr"](x, quality["rebuild"](vae, x[None])[0]) for x in videos]
-    assert np.mean(found) >= 29
+    assert np.mean(found) >= 32

@@ -75,6 +75,15 @@ def world_film(split: str, number: int, seed: int = 0) -> WorldFilm:
     return WorldFilm(scene, caption(scene, rng), questions(scene, rng))
 
 
+def film_numbers(count: int, things: int, seed: int = 0) -> list[int]:
+    """Numbers of the first `count` training films of so many things; 0: of any number."""
+
+    def wanted(number: int) -> bool:
+        return things in (0, len(world_film("world", number, seed).scene.things))
+
+    return list(itertools.islice(filter(wanted, itertools.count()), count))
+
+
 def world_clips(
     cache_dir: str | os.PathLike | None,
     clips: int,
@@ -95,9 +104,8 @@ def world_clips(
         things: that each film shows; 0: any number.
     """
     del cache_dir
-    films = (world_film("world", number, seed) for number in itertools.count())
-    wanted = (film for film in films if things in (0, len(film.scene.things)))
-    return np.stack([film.draw(frames, size, size) for film in itertools.islice(wanted, clips)])
+    films = (world_film("world", i, seed) for i in film_numbers(clips, things, seed))
+    return np.stack([film.draw(frames, size, size) for film in films])
 
 
 class WorldRecords(Sequence[ClipRecord]):
