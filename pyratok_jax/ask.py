@@ -59,11 +59,15 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--window", type=int, default=17, help="frames encoded together")
     p.add_argument(
         "--level", type=int, default=0,
-        help="for --segment and --question, from 1; 0: the last, and for a question all",
+        help="for --segment, --find and --question, from 1; 0: the first, and for a question all",
     )  # fmt: skip
     p.add_argument(
         "--pooling", choices=("mean", "tokens", "peaks"), default="mean",
-        help="of the tokens that a --question's answers are compared with",
+        help="of the tokens that --find and a --question's answers are compared with",
+    )  # fmt: skip
+    p.add_argument(
+        "--contrast", action="store_true",
+        help="of several --segment or --find: less what a token or frame has in common with all",
     )  # fmt: skip
     p.add_argument("--threshold", type=float, default=0.5, help="share of the similarity's range")
     p.add_argument("--crf-iterations", type=int, default=5, help="for --segment; 0: no field")
@@ -93,6 +97,11 @@ def check(arguments: argparse.Namespace) -> None:
     texts = [*(arguments.segment or ()), *(arguments.find or ())]
     if not all(text.strip() for text in texts):
         raise UserError("--segment and --find need words")
+    if (
+        arguments.contrast
+        and max(len(set(arguments.segment or ())), len(set(arguments.find or ()))) < 2
+    ):
+        raise UserError("--contrast compares phrases: give --segment or --find at least twice")
     for name in ("frames", "window", "smooth"):
         if getattr(arguments, name) < 1:
             raise UserError(f"--{name} {getattr(arguments, name)}: expected at least 1")
@@ -155,7 +164,9 @@ def segment(
 
     phrases = list(dict.fromkeys(phrase.strip() for phrase in arguments.segment))
     settings = FieldSettings(threshold=arguments.threshold, crf_iterations=arguments.crf_iterations)
-    found = asked.segment(phrases, settings, arguments.level - 1)
+    found = asked.segment(
+        phrases, settings, max(arguments.level - 1, 0), contrast=arguments.contrast
+    )
     frames, fps = asked.clip.frames, asked.clip.fps
     colours = {phrase: PALETTE[i % len(PALETTE)] for i, phrase in enumerate(phrases)}
     film = output.folder / "segment.mp4"
@@ -189,7 +200,10 @@ def find(
 
     settings = ProposalSettings(window_frames=arguments.smooth, threshold=arguments.threshold)
     fps, rows = asked.clip.fps, []
-    moments = asked.find(arguments.find, settings)
+    moments = asked.find(
+        arguments.find, settings, max(arguments.level - 1, 0),
+        pooling=arguments.pooling, contrast=arguments.contrast,
+    )  # fmt: skip
     for number, (sentence, found) in enumerate(zip(arguments.find, moments, strict=True), 1):
         spans = [(run.first / fps, run.end / fps) for run in found.runs]
         picture = output.folder / f"find_{number}.png"

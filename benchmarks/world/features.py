@@ -32,6 +32,7 @@ from pyratok_jax.tokenizer import to_model_range
 FRAMES, SIDE, LENGTH = 9, 64, 20
 BACKBONE, LANGUAGE = "builtin:demo-backbone", "builtin:smollm2"
 HIDDEN = 0.75  # share of the patches in `hide_patches`
+HIDINGS = ("frames", "tubes")
 _PART = 32  # videos or captions that are computed together
 
 
@@ -153,9 +154,18 @@ def single(seed: Sequence[int], name: str) -> WorldFilm:
     return WorldFilm(scene, caption(scene, rng), ())
 
 
-def hide_patches(videos: UInt8[np.ndarray, "n t h w 3"]) -> UInt8[np.ndarray, "n t h w 3"]:
-    """The videos with three quarters of their patches of 8 pixels grey, others in every frame."""
-    chosen = patch_mask(jax.random.key(0), videos.shape[:4], 8, jnp.float32(HIDDEN))
+def hide_patches(
+    videos: UInt8[np.ndarray, "n t h w 3"], how: str
+) -> UInt8[np.ndarray, "n t h w 3"]:
+    """The videos with three quarters of their patches of 8 pixels grey.
+
+    Args:
+        videos: as they are.
+        how: one of `HIDINGS`: others in each of the "frames", or the same in all ("tubes").
+    """
+    count, frames, height, width = videos.shape[:4]
+    shape = (count, 1 if how == "tubes" else frames, height, width)
+    chosen = patch_mask(jax.random.key(0), shape, 8, jnp.float32(HIDDEN))
     return np.where(np.asarray(chosen)[..., None], np.uint8(128), videos)
 
 
@@ -166,7 +176,7 @@ def load_videos(
     count: int,
     seed: Sequence[int],
     *,
-    hidden: bool = False,
+    hidden: str = "",
 ) -> Videos:
     """`count` films of `names` in turn, their features from `folder` where it has them.
 
@@ -176,18 +186,18 @@ def load_videos(
         names: colour and shape.
         count: number of films.
         seed: of the films.
-        hidden: have the encoder see them through `hide_patches`.
+        hidden: have the encoder see them through `hide_patches`, one of `HIDINGS`.
     """
     films = [single((*seed, number), names[number % len(names)]) for number in range(count)]
     backbone = networks.backbone
     scenes = "\n".join(repr(film.scene) for film in films)
     captions = [film.caption for film in films]
     folder.mkdir(parents=True, exist_ok=True)
-    through = (str(HIDDEN),) if hidden else ()
+    through = (str(HIDDEN), hidden) if hidden else ()
     seen = _kept(folder, "videos", (backbone.sha256, scenes, str((FRAMES, SIDE)), *through))
     if not seen.exists():
         videos = np.stack([film.draw(FRAMES, SIDE, SIDE) for film in films])
-        videos = hide_patches(videos) if hidden else videos
+        videos = hide_patches(videos, hidden) if hidden else videos
         latent, stages = networks.encode(videos)
         parts = {f"stage_{number}": stage for number, stage in enumerate(stages)}
         np.savez(seen, latent=latent, **parts)

@@ -3,9 +3,10 @@
     python -m benchmarks.world.hidden --output runs/hidden.json
 
 A trained tokenizer takes some more steps on stored features (`alignment.py`). In half of the videos
-three quarters of the patches are hidden from the encoder, the levels are to rebuild the clean
-latent all the same, and see the caption. Then what a caption is worth on held-out videos: the PSNR
-inside things with the video's own caption, none, and another's.
+three quarters of the patches are hidden from the encoder (others in every frame, or the same with
+`--how tubes`), the levels are to rebuild the clean latent all the same, and see the caption. Then
+what a caption is worth on held-out videos: the PSNR inside things with the video's own caption,
+none, and another's.
 
 | variant | captions, of the levels and of the text term |
 |---|---|
@@ -25,7 +26,7 @@ from jaxtyping import Array, Float, Int
 
 from benchmarks.world.alignment import Batch, Levels, Trainer, finished, make_settings
 from benchmarks.world.alignment import parser as settings_parser
-from benchmarks.world.features import LENGTH, Networks, load_scenes, load_videos
+from benchmarks.world.features import HIDINGS, LENGTH, Networks, load_scenes, load_videos
 from benchmarks.world.measures import heldout_videos, hidden_psnr, measure
 from pyratok_jax.data.captions import CaptionTokenizer
 from pyratok_jax.data.world.vocabulary import seen_names
@@ -34,8 +35,6 @@ from pyratok_jax.models.language.model import TextEncoder
 from pyratok_jax.models.pyratok.quantizers.final_latent import square_root
 from pyratok_jax.tokenizer import Tokenizer, load_tokenizer
 from pyratok_jax.training.init.calibration import metric_of
-
-SHARE = 0.5  # of the videos, those with hidden patches
 
 
 def parser() -> argparse.ArgumentParser:
@@ -48,6 +47,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--seeds", default="0,1,2")
     p.add_argument("--cache", type=Path, default=Path("runs/world_features"), help="folder")
     p.add_argument("--output", type=Path, help="JSON file of all measurements")
+    p.add_argument("--how", choices=HIDINGS, default="frames", help="patches are hidden")
+    p.add_argument("--share", type=float, default=0.5, help="of the videos, with hidden patches")
     p.add_argument("--films", type=int, default=2040, help="training videos")
     p.add_argument("--steps", type=int, default=400)
     p.add_argument("--learning-rate", type=float, default=1e-3, help="of the levels")
@@ -59,6 +60,7 @@ class HiddenTrainer(Trainer):
     """A trainer some of whose videos have hidden patches."""
 
     latents: Float[np.ndarray, "n t h w z"]
+    share: float
 
     def batch(
         self,
@@ -70,7 +72,7 @@ class HiddenTrainer(Trainer):
     ) -> Batch:
         """As `Trainer.batch`; videos with hidden patches show their captions."""
         batch = super().batch(rows, captions, vectors, weight, rng)
-        chosen = jnp.asarray(rng.random(len(rows)) < SHARE)
+        chosen = jnp.asarray(rng.random(len(rows)) < self.share)
         videos = jnp.where(
             chosen[:, None, None, None, None],
             jnp.asarray(self.latents[rows], jnp.float32),
@@ -94,10 +96,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = dataclasses.replace(settings, weight=settings.final_weight)
     root = square_root(metric_of(start.tokenizer, np.asarray(scenes[:64], np.float32), 0))
     trainer = HiddenTrainer(settings, start, root, videos, scenes)
-    through = load_videos(networks, args.cache, names, args.films, (0, 0), hidden=True)
-    trainer.latents = through.latent
+    through = load_videos(networks, args.cache, names, args.films, (0, 0), hidden=args.how)
+    trainer.latents, trainer.share = through.latent, args.share
     tests = heldout_videos(networks, args.cache, args.test)
-    asked = {"films": args.films, "share": SHARE, **dataclasses.asdict(settings)}
+    asked = {
+        "films": args.films,
+        "share": args.share,
+        "how": args.how,
+        **dataclasses.asdict(settings),
+    }
     rows = finished(args.output, asked)
     done = {(row["variant"], row["seed"]) for row in rows}
     for seed in map(int, args.seeds.split(",")):
@@ -113,7 +120,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                 captions=CaptionTokenizer(networks.language.tokenizer, LENGTH),
                 alignment=system.alignment,
             )
-            rows.append({"variant": variant, "seed": seed} | hidden_psnr(tokenizer) | found)
+            rows.append(
+                {"variant": variant, "seed": seed} | hidden_psnr(tokenizer, args.how) | found
+            )
             print(json.dumps(rows[-1]), flush=True)
             if args.output:
                 write_json(args.output, {"settings": asked, "runs": rows})

@@ -202,11 +202,11 @@ def video_psnr(tokenizer: Tokenizer) -> dict[str, float]:
     return {"psnr of videos": round(rebuilt, 2), "psnr of flat pictures": round(flat, 2)}
 
 
-def hidden_psnr(tokenizer: Tokenizer) -> dict[str, float]:
+def hidden_psnr(tokenizer: Tokenizer, how: str = "frames") -> dict[str, float]:
     """PSNR in dB inside things of held-out videos, of which most patches are hidden.
 
-    The encoder sees what `hide_patches` leaves, with the video's own caption, none, and that of a
-    video of another thing.
+    The encoder sees what `hide_patches` leaves in this way, with the video's own caption, none, and
+    that of a video of another thing.
     """
     names = classes(seen_names())
     films = [single((9, 1, number), names[number % len(names)]) for number in range(DECODED)]
@@ -214,7 +214,7 @@ def hidden_psnr(tokenizer: Tokenizer) -> dict[str, float]:
     clean, inside = (
         np.stack(x) for x in zip(*((f.frames, f.masks[0]) for f in drawn), strict=True)
     )
-    shown = hide_patches(clean)
+    shown = hide_patches(clean, how)
     own = [film.caption for film in films]
     found = {}
     for name, captions in (("own", own), ("no", None), ("another's", own[1:] + own[:1])):

@@ -1,9 +1,11 @@
-"""The pictures of the README: a held-out clip and what its tokens hold, and films from text.
+"""The pictures of the README: a held-out clip and what its tokens hold, films from text, masks.
 
     python -m benchmarks.world.pictures --checkpoint runs/demo --samples samples --output docs
+    python -m benchmarks.world.pictures --segmented 8,22,26 --output docs
 
 `overview.png`: a frame of a held-out real scene, the same decoded from its tokens, the tokens of
 each level in colours. `generated.webp`: films of an output folder of `generate` with their prompts.
+`world_masks.webp`: held-out videos of the world, and the mask of each phrase by `builtin:world`.
 """
 
 import argparse
@@ -20,7 +22,11 @@ import pyratok_jax as pt
 from pyratok_jax.data.config import data_config
 from pyratok_jax.data.heldout import heldout_clips
 from pyratok_jax.data.video.files import iter_frames
-from pyratok_jax.evaluation.vision.drawing import tiled, titled
+from pyratok_jax.data.world.films import world_film
+from pyratok_jax.data.world.vocabulary import COLOURS, SEEN_SHAPES
+from pyratok_jax.evaluation.user_clip import ClipQuestions, UserClip
+from pyratok_jax.evaluation.vision.drawing import PALETTE, overlay_masks, tiled, titled
+from pyratok_jax.evaluation.vision.masks import FieldSettings
 from pyratok_jax.models.pyratok.lfq import ids_to_bits
 from pyratok_jax.reports.pictures import token_maps
 
@@ -48,14 +54,35 @@ def overview(checkpoint: str, scene: int, frame: int) -> Image.Image:
     return Image.fromarray(tiled(panels, len(panels))[0])
 
 
-def films(samples: Path, columns: int) -> list[Image.Image]:
-    """The films of a folder of `generate`, tiled, a picture per frame."""
+def save_film(path: Path, frames: UInt8[np.ndarray, "t h w 3"]) -> None:
+    """Frames as a picture that moves."""
+    first, *rest = (Image.fromarray(frame) for frame in frames)
+    first.save(path, save_all=True, append_images=rest, duration=150, loop=0, quality=80, method=6)
+
+
+def films(samples: Path, columns: int) -> UInt8[np.ndarray, "t h w 3"]:
+    """The films of a folder of `generate`, tiled."""
     rows = [json.loads(line) for line in (samples / "samples.jsonl").read_text().splitlines()]
     panels = []
     for row in rows:
         frames = np.stack(list(iter_frames(samples / row["file"])))
         panels.append(titled(larger(frames, 2), {row["prompt"][:24]: WHITE}))
-    return [Image.fromarray(frame) for frame in tiled(panels, columns)]
+    return np.asarray(tiled(panels, columns))
+
+
+def segmented(film: int) -> UInt8[np.ndarray, "t H W 3"]:
+    """A held-out video above itself with a mask for the name of each of its things."""
+    drawn = world_film("world-heldout", film)
+    video = drawn.draw(17, 64, 64)
+    things = dict.fromkeys(thing.name for thing in drawn.scene.things)
+    others = [f"{colour} {shape}" for colour, shape in zip(COLOURS, SEEN_SHAPES, strict=True)]
+    asked = ClipQuestions(pt.load_tokenizer("builtin:world"), UserClip(video, 10.0, False), 9)
+    # Contrast is with names of every colour and shape; masks are of this video's.
+    phrases = [*things, *(name for name in others if name not in things)]
+    found = asked.segment(phrases, FieldSettings(), contrast=True)
+    colours = {name: PALETTE[n % len(PALETTE)] for n, name in enumerate(things)}
+    masked = overlay_masks(video, found.masks[: len(things)])
+    return np.concatenate([larger(video, 3), titled(larger(masked, 3), colours)], axis=1)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -66,15 +93,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--frame", type=int, default=8, help="its frame")
     parser.add_argument("--samples", type=Path, help="folder of generate, for generated.webp")
     parser.add_argument("--columns", type=int, default=4)
+    parser.add_argument("--segmented", help="numbers of held-out films, for world_masks.webp")
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args(argv)
     if arguments.checkpoint:
         picture = overview(arguments.checkpoint, arguments.scene, arguments.frame)
         picture.save(arguments.output / "overview.png")
+    if arguments.segmented:
+        panels = [segmented(int(number)) for number in arguments.segmented.split(",")]
+        tallest = max(panel.shape[1] for panel in panels)
+        filled = [
+            np.pad(panel, ((0, 0), (0, tallest - panel.shape[1]), (0, 0), (0, 0)))
+            for panel in panels
+        ]
+        save_film(arguments.output / "world_masks.webp", tiled(filled, len(filled)))
     if arguments.samples:
-        first, *rest = films(arguments.samples, arguments.columns)
-        first.save(arguments.output / "generated.webp", save_all=True, append_images=rest,
-                   duration=150, loop=0, quality=80, method=6)  # fmt: skip
+        save_film(arguments.output / "generated.webp", films(arguments.samples, arguments.columns))
 
 
 if __name__ == "__main__":

@@ -32,6 +32,8 @@ from pyratok_jax.evaluation.models.answering import (
 from pyratok_jax.evaluation.models.features import (
     Features,
     TokenizerFeatures,
+    contrasted,
+    frame_similarities,
     normalized,
 )
 from pyratok_jax.evaluation.vision.masks import (
@@ -142,7 +144,12 @@ class ClipQuestions:
         return normalized(np.asarray(self.tokenizer.text_features(list(texts)), np.float32))
 
     def segment(
-        self, phrases: Sequence[str], settings: FieldSettings, level: int = -1
+        self,
+        phrases: Sequence[str],
+        settings: FieldSettings,
+        level: int = 0,
+        *,
+        contrast: bool = False,
     ) -> Segmented:
         """A mask per phrase; masks of different phrases may overlap.
 
@@ -150,6 +157,7 @@ class ClipQuestions:
             phrases: what is looked for.
             settings: of the field over pixels, solved for the frames of one window at a time.
             level: whose tokens are compared, from 0; the paper takes the last.
+            contrast: of similarities less their mean over all phrases.
 
         Raises:
             UserError: a level that does not exist.
@@ -157,11 +165,9 @@ class ClipQuestions:
         tokens = self.features.levels[self._level(level)]
         queries = self.texts([f"a video of {phrase}." for phrase in phrases])
         size = self.clip.frames.shape[1:3]
-        maps = to_pixels(similarity_maps(tokens, queries), tokens, (size[0], size[1]))
-        # Each phrase by its own range: cosines of different phrases have different offsets.
-        odds = np.concatenate(
-            [log_odds(maps[..., i : i + 1], settings) for i in range(len(phrases))], axis=-1
-        )
+        maps = similarity_maps(tokens, queries, contrast=contrast)
+        maps = to_pixels(maps, tokens, (size[0], size[1]))
+        odds = log_odds(maps, settings)
         parts = [
             solve_field(self.clip.frames[i : i + self.window], odds[i : i + self.window], settings)
             for i in range(0, len(odds), self.window)
@@ -169,14 +175,32 @@ class ClipQuestions:
         chances = np.moveaxis(np.concatenate(parts), -1, 0)
         return Segmented(chances > 0.5, np.moveaxis(maps, -1, 0))
 
-    def find(self, sentences: Sequence[str], settings: ProposalSettings) -> list[Moments]:
-        """Intervals in which each sentence holds, by the first level's tokens of every frame."""
-        level = self.features.levels[0]
-        frames = normalized(level.values.mean(axis=(1, 2)))[level.rows]
-        scores = (frames @ self.texts(sentences).T).T
+    def find(
+        self,
+        sentences: Sequence[str],
+        settings: ProposalSettings,
+        level: int = 0,
+        *,
+        pooling: str = "mean",
+        contrast: bool = False,
+    ) -> list[Moments]:
+        """Intervals in which each sentence holds.
+
+        Args:
+            sentences: what is looked for.
+            settings: how intervals are proposed.
+            level: whose tokens are compared, from 0; the paper takes the first.
+            pooling: of a frame's tokens, one of `features.POOLINGS`.
+            contrast: of similarities less their mean over all sentences.
+
+        Raises:
+            UserError: a level that does not exist.
+        """
+        queries, level = self.texts(sentences), self._level(level)
+        scores = frame_similarities(self.features, queries, pooling, [level])
         return [
             Moments(tuple(propose(row, settings)), window_means(row, settings.window_frames))
-            for row in scores
+            for row in contrasted(scores, contrast).T
         ]
 
     def choose(

@@ -22,6 +22,7 @@ from pyratok_jax.data.world.vocabulary import (
     COLOURS,
     MOTIONS,
     SHAPES,
+    VERBS,
     seen_names,
     unseen_names,
 )
@@ -71,6 +72,11 @@ def write_classes(
                 synthetic.write_video(output / part / label / f"{number:03d}.mp4", film.frames)
 
 
+def label_of(action: str) -> str:
+    """What an annotator would call an action: "left" is "moves to the left"."""
+    return VERBS[action][0][0]
+
+
 def write_actions(output: Path, rng: np.random.Generator, count: int, size: int) -> None:
     """THUMOS14's layout: each video has two intervals of an action; it rests in between."""
     database: dict[str, Json] = {}
@@ -94,12 +100,13 @@ def write_actions(output: Path, rng: np.random.Generator, count: int, size: int)
             "subset": "validation",
             "duration": frames / synthetic.FPS,
             "annotations": [
-                {"segment": [s / synthetic.FPS, e / synthetic.FPS], "label": a} for s, e, a in spans
+                {"segment": [s / synthetic.FPS, e / synthetic.FPS], "label": label_of(a)}
+                for s, e, a in spans
             ],
         }
     synthetic.write_json(output / "annotations.json", {"database": database})
     for left_out in range(len(ACTIONS)):
-        chosen = [action for i, action in enumerate(ACTIONS) if i != left_out]
+        chosen = [label_of(action) for i, action in enumerate(ACTIONS) if i != left_out]
         path = output / "splits" / f"split_{left_out}.list"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("\n".join(chosen) + "\n")

@@ -50,13 +50,14 @@ def test_true_films_are_read_right(true_films, seen):
     assert min(share_right(true_films, seen).values()) >= 0.99
 
 
-def test_soft_and_noisy_films_as_a_tokenizer_leaves_them_are_still_read(true_films):
+@pytest.mark.parametrize(("blur", "least"), [(0.7, 0.95), (1.6, 0.9)])
+def test_soft_and_noisy_films_as_a_tokenizer_leaves_them_are_still_read(true_films, blur, least):
     rng, worn = np.random.default_rng(0), []
-    for _, frames in true_films[:40]:
-        soft = ndimage.gaussian_filter(frames.astype(float), (0, 0.7, 0.7, 0))
+    for _, frames in true_films:
+        soft = ndimage.gaussian_filter(frames.astype(float), (0, blur, blur, 0))
         noisy = soft + rng.normal(0, 6, soft.shape)
         worn.append(read_video(np.clip(noisy, 0, 255).astype(np.uint8)))
-    assert share_right(true_films[:40], worn)["everything"] >= 0.85
+    assert share_right(true_films, worn)["everything"] >= least
 
 
 def test_fringes_specks_and_pale_traces_are_no_things():

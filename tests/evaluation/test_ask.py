@@ -99,6 +99,8 @@ def test_a_clip_in_a_bucket_is_answered_there(run, bucket, clip, tmp_path, capsy
         (("--segment", " "), "need words"),
         (("--segment", "x", "--window", "0"), "--window 0"),
         (("--segment", "x", "--level", "9"), "no level 9"),
+        (("--find", "x", "--level", "9"), "no level 9"),
+        (("--segment", "x", "--find", "y", "--contrast"), "at least twice"),
         (("--question", "What?", "--choices", "a"), "1 choices"),
     ],
 )
@@ -145,6 +147,19 @@ def test_masks_are_where_the_tokens_say_so(known):
 def test_moments_are_when_the_tokens_say_so(known):
     (found,) = known.find(["something red"], ProposalSettings(window_frames=1))
     assert [(run.first, run.end) for run in found.runs] == [(4, 9)]
+
+
+def test_contrast_is_between_what_is_asked_for(known):
+    settings = ProposalSettings(window_frames=1)
+    red, grey = known.find(["red", "grey"], settings, pooling="peaks", contrast=True)
+    assert [(run.first, run.end) for run in red.runs] == [(4, 9)]
+    assert [(run.first, run.end) for run in grey.runs] == [(0, 4)]
+    np.testing.assert_allclose(red.scores, -grey.scores, atol=1e-6)
+    field = FieldSettings(crf_iterations=0)
+    plain, contrast = (
+        known.segment(["red square", "grey"], field, contrast=c).similarity for c in (False, True)
+    )
+    np.testing.assert_allclose(contrast, plain - plain.mean(axis=0), atol=1e-6)
 
 
 def test_choices_are_compared_by_what_tells_them_apart(known):

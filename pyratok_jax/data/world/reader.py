@@ -21,6 +21,7 @@ LEAST_FRAMES = 5
 _GRID = 28  # Samples a side of an outline, over +-`_REACH` of the root of its area.
 _REACH = 1.3
 _TURNS = 48  # Angles at which outlines are compared.
+_BLURS = (0.0, 0.05, 0.1)  # Of outlines, in units of the root of their area: what decoders do.
 _RINGS, _SECTORS = 6, 72  # Of the polar picture in which turning is a shift.
 _LOOKS = 7  # Frames from which a shape is read.
 
@@ -90,16 +91,17 @@ def compare(asked: Iterable[Seen], seen: Iterable[Seen]) -> Faithfulness:
 
 @functools.cache
 def _outlines() -> tuple[tuple[str, ...], Float[np.ndarray, "shapes turns n"]]:
-    """Names of shapes, and their outlines at all angles, each of zero mean and unit length."""
+    """Names of shapes, and their outlines at all angles and blurs, of zero mean and unit length."""
     fine = 96
-    v, u = (np.mgrid[:fine, :fine] + 0.5) / fine * 2.4 - 1.2
+    v, u = (np.mgrid[:fine, :fine] + 0.5) / fine * 3.2 - 1.6
     found = []
     for level in LEVELS.values():
         turned = []
         for angle in np.arange(_TURNS) * 2 * np.pi / _TURNS:
             cos, sin = np.cos(angle), np.sin(angle)
-            solid = level(cos * u + sin * v, cos * v - sin * u) < 0
-            turned.append(_outline(solid.astype(np.float32)))
+            solid = (level(cos * u + sin * v, cos * v - sin * u) < 0).astype(np.float32)
+            side = float(np.sqrt(solid.sum()))
+            turned += [_outline(ndimage.gaussian_filter(solid, side * blur)) for blur in _BLURS]
         found.append(np.stack(turned))
     return tuple(LEVELS), np.stack(found)
 
@@ -125,9 +127,10 @@ def _outline(cover: Float[np.ndarray, "h w"]) -> Float[np.ndarray, " n"]:
 
 
 def _coverage(mask: np.ndarray, frame: np.ndarray) -> Float[np.ndarray, "h w"]:
-    """A mask whose outermost pixels count by how much of the thing's colour they have.
+    """Pixels of a thing and around it, by how much of its colour they have.
 
-    At ten pixels across a circle and a hexagon of whole pixels are often the same.
+    At ten pixels across a circle and a hexagon of whole pixels are often the same, and a decoder
+    blurs arms and corners away before it loses them.
     """
     (box,) = ndimage.find_objects(mask.astype(int))
     box = tuple(slice(max(side.start - 4, 0), side.stop + 4) for side in box)
@@ -141,7 +144,8 @@ def _coverage(mask: np.ndarray, frame: np.ndarray) -> Float[np.ndarray, "h w"]:
     ground = float(np.median(around)) if len(around) else 0.0
     full = ndimage.maximum_filter(amount, 5)
     share = np.clip((amount - ground) / np.maximum(full - ground, 1e-3), 0.0, 1.0)
-    return np.where(inner, 1.0, np.where(outer, share, 0.0)).astype(np.float32)
+    deep = ndimage.binary_erosion(mask, iterations=2)
+    return np.where(deep, 1.0, np.where(outer, share, 0.0)).astype(np.float32)
 
 
 def read_shape(track: Track, video: UInt8[np.ndarray, "t h w 3"]) -> str:

@@ -253,12 +253,9 @@ def level_means(features: Features, levels: Sequence[int] | None, grid: int = 1)
     Raises:
         UserError: a level that does not exist.
     """
-    chosen = range(len(features.levels)) if levels is None else levels
     rows = []
-    for number in chosen:
-        if number >= len(features.levels):
-            raise UserError(f"there is no level {number + 1}, only {len(features.levels)}")
-        values = features.levels[number].values.mean(axis=0)
+    for level in chosen_levels(features, levels):
+        values = level.values.mean(axis=0)
         parts = [
             cell.mean(axis=(0, 1))
             for row in np.array_split(values, min(grid, values.shape[0]), axis=0)
@@ -271,6 +268,11 @@ def level_means(features: Features, levels: Sequence[int] | None, grid: int = 1)
     return np.stack(rows).astype(np.float32)
 
 
+def contrasted(similarity: np.ndarray, contrast: bool = True) -> np.ndarray:
+    """Similarities (..., n) with n texts, each less the mean over the texts; False: as they are."""
+    return similarity - similarity.mean(axis=-1, keepdims=True) if contrast else similarity
+
+
 def check_pooling(pooling: str) -> None:
     """Refuse a `--set pooling=` that is none of `POOLINGS`.
 
@@ -279,6 +281,45 @@ def check_pooling(pooling: str) -> None:
     """
     if pooling not in POOLINGS:
         raise UserError(f"--set pooling={pooling}: expected one of {', '.join(POOLINGS)}")
+
+
+def frame_similarities(
+    features: Features, queries: np.ndarray, pooling: str, levels: Sequence[int] | None
+) -> np.ndarray:
+    """Similarity of every frame of a clip with unit text vectors (n, d), float32 (frames, n).
+
+    Args:
+        features: of the clip.
+        queries: the texts.
+        pooling: of the tokens of a level that show the frame, one of `POOLINGS`.
+        levels: their numbers from 0 on, whose similarities are averaged; None: all.
+
+    Raises:
+        UserError: a level that does not exist.
+    """
+    found = []
+    for level in chosen_levels(features, levels):
+        rows = level.values.reshape(len(level.values), -1, level.values.shape[-1])
+        if pooling == "mean":
+            alike = normalized(rows.mean(axis=1)) @ queries.T
+        else:
+            likeness = best_tokens if pooling == "tokens" else peak_cosines
+            alike = np.asarray(likeness(jnp.asarray(rows), jnp.asarray(queries)))
+        found.append(alike[level.rows])
+    return np.asarray(sum(found) / len(found), np.float32)
+
+
+def chosen_levels(features: Features, levels: Sequence[int] | None) -> list[LevelFeatures]:
+    """The levels of these numbers, from 0 on; None: all.
+
+    Raises:
+        UserError: a level that does not exist.
+    """
+    count = len(features.levels)
+    for number in levels or ():
+        if number >= count:
+            raise UserError(f"there is no level {number + 1}, only {count}")
+    return [features.levels[n] for n in (range(count) if levels is None else levels)]
 
 
 def pooled_similarity(
@@ -300,8 +341,7 @@ def pooled_similarity(
         return (queries @ pooled).astype(np.float32)
     chosen = [
         level.values.reshape(1, -1, level.values.shape[-1])
-        for number, level in enumerate(features.levels)
-        if levels is None or number in levels
+        for level in chosen_levels(features, levels)
     ]
     likeness = best_tokens if pooling == "tokens" else peak_cosines
     found = [likeness(jnp.asarray(values), jnp.asarray(queries))[0] for values in chosen]

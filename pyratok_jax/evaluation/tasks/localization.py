@@ -9,6 +9,7 @@ import numpy as np
 
 from pyratok_jax.data.video.files import clock_of, iter_span
 from pyratok_jax.data.video.timeline import resampled
+from pyratok_jax.errors import UserError
 from pyratok_jax.evaluation.data.clips import resized
 from pyratok_jax.evaluation.data.labelled import parse_templates, spoken
 from pyratok_jax.evaluation.data.localization import (
@@ -20,7 +21,10 @@ from pyratok_jax.evaluation.data.localization import (
 from pyratok_jax.evaluation.models.features import (
     Extractor,
     Truth,
-    normalized,
+    check_pooling,
+    contrasted,
+    frame_similarities,
+    parse_levels,
     prompt_features,
 )
 from pyratok_jax.evaluation.task import (
@@ -45,7 +49,9 @@ from pyratok_jax.io import Json
 class Localization(ProposalSettings, FeatureTask[None]):
     """Zero-shot temporal action localization (THUMOS14, ActivityNet v1.3): level 1 averaged over
     space, cosine with each class name, means over windows of 25 frames, threshold, connected
-    runs. Average mAP over IoU thresholds, mean and spread over class splits.
+    runs. Average mAP over IoU thresholds, mean and spread over class splits. Beside these, the
+    paper's settings: other pooling and levels; --set contrast=true takes a frame's mean over all
+    classes off; --set stride=N encodes pieces that start every N frames and takes their mean.
     """
 
     name = "localization"
@@ -65,6 +71,10 @@ class Localization(ProposalSettings, FeatureTask[None]):
     fps: float = 0.0
     side: int = 256
     clip_frames: int = 97
+    stride: int = 0  # frames between the starts of pieces; 0: clip_frames, so that none overlap
+    levels: str = "1"
+    pooling: str = "mean"
+    contrast: bool = False
     all_videos: bool = False
     templates: str = "a video of {}."
 
@@ -83,7 +93,18 @@ class Localization(ProposalSettings, FeatureTask[None]):
         return self.clip_frames
 
     def check(self) -> None:
-        """Read the annotations, the splits and the thresholds."""
+        """Read the annotations, the splits, the levels and the thresholds.
+
+        Raises:
+            UserError: a stride that skips frames, or what the readers refuse.
+        """
+        if not 0 <= self.stride <= self.clip_frames:
+            raise UserError(
+                f"--set stride={self.stride}: expected 0 to clip_frames ({self.clip_frames}), so "
+                "that every frame is in a piece"
+            )
+        parse_levels(self.levels)
+        check_pooling(self.pooling)
         parse_range(self.ious, "ious")
         parse_templates(self.templates)
         self._class_splits()
@@ -108,7 +129,6 @@ class Localization(ProposalSettings, FeatureTask[None]):
             "class_splits": list(self._class_splits()),
             "videos_of_a_split": "all" if self.all_videos else "with an instance of its classes",
             "intervals_left_out_as_empty": found.dropped,
-            "feature": "level 1, mean over space",
         }
 
     def items(self) -> list[Item[None]]:
@@ -128,33 +148,36 @@ class Localization(ProposalSettings, FeatureTask[None]):
             raise BrokenItemError(f"no video {item.id} in {folder}")
         rate, margin = clock_of(str(path))
         fps = min(self.fps, rate) if self.fps else rate
-        scores, bits, size, frames = [], 0.0, (0, 0), 0
         pictures = resampled(iter_span(str(path)), fps, margin, 1 / rate)
-        for clip in self._clips(pictures):
-            span = (frames, len(clip), fps)
+        levels = parse_levels(self.levels)
+        total, seen = np.zeros((0, len(self._queries)), np.float32), np.zeros((0, 1), np.float32)
+        bits, size = 0.0, (0, 0)
+        for first, clip in self._pieces(pictures):
+            span = (first, len(clip), fps)
             features = model.video(clip, functools.partial(self._truth, item.id, *span))
-            level = features.levels[0]
-            vectors = normalized(level.values.mean(axis=(1, 2)))[level.rows]
-            scores.append(vectors @ self._queries.T)
+            more = ((0, first + len(clip) - len(total)), (0, 0))
+            total, seen = np.pad(total, more), np.pad(seen, more)
+            total[first:] += frame_similarities(features, self._queries, self.pooling, levels)
+            seen[first:] += 1
             bits += features.bits or 0.0
-            frames, size = frames + len(clip), clip.shape[1:3]
-        clip_size = {"frames": frames, "height": size[0], "width": size[1], "bits": bits or None}
-        return {
-            "scores": np.concatenate(scores).astype(np.float32),
-            "fps": fps,
-            "clip": clip_size,
-        }
+            size = clip.shape[1:3]
+        facts = {"frames": len(total), "height": size[0], "width": size[1], "bits": bits or None}
+        return {"scores": contrasted(total / seen, self.contrast), "fps": fps, "clip": facts}
 
-    def _clips(self, pictures: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        """The sampled frames in pieces that are encoded on their own."""
+    def _pieces(self, frames: Iterable[np.ndarray]) -> Iterator[tuple[int, np.ndarray]]:
+        """Pieces of the frames, each to be encoded on its own, and which frame it begins with."""
         held: list[np.ndarray] = []
-        for frame in pictures:
+        first = unseen = 0
+        stride = self.stride or self.clip_frames
+        for frame in frames:
             held.append(resized(frame, self.side))
+            unseen += 1
             if len(held) == self.clip_frames:
-                yield np.stack(held)
-                held = []
-        if held:
-            yield np.stack(held)
+                yield first, np.stack(held)
+                del held[:stride]
+                first, unseen = first + stride, 0
+        if unseen:
+            yield first, np.stack(held)
 
     def _truth(self, video: str, first: int, count: int, fps: float) -> Truth:
         labels = self.annotations().labels

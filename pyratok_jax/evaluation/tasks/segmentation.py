@@ -1,4 +1,4 @@
-"""Zero-shot video segmentation with the semantic (last) level of tokens."""
+"""Zero-shot video segmentation with the tokens of one level."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -25,14 +25,20 @@ from pyratok_jax.evaluation.data.vis import (
     read_frames,
     track_masks,
 )
-from pyratok_jax.evaluation.models.features import Extractor, Truth, prompt_features
+from pyratok_jax.evaluation.models.features import (
+    Extractor,
+    Truth,
+    chosen_levels,
+    prompt_features,
+)
 from pyratok_jax.evaluation.task import Item, Metrics, Partial, Picture, clip_facts
 from pyratok_jax.evaluation.tasks.base import FeatureTask
 from pyratok_jax.evaluation.vision.masks import (
     FieldSettings,
-    probabilities,
+    log_odds,
     resize_masks,
     similarity_maps,
+    solve_field,
     split_instances,
     to_pixels,
     unit_masks,
@@ -43,9 +49,11 @@ from pyratok_jax.io import Json
 
 @dataclasses.dataclass
 class Segmentation(FieldSettings, FeatureTask[VisVideo]):
-    """Zero-shot video segmentation (YouTube-VIS 2019/2021, OVIS, DAVIS): cosine of the last
-    level's tokens with the embedding of each semantic unit, a fully connected CRF over x, y and
-    t, connected parts as instances. Track mAP and J by TrackEval.
+    """Zero-shot video segmentation (YouTube-VIS 2019/2021, OVIS, DAVIS): cosine of one level's
+    tokens (the last; --set level=1 is the first) with the embedding of each semantic unit, a fully
+    connected CRF over x, y and t, a mask per unit (--set exclusive=true: a pixel is of one unit
+    alone), connected parts as instances. --set contrast=true takes each token's mean over all
+    units off. Track mAP and J by TrackEval.
     """
 
     name = "segmentation"
@@ -58,11 +66,13 @@ class Segmentation(FieldSettings, FeatureTask[VisVideo]):
     images: str = ""
     prompt: str = ""
     templates: str = "a video of {}."
-    level: int = -1
+    level: int = 0  # from 1; 0: the last
     side: int = 256
     clip_frames: int = 97
     guided: bool = False
-    units: int = 8
+    contrast: bool = False
+    exclusive: bool = False
+    units: int = 8  # the most in a video; 0: all
     instances: bool = True
     least_area: float = 0.0005
     crf_side: int = 480
@@ -77,7 +87,14 @@ class Segmentation(FieldSettings, FeatureTask[VisVideo]):
         return self.clip_frames
 
     def check(self) -> None:
-        """Read the annotations and the prompt."""
+        """Read the annotations and the prompt.
+
+        Raises:
+            UserError: a number below 0, or what the readers refuse.
+        """
+        for name in ("level", "units"):
+            if getattr(self, name) < 0:
+                raise UserError(f"--set {name}={getattr(self, name)}: expected 0 or more")
         parse_templates(self.templates)
         self._units()
 
@@ -137,14 +154,16 @@ class Segmentation(FieldSettings, FeatureTask[VisVideo]):
         field = np.stack([resized(frame, self.crf_side) for frame in frames])
         caption = ", ".join(self._names.values()) if self.guided else None
         features = model.video(small, lambda: self._truth(video, small.shape[1:3]), caption)
-        level = features.levels[self.level]
-        maps = similarity_maps(level, self._queries)
-        chosen = np.argsort(-maps.max(axis=(0, 1, 2)), kind="stable")[: self.units]
+        (level,) = chosen_levels(
+            features, [self.level - 1 if self.level else len(features.levels) - 1]
+        )
+        maps = similarity_maps(level, self._queries, contrast=self.contrast)
+        chosen = np.argsort(-maps.max(axis=(0, 1, 2)), kind="stable")[: self.units or None]
         maps = to_pixels(maps[..., chosen], level, small.shape[1:3])
         if small.shape != field.shape:
             maps = np.stack([_zoom(m, field.shape[1:3]) for m in maps])
-        chances = probabilities(field, maps, self)
-        masks = unit_masks(chances)
+        odds = log_odds(maps, self, shared=self.exclusive)
+        masks = unit_masks(solve_field(field, odds, self), exclusive=self.exclusive)
         tracks = []
         for position, unit in enumerate(chosen):
             category = list(self._names)[unit]

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from scipy import ndimage
 
-from pyratok_jax.evaluation.models.features import LevelFeatures, normalized
+from pyratok_jax.evaluation.models.features import LevelFeatures, contrasted, normalized
 from pyratok_jax.evaluation.vision.permutohedral import Lattice, build_lattice, lattice_filter
 
 
@@ -137,9 +137,18 @@ def mean_field_binary(
     return jax.lax.fori_loop(0, iterations, update, jax.nn.sigmoid(logits))
 
 
-def similarity_maps(level: LevelFeatures, queries: np.ndarray) -> np.ndarray:
-    """Cosine of every token with every query, (r, h, w, n)."""
-    return normalized(level.values) @ queries.T
+def similarity_maps(
+    level: LevelFeatures, queries: np.ndarray, *, contrast: bool = False
+) -> np.ndarray:
+    """Cosine of every token with every query, (r, h, w, n).
+
+    Args:
+        level: its tokens.
+        queries: unit vectors of texts (n, d).
+        contrast: less the token's mean over all queries. A token that is like every text is like
+            none of them in particular.
+    """
+    return contrasted(normalized(level.values) @ queries.T, contrast)
 
 
 def to_pixels(maps: np.ndarray, level: LevelFeatures, size: tuple[int, int]) -> np.ndarray:
@@ -166,8 +175,8 @@ class FieldSettings(KernelSettings):
     """How the field over pixels is set up and solved.
 
     Attributes:
-        threshold: similarity at even odds, as a share of the range of all similarities in a video,
-            0 its least, 1 its greatest: independent of the offset of a text encoder's cosines.
+        threshold: similarity at even odds, as a share of the range of a unit's similarities in a
+            video, 0 its least, 1 its greatest: independent of the offset of its text's cosines.
         temperature: similarity above the threshold over log-odds.
         crf_iterations: of mean field; 0 leaves the field out.
     """
@@ -177,9 +186,16 @@ class FieldSettings(KernelSettings):
     crf_iterations: int = 5
 
 
-def log_odds(maps: np.ndarray, settings: FieldSettings) -> np.ndarray:
-    """Log-odds of similarities (t, h, w, n) by their range over all of them, float32."""
-    low, high = float(maps.min()), float(maps.max())
+def log_odds(maps: np.ndarray, settings: FieldSettings, *, shared: bool = False) -> np.ndarray:
+    """Log-odds of similarities (t, h, w, n), float32.
+
+    Args:
+        maps: of n units.
+        settings: threshold and temperature.
+        shared: the threshold lies in the range of all units; False: each unit has its own.
+    """
+    axes = (0, 1, 2, 3) if shared else (0, 1, 2)
+    low, high = maps.min(axis=axes, keepdims=True), maps.max(axis=axes, keepdims=True)
     limit = low + settings.threshold * (high - low)
     return np.asarray((maps - limit) / settings.temperature, np.float32)
 
@@ -194,25 +210,17 @@ def solve_field(video: np.ndarray, logits: np.ndarray, settings: FieldSettings) 
     return np.asarray(field).reshape(logits.shape)
 
 
-def probabilities(video: np.ndarray, maps: np.ndarray, settings: FieldSettings) -> np.ndarray:
-    """Probability of every unit at every pixel, after the field is solved.
+def unit_masks(chances: np.ndarray, *, exclusive: bool = False) -> np.ndarray:
+    """Masks (n, t, h, w) of the pixels at which a unit has over one half.
 
     Args:
-        video: uint8 (t, h, w, 3).
-        maps: similarities (t, h, w, n) of the same size.
-        settings: of the field.
-
-    Returns:
-        float32 (t, h, w, n).
+        chances: probabilities (t, h, w, n).
+        exclusive: and that are likelier no other unit's; False: masks of units may overlap.
     """
-    return solve_field(video, log_odds(maps, settings), settings)
-
-
-def unit_masks(chances: np.ndarray) -> np.ndarray:
-    """Masks (n, t, h, w): a pixel belongs to its likeliest unit, if that has over one half."""
-    winner = np.argmax(chances, axis=-1)
-    masks = [(winner == i) & (chances[..., i] > 0.5) for i in range(chances.shape[-1])]
-    return np.stack(masks)
+    masks = chances > 0.5
+    if exclusive:
+        masks &= np.argmax(chances, axis=-1)[..., None] == np.arange(chances.shape[-1])
+    return np.moveaxis(masks, -1, 0)
 
 
 def split_instances(mask: np.ndarray, least: int, most: int) -> list[np.ndarray]:

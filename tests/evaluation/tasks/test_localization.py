@@ -9,6 +9,13 @@ from pyratok_jax.errors import UserError
 from pyratok_jax.evaluate import main
 from pyratok_jax.evaluation.data.labelled import spoken
 from pyratok_jax.evaluation.data.localization import load_annotations, load_splits
+from pyratok_jax.evaluation.models.features import (
+    Features,
+    LevelFeatures,
+    frame_similarities,
+    normalized,
+    pooled_similarity,
+)
 from pyratok_jax.evaluation.tasks.localization import Localization
 from pyratok_jax.evaluation.vision.temporal_detection import (
     ProposalSettings,
@@ -127,6 +134,51 @@ def test_random_features_are_at_the_chance_of_random_scores(constructed, rng):
         }
         chance.append(task.aggregate(noise)["average_map"])
     assert min(chance) <= found <= max(chance) and np.mean(chance) < 60
+
+
+@pytest.mark.parametrize(("count", "stride"), [(20, 3), (21, 3), (4, 3), (9, 9), (20, 0), (20, 1)])
+def test_pieces_show_every_frame_and_start_a_stride_apart(count, stride):
+    task = Localization("x", side=4, clip_frames=9, stride=stride)
+    frames = [np.full((4, 4, 3), number, np.uint8) for number in range(count)]
+    pieces = [(first, clip[:, 0, 0, 0].tolist()) for first, clip in task._pieces(frames)]
+    starts = [first for first, _ in pieces]
+    assert starts == list(range(0, starts[-1] + 1, stride or 9))
+    for first, numbers in pieces:
+        assert numbers == list(range(first, first + len(numbers))) and len(numbers) <= 9
+    assert {n for _, numbers in pieces for n in numbers} == set(range(count))
+    # The last piece is there for frames that no other one shows.
+    seen = {n for _, numbers in pieces[:-1] for n in numbers}
+    assert not set(pieces[-1][1]) <= seen
+
+
+def test_the_oracle_stays_the_best_with_other_settings(constructed, tmp_path):
+    settings = ("stride=5", "clip_frames=9", "levels=all", "pooling=peaks")
+    more = [word for setting in settings for word in ("--set", setting)]
+    best = run(constructed / "localization", tmp_path / "plain", "oracle", *more)
+    assert best["metrics"]["average_map"] == pytest.approx(100)
+    more += ["--set", "contrast=true"]
+    # Another class in sight lowers a score below that of a frame that shows nothing.
+    less = run(constructed / "localization", tmp_path / "contrast", "oracle", *more)
+    assert 90 < less["metrics"]["average_map"] < 100
+    with pytest.raises(UserError, match="stride=10"):
+        run(constructed / "localization", tmp_path / "n", "oracle", *more, "--set", "stride=10")
+    with pytest.raises(UserError, match="pooling=most"):
+        run(constructed / "localization", tmp_path / "n", "oracle", "--set", "pooling=most")
+
+
+@pytest.mark.parametrize("pooling", ["mean", "tokens", "peaks"])
+def test_a_frame_is_as_similar_as_a_clip_of_its_tokens_alone(pooling, rng):
+    rows = np.array([0, 1, 1, 2])
+    levels = tuple(
+        LevelFeatures(rng.standard_normal((3, h, 2, 5)).astype(np.float32), rows, (8, 8))
+        for h in (2, 4)
+    )
+    queries = normalized(rng.standard_normal((3, 5)).astype(np.float32))
+    found = frame_similarities(Features(levels), queries, pooling, None)
+    for frame, row in enumerate(rows):
+        alone = [LevelFeatures(x.values[row : row + 1], rows[:1], x.cell) for x in levels]
+        expected = [pooled_similarity(Features((x,)), queries, pooling) for x in alone]
+        np.testing.assert_allclose(found[frame], np.mean(expected, axis=0), atol=1e-6)
 
 
 def test_thresholds_change_without_a_new_evaluation(constructed, tmp_path, capsys):

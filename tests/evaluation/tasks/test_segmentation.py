@@ -22,6 +22,8 @@ from pyratok_jax.evaluation.data.vis import (
 from pyratok_jax.evaluation.models.features import LevelFeatures
 from pyratok_jax.evaluation.synthetic import uncompressed_rle
 from pyratok_jax.evaluation.vision.masks import (
+    FieldSettings,
+    log_odds,
     resize_masks,
     similarity_maps,
     split_instances,
@@ -95,10 +97,32 @@ def test_similarities_reach_their_pixels():
     assert 0 < pixels[0, 3, 0, 0] < 1
 
 
-def test_pixels_belong_to_one_unit_and_parts_are_ordered_by_size():
+def test_contrast_takes_off_what_a_token_has_in_common_with_every_unit():
+    values = np.zeros((1, 1, 2, 3), np.float32)
+    # The first token is like all units, the second a little like the second unit alone.
+    values[0, 0, 0], values[0, 0, 1] = [1, 1, 1], [0, 0.2, 0.3]
+    level = LevelFeatures(values, np.array([0]), (4, 4))
+    queries = np.eye(3, dtype=np.float32)[:2]
+    plain, contrast = (similarity_maps(level, queries, contrast=c)[0, 0] for c in (False, True))
+    assert plain[:, 1].argmax() == 0 and contrast[:, 1].argmax() == 1
+    np.testing.assert_allclose(contrast, plain - plain.mean(axis=1, keepdims=True), rtol=1e-6)
+
+
+def test_each_unit_has_its_own_range_unless_it_is_shared():
+    maps = np.zeros((1, 2, 2, 2), np.float32)
+    maps[0, 0, 0], maps[0, 1, 1] = (0.9, 0.1), (0.1, 0.3)
+    own = log_odds(maps, FieldSettings()) > 0
+    assert own[..., 0].sum() == 1 and own[0, 1, 1, 1]
+    shared = log_odds(maps, FieldSettings(), shared=True) > 0
+    assert shared[0, 0, 0, 0] and not shared[..., 1].any()
+
+
+def test_a_mask_per_unit_or_pixels_of_one_unit_and_parts_are_ordered_by_size():
     chances = np.full((2, 4, 4, 2), 0.2)
     chances[:, :2, :, 0], chances[:, :, :2, 1] = 0.7, 0.9
     masks = unit_masks(chances)
+    assert [mask.sum() for mask in masks] == [2 * 2 * 4, 2 * 4 * 2]
+    masks = unit_masks(chances, exclusive=True)
     assert not (masks[0] & masks[1]).any()
     assert masks[0].sum() == 2 * 2 * 2 and masks[1].sum() == 2 * 4 * 2
     mask = np.zeros((3, 8, 8), bool)
@@ -242,6 +266,15 @@ def test_missing_and_wrong_frames_are_broken_items(constructed, tmp_path):
     reasons = [entry["reason"] for entry in result["broken"]]
     assert "no such frame" in reasons[0] and "9x9 pixels" in reasons[1]
     assert result["metrics"]["j"] == pytest.approx(100)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [("level=9", "no level 9, only 4"), ("level=-1", "level=-1"), ("units=-2", "units=-2")],
+)
+def test_levels_count_from_one_and_must_exist(constructed, tmp_path, setting, message):
+    with pytest.raises(UserError, match=message):
+        run(constructed / "vis", tmp_path, "random", "--set", setting, "--limit", "1")
 
 
 def test_a_prompt_names_what_is_looked_for(constructed, tmp_path):

@@ -1,0 +1,107 @@
+"""How well tokens find things and motions in held-out videos of the world, beside random features.
+
+    python -m benchmarks.world.finding --output runs/finding
+    python -m benchmarks.world.finding --output runs/finding --tokenizer RUN --tokenizer RUN
+    python -m benchmarks.world.finding --output runs/finding --settings --seed 3 --count 24
+
+Writes a set of videos (`evaluation.synthetic --world`), runs `evaluate --task segmentation` and
+`--task localization` on it with each tokenizer and with random features, and prints J, track mAP
+and average mAP as JSON; OUTPUT/results.json has them. `--settings` measures the first tokenizer
+with one setting changed at a time, down to those of the paper.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pyratok_jax.data.world.vocabulary import COLOURS, SEEN_SHAPES
+from pyratok_jax.evaluate import main as evaluate
+from pyratok_jax.evaluation.synthetic import main as write_set
+from pyratok_jax.io.atomic import write_json
+
+# A label in the captions of eight things that do it.
+PROMPTS = "|".join(
+    f"A{'n' if colour[0] in 'aeiou' else ''} {colour} {shape} {{}}."
+    for colour, shape in zip(COLOURS, SEEN_SHAPES, strict=True)
+)
+PAPER = {"side": "64", "clip_frames": "9"}  # and the defaults of the tasks
+SETTINGS: dict[str, dict[str, str]] = {
+    "segmentation": PAPER | {"crf_side": "64", "level": "1", "contrast": "true", "units": "0"},
+    # Three frames a second: the nine frames of a piece span a motion, as in training.
+    "localization": PAPER
+    | {"fps": "3", "stride": "3", "window_frames": "9", "gap": "1", "levels": "all",
+       "pooling": "peaks", "contrast": "true", "templates": PROMPTS},
+}  # fmt: skip
+CHANGES: dict[str, dict[str, dict[str, str]]] = {
+    "segmentation": {
+        "no field": {"crf_iterations": "0"},
+        "no contrast": {"contrast": "false"},
+        "the last level": {"level": "0"},
+        "a pixel is of one unit": {"exclusive": "true"},
+        "eight units": {"units": "8"},
+    },
+    "localization": {
+        "no contrast": {"contrast": "false"},
+        "mean of tokens": {"pooling": "mean"},
+        "level 1": {"levels": "1"},
+        "one prompt": {"templates": "a video of {}."},
+        "pieces do not overlap": {"stride": "0"},
+        "all frames": {"fps": "0", "stride": "0", "window_frames": "25", "gap": "5"},
+    },
+}
+FOLDERS = {"segmentation": "vis", "localization": "localization"}
+KEPT = ("j", "map", "average_map", "average_map_std")
+
+
+def measure(task: str, tokenizer: str, data: Path, output: Path,
+            settings: Mapping[str, str]) -> dict[str, float]:  # fmt: skip
+    """The kept metrics of one evaluation."""
+    words = [f"--set={name}={value}" for name, value in settings.items()]
+    place = ["--data", str(data / FOLDERS[task]), "--output", str(output)]
+    evaluate(["--task", task, "--checkpoint", tokenizer, *place, *words])
+    metrics = json.loads((output / "results.json").read_text())["metrics"]
+    return {name: round(metrics[name], 2) for name in KEPT if metrics.get(name) is not None}
+
+
+def cases(arguments: argparse.Namespace) -> Iterator[tuple[str, str, str, dict[str, str]]]:
+    """Task, tokenizer, name and settings of each evaluation."""
+    tokenizers = arguments.tokenizer or ["builtin:world"]
+    for task, settings in SETTINGS.items():
+        if not arguments.settings:
+            yield from ((task, tokenizer, "", settings) for tokenizer in [*tokenizers, "random"])
+            continue
+        for tokenizer in (tokenizers[0], "random"):
+            yield task, tokenizer, "all of ours", settings
+            for name, change in CHANGES[task].items():
+                yield task, tokenizer, name, settings | change
+            yield task, tokenizer, "the defaults", PAPER
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tokenizer", action="append", help="trained; default: builtin:world")
+    parser.add_argument("--output", required=True, help="folder of the set and all evaluations")
+    parser.add_argument("--count", type=int, default=48, help="videos of each set")
+    parser.add_argument("--seed", type=int, default=5, help="of the videos")
+    parser.add_argument("--settings", action="store_true", help="change one setting at a time")
+    arguments = parser.parse_args(argv)
+    output = Path(arguments.output)
+    data = output / f"set_{arguments.seed}_{arguments.count}"
+    if not data.exists():
+        words = ["--world", "--count", str(arguments.count), "--seed", str(arguments.seed)]
+        write_set(["--output", str(data), *words])
+    rows: list[dict[str, Any]] = []
+    for number, (task, tokenizer, name, settings) in enumerate(cases(arguments)):
+        place = output / f"{task}_{number:02d}"
+        row = {"task": task, "tokenizer": Path(tokenizer).name, "seed": arguments.seed}
+        row |= {"settings": name} if name else {}
+        rows.append(row | measure(task, tokenizer, data, place, settings))
+        write_json(output / "results.json", rows)
+    print(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()
