@@ -62,8 +62,9 @@ def parser() -> argparse.ArgumentParser:
         help="for --segment, --find and --question, from 1; 0: the first, and for a question all",
     )  # fmt: skip
     p.add_argument(
-        "--pooling", choices=("mean", "tokens", "peaks"), default="mean",
-        help="of the tokens that --find and a --question's answers are compared with",
+        "--pooling", choices=("mean", "tokens", "peaks"), default="peaks",
+        help="of the tokens that --find and a --question's answers are compared with: peaks find "
+        "what is small (default), mean is the paper's",
     )  # fmt: skip
     p.add_argument(
         "--contrast", action="store_true",
