@@ -64,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--pooling", choices=("mean", "tokens", "peaks"), default="peaks",
         help="of the tokens that --find and a --question's answers are compared with: peaks find "
-        "what is small (default), mean is the paper's",
+        "what is small (default), mean is the paper's; a --projector does not look at it",
     )  # fmt: skip
     p.add_argument(
         "--contrast", action="store_true",
@@ -98,11 +98,12 @@ def check(arguments: argparse.Namespace) -> None:
     texts = [*(arguments.segment or ()), *(arguments.find or ())]
     if not all(text.strip() for text in texts):
         raise UserError("--segment and --find need words")
-    if (
-        arguments.contrast
-        and max(len(set(arguments.segment or ())), len(set(arguments.find or ()))) < 2
-    ):
-        raise UserError("--contrast compares phrases: give --segment or --find at least twice")
+    for mode in ("segment", "find"):
+        asked = {text.strip() for text in getattr(arguments, mode) or ()}
+        if arguments.contrast and len(asked) == 1:
+            raise UserError(f"--contrast compares phrases: give --{mode} at least twice")
+    if arguments.contrast and not texts:
+        raise UserError("--contrast is for --segment and --find")
     for name in ("frames", "window", "smooth"):
         if getattr(arguments, name) < 1:
             raise UserError(f"--{name} {getattr(arguments, name)}: expected at least 1")

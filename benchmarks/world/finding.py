@@ -6,12 +6,13 @@
 
 Writes a set of videos (`evaluation.synthetic --world`), runs `evaluate --task segmentation` and
 `--task localization` on it with each tokenizer and with random features, and prints J, track mAP
-and average mAP as JSON; OUTPUT/results.json has them. `--settings` measures the first tokenizer
-with one setting changed at a time, down to those of the paper.
+and average mAP as JSON; OUTPUT/tokenizers.json has them. `--settings` measures the first tokenizer
+with one setting changed at a time, then with the tasks' defaults: OUTPUT/settings.json.
 """
 
 import argparse
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -91,15 +92,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     output = Path(arguments.output)
     data = output / f"set_{arguments.seed}_{arguments.count}"
     if not data.exists():
+        part = data.with_name(data.name + ".part")
         words = ["--world", "--count", str(arguments.count), "--seed", str(arguments.seed)]
-        write_set(["--output", str(data), *words])
+        write_set(["--output", str(part), *words])
+        part.rename(data)
     rows: list[dict[str, Any]] = []
-    for number, (task, tokenizer, name, settings) in enumerate(cases(arguments)):
-        place = output / f"{task}_{number:02d}"
+    kind = "settings" if arguments.settings else "tokenizers"
+    for task, tokenizer, name, settings in cases(arguments):
+        called = re.sub(r"\W+", "_", f"{task} {Path(tokenizer).name} {name}".strip())
         row = {"task": task, "tokenizer": Path(tokenizer).name, "seed": arguments.seed}
-        row |= {"settings": name} if name else {}
+        row |= {"videos": arguments.count} | ({"settings": name} if name else {})
+        place = output / data.name.replace("set", "found") / called
         rows.append(row | measure(task, tokenizer, data, place, settings))
-        write_json(output / "results.json", rows)
+        write_json(output / f"{kind}.json", rows)
     print(json.dumps(rows, indent=1))
 
 

@@ -1,7 +1,7 @@
 """The pictures of the README: a held-out clip and what its tokens hold, films from text, masks.
 
     python -m benchmarks.world.pictures --checkpoint runs/demo --samples samples --output docs
-    python -m benchmarks.world.pictures --segmented 8,22,26 --output docs
+    python -m benchmarks.world.pictures --segmented 0,8,14,24 --output docs
 
 `overview.png`: a frame of a held-out real scene, the same decoded from its tokens, the tokens of
 each level in colours. `generated.webp`: films of an output folder of `generate` with their prompts.
@@ -29,6 +29,7 @@ from pyratok_jax.evaluation.vision.drawing import PALETTE, overlay_masks, tiled,
 from pyratok_jax.evaluation.vision.masks import FieldSettings
 from pyratok_jax.models.pyratok.lfq import ids_to_bits
 from pyratok_jax.reports.pictures import token_maps
+from pyratok_jax.tokenizer import Tokenizer
 
 WHITE = (255, 255, 255)
 
@@ -70,13 +71,13 @@ def films(samples: Path, columns: int) -> UInt8[np.ndarray, "t h w 3"]:
     return np.asarray(tiled(panels, columns))
 
 
-def segmented(film: int) -> UInt8[np.ndarray, "t H W 3"]:
+def segmented(tokenizer: Tokenizer, film: int) -> UInt8[np.ndarray, "t H W 3"]:
     """A held-out video above itself with a mask for the name of each of its things."""
     drawn = world_film("world-heldout", film)
     video = drawn.draw(17, 64, 64)
     things = dict.fromkeys(thing.name for thing in drawn.scene.things)
     others = [f"{colour} {shape}" for colour, shape in zip(COLOURS, SEEN_SHAPES, strict=True)]
-    asked = ClipQuestions(pt.load_tokenizer("builtin:world"), UserClip(video, 10.0, False), 9)
+    asked = ClipQuestions(tokenizer, UserClip(video, 10.0, False), 9)
     # Contrast is with names of every colour and shape; masks are of this video's.
     phrases = [*things, *(name for name in others if name not in things)]
     found = asked.segment(phrases, FieldSettings(), contrast=True)
@@ -100,7 +101,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         picture = overview(arguments.checkpoint, arguments.scene, arguments.frame)
         picture.save(arguments.output / "overview.png")
     if arguments.segmented:
-        panels = [segmented(int(number)) for number in arguments.segmented.split(",")]
+        tokenizer = pt.load_tokenizer("builtin:world")
+        numbers = map(int, arguments.segmented.split(","))
+        panels = [segmented(tokenizer, number) for number in numbers]
         tallest = max(panel.shape[1] for panel in panels)
         filled = [
             np.pad(panel, ((0, 0), (0, tallest - panel.shape[1]), (0, 0), (0, 0)))

@@ -42,6 +42,7 @@ from pyratok_jax.evaluation.vision.masks import (
     similarity_maps,
     solve_field,
     to_pixels,
+    unit_masks,
 )
 from pyratok_jax.evaluation.vision.temporal_detection import (
     ProposalSettings,
@@ -172,8 +173,7 @@ class ClipQuestions:
             solve_field(self.clip.frames[i : i + self.window], odds[i : i + self.window], settings)
             for i in range(0, len(odds), self.window)
         ]
-        chances = np.moveaxis(np.concatenate(parts), -1, 0)
-        return Segmented(chances > 0.5, np.moveaxis(maps, -1, 0))
+        return Segmented(unit_masks(np.concatenate(parts)), np.moveaxis(maps, -1, 0))
 
     def find(
         self,
@@ -181,7 +181,7 @@ class ClipQuestions:
         settings: ProposalSettings,
         level: int = 0,
         *,
-        pooling: str = "mean",
+        pooling: str = "peaks",
         contrast: bool = False,
     ) -> list[Moments]:
         """Intervals in which each sentence holds.
@@ -205,7 +205,7 @@ class ClipQuestions:
 
     def choose(
         self, question: str, options: Sequence[str], projector: str = "",
-        *, pooling: str = "mean", level: int | None = None,
+        *, pooling: str = "peaks", level: int | None = None,
     ) -> Choice:  # fmt: skip
         """The best of some options as an answer.
 

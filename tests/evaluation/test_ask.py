@@ -100,7 +100,15 @@ def test_a_clip_in_a_bucket_is_answered_there(run, bucket, clip, tmp_path, capsy
         (("--segment", "x", "--window", "0"), "--window 0"),
         (("--segment", "x", "--level", "9"), "no level 9"),
         (("--find", "x", "--level", "9"), "no level 9"),
-        (("--segment", "x", "--find", "y", "--contrast"), "at least twice"),
+        (
+            ("--segment", "x", "--find", "y", "--find", "z", "--contrast"),
+            "--segment at least twice",
+        ),
+        (("--segment", "x", "--segment", "x ", "--contrast"), "--segment at least twice"),
+        (
+            ("--segment", "x", "--segment", "y", "--find", "z", "--contrast"),
+            "--find at least twice",
+        ),
         (("--question", "What?", "--choices", "a"), "1 choices"),
     ],
 )

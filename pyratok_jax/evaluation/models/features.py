@@ -122,6 +122,8 @@ class TokenizerFeatures:
             rows = -(-np.arange(frames) // dt)
             shown = values[0, : rows[-1] + 1, : -(-height // ds), : -(-width // ds)]
             levels.append(LevelFeatures(np.asarray(shown, np.float32), rows, (ds, ds)))
+        if not all(np.isfinite(level.values).all() for level in levels):
+            raise BrokenItemError("the features of its tokens are not finite")
         return Features(tuple(levels), encoded.bits)
 
     def texts(self, captions: Sequence[str]) -> np.ndarray:
@@ -239,7 +241,7 @@ def parse_levels(text: str) -> list[int] | None:
     if text == "all":
         return None
     numbers = parse_numbers(text, "levels", "all, or numbers from 1 on as in 1,4", low=1)
-    return [number - 1 for number in numbers]
+    return [number - 1 for number in dict.fromkeys(numbers)]
 
 
 def level_means(features: Features, levels: Sequence[int] | None, grid: int = 1) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Zero-shot temporal action localization with the finest level of tokens."""
+"""Zero-shot temporal action localization with the tokens of every frame."""
 
 import dataclasses
 import functools
@@ -49,9 +49,9 @@ from pyratok_jax.io import Json
 class Localization(ProposalSettings, FeatureTask[None]):
     """Zero-shot temporal action localization (THUMOS14, ActivityNet v1.3): level 1 averaged over
     space, cosine with each class name, means over windows of 25 frames, threshold, connected
-    runs. Average mAP over IoU thresholds, mean and spread over class splits. Beside these, the
-    paper's settings: other pooling and levels; --set contrast=true takes a frame's mean over all
-    classes off; --set stride=N encodes pieces that start every N frames and takes their mean.
+    runs. Average mAP over IoU thresholds, mean and spread over class splits. Other settings than
+    the paper's: pooling and levels ("all", "1,4"); contrast=true subtracts from a frame its mean
+    over all classes; stride=N encodes pieces that start every N frames and takes their mean.
     """
 
     name = "localization"
@@ -98,6 +98,8 @@ class Localization(ProposalSettings, FeatureTask[None]):
         Raises:
             UserError: a stride that skips frames, or what the readers refuse.
         """
+        if self.clip_frames < 1:
+            raise UserError(f"--set clip_frames={self.clip_frames}: expected at least 1")
         if not 0 <= self.stride <= self.clip_frames:
             raise UserError(
                 f"--set stride={self.stride}: expected 0 to clip_frames ({self.clip_frames}), so "
@@ -108,6 +110,8 @@ class Localization(ProposalSettings, FeatureTask[None]):
         parse_range(self.ious, "ious")
         parse_templates(self.templates)
         self._class_splits()
+        if self.contrast and len(self.annotations().labels) < 2:
+            raise UserError("--set contrast=true compares classes: this set has only one")
 
     def annotations(self) -> Annotations:
         """The annotation file, read once."""
@@ -155,11 +159,13 @@ class Localization(ProposalSettings, FeatureTask[None]):
         for first, clip in self._pieces(pictures):
             span = (first, len(clip), fps)
             features = model.video(clip, functools.partial(self._truth, item.id, *span))
-            more = ((0, first + len(clip) - len(total)), (0, 0))
+            before = len(total)
+            more = ((0, first + len(clip) - before), (0, 0))
             total, seen = np.pad(total, more), np.pad(seen, more)
             total[first:] += frame_similarities(features, self._queries, self.pooling, levels)
             seen[first:] += 1
-            bits += features.bits or 0.0
+            new = first + len(clip) - before
+            bits += (features.bits or 0.0) * new / len(clip)
             size = clip.shape[1:3]
         facts = {"frames": len(total), "height": size[0], "width": size[1], "bits": bits or None}
         return {"scores": contrasted(total / seen, self.contrast), "fps": fps, "clip": facts}

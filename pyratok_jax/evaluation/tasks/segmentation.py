@@ -52,8 +52,8 @@ class Segmentation(FieldSettings, FeatureTask[VisVideo]):
     """Zero-shot video segmentation (YouTube-VIS 2019/2021, OVIS, DAVIS): cosine of one level's
     tokens (the last; --set level=1 is the first) with the embedding of each semantic unit, a fully
     connected CRF over x, y and t, a mask per unit (--set exclusive=true: a pixel is of one unit
-    alone), connected parts as instances. --set contrast=true takes each token's mean over all
-    units off. Track mAP and J by TrackEval.
+    alone, and all units share a threshold), connected parts as instances. --set contrast=true
+    subtracts from each token its mean over all units. Track mAP and J by TrackEval.
     """
 
     name = "segmentation"
@@ -96,7 +96,8 @@ class Segmentation(FieldSettings, FeatureTask[VisVideo]):
             if getattr(self, name) < 0:
                 raise UserError(f"--set {name}={getattr(self, name)}: expected 0 or more")
         parse_templates(self.templates)
-        self._units()
+        if len(self._units()) < 2 and self.contrast:
+            raise UserError("--set contrast=true compares units: only one is looked for")
 
     def dataset(self) -> VisData:
         """The data set, read once."""

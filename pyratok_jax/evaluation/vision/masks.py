@@ -126,15 +126,15 @@ def mean_field_binary(
         iterations: number of updates.
 
     Returns:
-        Marginal probability of "is it".
+        Log-odds of the marginals of "is it": probabilities near 1 would be equal in float32.
     """
     # The two labels' probabilities add up to 1, so one filtering serves both.
     ones = _message(kernels, jnp.ones((logits.shape[0], 1), logits.dtype))
 
-    def update(_: int, q: Array) -> Array:
-        return jax.nn.sigmoid(logits + 2 * _message(kernels, q) - ones)
+    def update(_: int, odds: Array) -> Array:
+        return logits + 2 * _message(kernels, jax.nn.sigmoid(odds)) - ones
 
-    return jax.lax.fori_loop(0, iterations, update, jax.nn.sigmoid(logits))
+    return jax.lax.fori_loop(0, iterations, update, logits)
 
 
 def similarity_maps(
@@ -176,7 +176,8 @@ class FieldSettings(KernelSettings):
 
     Attributes:
         threshold: similarity at even odds, as a share of the range of a unit's similarities in a
-            video, 0 its least, 1 its greatest: independent of the offset of its text's cosines.
+            video (of all units', where a pixel is of one alone), 0 its least, 1 its greatest:
+            independent of the offset of its text's cosines.
         temperature: similarity above the threshold over log-odds.
         crf_iterations: of mean field; 0 leaves the field out.
     """
@@ -201,25 +202,25 @@ def log_odds(maps: np.ndarray, settings: FieldSettings, *, shared: bool = False)
 
 
 def solve_field(video: np.ndarray, logits: np.ndarray, settings: FieldSettings) -> np.ndarray:
-    """Probability (t, h, w, n) of every unit at every pixel of `video`, from its log-odds."""
+    """Log-odds (t, h, w, n) of every unit at every pixel of `video`, after the field."""
     flat = jnp.asarray(logits, jnp.float32).reshape(-1, logits.shape[-1])
     if not settings.crf_iterations:
-        return np.asarray(jax.nn.sigmoid(flat)).reshape(logits.shape)
+        return np.asarray(flat).reshape(logits.shape)
     kernels = video_kernels(video, settings)
     field = mean_field_binary(flat, kernels, settings.crf_iterations)
     return np.asarray(field).reshape(logits.shape)
 
 
-def unit_masks(chances: np.ndarray, *, exclusive: bool = False) -> np.ndarray:
-    """Masks (n, t, h, w) of the pixels at which a unit has over one half.
+def unit_masks(odds: np.ndarray, *, exclusive: bool = False) -> np.ndarray:
+    """Masks (n, t, h, w) of the pixels at which a unit has more than even odds.
 
     Args:
-        chances: probabilities (t, h, w, n).
-        exclusive: and that are likelier no other unit's; False: masks of units may overlap.
+        odds: log-odds (t, h, w, n).
+        exclusive: only where no other unit is likelier; False: masks of units may overlap.
     """
-    masks = chances > 0.5
+    masks = odds > 0
     if exclusive:
-        masks &= np.argmax(chances, axis=-1)[..., None] == np.arange(chances.shape[-1])
+        masks &= np.argmax(odds, axis=-1)[..., None] == np.arange(odds.shape[-1])
     return np.moveaxis(masks, -1, 0)
 
 

@@ -118,11 +118,11 @@ def test_each_unit_has_its_own_range_unless_it_is_shared():
 
 
 def test_a_mask_per_unit_or_pixels_of_one_unit_and_parts_are_ordered_by_size():
-    chances = np.full((2, 4, 4, 2), 0.2)
-    chances[:, :2, :, 0], chances[:, :, :2, 1] = 0.7, 0.9
-    masks = unit_masks(chances)
+    odds = np.full((2, 4, 4, 2), -1.0)
+    odds[:, :2, :, 0], odds[:, :, :2, 1] = 20.0, 21.0  # Equal as float32 probabilities.
+    masks = unit_masks(odds)
     assert [mask.sum() for mask in masks] == [2 * 2 * 4, 2 * 4 * 2]
-    masks = unit_masks(chances, exclusive=True)
+    masks = unit_masks(odds, exclusive=True)
     assert not (masks[0] & masks[1]).any()
     assert masks[0].sum() == 2 * 2 * 2 and masks[1].sum() == 2 * 4 * 2
     mask = np.zeros((3, 8, 8), bool)
