@@ -13,7 +13,13 @@ from pyratok_jax.data.video.files import iter_frames
 from pyratok_jax.data.video.writer import VideoWriter
 from pyratok_jax.errors import UserError
 from pyratok_jax.evaluation.models.features import Features, LevelFeatures
-from pyratok_jax.evaluation.user_clip import ClipQuestions, UserClip, read_user_clip
+from pyratok_jax.evaluation.user_clip import (
+    ClipQuestions,
+    Moments,
+    Segmented,
+    UserClip,
+    read_user_clip,
+)
 from pyratok_jax.evaluation.vision.masks import FieldSettings
 from pyratok_jax.evaluation.vision.temporal_detection import ProposalSettings
 
@@ -72,6 +78,27 @@ def test_everything_at_once(run, tmp_path):
     # A token spreads all its attention over the caption.
     assert sum(weights) == pytest.approx(1.0, abs=1e-4)
     assert len(list(iter_frames(output / "attention_2.mp4"))) == 9
+
+
+def test_options_reach_what_is_asked(run, monkeypatch):
+    seen = {}
+
+    def segment(self, phrases, settings, level=0, *, contrast=False):
+        seen["segment"] = (level, contrast)
+        shape = (len(phrases), *self.clip.frames.shape[:3])
+        return Segmented(np.zeros(shape, bool), np.zeros(shape, np.float32))
+
+    def find(self, sentences, settings, level=0, *, pooling="", contrast=False):
+        seen["find"] = (level, pooling, contrast)
+        return [Moments((), np.zeros(len(self.clip.frames))) for _ in sentences]
+
+    monkeypatch.setattr(ClipQuestions, "segment", segment)
+    monkeypatch.setattr(ClipQuestions, "find", find)
+    asked = ("--segment", "a", "--segment", "b", "--find", "c", "--find", "d")
+    run(*asked)
+    assert seen == {"segment": (0, False), "find": (0, "peaks", False)}
+    run(*asked, "--level", "2", "--contrast", "--pooling", "mean")
+    assert seen == {"segment": (1, True), "find": (1, "mean", True)}
 
 
 def test_a_clip_in_a_bucket_is_answered_there(run, bucket, clip, tmp_path, capsys):

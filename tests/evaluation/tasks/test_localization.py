@@ -166,6 +166,69 @@ def test_the_oracle_stays_the_best_with_other_settings(constructed, tmp_path):
         run(constructed / "localization", tmp_path / "n", "oracle", "--set", "pooling=most")
 
 
+class Known:
+    """Features that say in each level what is asked of them, and how many bits they took."""
+
+    checkpoint_hash = "known"
+
+    def video(self, clip, truth=None, caption=None):
+        # Level 1 is like the first class where frames are bright; level 2 like the second one, and
+        # that only in one of four tokens; both are a little like everything.
+        bright = clip.mean(axis=(1, 2, 3)) / 255
+        levels = []
+        for level in range(2):
+            values = np.full((len(clip), 2, 2, 3), 0.1, np.float32)
+            part = values[:, :1, :1] if level else values
+            part[..., level] += bright[:, None, None]
+            levels.append(LevelFeatures(values, np.arange(len(clip)), (8, 8)))
+        return Features(tuple(levels), bits=10.0 * len(clip))
+
+    def texts(self, captions):
+        return np.eye(3, dtype=np.float32)[[len(text) % 2 for text in captions]]
+
+
+@pytest.fixture
+def scores(constructed):
+    """Scores and facts of one video under settings, by features that are known."""
+
+    def call(**settings):
+        task = Localization(str(constructed / "localization"), clip_frames=9, side=16, **settings)
+        task._queries = np.eye(3, dtype=np.float32)[:2]
+        return task.evaluate_item(Known(), task.items()[0])
+
+    return call
+
+
+def test_settings_choose_what_frames_are_compared_by(scores):
+    plain = scores()["scores"]
+    assert plain.shape[1] == 2 and (plain[:, 0] > plain[:, 1]).all()
+    second = scores(levels="2")["scores"]
+    assert (second[:, 1] > second[:, 0]).all()
+    both = scores(levels="all")["scores"]
+    np.testing.assert_allclose(both, (plain + second) / 2, atol=1e-6)
+    # What one token of four shows is more of the peak than of the mean.
+    assert (scores(levels="2", pooling="peaks")["scores"][:, 1] > second[:, 1]).all()
+    np.testing.assert_allclose(
+        scores(contrast=True)["scores"], plain - plain.mean(axis=1, keepdims=True), atol=1e-6
+    )
+
+
+def test_overlapping_pieces_are_averaged_and_their_bits_counted_once(scores):
+    plain, overlapping = scores(), scores(stride=4)
+    np.testing.assert_allclose(overlapping["scores"], plain["scores"], atol=1e-6)
+    frames = len(plain["scores"])
+    assert plain["clip"]["bits"] == pytest.approx(10 * frames)
+    assert overlapping["clip"]["bits"] == pytest.approx(10 * frames)
+
+
+def test_contrast_needs_two_classes(constructed, tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "annotations.json").write_text(ENTRY % '{"segment": [0, 1], "label": "X"}')
+    with pytest.raises(UserError, match="only one"):
+        run(data, tmp_path / "out", "random", "--set", "contrast=true")
+
+
 @pytest.mark.parametrize("pooling", ["mean", "tokens", "peaks"])
 def test_a_frame_is_as_similar_as_a_clip_of_its_tokens_alone(pooling, rng):
     rows = np.array([0, 1, 1, 2])

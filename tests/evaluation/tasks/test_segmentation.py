@@ -19,8 +19,9 @@ from pyratok_jax.evaluation.data.vis import (
     load_vis,
     read_frames,
 )
-from pyratok_jax.evaluation.models.features import LevelFeatures
+from pyratok_jax.evaluation.models.features import Features, LevelFeatures
 from pyratok_jax.evaluation.synthetic import uncompressed_rle
+from pyratok_jax.evaluation.tasks.segmentation import Segmentation
 from pyratok_jax.evaluation.vision.masks import (
     FieldSettings,
     log_odds,
@@ -275,6 +276,68 @@ def test_missing_and_wrong_frames_are_broken_items(constructed, tmp_path):
 def test_levels_count_from_one_and_must_exist(constructed, tmp_path, setting, message):
     with pytest.raises(UserError, match=message):
         run(constructed / "vis", tmp_path, "random", "--set", setting, "--limit", "1")
+
+
+class Halves:
+    """Level 1 is like the first unit in the left half, the last level like the second one there.
+
+    All tokens are a little like all units.
+    """
+
+    checkpoint_hash = "halves"
+
+    def video(self, clip, truth=None, caption=None):
+        levels = []
+        for unit in (0, 1):
+            values = np.full((len(clip), 4, 4, 3), 0.3, np.float32)
+            values[:, :, :2, unit] += 1.0
+            levels.append(LevelFeatures(values, np.arange(len(clip)), (16, 16)))
+        return Features(tuple(levels), bits=1.0)
+
+
+@pytest.fixture
+def found(constructed):
+    """By unit, what share of its track in one video is in the left half, or the track's score."""
+
+    def call(*, scores=False, **settings):
+        fields = {"side": 64, "crf_side": 64, "crf_iterations": 0, **settings}
+        task = Segmentation(str(constructed / "vis"), **fields)
+        task._names = {n: str(n) for n in list(task.dataset().categories)[:3]}
+        task._queries = np.eye(3, dtype=np.float32)
+        tracks = task.evaluate_item(Halves(), task.items()[0])["tracks"]
+        shares = {}
+        for row in tracks:
+            size = row["segmentations"][0]["size"]
+            masks = np.stack([decode_mask(s, *size) for s in row["segmentations"] if s])
+            share = masks[:, :, : size[1] // 2].sum() / masks.sum()
+            number = list(task._names).index(int(row["category_id"]))
+            shares[number] = float(row["score"] if scores else share)
+        return shares
+
+    return call
+
+
+def test_settings_choose_level_units_and_whether_masks_overlap(found):
+    first, last = found(level=1), found(level=0)
+    # Where a token is like one unit, cosines of the others are lower: theirs is the other half.
+    assert first[0] > 0.7 > 0.3 > first[1] and last[1] > 0.7 > 0.3 > last[0]
+    assert len(first) == 3 and len(found(level=1, units=2)) == 2 and len(found(units=0)) == 3
+    # Of two units with one mask a pixel can be of one alone.
+    assert first[1] == first[2] and len(found(level=1, exclusive=True)) < 3
+
+
+def test_contrast_lowers_what_a_token_is_alike_to_all_units(found):
+    plain, contrast = found(level=1, scores=True), found(level=1, contrast=True, scores=True)
+    # Tokens of the left half: (1.3, .3, .3), of the right one (.3, .3, .3).
+    inside = np.array([1.3, 0.3, 0.3]) / np.linalg.norm([1.3, 0.3, 0.3])
+    assert contrast[0] < plain[0] < inside[0] + 1e-6
+    assert contrast[0] == pytest.approx(inside[0] - inside.mean(), abs=0.1)
+
+
+def test_contrast_needs_two_units(constructed, tmp_path):
+    more = ("--set", "prompt=a red circle", "--set", "contrast=true")
+    with pytest.raises(UserError, match="only one"):
+        run(constructed / "vis", tmp_path, "random", *more)
 
 
 def test_a_prompt_names_what_is_looked_for(constructed, tmp_path):
