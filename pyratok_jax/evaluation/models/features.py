@@ -66,9 +66,10 @@ TruthSource = Callable[[], Truth]
 
 
 class Extractor(Protocol):
-    """Where a zero-shot task's features come from."""
+    """Where a zero-shot task's features come from, and how many levels they have."""
 
     checkpoint_hash: str
+    levels: int
 
     def video(
         self, clip: np.ndarray, truth: TruthSource | None = None, caption: str | None = None
@@ -92,6 +93,7 @@ class TokenizerFeatures:
         self.tokenizer = tokenizer
         self.window = tokenizer.config.vae.window(window)
         self.checkpoint_hash: str = tokenizer.checkpoint_hash
+        self.levels = len(tokenizer.config.grids)
 
     def video(
         self, clip: np.ndarray, truth: TruthSource | None = None, caption: str | None = None
@@ -242,6 +244,16 @@ def parse_levels(text: str) -> list[int] | None:
         return None
     numbers = parse_numbers(text, "levels", "all, or numbers from 1 on as in 1,4", low=1)
     return [number - 1 for number in dict.fromkeys(numbers)]
+
+
+def check_levels(extractor: Extractor, levels: Sequence[int] | None) -> None:
+    """Refuse numbers of levels, from 0 on, that features do not have, before any is made.
+
+    Raises:
+        UserError: a level that does not exist.
+    """
+    if levels and max(levels) >= extractor.levels:
+        raise UserError(f"there is no level {max(levels) + 1}, only {extractor.levels}")
 
 
 def level_means(features: Features, levels: Sequence[int] | None, grid: int = 1) -> np.ndarray:

@@ -19,6 +19,7 @@ from pyratok_jax.evaluation.models.features import (
     Extractor,
     Features,
     Truth,
+    check_levels,
     check_pooling,
     parse_levels,
     pooled_similarity,
@@ -94,6 +95,7 @@ class Classification(FeatureTask[Labelled]):
 
     def prepare(self, model: Extractor) -> None:
         """Embed the class names."""
+        check_levels(model, parse_levels(self.levels))
         names = [spoken(name) for name in self.class_names()]
         self._queries = prompt_features(model, names, parse_templates(self.templates))
 

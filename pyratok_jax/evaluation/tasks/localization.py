@@ -21,6 +21,7 @@ from pyratok_jax.evaluation.data.localization import (
 from pyratok_jax.evaluation.models.features import (
     Extractor,
     Truth,
+    check_levels,
     check_pooling,
     contrasted,
     frame_similarities,
@@ -141,6 +142,7 @@ class Localization(ProposalSettings, FeatureTask[None]):
 
     def prepare(self, model: Extractor) -> None:
         """Embed the class names."""
+        check_levels(model, parse_levels(self.levels))
         names = [spoken(label) for label in self.annotations().labels]
         self._queries = prompt_features(model, names, parse_templates(self.templates))
 

@@ -10,7 +10,12 @@ from scipy.special import log_softmax
 
 from pyratok_jax.errors import UserError
 from pyratok_jax.evaluation.data.labelled import Labelled, load_labelled, read_labelled
-from pyratok_jax.evaluation.models.features import Extractor, level_means, parse_levels
+from pyratok_jax.evaluation.models.features import (
+    Extractor,
+    check_levels,
+    level_means,
+    parse_levels,
+)
 from pyratok_jax.evaluation.task import Item, Metrics, Partial, clip_facts
 from pyratok_jax.evaluation.tasks.base import FeatureTask
 from pyratok_jax.evaluation.tasks.classification import label_ranks, whole_clip
@@ -131,6 +136,10 @@ class Probes(FeatureTask[Labelled]):
             for i, item in enumerate(part)
         ]
         return [item for _, _, item in sorted(ranked, key=lambda entry: entry[:2])]
+
+    def prepare(self, model: Extractor) -> None:
+        """Refuse levels that the features do not have."""
+        check_levels(model, parse_levels(self.levels))
 
     def evaluate_item(self, model: Extractor, item: Item[Labelled]) -> Partial:
         """The pooled features of one video."""

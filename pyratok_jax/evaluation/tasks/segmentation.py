@@ -28,6 +28,7 @@ from pyratok_jax.evaluation.data.vis import (
 from pyratok_jax.evaluation.models.features import (
     Extractor,
     Truth,
+    check_levels,
     chosen_levels,
     prompt_features,
 )
@@ -140,6 +141,7 @@ class Segmentation(FieldSettings, FeatureTask[VisVideo]):
 
     def prepare(self, model: Extractor) -> None:
         """Embed the semantic units."""
+        check_levels(model, [self.level - 1] if self.level else None)
         self._names = self._units()
         self._queries = prompt_features(
             model, list(self._names.values()), parse_templates(self.templates)

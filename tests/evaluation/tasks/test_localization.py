@@ -162,6 +162,9 @@ def test_the_oracle_stays_the_best_with_other_settings(constructed, tmp_path):
     assert 90 < less["metrics"]["average_map"] < 100
     with pytest.raises(UserError, match="stride=10"):
         run(constructed / "localization", tmp_path / "n", "oracle", *more, "--set", "stride=10")
+    with pytest.raises(UserError, match="no level 5, only 4"):
+        run(constructed / "localization", tmp_path / "n", "oracle", "--set", "levels=1,5")
+    assert not list((tmp_path / "n").rglob("*.npz"))
     with pytest.raises(UserError, match="pooling=most"):
         run(constructed / "localization", tmp_path / "n", "oracle", "--set", "pooling=most")
 

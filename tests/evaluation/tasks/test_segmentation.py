@@ -276,6 +276,7 @@ def test_missing_and_wrong_frames_are_broken_items(constructed, tmp_path):
 def test_levels_count_from_one_and_must_exist(constructed, tmp_path, setting, message):
     with pytest.raises(UserError, match=message):
         run(constructed / "vis", tmp_path, "random", "--set", setting, "--limit", "1")
+    assert not list(tmp_path.rglob("*.npz"))  # Nothing was encoded for it.
 
 
 class Halves:
