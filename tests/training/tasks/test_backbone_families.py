@@ -116,7 +116,7 @@ def test_every_command_on_a_trained_tokenizer(family, world, tmp_path, monkeypat
 def test_features_are_of_windows_that_the_family_takes():
     frames = [
         TokenizerFeatures(
-            SimpleNamespace(config=SimpleNamespace(vae=vae), checkpoint_hash="")
+            SimpleNamespace(config=SimpleNamespace(vae=vae, grids=()), checkpoint_hash="")
         ).window
         for vae in (svd.SVD, cogvideox.COGVIDEOX_2B, mochi.MOCHI)
     ]
