@@ -252,8 +252,12 @@ def check_levels(extractor: Extractor, levels: Sequence[int] | None) -> None:
     Raises:
         UserError: a level that does not exist.
     """
-    if levels and max(levels) >= extractor.levels:
-        raise UserError(f"there is no level {max(levels) + 1}, only {extractor.levels}")
+    _check_count(levels, extractor.levels)
+
+
+def _check_count(levels: Sequence[int] | None, count: int) -> None:
+    if levels and max(levels) >= count:
+        raise UserError(f"there is no level {max(levels) + 1}, only {count}")
 
 
 def level_means(features: Features, levels: Sequence[int] | None, grid: int = 1) -> np.ndarray:
@@ -297,6 +301,12 @@ def check_pooling(pooling: str) -> None:
         raise UserError(f"--set pooling={pooling}: expected one of {', '.join(POOLINGS)}")
 
 
+def _likeness(values: np.ndarray, queries: np.ndarray, pooling: str) -> np.ndarray:
+    """Similarity of b sets of tokens (b, n, d) with texts (c, d), (b, c); not by their mean."""
+    likeness = best_tokens if pooling == "tokens" else peak_cosines
+    return np.asarray(likeness(jnp.asarray(values), jnp.asarray(queries)))
+
+
 def frame_similarities(
     features: Features, queries: np.ndarray, pooling: str, levels: Sequence[int] | None
 ) -> np.ndarray:
@@ -317,8 +327,7 @@ def frame_similarities(
         if pooling == "mean":
             alike = normalized(rows.mean(axis=1)) @ queries.T
         else:
-            likeness = best_tokens if pooling == "tokens" else peak_cosines
-            alike = np.asarray(likeness(jnp.asarray(rows), jnp.asarray(queries)))
+            alike = _likeness(rows, queries, pooling)
         found.append(alike[level.rows])
     return np.asarray(sum(found) / len(found), np.float32)
 
@@ -330,9 +339,7 @@ def chosen_levels(features: Features, levels: Sequence[int] | None) -> list[Leve
         UserError: a level that does not exist.
     """
     count = len(features.levels)
-    for number in levels or ():
-        if number >= count:
-            raise UserError(f"there is no level {number + 1}, only {count}")
+    _check_count(levels, count)
     return [features.levels[n] for n in (range(count) if levels is None else levels)]
 
 
@@ -357,6 +364,5 @@ def pooled_similarity(
         level.values.reshape(1, -1, level.values.shape[-1])
         for level in chosen_levels(features, levels)
     ]
-    likeness = best_tokens if pooling == "tokens" else peak_cosines
-    found = [likeness(jnp.asarray(values), jnp.asarray(queries))[0] for values in chosen]
+    found = [_likeness(values, queries, pooling)[0] for values in chosen]
     return np.asarray(sum(found) / len(found), np.float32)
