@@ -18,7 +18,8 @@ phrasings are in `builtin:world-heldout` alone.
 `:ablation` is one stage with all losses: the base of
 `configs/ablations.py:NAME,world`.
 `:adapted` trains adapters of the encoder from the shipped tokenizer on, with all losses: what
-`benchmarks/world/drift.py` takes terms away from.
+`benchmarks/world/drift.py` takes terms away from. `:continued` trains its levels on, likewise, for
+`benchmarks/world/terms.py`.
 `:smoke` takes a few steps of stage 2.
 """
 
@@ -32,15 +33,17 @@ TEXT_MODULES = ((r"^alignment\.|\.attention\.|\.text_prior\.|null_text", 10.0),)
 
 
 def get_config(argument: str = "stage1") -> ConfigDict:
-    """One stage, `ablation`, `adapted`, or `smoke`."""
+    """One stage, `ablation`, `adapted`, `continued`, or `smoke`."""
     if argument == "ablation":
         return _ablation()
     if argument == "adapted":
         return _adapted()
+    if argument == "continued":
+        return _continued()
     smoke = argument == "smoke"
     stage = "stage2" if smoke else argument or "stage1"
     if stage not in STAGES:
-        known = ", ".join((*STAGES, "ablation", "adapted", "smoke"))
+        known = ", ".join((*STAGES, "ablation", "adapted", "continued", "smoke"))
         raise ValueError(f"world.py:{argument}: expected one of {known}")
     config = tokenizer_training_config(
         steps=3 if smoke else STAGES[stage],
@@ -130,4 +133,13 @@ def _adapted() -> ConfigDict:
         )
     config.loss.settings.text_codebook_tokens = 64
     config.masking.update({"start": 0.0, "end": 1.0})
+    return config
+
+
+def _continued() -> ConfigDict:
+    """The levels of the shipped tokenizer trained on, by all losses."""
+    config = _adapted()
+    # What is trained already keeps a low rate; text modules as the levels.
+    config.optimizer.learning_rate, config.optimizer.groups = 2e-4, ()
+    config.loss.weights.hierarchy = 0.01
     return config

@@ -119,6 +119,7 @@ class Networks:
         path = _kept(folder, "captions", (LANGUAGE, str(LENGTH), "\n".join(captions)))
         if not path.exists():
             words, ids, mask = self.embed(captions)
+            folder.mkdir(parents=True, exist_ok=True)
             np.savez(path, words=words, ids=ids, mask=mask)
         with np.load(path) as text:
             return text["words"], text["ids"], text["mask"]
