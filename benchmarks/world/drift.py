@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -24,12 +25,16 @@ from jaxtyping import Array, UInt8
 
 from benchmarks.world.features import FRAMES, SIDE, Networks, single
 from benchmarks.world.measures import encode, queries
+from pyratok_jax.checkpoints.pretrained import load_vision
 from pyratok_jax.data.config import data_config
 from pyratok_jax.data.heldout import heldout_clips
 from pyratok_jax.data.world.vocabulary import seen_names
 from pyratok_jax.evaluation.world_set import classes
 from pyratok_jax.io.atomic import write_json
+from pyratok_jax.losses.features import choose_moments
+from pyratok_jax.losses.pixel import take_frames
 from pyratok_jax.losses.text import unit
+from pyratok_jax.models.dino import Dino
 from pyratok_jax.models.pyratok.model import PyraTok
 from pyratok_jax.tokenizer import Tokenizer, load_tokenizer, to_model_range
 from pyratok_jax.training.ablations.table import apply
@@ -90,6 +95,42 @@ def compare(
     return {"latents moved, %": round(100 * moved / energy, 2)} | figures
 
 
+def vision_read(
+    tokenizer: Tokenizer, vision: Dino, parts: Sequence[UInt8[np.ndarray, "b t h w 3"]]
+) -> float:
+    """Share of the variance of DINO's patches that a linear map reads off the latents, in percent.
+
+    Position by position, in the last video frame of each latent frame; the map is fitted (ridge)
+    to the first half of the videos and measured on the second.
+    """
+    found: list[np.ndarray] = []
+    wanted: list[np.ndarray] = []
+    for video in parts:
+        latent = _features(tokenizer.model, jnp.asarray(video))[1]
+        b, t, h, w, _ = latent.shape
+        moments = choose_moments(video.shape[1], t, 0, None)
+        patches = _patches(vision, take_frames(to_model_range(jnp.asarray(video)), moments.video))
+        grid = jax.image.resize(patches, (b * t, h, w, patches.shape[-1]), "bilinear")
+        found.append(np.asarray(latent, np.float64).reshape(b, -1, latent.shape[-1]))
+        wanted.append(np.asarray(grid, np.float64).reshape(b, -1, grid.shape[-1]))
+    x, y = np.concatenate(found), np.concatenate(wanted)
+    half = len(x) // 2
+    train, test = (np.concatenate(list(x[rows])) for rows in (slice(half), slice(half, None)))
+    to_fit, truth = (np.concatenate(list(y[rows])) for rows in (slice(half), slice(half, None)))
+    mean, offset = train.mean(axis=0), to_fit.mean(axis=0)
+    train, test = train - mean, test - mean
+    scale = 1e-4 * np.trace(train.T @ train) / train.shape[1]
+    inverse = np.linalg.inv(train.T @ train + scale * np.eye(train.shape[1]))
+    read = test @ (inverse @ train.T @ (to_fit - offset)) + offset
+    left = np.sum((truth - read) ** 2) / np.sum((truth - offset) ** 2)
+    return round(100 * float(1 - left), 2)
+
+
+@nnx.jit
+def _patches(vision: Dino, images: Array) -> Array:
+    return vision(images).patches
+
+
 def names_right(
     tokenizer: Tokenizer, networks: Networks, folder: Path, videos: np.ndarray, names: list[str]
 ) -> float:
@@ -111,6 +152,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
     make = runpy.run_path("configs/world.py")["get_config"]
     networks, frozen = Networks(), load_tokenizer(START)
+    vision = load_vision("builtin:demo-vision")
     chosen = classes(seen_names())
     names = [chosen[number % len(chosen)] for number in range(NAMED)]
     videos = np.stack(
@@ -124,6 +166,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "films": compare(tokenizer, frozen, films),
             "real scenes": compare(tokenizer, frozen, scenes),
             "names": names_right(tokenizer, networks, args.cache, videos, names),
+            "vision read, %": vision_read(tokenizer, vision, films),
         }
 
     rows = [{"variant": "start"} | measure(frozen)]

@@ -161,6 +161,7 @@ ABLATIONS: dict[str, Ablation] = {
     "no_lpips": Ablation("losses", "no LPIPS", _without("lpips")),
     "no_retention": Ablation("losses", "no DINO retention", _without("retention")),
     "no_dino_drift": Ablation("losses", "no drift from DINO", _without("drift_dinov3")),
+    "no_vae_drift": Ablation("losses", "no drift from the VAE", _without("drift_vae")),
     "no_masking": Ablation(
         "losses", "no masking", {"masking.frame_ratio": 0.0, "masking.spatial_ratio": 0.0}
     ),
