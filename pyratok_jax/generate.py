@@ -75,6 +75,12 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument("--steps", default=none, help="parallel steps of each level: 8,6,4,3")
     how.add_argument("--choice-temperature", type=float, default=none,
                      help="noise on which tokens are kept first")  # fmt: skip
+    how.add_argument(
+        "--candidates",
+        type=int,
+        default=1,
+        help="draws of each sample; the one whose tokens say the prompt best is kept",
+    )
     how.add_argument("--batch", type=int, default=4, help="clips drawn at once")
     p.add_argument("--tokens-only", action="store_true", help="write a token dataset, no videos")
     p.add_argument(
@@ -101,7 +107,7 @@ def check(arguments: argparse.Namespace) -> None:
         raise UserError("--image and --video exclude each other")
     if a.task != "prediction" and a.video is None:
         raise UserError(f"--task {a.task} needs --video, the clip of which a part is kept")
-    for name in ("per_prompt", "batch"):
+    for name in ("per_prompt", "candidates", "batch"):
         if getattr(a, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} {getattr(a, name)}: expected at least 1")
     for name in ("frames", "seconds", "fps", "keep_frames"):
@@ -110,6 +116,8 @@ def check(arguments: argparse.Namespace) -> None:
             raise UserError(f"--{name.replace('_', '-')} {value}: expected a number from 0")
     if a.frames and a.seconds:
         raise UserError("--frames and --seconds exclude each other")
+    if a.stream and a.candidates > 1:
+        raise UserError("--stream writes frames as they are drawn: leave --candidates at 1")
     if a.stream and a.tokens_only:
         raise UserError("--stream and --tokens-only exclude each other")
     parse_size(a.size)
@@ -210,7 +218,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     video = given_frames(arguments, padding.frames, (padding.height, padding.width), fps)
     request = Request(
         prompts, frames, height, width, arguments.seed, 0, arguments.negative_prompt, video,
-        arguments.task,
+        arguments.task, arguments.candidates,
     )  # fmt: skip
     with output_folder(arguments.output) as output:
         output.folder.mkdir(parents=True, exist_ok=True)
@@ -265,13 +273,16 @@ class _Writer:
             for part in self._generator.batches(self._request, self._sampling, batch, report):
                 yield from part
 
-    def _row(self, prompt: str, number: int, file: str) -> None:
+    def _row(self, prompt: str, number: int, file: str, clip: "Clip | None" = None) -> None:
         size = self._generator.padding(self._request)
         row = {
             "file": file,
             "prompt": prompt,
             "seed": self._request.seed,
             "sample": number,
+            "candidates": self._request.candidates,
+            "candidate": clip.candidate if clip else 0,
+            "likeness": clip.likeness if clip else None,
             "size": [size.frames, size.height, size.width],
             "fps": self._fps,
             "negative_prompt": self._request.negative,
@@ -297,7 +308,7 @@ class _Writer:
             with VideoWriter(self._folder / name, fps=self._fps) as writer:
                 for frame in video:
                     writer.write(np.ascontiguousarray(frame))
-            self._row(clip.prompt, clip.number, name)
+            self._row(clip.prompt, clip.number, name, clip)
             self._output.send()
             if len(shown) < MOST:
                 shown.append(Sample(clip.prompt, name, self._fps, video))
@@ -336,7 +347,7 @@ class _Writer:
         def records() -> Iterator[Any]:
             for clip in self._drawn():
                 name = f"sample{clip.number:05d}"
-                self._row(clip.prompt, clip.number, name)
+                self._row(clip.prompt, clip.number, name, clip)
                 yield sample_record(
                     clip, name, fps=self._fps, generator=self._generator.checkpoint_hash,
                     checkpoint=self._generator.tokenizer.checkpoint_hash,

@@ -12,6 +12,7 @@ from pyratok_jax.data.captions import CaptionTokenizer
 from pyratok_jax.data.padding import Padding
 from pyratok_jax.errors import UserError
 from pyratok_jax.generator.drawing import Drawing, codes_of, ids_of
+from pyratok_jax.generator.ranking import check_ranking, says_prompt
 from pyratok_jax.models.language.model import TextEncoder
 from pyratok_jax.models.prior.conditioning import Condition
 from pyratok_jax.models.prior.config import Sampling
@@ -43,6 +44,8 @@ class Request:
             with, a video to continue; for "interpolation", "inpainting" and "outpainting" the clip
             whose region is kept.
         task: which part of `video` is kept; "prediction" keeps all frames that it has.
+        candidates: draws of each sample, of which the one is kept whose tokens say the prompt best
+            (`ranking`). The first of them is what is drawn where there is 1.
     """
 
     prompts: Sequence[str]
@@ -54,6 +57,7 @@ class Request:
     negative: str = ""
     video: Video | None = None
     task: TaskName = "prediction"
+    candidates: int = 1
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -65,12 +69,17 @@ class Clip:
         number: of the sample within its seed.
         seed: of the request.
         encoded: its tokens, and how what they decode to is cropped.
+        candidate: which of the sample's draws it is.
+        likeness: of its tokens to the prompt (`ranking.says_prompt`); None where it is the only
+            draw.
     """
 
     prompt: str
     number: int
     seed: int
     encoded: EncodedClip
+    candidate: int = 0
+    likeness: float | None = None
 
 
 class Generator:
@@ -147,7 +156,7 @@ class Generator:
             prompts: one or several.
             sampling: None takes the defaults of the training.
             batch: clips drawn at once; it changes no sample.
-            progress: called with the number of clips done so far, in fractions.
+            progress: called with the number of prompts done so far, in fractions.
             request: the other fields of `Request`.
 
         Raises:
@@ -170,37 +179,67 @@ class Generator:
         """`generate`, batch by batch."""
         if not request.prompts:
             raise UserError("there is no prompt; give at least one, which may be empty")
-        if batch < 1:
-            raise UserError(f"--batch {batch}: expected at least 1")
+        for name, value in (("batch", batch), ("candidates", request.candidates)):
+            if value < 1:
+                raise UserError(f"--{name} {value}: expected at least 1")
+        draws = self._draws(request, sampling, batch, progress)
+        if request.candidates == 1:
+            yield from draws
+            return
+        check_ranking(self.tokenizer, request.prompts)
+        held: list[Clip] = []
+        for part in draws:
+            held += part
+            whole = len(held) - len(held) % request.candidates
+            if whole:
+                yield self._best(held[:whole], request.candidates)
+            held = held[whole:]
+
+    def _best(self, draws: Sequence[Clip], candidates: int) -> list[Clip]:
+        """Of each sample's draws, one after the other, that which says the prompt best."""
+        levels = zip(*(clip.encoded.ids for clip in draws), strict=True)
+        ids = [np.stack(level) for level in levels]
+        likeness = says_prompt(self.tokenizer, ids, [clip.prompt for clip in draws])
+        best = likeness.reshape(-1, candidates).argmax(axis=1) + np.arange(
+            0, len(draws), candidates
+        )
+        return [dataclasses.replace(draws[n], likeness=float(likeness[n])) for n in best]
+
+    def _draws(
+        self, request: Request, sampling: Sampling, batch: int, progress: Progress | None
+    ) -> Iterator[list[Clip]]:
+        """All draws of all samples, those of a sample one after the other, batch by batch."""
         padding = self.padding(request)
         layout = self.layout(padding)
         given = self._given(request, padding, layout)
-        prompts = list(request.prompts)
-        rows = min(batch, len(prompts))
-        for start in range(0, len(prompts), rows):
-            texts = prompts[start : start + rows]
+        count, each = len(request.prompts) * request.candidates, request.candidates
+        rows = min(batch, count)
+        drawing = Drawing(self.prior, self.tokenizer.model.quantizer, layout, sampling)
+        for start in range(0, count, rows):
             # One batch size, so that one program draws all; the filling is thrown away.
-            filled = texts + [""] * (rows - len(texts))
-            numbers = request.first + start + np.arange(rows)
-            drawing = Drawing(self.prior, self.tokenizer.model.quantizer, layout, sampling)
-            condition = self.condition(filled, request.negative, sampling.guided)
+            samples, tries = np.divmod(start + np.arange(rows), each)
+            texts = [request.prompts[n] for n in samples if n < len(request.prompts)]
+            condition = self.condition(
+                texts + [""] * (rows - len(texts)), request.negative, sampling.guided
+            )
             codes = drawing.run(
                 condition,
-                row_keys(request.seed, numbers),
+                row_keys(request.seed, request.first + samples, tries),
                 _rows_of(given, rows),
-                _scaled(progress, start, len(texts)),
+                _scaled(progress, start / each, len(texts) / each),
             )
             ids = ids_of(codes, layout)
             yield [
                 Clip(
                     text,
-                    int(number),
+                    int(request.first + samples[row]),
                     request.seed,
                     EncodedClip(
                         tuple(level[row] for level in ids), padding, self.prior.config.bits
                     ),
+                    int(tries[row]),
                 )
-                for row, (text, number) in enumerate(zip(texts, numbers[: len(texts)], strict=True))
+                for row, text in enumerate(texts)
             ]
 
     def decode(self, clip: Clip) -> Video:
@@ -221,8 +260,10 @@ class Generator:
             consecutive frames. Any number of them takes the memory of a few, with a window.
 
         Raises:
-            UserError: an order or a tokenizer that does not stream.
+            UserError: an order or a tokenizer that does not stream, or candidates.
         """
+        if request.get("candidates", 1) != 1:
+            raise UserError("--stream shows frames as they are drawn: leave --candidates at 1")
         if self.prior.config.order != "blocks" or not self.tokenizer.model.streams:
             raise UserError("only a prior of order blocks and a tokenizer that streams can stream")
         asked = Request([prompt], **request)  # type: ignore[arg-type]
@@ -317,7 +358,7 @@ def _rows_of(given: Given | None, rows: int) -> Given | None:
     return given._replace(codes=jnp.broadcast_to(given.codes, (rows, *given.codes.shape[1:])))
 
 
-def _scaled(progress: Progress | None, done: int, clips: int) -> Progress:
+def _scaled(progress: Progress | None, done: float, clips: float) -> Progress:
     def report(share: float) -> None:
         if progress is not None:
             progress(done + share * clips)

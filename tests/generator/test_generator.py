@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from pyratok_jax import embed_captions, generate, publish
 from pyratok_jax.checkpoints.working_folder import read_parameters
@@ -17,6 +18,7 @@ from pyratok_jax.data.video.writer import VideoWriter
 from pyratok_jax.errors import UserError
 from pyratok_jax.generator import load_generator, loading, publishing
 from pyratok_jax.generator.loading import DESCRIPTION, read_description
+from pyratok_jax.models.alignment import Alignment
 from pyratok_jax.tokenizer import Tokenizer
 from pyratok_jax.tokens.dataset import TokenDataset, read_all
 from pyratok_jax.tokens.decoding import Selection, decode_all
@@ -270,6 +272,67 @@ def stored(video, folder):
     return frames_of(folder / "again.mp4")
 
 
+@pytest.fixture(scope="module")
+def aligned(workdir, patched):
+    """The generator with a tokenizer whose codes lie in a text space."""
+    plain = tokenizer()
+    alignment = Alignment(6, 2, plain.text.width, rngs=nnx.Rngs(3), text_hidden=8)
+    found = Tokenizer(plain.model, text=plain.text, captions=plain.captions, alignment=alignment,
+                      checkpoint_hash=plain.checkpoint_hash)  # fmt: skip
+    return load_generator(workdir, tokenizer=found)
+
+
+def plain_likeness(generator, ids, prompt):
+    """`ranking.says_prompt` of one clip in float64, without its functions."""
+    vector = np.asarray(generator.tokenizer.text_features([prompt])[0], np.float64)
+    found = []
+    for level in generator.tokenizer.code_embeddings([x[None] for x in ids]):
+        rows = np.asarray(level, np.float64).reshape(-1, level.shape[-1])
+        peaks = np.log(np.mean(np.exp(2.0 * rows), axis=0))
+        found.append(peaks @ vector / np.linalg.norm(peaks) / np.linalg.norm(vector))
+    return np.mean(found)
+
+
+def test_of_several_candidates_the_one_is_kept_that_says_the_prompt_best(aligned):
+    prompts, many = ["a b", "c c d", "b", "d"], 4
+    kept = aligned.generate(prompts, candidates=many, batch=4, seed=3)
+    assert [clip.number for clip in kept] == [0, 1, 2, 3]
+    keys = {}
+    for tries in range(1, many + 1):  # More candidates are the fewer ones and others.
+        for clip in aligned.generate(prompts, candidates=tries, batch=4, seed=3):
+            keys[clip.number, clip.candidate] = clip.encoded.ids
+    for clip in kept:
+        best = plain_likeness(aligned, clip.encoded.ids, clip.prompt)
+        assert clip.likeness == pytest.approx(best, abs=1e-5)
+        ids = keys[clip.number, clip.candidate]
+        assert all(map(np.array_equal, ids, clip.encoded.ids))
+        others = [x for (number, _), x in keys.items() if number == clip.number]
+        assert best >= max(plain_likeness(aligned, x, clip.prompt) for x in others) - 1e-6
+    assert any(clip.candidate for clip in kept)
+    # The first candidate is what is drawn alone, and the others are not it.
+    for clip in aligned.generate(prompts, seed=3):
+        assert clip.likeness is None and clip.candidate == 0
+        assert all(map(np.array_equal, clip.encoded.ids, keys[clip.number, 0]))
+    draws = {number: {ids[-1].tobytes() for (n, _), ids in keys.items() if n == number}
+             for number in range(4)}  # fmt: skip
+    assert all(len(found) > 1 for found in draws.values())
+
+
+def test_candidates_need_a_prompt_and_are_recorded(aligned, workdir, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="one is empty"):
+        aligned.generate(["a", ""], candidates=2)
+    with pytest.raises(UserError, match="leave --candidates at 1"):
+        next(aligned.stream("a", candidates=2))
+    monkeypatch.setattr(generate, "keep_programs", lambda: None)
+    monkeypatch.setattr(loading, "load_tokenizer", lambda path: aligned.tokenizer)
+    asked = ["--checkpoint", str(workdir), "--output", str(tmp_path / "o"), "--prompt", "a b"]
+    assert generate.main([*asked, "--candidates", "3", "--tokens-only"]) == 0
+    (row,) = map(json.loads, (tmp_path / "o/samples.jsonl").read_text().splitlines())
+    (clip,) = load_generator(workdir).generate("a b", candidates=3)
+    assert (row["candidates"], row["candidate"]) == (3, clip.candidate)
+    assert row["likeness"] == pytest.approx(clip.likeness, abs=1e-6)
+
+
 def test_tokens_only_are_a_dataset_that_decodes(workdir, tmp_path, samples):
     output = tmp_path / "tokens"
     arguments = ["--checkpoint", str(workdir), "--output", str(output), "--prompt", "a b",
@@ -367,6 +430,9 @@ REFUSED = [
     (["--prompt", "x", "--task", "inpainting"], "needs --video"),
     (["--prompt", "x", "--image", "missing.png"], "missing.png"),
     (["--prompt", "x", "--batch", "0"], "--batch 0"),
+    (["--prompt", "x", "--candidates", "0"], "--candidates 0"),
+    (["--prompt", "x", "--candidates", "2", "--stream"], "--stream .* leave --candidates at 1"),
+    (["--prompt", "x", "--candidates", "2"], "trained with a text term"),
 ]
 
 

@@ -96,11 +96,17 @@ class PriorSamples:
     Args:
         generator: of it.
         sampling: in place of the training's.
+        candidates: draws of each sample, see `Request`.
     """
 
-    def __init__(self, generator: Generator, sampling: Sampling | None = None) -> None:
+    def __init__(
+        self, generator: Generator, sampling: Sampling | None = None, candidates: int = 1
+    ) -> None:
         self._generator, self._sampling = generator, sampling or generator.sampling
+        self._candidates = candidates
         named = repr(sorted(dataclasses.asdict(self._sampling).items()))
+        if candidates > 1:
+            named += f" of {candidates}"
         digest = hashlib.sha256(f"{generator.checkpoint_hash}|{named}".encode())
         self.checkpoint_hash = digest.hexdigest()
         self.fps: float | None = generator.fps
@@ -113,6 +119,7 @@ class PriorSamples:
         clips = self._generator.generate(
             list(wanted.prompts), sampling=self._sampling, batch=len(wanted.prompts),
             frames=frames, height=height, width=width, seed=wanted.seed, first=wanted.first,
+            candidates=self._candidates,
         )  # fmt: skip
         return [Sample(self._generator.decode(clip), clip.encoded.ids) for clip in clips]
 

@@ -105,6 +105,7 @@ class Generation(Task[SampleModel, Block]):
     c3d: str = ""
     clip: str = ""
     prior: bool = True
+    candidates: int = 1
     guidance: float = -1.0
     choice_temperature: float = -1.0
     temperature: str = ""
@@ -130,7 +131,7 @@ class Generation(Task[SampleModel, Block]):
         if frozen:
             raise UserError(f"--{next(iter(frozen))} belongs to a tokenizer, not to a prior")
         generator = load_generator(checkpoint)
-        return PriorSamples(generator, self._sampling(generator.sampling))
+        return PriorSamples(generator, self._sampling(generator.sampling), self.candidates)
 
     def baseline(self, kind: str) -> SampleModel:
         """See `generators.BaselineSamples`."""
@@ -150,7 +151,7 @@ class Generation(Task[SampleModel, Block]):
             raise UserError(f"--set condition={self.condition}: expected {', '.join(_CONDITIONS)}")
         if self.covariance not in ("biased", "unbiased"):
             raise UserError(f"--set covariance={self.covariance}: expected biased or unbiased")
-        for name in ("samples", "frames", "interval", "side", "repeats", "batch"):
+        for name in ("samples", "frames", "interval", "side", "repeats", "batch", "candidates"):
             if getattr(self, name) < 1:
                 raise UserError(f"--set {name}={getattr(self, name)}: expected at least 1")
         if self.things not in range(4):

@@ -11,6 +11,8 @@ from pyratok_jax.models.prior.conditioning import Condition
 from pyratok_jax.models.prior.config import Sampling
 from pyratok_jax.models.prior.heads import Codes, Draw, Hidden, Nats, RowKeys
 
+_ASIDE = 2**32 - 1  # a number of no sample
+
 
 def guidance_scale(
     sampling: Sampling, progress: Float[Array, ""] | float
@@ -35,10 +37,24 @@ class Given(NamedTuple):
     known: Bool[np.ndarray, " n"]
 
 
-def row_keys(seed: int, numbers: np.ndarray) -> RowKeys:
-    """One key per sample, by its number: the same in a batch of any size."""
+def row_keys(seed: int, numbers: np.ndarray, candidates: np.ndarray | None = None) -> RowKeys:
+    """One key per sample, by its number: the same in a batch of any size.
+
+    Args:
+        seed: of all samples.
+        numbers: of the samples.
+        candidates: which draw of its sample each row is; None: the first of each, number 0.
+    """
     key = jax.random.key(seed)
-    return jax.vmap(lambda number: jax.random.fold_in(key, number))(jnp.asarray(numbers))
+    rows = jax.vmap(lambda number: jax.random.fold_in(key, number))(jnp.asarray(numbers))
+    if candidates is None or not candidates.any():
+        return rows
+    # Below a number that no sample has, since the keys of steps are folded out of those of rows.
+    aside = jax.random.fold_in(key, _ASIDE)
+    others = jax.vmap(lambda k, n: jax.random.fold_in(jax.random.fold_in(aside, k), n))(
+        jnp.asarray(candidates), jnp.asarray(numbers)
+    )
+    return jnp.where(jnp.asarray(candidates) == 0, rows, others)
 
 
 def folded(keys: RowKeys, step: Array | int) -> RowKeys:
