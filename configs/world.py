@@ -140,6 +140,6 @@ def _continued() -> ConfigDict:
     """The levels of the shipped tokenizer trained on, by all losses."""
     config = _adapted()
     # What is trained already keeps a low rate; text modules as the levels.
-    config.optimizer.learning_rate, config.optimizer.groups = 2e-4, ()
+    config.optimizer.learning_rate, config.optimizer.groups = 1e-4, ()
     config.loss.weights.hierarchy = 0.01
     return config

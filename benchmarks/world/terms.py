@@ -43,7 +43,7 @@ from pyratok_jax.training.tasks.run import run
 
 START = "builtin:world"
 ROWS = "full,no_ssim,no_lpips,no_retention,no_hierarchy"
-NAMED, DECODED = 144, 32  # videos that are named, and those whose pixels are measured
+NAMED, DECODED = 144, 16  # videos that are named, and those whose pixels are measured
 PART = 16  # videos that are encoded together
 
 
@@ -54,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--names", default=ROWS, help="rows of the table of ablations")
     p.add_argument("--seeds", default="0,1,2")
-    p.add_argument("--steps", type=int, default=100)
+    p.add_argument("--steps", type=int, default=60)
     p.add_argument("--workdir", type=Path, default=Path("runs/terms"), help="of all trainings")
     p.add_argument("--cache", type=Path, default=Path("runs/world_features"), help="folder")
     p.add_argument("--output", type=Path, help="JSON file of all measurements")
