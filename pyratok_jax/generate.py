@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import itertools
 import json
 import math
 import time
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from pyratok_jax.models.prior.config import Sampling
 
 TASKS = ("prediction", "interpolation", "inpainting", "outpainting")
+_LONGEST = 1e6  # seconds of a clip, far above what can be drawn
 SAMPLES, PAGE = "samples.jsonl", "index.html"
 
 
@@ -107,6 +109,10 @@ def check(arguments: argparse.Namespace) -> None:
         raise UserError("--image and --video exclude each other")
     if a.task != "prediction" and a.video is None:
         raise UserError(f"--task {a.task} needs --video, the clip of which a part is kept")
+    if a.keep_frames and (a.video is None or a.task != "prediction"):
+        raise UserError(
+            "--keep-frames says how many frames of a --video are continued; leave it out"
+        )
     for name in ("per_prompt", "candidates", "batch"):
         if getattr(a, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} {getattr(a, name)}: expected at least 1")
@@ -114,10 +120,14 @@ def check(arguments: argparse.Namespace) -> None:
         value = getattr(a, name)
         if value < 0 or not math.isfinite(value):
             raise UserError(f"--{name.replace('_', '-')} {value}: expected a number from 0")
+    if a.seconds > _LONGEST:
+        raise UserError(f"--seconds {a.seconds:g}: expected at most {_LONGEST:g}")
     if a.frames and a.seconds:
         raise UserError("--frames and --seconds exclude each other")
     if a.stream and a.candidates > 1:
         raise UserError("--stream writes frames as they are drawn: leave --candidates at 1")
+    if a.stream and a.task != "prediction":
+        raise UserError(f"--stream continues what it has drawn, which --task {a.task} does not")
     if a.stream and a.tokens_only:
         raise UserError("--stream and --tokens-only exclude each other")
     parse_size(a.size)
@@ -185,18 +195,28 @@ def given_frames(
     """The frames of --image or --video at the clip's size, which are kept.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: it cannot be read, or has too few frames.
     """
-    from pyratok_jax.data.video.files import read_clip
+    from pyratok_jax.data.video.files import clock_of, is_image, iter_span, read_clip
+    from pyratok_jax.data.video.timeline import resampled
 
     if arguments.image is not None:
         return read_clip(arguments.image, start=0.0, frames=1, size=size)
     if arguments.video is None:
         return None
-    kept = frames if arguments.task != "prediction" else arguments.keep_frames
-    return read_clip(
-        arguments.video, start=0.0, frames=kept or (frames + 1) // 2, fps=fps, size=size
-    )
+    if is_image(arguments.video):
+        raise UserError(f"--video {arguments.video} is a picture; give it as --image")
+    kept = frames if arguments.task != "prediction" else arguments.keep_frames or (frames + 1) // 2
+    # Not `read_clip`, which repeats the last frame: a clip would be continued from a standstill.
+    rate, margin = clock_of(arguments.video)
+    shown = resampled(iter_span(arguments.video, size=size), fps, margin, 1 / rate)
+    found = list(itertools.islice(shown, kept))
+    if len(found) < arguments.keep_frames:
+        raise UserError(
+            f"--video {arguments.video} has {len(found)} frames at {fps:g} per second, fewer than "
+            f"--keep-frames {kept}; give at most {len(found)}"
+        )
+    return np.stack(found)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -210,6 +230,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     generator = load_generator(arguments.checkpoint, tokenizer=arguments.tokenizer or None)
     sampling = sampling_of(arguments, generator.sampling)
+    _check_words(arguments, prompts, generator, sampling)
     fps = arguments.fps or generator.fps
     height, width = parse_size(arguments.size)
     frames = arguments.frames or max(round(arguments.seconds * fps), int(arguments.seconds > 0))
@@ -225,6 +246,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         said = _Writer(arguments, generator, request, sampling, fps, output).run()
     PlainConsole().print(said)  # When all is uploaded.
     return 0
+
+
+def _check_words(
+    arguments: argparse.Namespace,
+    prompts: Sequence[str],
+    generator: "Generator",
+    sampling: "Sampling",
+) -> None:
+    """Refuse words that would change nothing.
+
+    Raises:
+        UserError: a negative prompt without guidance, or prompts for a prior that reads none.
+    """
+    if arguments.negative_prompt and not sampling.guided:
+        raise UserError(
+            f"--negative-prompt does nothing at guidance {sampling.guidance:g}; give --guidance "
+            "above 1"
+        )
+    if generator.prior.config.condition == "none" and any(prompts):
+        raise UserError('this prior was trained without prompts; give --prompt ""')
 
 
 class _Writer:
@@ -292,7 +333,7 @@ class _Writer:
             "tokenizer": self._generator.tokenizer.checkpoint_hash,
             "image": self._arguments.image,
             "video": self._arguments.video,
-            "kept_frames": 0 if self._request.video is None else len(self._request.video),
+            "kept_frames": self._generator.kept_frames(self._request),
             "task": self._request.task,
         }
         self._rows.append(row)

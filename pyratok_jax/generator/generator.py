@@ -211,7 +211,6 @@ class Generator:
         """All draws of all samples, those of a sample one after the other, batch by batch."""
         padding = self.padding(request)
         layout = self.layout(padding)
-        given = self._given(request, padding, layout)
         count, each = len(request.prompts) * request.candidates, request.candidates
         rows = min(batch, count)
         drawing = Drawing(self.prior, self.tokenizer.model.quantizer, layout, sampling)
@@ -219,13 +218,12 @@ class Generator:
             # One batch size, so that one program draws all; the filling is thrown away.
             samples, tries = np.divmod(start + np.arange(rows), each)
             texts = [request.prompts[n] for n in samples if n < len(request.prompts)]
-            condition = self.condition(
-                texts + [""] * (rows - len(texts)), request.negative, sampling.guided
-            )
+            filled = texts + [""] * (rows - len(texts))
+            condition = self.condition(filled, request.negative, sampling.guided)
             codes = drawing.run(
                 condition,
                 row_keys(request.seed, request.first + samples, tries),
-                _rows_of(given, rows),
+                self._given(request, padding, layout, filled),
                 _scaled(progress, start / each, len(texts) / each),
             )
             ids = ids_of(codes, layout)
@@ -273,7 +271,7 @@ class Generator:
         condition = self.condition([prompt], asked.negative, chosen.guided)
         keys = row_keys(asked.seed, np.array([asked.first]))
         caches, left = None, padding.frames
-        given = self._given(asked, padding, layout)
+        given = self._given(asked, padding, layout, [prompt])
         for codes in drawing.groups(condition, keys, given):
             ids = tuple(np.asarray(bits_to_ids(level)) for level in codes)
             frames, caches = self.tokenizer.decode_next(ids, caches)
@@ -309,15 +307,24 @@ class Generator:
             raise UserError(f"{unknown[0]!r} is no class of this generator; it has {known}")
         return jnp.asarray([numbers.get(prompt, -1) for prompt in prompts], jnp.int32)
 
-    def _given(self, request: Request, padding: Padding, layout: Layout) -> Given | None:
-        """The tokens that a request gives, one row.
+    def kept_frames(self, request: Request) -> int | None:
+        """Given frames that the clip begins with: those of whole latent frames.
+
+        None for tasks other than prediction, which keep regions.
+        """
+        if request.task != "prediction":
+            return None
+        if request.video is None:
+            return 0
+        time = self.prior.config.latent_stride[0]
+        return 1 + (len(request.video) - 1) // time * time
+
+    def _check_given(self, request: Request, padding: Padding, video: Video) -> None:
+        """Refuse frames that cannot be given.
 
         Raises:
             UserError: too few frames, too many, or a task that the prior has no masks for.
         """
-        video = request.video
-        if video is None:
-            return None
         order = self.prior.config.order
         if request.task != "prediction" and order != "masked":
             raise UserError(f"--task {request.task} needs a prior of order masked, this is {order}")
@@ -331,31 +338,45 @@ class Generator:
                 f"{len(video)} frames are given and {padding.frames} asked for: nothing is left "
                 "to draw; give more --frames, or fewer --keep-frames"
             )
-        if request.task != "prediction":
-            if len(video) < padding.frames:
-                raise UserError(
-                    f"--task {request.task} needs a clip of {padding.frames} frames, it has "
-                    f"{len(video)}"
-                )
+        if request.task != "prediction" and len(video) < padding.frames:
+            raise UserError(
+                f"--task {request.task} needs a clip of {padding.frames} frames, it has "
+                f"{len(video)}"
+            )
+
+    def _given(
+        self, request: Request, padding: Padding, layout: Layout, prompts: Sequence[str]
+    ) -> Given | None:
+        """The tokens that a request gives, one row for each prompt.
+
+        A prior of tokens that were made under their captions reads given frames under the prompt,
+        one of tokens without captions reads the same in every row.
+
+        Raises:
+            UserError: see `_check_given`.
+        """
+        video, rows = request.video, len(prompts)
+        if video is None:
+            return None
+        self._check_given(request, padding, video)
+        # Only latent frames whose frames are all given; encoding is causal in time.
+        kept = self.kept_frames(request)
+        if kept is None:
             known, kept = given_tokens(layout, request.task), padding.frames
         else:
-            # Only latent frames whose frames are all given; encoding is causal in time.
-            groups = 1 + (len(video) - 1) // layout.latent_stride[0]
-            known = given_groups(layout, groups)
-            kept = 1 + (groups - 1) * layout.latent_stride[0]
+            known = given_groups(layout, 1 + (kept - 1) // layout.latent_stride[0])
         size = self.tokenizer.padding(kept, padding.height, padding.width)
-        ids = self.tokenizer.encode_padded(size.pad(video[None, :kept]), None)
+        clip = size.pad(video[None, :kept])
+        if self.captioned and any(prompts):
+            captions = [prompt or None for prompt in prompts]
+            ids = self.tokenizer.encode_padded(np.repeat(clip, rows, axis=0), captions)
+        else:
+            ids = tuple(np.repeat(x, rows, axis=0) for x in self.tokenizer.encode_padded(clip))
         whole = [
             np.pad(level, ((0, 0), (0, grid[0] - level.shape[1]), (0, 0), (0, 0)))
             for level, grid in zip(ids, layout.grids, strict=True)
         ]
         return Given(codes_of(whole, self.prior.config.bits), known)
-
-
-def _rows_of(given: Given | None, rows: int) -> Given | None:
-    if given is None:
-        return None
-    return given._replace(codes=jnp.broadcast_to(given.codes, (rows, *given.codes.shape[1:])))
 
 
 def _scaled(progress: Progress | None, done: float, clips: float) -> Progress:
