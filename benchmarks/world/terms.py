@@ -22,6 +22,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
+from benchmarks.world.alignment import finished
 from benchmarks.world.drift import names_right
 from benchmarks.world.features import FRAMES, SIDE, Networks, single
 from pyratok_jax.checkpoints.foreign.lpips import load_lpips
@@ -118,19 +119,23 @@ def main(argv: Sequence[str] | None = None) -> None:
         return {"films": measures(tokenizer, films), "real scenes": measures(tokenizer, scenes),
                 "names": right}  # fmt: skip
 
-    rows = [{"variant": "start"} | measure(load_tokenizer(START))]
-    print(json.dumps(rows[-1]), flush=True)
+    facts = {"steps": args.steps, "films": DECODED, "named": NAMED}
+    rows = finished(args.output, facts) or [{"variant": "start"} | measure(load_tokenizer(START))]
+    print(json.dumps(rows[0]), flush=True)
     for seed in map(int, args.seeds.split(",")):
         for name in args.names.split(","):
+            if any((row["variant"], row.get("seed")) == (name, seed) for row in rows):
+                continue
             config = apply(make("continued"), name, "world")
             config.steps, config.seed = args.steps, seed
+            config.report.clips, config.report.lpips = 1, False  # all that counts is measured here
             folder = args.workdir / f"{name}-{seed}"
             if run(config, folder) is None:
                 return
             rows.append({"variant": name, "seed": seed} | measure(load_tokenizer(folder)))
             print(json.dumps(rows[-1]), flush=True)
             if args.output:
-                write_json(args.output, {"steps": args.steps, "runs": rows})
+                write_json(args.output, {"settings": facts, "runs": rows})
 
 
 if __name__ == "__main__":
