@@ -77,14 +77,16 @@ def token_multiple() -> int:
 def convolve(
     layer: Callable[..., Array], x: Float[Array, "b t h w c"], cache: StreamCache | None = None
 ) -> Float[Array, "b t h w d"]:
-    """`layer(x, cache)` for a convolution that keeps the size, each device computing its rows.
+    """`layer(x, cache)` for a convolution that keeps the size, each device computing its part.
 
-    Grids whose rows do not divide are replicated: every device computes them whole.
+    That is its clips, or its rows of them. Of whole clips too: from some 100 chips on, the
+    compiler's partitioner sends all clips to all chips rather than gather a kernel that is sharded
+    (FSDP). Grids whose rows do not divide are replicated: every device computes them whole.
     """
     split = trace.current().split
-    if split.height is None or cache is not None:
+    if not split.axes or cache is not None:
         return layer(x, cache)
-    if x.shape[2] % jax.sharding.get_abstract_mesh().shape[split.height]:
+    if split.height and x.shape[2] % jax.sharding.get_abstract_mesh().shape[split.height]:
         return layer(jax.lax.with_sharding_constraint(x, P(split.clips or None)), cache)
     graph, state = nnx.split(layer)
 
@@ -96,8 +98,11 @@ def convolve(
 
 
 def with_replicated_kernels(network: M) -> M:
-    """A frozen network of images with its convolution kernels replicated, for sharded frames."""
-    if not shards_height():
+    """A frozen network of images with its convolution kernels replicated, where clips are sharded.
+
+    See `convolve`: else it is images that are sent to all devices.
+    """
+    if not trace.current().split.axes:
         return network
     graph, state = nnx.split(network)
     return nnx.merge(

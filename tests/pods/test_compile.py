@@ -43,6 +43,15 @@ def test_gradients_cross_slices_in_parts():
 
 
 @needs_libtpu
+def test_kernels_are_gathered_and_not_clips_however_many_chips():
+    """Left to the compiler, 128 chips send all clips to all: 1.4 GB of each chip, by all-reduce."""
+    (facts,) = answers("convolution", "v5p:4x4x8")
+    assert "all-reduce" not in facts["collectives"]
+    clip = 5 * 32 * 32 * 512 * 2
+    assert facts["memory"]["by_kind"]["temporaries"] < 16 * clip
+
+
+@needs_libtpu
 @pytest.mark.parametrize("topology", ["v5p:2x2x1", "v5e:2x2"])
 def test_programs_are_measured_and_want_of_memory_is_an_answer(topology):
     small, early, huge = answers("programs", topology)

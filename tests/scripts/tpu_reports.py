@@ -1,6 +1,6 @@
 """Compiles small programs for a TPU slice and prints what is reported of each, as JSON.
 
-Arguments: `programs` or `slices`, and the slice.
+Arguments: `programs`, `slices` or `convolution`, and the slice.
 """
 
 import json
@@ -66,11 +66,44 @@ def slices(where: Slice) -> list[dict[str, Any]]:
     return [measure(program, mesh, where, effort=effort) for effort in ("full", "memory")]
 
 
+def convolution(where: Slice) -> list[dict[str, Any]]:
+    """A level's convolution of one clip on every chip, its kernel sharded over four of them."""
+    import jax
+    import jax.numpy as jnp
+    from flax import nnx
+
+    from pyratok_jax.nn.causal_conv import CausalConv3d
+    from pyratok_jax.nn.partitioning import convolve, over_devices
+    from pyratok_jax.pods.programs import StepProgram, placed, placed_batch
+    from pyratok_jax.pods.report import measure
+    from pyratok_jax.training.distributed.sharding import make_mesh, parameter_shardings, split_of
+
+    mesh = make_mesh(
+        {"data": -1, "fsdp": 4, "spatial": 1, "tensor": 1, "slices": 1}, describe(where)
+    )
+    clips = mesh.size
+    graph, state = nnx.split(
+        nnx.eval_shape(
+            lambda: CausalConv3d(512, 512, (3, 3, 3), rngs=nnx.Rngs(0), dtype=jnp.bfloat16)
+        )
+    )
+    x = placed_batch({"x": jax.ShapeDtypeStruct((clips, 5, 32, 32, 512), jnp.bfloat16)}, mesh)["x"]
+
+    def run(state: nnx.State, x: jax.Array) -> jax.Array:
+        with over_devices(split_of(clips, mesh)):
+            return convolve(nnx.merge(graph, state), x)
+
+    arguments = (placed(state, parameter_shardings(state, mesh)), x)
+    return [measure(StepProgram(run, arguments, (), None, clips), mesh, where, effort="low")]
+
+
+CASES = {"programs": programs, "slices": slices, "convolution": convolution}
+
 if __name__ == "__main__":
     where = parse_slice(sys.argv[2])
     # Before JAX is imported.
     prepare(where)
-    print(json.dumps({"programs": programs, "slices": slices}[sys.argv[1]](where)))
+    print(json.dumps(CASES[sys.argv[1]](where)))
     sys.stdout.flush()
     # libtpu's threads would keep the process for a while.
     os._exit(0)
