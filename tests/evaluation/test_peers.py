@@ -10,7 +10,11 @@ from pyratok_jax import evaluate
 from pyratok_jax.data.sources.registry import load_source
 from pyratok_jax.errors import UserError
 from pyratok_jax.evaluation.data.clips import central_clip, tokenbench_clip
-from pyratok_jax.evaluation.models.reconstructors import TokenizerReconstructor, check_match
+from pyratok_jax.evaluation.models.reconstructors import (
+    ReconstructionFiles,
+    TokenizerReconstructor,
+    check_match,
+)
 from pyratok_jax.metrics.image import frame_errors, psnr_of, tokenbench_psnr
 from tests.data.synthetic import write_clips
 from tests.tokens.tiny import PixelTokenizer
@@ -99,6 +103,14 @@ def test_orders_of_frames_and_channels_are_recognised(change, message):
     check_match(still, still[::-1])
     with pytest.raises(ValueError, match=message):
         check_match(moving, change(moving))
+
+
+def test_rewritten_files_are_another_method(tmp_path):
+    hashes = set()
+    for value in (1, 1, 2):
+        np.save(tmp_path / "a.npy", np.full((2, 4, 4, 3), value, np.uint8))
+        hashes.add(ReconstructionFiles(str(tmp_path), None, "peer", ["a"]).checkpoint_hash)
+    assert len(hashes) == 2
 
 
 def test_options_that_do_not_go_together(videos, tmp_path):

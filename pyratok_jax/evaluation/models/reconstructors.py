@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
+from pyratok_jax.assets.fetch import sha256_of
 from pyratok_jax.data.video.files import (
     IMAGE_SUFFIXES,
     VIDEO_SUFFIXES,
@@ -126,7 +127,7 @@ class ReconstructionFiles:
     """Reconstructions that another tokenizer has written.
 
     Attributes:
-        checkpoint_hash: of name, rate, and the names and sizes of the files.
+        checkpoint_hash: of name, rate, and the names of the clips and contents of their files.
         vocabulary: 1, as it has no ids here.
     """
 
@@ -158,7 +159,7 @@ class ReconstructionFiles:
         self._files = {clip: file for clip, file in found.items() if file is not None}
         digest = hashlib.sha256(f"{name}\0{rate}\n".encode())
         for clip, file in self._files.items():
-            digest.update(f"{clip}\0{file.stat().st_size}\n".encode(errors="surrogatepass"))
+            digest.update(f"{clip}\0{sha256_of(file)}\n".encode(errors="surrogatepass"))
         self.checkpoint_hash = digest.hexdigest()
 
     def _find(self, clip: str) -> Path | None:
