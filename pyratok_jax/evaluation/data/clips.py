@@ -2,7 +2,7 @@
 
 Zero-shot tasks sample frames evenly over time (`sample_frames`); reconstruction takes consecutive
 frames from the middle and crops squares (`central_clip`). Raw 4:2:0 videos of 8 bits, as MCL-JCV
-and UVG are published (NAME_WIDTHxHEIGHT_FPS.yuv), are read by `RawVideo`.
+and UVG are published (NAME_WIDTHxHEIGHT_FPS.yuv), are read by `RawVideo`; UVG's of 10 bits are not.
 """
 
 import itertools
@@ -192,6 +192,11 @@ def _files(records: Sequence[ClipRecord]) -> list[Path]:
     return sorted(path for path in paths if path.is_file())
 
 
+# Words of a name that state other samples than 8 bits 4:2:0.
+_OTHER = re.compile(
+    r"(9|1[0-6])bits?|p01[0-6]([lb]e)?|(yuv)?4(00|11|22|40|44)(p\d*([lb]e)?)?"
+    r"|(yuv)?420p(9|1[0-6])([lb]e)?"
+)
 _NAME = re.compile(r"^(.+?)_(\d+)x(\d+)(?:_(\d+(?:\.\d+)?)(?:fps)?)?(?:_.*)?\.yuv$", re.IGNORECASE)
 
 
@@ -221,12 +226,26 @@ def raw_videos(folder: Path) -> list[RawVideo]:
 
 
 def raw_video(path: Path) -> RawVideo:
-    """A raw video by its name; one whose name states no size gets size 0 and cannot be read."""
+    """A raw video by its name.
+
+    One whose name states no size, or other samples than 8 bits 4:2:0, gets size 0 and cannot be
+    read.
+    """
     found = _NAME.match(path.name)
-    if not found:
+    if not found or _states_other_samples(path.name):
         return RawVideo(path, 0, 0, 0.0)
     _, width, height, fps = found.groups()
     return RawVideo(path, int(height), int(width), float(fps or 30))
+
+
+def _states_other_samples(name: str) -> bool:
+    """Whether a name states other samples than 8 bits 4:2:0."""
+    joined = re.sub(r":|(?<=\d)[-_ ](?=bit)", "", name.lower())
+    words = re.split("[^0-9a-z]+", joined)
+    size = next((n for n, word in enumerate(words) if re.fullmatch(r"\d+x\d+", word)), 0)
+    # A bare number before the size may be that of the clip.
+    asked = (word for n, word in enumerate(words) if n > size or not word.isdigit())
+    return any(_OTHER.fullmatch(word) for word in asked)
 
 
 def read_raw(video: RawVideo, frames: int, side: int) -> np.ndarray:
@@ -235,14 +254,23 @@ def read_raw(video: RawVideo, frames: int, side: int) -> np.ndarray:
     Colours are converted by BT.709, limited range.
 
     Raises:
-        BrokenItemError: the name states no size, or the file is too short for it.
+        BrokenItemError: the name states no size or other samples, or the file has no whole number
+            of frames of that size.
     """
+    if _states_other_samples(video.path.name):
+        raise BrokenItemError(
+            f"{video.path}: expected 8 bits 4:2:0, its name states another format; convert it"
+        )
     if not video.width or not video.height:
         raise BrokenItemError(f"{video.path}: expected a name like NAME_1920x1080_30.yuv")
-    total = video.frames
+    total, size = video.frames, f"{video.width}x{video.height}"
     if not total:
-        size = f"{video.width}x{video.height}"
         raise BrokenItemError(f"{video.path} is smaller than one frame of {size}")
+    if rest := video.path.stat().st_size % video.frame_bytes:
+        raise BrokenItemError(
+            f"{video.path}: {rest} bytes are left over after {total} frames of {size} in 8 bits "
+            "4:2:0, expected none; its size or format is another, or it is cut off"
+        )
     count = min(frames, total)
     first = (total - count) // 2
     with video.path.open("rb") as file:

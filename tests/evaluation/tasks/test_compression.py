@@ -12,6 +12,7 @@ from pyratok_jax.errors import UserError
 from pyratok_jax.evaluation.data.clips import raw_videos, read_raw
 from pyratok_jax.evaluation.models import codecs
 from pyratok_jax.evaluation.models.reconstructors import BaselineReconstructor
+from pyratok_jax.evaluation.task import BrokenItemError
 from pyratok_jax.evaluation.tasks.compression import Compression
 from pyratok_jax.metrics.image import frame_errors, psnr_of
 from pyratok_jax.tokens.coding import pack
@@ -109,6 +110,34 @@ def test_raw_videos_are_read_from_the_middle(tmp_path, rng):
         read_raw(nameless, 5, 0)
     with pytest.raises(Exception, match="smaller than one frame"):
         read_raw(cut, 5, 0)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Beauty_3840x2160_120fps_420_10bit_YUV.yuv", "a_64x48_30_10bits.yuv", "a_64x48_30_p010.yuv",
+        "a_64x48_30_yuv420p10le.yuv", "a_64x48_24fps_422.yuv", "a_64x48_30_444p.yuv",
+        "a_10-bit_64x48_30.yuv", "a_64x48_30_4:2:2_8bit.yuv", "a_64x48_444.yuv",
+    ],
+)  # fmt: skip
+def test_raw_videos_of_other_samples_are_refused(tmp_path, name):
+    (tmp_path / name).write_bytes(bytes(64 * 48 * 3))
+    (video,) = raw_videos(tmp_path)
+    assert (video.width, video.height) == (0, 0)
+    with pytest.raises(BrokenItemError, match="expected 8 bits 4:2:0"):
+        read_raw(video, 1, 0)
+
+
+@pytest.mark.parametrize(
+    "name", ["Beauty_64x48_120fps_420_8bit_YUV.yuv", "b_422_64x48_50.yuv", "c_64x48_444fps.yuv"]
+)
+def test_raw_videos_have_whole_frames(tmp_path, name):
+    (tmp_path / name).write_bytes(bytes(64 * 48 * 3))
+    (video,) = raw_videos(tmp_path)
+    assert read_raw(video, 5, 0).shape == (2, 48, 64, 3)
+    (tmp_path / name).write_bytes(bytes(64 * 48 * 3 + 64))
+    with pytest.raises(BrokenItemError, match="64 bytes are left over after 2 frames"):
+        read_raw(video, 5, 0)
 
 
 SETTINGS = ("--set=lpips=none", "--set=side=64", "--set=frames=5", "--set=crfs=15,30,45,51")
