@@ -43,6 +43,7 @@ Partial = dict[str, Any]
 Metrics = dict[str, Json]
 # Of one `--set NAME=VALUE`.
 Setting = int | float | bool | str
+_MOST_STEPS = 1000  # of a range
 # (bits per pixel, PSNR in dB)
 RatePoints = Sequence[tuple[float, float]]
 
@@ -270,22 +271,25 @@ def parse_range(text: str, name: str) -> list[float]:
     """Numbers "first:step:last" (both ends included) or "a,b,c".
 
     Raises:
-        UserError: written otherwise, or empty.
+        UserError: written otherwise, or steps that do not lead from the first to the last.
     """
     try:
-        if ":" in text:
-            first, step, last = (float(part) for part in text.split(":"))
-            count = round((last - first) / step) + 1
-            values = [round(first + i * step, 10) for i in range(count)]
-        else:
-            values = [float(part) for part in text.split(",")]
+        if ":" not in text:
+            return [float(part) for part in text.split(",")]
+        first, step, last = (float(part) for part in text.split(":"))
+        steps = (last - first) / step
     except (ValueError, ZeroDivisionError) as error:
         raise UserError(
             f"--set {name}={text}: expected first:step:last or numbers with commas between"
         ) from error
-    if not values:
-        raise UserError(f"--set {name}={text}: the range is empty")
-    return values
+    # Also false for NaN, which comes of an end that is infinite.
+    leads = 0 <= steps <= _MOST_STEPS and abs(steps - round(steps)) < 1e-6
+    if not leads or (first != last and round(steps) == 0):
+        raise UserError(
+            f"--set {name}={text}: expected at most {_MOST_STEPS} whole steps from first to last, "
+            f"these are {steps:g}; name another step, or the numbers with commas between"
+        )
+    return [round(first + i * step, 10) for i in range(round(steps) + 1)]
 
 
 def parse_numbers(

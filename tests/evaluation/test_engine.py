@@ -13,7 +13,7 @@ from pyratok_jax import evaluate
 from pyratok_jax.errors import UserError
 from pyratok_jax.evaluation import task as tasks
 from pyratok_jax.evaluation.engine import PartialStore, parse_shard
-from pyratok_jax.evaluation.task import BrokenItemError, Item, Task, parse_settings
+from pyratok_jax.evaluation.task import BrokenItemError, Item, Task, parse_range, parse_settings
 
 
 @dataclasses.dataclass
@@ -176,6 +176,27 @@ def test_settings_take_the_type_of_their_default():
     ):
         with pytest.raises(UserError, match=message):
             parse_settings(Counting, [text])
+
+
+def test_ranges_hold_both_ends():
+    assert parse_range("0.3:0.1:0.7", "x") == [0.3, 0.4, 0.5, 0.6, 0.7]
+    assert parse_range("0.5:0.05:0.95", "x")[-1] == 0.95
+    assert parse_range("0.7:-0.2:0.3", "x") == [0.7, 0.5, 0.3]
+    assert parse_range("0.5:0.1:0.5", "x") == [0.5] and parse_range("0.5", "x") == [0.5]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "0.5:0.3:1.0", "0.3:0.1:inf", "-inf:0.1:0.3", "0.3:nan:0.7", "0.3:inf:inf", "0.3:inf:1",
+        "0.7:0.1:0.3",
+        "0:1e9:1", "0:1e-9:1", "0.3:0:0.7", "0.3:0.7", "a,b", "",
+    ],
+)  # fmt: skip
+def test_steps_that_do_not_lead_to_the_end_of_a_range_are_refused(text):
+    with pytest.raises(UserError, match=f"--set x={text}: expected") as caught:
+        parse_range(text, "x")
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["3/3", "1", "a/b", "-1/2", "0/0"])
