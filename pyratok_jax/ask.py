@@ -1,6 +1,7 @@
 """Ask a trained tokenizer about a clip: `python -m pyratok_jax.ask --help`."""
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -108,8 +109,12 @@ def check(arguments: argparse.Namespace) -> None:
         if getattr(arguments, name) < 1:
             raise UserError(f"--{name} {getattr(arguments, name)}: expected at least 1")
     for name in ("fps", "side", "level", "crf_iterations"):
-        if getattr(arguments, name) < 0:
-            raise UserError(f"--{name.replace('_', '-')} cannot be below 0")
+        value = getattr(arguments, name)
+        if not 0 <= value < math.inf:
+            option = f"--{name.replace('_', '-')}"
+            raise UserError(f"{option} {value}: expected a finite number from 0")
+    if not math.isfinite(arguments.threshold):
+        raise UserError(f"--threshold {arguments.threshold}: expected a finite number")
     check_writable(output, "--output")
 
 

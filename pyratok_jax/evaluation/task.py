@@ -267,6 +267,25 @@ def _parse(name: str, value: str, default: Setting) -> Setting:
         raise UserError(f"--set {name}={value}: expected {kind.__name__}") from error
 
 
+def check_numbers(task: Task, *names: str, low: float = -math.inf, above: bool = False) -> None:
+    """Refuse settings that are not finite, or too low.
+
+    Args:
+        task: whose settings they are.
+        *names: of the settings.
+        low: the least that is allowed.
+        above: `low` itself is not allowed.
+
+    Raises:
+        UserError: the first that is refused.
+    """
+    bound = f" {'above' if above else 'from'} {low:g}" if math.isfinite(low) else ""
+    for name in names:
+        value = getattr(task, name)
+        if not math.isfinite(value) or value < low or (above and value == low):
+            raise UserError(f"--set {name}={value}: expected a finite number{bound}")
+
+
 def parse_range(text: str, name: str) -> list[float]:
     """Numbers "first:step:last" (both ends included) or "a,b,c".
 

@@ -125,6 +125,10 @@ def test_a_clip_in_a_bucket_is_answered_there(run, bucket, clip, tmp_path, capsy
         (("--attention", "1"), "needs --caption"),
         (("--segment", " "), "need words"),
         (("--segment", "x", "--window", "0"), "--window 0"),
+        (("--segment", "x", "--threshold", "nan"), "--threshold nan: expected a finite"),
+        (("--segment", "x", "--fps", "nan"), "--fps nan: expected a finite number from 0"),
+        (("--find", "x", "--fps", "inf"), "--fps inf: expected a finite number from 0"),
+        (("--find", "x", "--side", "-1"), "--side -1: expected a finite number from 0"),
         (("--segment", "x", "--level", "9"), "no level 9"),
         (("--find", "x", "--level", "9"), "no level 9"),
         (

@@ -25,7 +25,14 @@ from pyratok_jax.evaluation.models.features import (
     pooled_similarity,
     prompt_features,
 )
-from pyratok_jax.evaluation.task import Item, Metrics, Partial, Picture, clip_facts
+from pyratok_jax.evaluation.task import (
+    Item,
+    Metrics,
+    Partial,
+    Picture,
+    check_numbers,
+    clip_facts,
+)
 from pyratok_jax.evaluation.tasks.base import FeatureTask
 from pyratok_jax.io import Json
 
@@ -63,7 +70,9 @@ class Classification(FeatureTask[Labelled]):
         return self.frames
 
     def check(self) -> None:
-        """Read the labels, the templates and the levels."""
+        """Refuse numbers out of range; read the labels, the templates and the levels."""
+        check_numbers(self, "frames", low=1)
+        check_numbers(self, "side", low=0)
         parse_templates(self.templates)
         parse_levels(self.levels)
         check_pooling(self.pooling)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from pyratok_jax.tokenizer import Tokenizer
 
 _CONDITIONS = ("captions", "classes", "none")
+_TRAINED = -1.0  # of guidance and choice_temperature: as the training said
 _SHOWN = 6  # Frames of a strip.
 
 
@@ -106,8 +108,8 @@ class Generation(Task[SampleModel, Block]):
     clip: str = ""
     prior: bool = True
     candidates: int = 1
-    guidance: float = -1.0
-    choice_temperature: float = -1.0
+    guidance: float = _TRAINED
+    choice_temperature: float = _TRAINED
     temperature: str = ""
     top_p: str = ""
     steps: str = ""
@@ -154,6 +156,13 @@ class Generation(Task[SampleModel, Block]):
         for name in ("samples", "frames", "interval", "side", "repeats", "batch", "candidates"):
             if getattr(self, name) < 1:
                 raise UserError(f"--set {name}={getattr(self, name)}: expected at least 1")
+        for name in ("guidance", "choice_temperature"):
+            value = getattr(self, name)
+            if value != _TRAINED and not 0 <= value < math.inf:
+                raise UserError(
+                    f"--set {name}={value}: expected a finite number from 0, or {_TRAINED:g} for "
+                    "that of the training"
+                )
         if self.things not in range(4):
             raise UserError(f"--set things={self.things}: expected 1 to 3, 0 for any number")
         if self.through < 0:
@@ -322,7 +331,7 @@ class Generation(Task[SampleModel, Block]):
     def _sampling(self, default: "Sampling") -> "Sampling":
         changes: dict[str, Any] = {}
         for name in ("guidance", "choice_temperature"):
-            if (value := getattr(self, name)) >= 0:
+            if (value := getattr(self, name)) != _TRAINED:
                 changes[name] = value
         for name, whole in (("temperature", False), ("top_p", False), ("steps", True)):
             if text := getattr(self, name):

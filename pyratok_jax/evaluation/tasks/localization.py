@@ -34,6 +34,7 @@ from pyratok_jax.evaluation.task import (
     Metrics,
     Partial,
     Picture,
+    check_numbers,
     parse_range,
 )
 from pyratok_jax.evaluation.tasks.base import FeatureTask
@@ -69,7 +70,7 @@ class Localization(ProposalSettings, FeatureTask[None]):
     splits: str = ""
     subset: str = ""
     ious: str = "0.3:0.1:0.7"
-    fps: float = 0.0
+    fps: float = 0.0  # 0: the video's own
     side: int = 256
     clip_frames: int = 97
     stride: int = 0  # frames between the starts of pieces; 0: clip_frames, so that none overlap
@@ -97,10 +98,11 @@ class Localization(ProposalSettings, FeatureTask[None]):
         """Read the annotations, the splits, the levels and the thresholds.
 
         Raises:
-            UserError: a stride that skips frames, or what the readers refuse.
+            UserError: numbers out of range, a stride that skips frames, or what the readers refuse.
         """
-        if self.clip_frames < 1:
-            raise UserError(f"--set clip_frames={self.clip_frames}: expected at least 1")
+        check_numbers(self, "clip_frames", "window_frames", "least", "most", low=1)
+        check_numbers(self, "gap", "side", "fps", low=0)
+        check_numbers(self, "threshold")
         if not 0 <= self.stride <= self.clip_frames:
             raise UserError(
                 f"--set stride={self.stride}: expected 0 to clip_frames ({self.clip_frames}), so "
@@ -108,7 +110,8 @@ class Localization(ProposalSettings, FeatureTask[None]):
             )
         parse_levels(self.levels)
         check_pooling(self.pooling)
-        parse_range(self.ious, "ious")
+        if not all(0 < iou <= 1 for iou in parse_range(self.ious, "ious")):
+            raise UserError(f"--set ious={self.ious}: expected numbers above 0, up to 1")
         parse_templates(self.templates)
         self._class_splits()
         if self.contrast and len(self.annotations().labels) < 2:

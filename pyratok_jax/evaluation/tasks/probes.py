@@ -16,7 +16,7 @@ from pyratok_jax.evaluation.models.features import (
     level_means,
     parse_levels,
 )
-from pyratok_jax.evaluation.task import Item, Metrics, Partial, clip_facts
+from pyratok_jax.evaluation.task import Item, Metrics, Partial, check_numbers, clip_facts
 from pyratok_jax.evaluation.tasks.base import FeatureTask
 from pyratok_jax.evaluation.tasks.classification import label_ranks, whole_clip
 from pyratok_jax.io import Json
@@ -101,8 +101,10 @@ class Probes(FeatureTask[Labelled]):
         """Read the levels and both lists.
 
         Raises:
-            UserError: the two parts have no label in common.
+            UserError: numbers out of range, or a label of test/ that train/ does not have.
         """
+        check_numbers(self, "k", "grid", "frames", low=1)
+        check_numbers(self, "side", "decay", low=0)
         parse_levels(self.levels)
         train, test = ({row.label for row in self.part(p)} for p in ("train", "test"))
         if not test <= train:

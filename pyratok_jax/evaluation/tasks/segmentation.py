@@ -32,10 +32,18 @@ from pyratok_jax.evaluation.models.features import (
     chosen_levels,
     prompt_features,
 )
-from pyratok_jax.evaluation.task import Item, Metrics, Partial, Picture, clip_facts
+from pyratok_jax.evaluation.task import (
+    Item,
+    Metrics,
+    Partial,
+    Picture,
+    check_numbers,
+    clip_facts,
+)
 from pyratok_jax.evaluation.tasks.base import FeatureTask
 from pyratok_jax.evaluation.vision.masks import (
     FieldSettings,
+    KernelSettings,
     log_odds,
     resize_masks,
     similarity_maps,
@@ -91,11 +99,14 @@ class Segmentation(FieldSettings, FeatureTask[VisVideo]):
         """Read the annotations and the prompt.
 
         Raises:
-            UserError: a number below 0, or what the readers refuse.
+            UserError: numbers out of range, or what the readers refuse.
         """
-        for name in ("level", "units"):
-            if getattr(self, name) < 0:
-                raise UserError(f"--set {name}={getattr(self, name)}: expected 0 or more")
+        check_numbers(self, "clip_frames", low=1)
+        check_numbers(self, "level", "units", "side", "crf_side", "least_area", low=0)
+        check_numbers(self, "place_weight", "colour_weight", "crf_iterations", low=0)
+        spreads = (f.name for f in dataclasses.fields(KernelSettings) if "weight" not in f.name)
+        check_numbers(self, "temperature", *spreads, low=0, above=True)
+        check_numbers(self, "threshold")
         parse_templates(self.templates)
         if len(self._units()) < 2 and self.contrast:
             raise UserError("--set contrast=true compares units: only one is looked for")

@@ -28,6 +28,7 @@ from pyratok_jax.evaluation.task import (
     Metrics,
     Partial,
     Task,
+    check_numbers,
     clip_facts,
 )
 from pyratok_jax.io import Json
@@ -124,8 +125,10 @@ class VideoQuestions(Task[Answerer, Question]):
         """Read the questions.
 
         Raises:
-            UserError: an unknown mode or pooling.
+            UserError: an unknown mode or pooling, or numbers out of range.
         """
+        check_numbers(self, "frames", "new_tokens", low=1)
+        check_numbers(self, "side", low=0)
         check_pooling(self.pooling)
         if self.mode not in MODES:
             raise UserError(f"--set mode={self.mode}: expected one of {', '.join(MODES)}")

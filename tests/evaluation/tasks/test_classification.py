@@ -16,8 +16,9 @@ from pyratok_jax.evaluation.models.features import (
     parse_levels,
 )
 from pyratok_jax.evaluation.synthetic import write_video
+from pyratok_jax.evaluation.task import parse_settings
 from pyratok_jax.evaluation.tasks.classification import Classification, label_ranks
-from pyratok_jax.evaluation.tasks.probes import linear_probe, nearest_neighbours
+from pyratok_jax.evaluation.tasks.probes import Probes, linear_probe, nearest_neighbours
 
 
 def run(task, data, output, checkpoint, *more):
@@ -173,3 +174,18 @@ def test_a_test_label_without_training_is_refused(constructed, tmp_path):
         (data / part / label / "v.mp4").touch()
     with pytest.raises(UserError, match="the label b is in test/"):
         run("probes", data, tmp_path / "out", "oracle")
+
+
+@pytest.mark.parametrize(
+    ("task", "setting"),
+    [
+        (Probes, "k=0"), (Probes, "grid=0"), (Probes, "frames=0"), (Probes, "side=-1"),
+        (Probes, "decay=nan"), (Probes, "decay=-1"), (Classification, "frames=0"),
+        (Classification, "side=-1"),
+    ],
+)  # fmt: skip
+def test_numbers_out_of_range_are_refused(constructed, task, setting):
+    data = str(constructed / "classification" / ("test" if task is Classification else ""))
+    with pytest.raises(UserError, match=f"--set {setting.partition('=')[0]}=.*: expected"):
+        task(data, **parse_settings(task, [setting])).check()
+    task(data).check()

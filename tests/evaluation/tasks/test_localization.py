@@ -16,6 +16,7 @@ from pyratok_jax.evaluation.models.features import (
     normalized,
     pooled_similarity,
 )
+from pyratok_jax.evaluation.task import parse_settings
 from pyratok_jax.evaluation.tasks.localization import Localization
 from pyratok_jax.evaluation.vision.temporal_detection import (
     ProposalSettings,
@@ -269,3 +270,21 @@ def test_missing_videos_are_recorded_and_left_out(constructed, tmp_path):
     assert [entry["id"] for entry in result["broken"]] == ["gone"]
     assert result["items"] == {"total": 4, "evaluated": 3}
     assert result["metrics"]["average_map"] == pytest.approx(100)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "window_frames=0", "least=0", "most=0", "gap=-1", "side=-1", "fps=-1", "fps=nan", "fps=inf",
+        "threshold=nan", "threshold=inf", "clip_frames=0", "ious=0.0:0.1:0.5", "ious=0.5,1.5",
+        "ious=nan",
+    ],
+)  # fmt: skip
+def test_numbers_out_of_range_are_refused(constructed, setting):
+    data = str(constructed / "localization")
+    changes = parse_settings(Localization, [setting])
+    with pytest.raises(
+        UserError, match=f"--set {setting.partition('=')[0]}=.*: expected"
+    ) as caught:
+        Localization(data, **changes).check()
+    assert "\n" not in str(caught.value)

@@ -21,6 +21,7 @@ from pyratok_jax.evaluation.data.vis import (
 )
 from pyratok_jax.evaluation.models.features import Features, LevelFeatures
 from pyratok_jax.evaluation.synthetic import uncompressed_rle
+from pyratok_jax.evaluation.task import parse_settings
 from pyratok_jax.evaluation.tasks.segmentation import Segmentation
 from pyratok_jax.evaluation.vision.masks import (
     FieldSettings,
@@ -347,3 +348,20 @@ def test_a_prompt_names_what_is_looked_for(constructed, tmp_path):
     more = ("--set", "crf_iterations=0", "--set", "prompt=a red circle and a blue square")
     result = run(constructed / "vis", tmp_path, "oracle", *more)
     assert result["protocol"]["semantic_units"] == ["red circle", "blue square"]
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "temperature=0", "temperature=nan", "place_space=0", "place_time=-1", "colour_space=0",
+        "colour_time=0", "colour_range=0", "place_weight=-1", "colour_weight=nan", "level=-1",
+        "crf_iterations=-1", "clip_frames=0", "threshold=nan", "least_area=nan", "crf_side=-1",
+    ],
+)  # fmt: skip
+def test_numbers_out_of_range_are_refused(constructed, setting):
+    changes = parse_settings(Segmentation, [setting])
+    with pytest.raises(
+        UserError, match=f"--set {setting.partition('=')[0]}=.*: expected"
+    ) as caught:
+        Segmentation(str(constructed / "vis"), **changes).check()
+    assert "\n" not in str(caught.value)

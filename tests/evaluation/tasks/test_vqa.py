@@ -25,6 +25,7 @@ from pyratok_jax.evaluation.models.answering import (
     load_projector,
 )
 from pyratok_jax.evaluation.models.features import Features, LevelFeatures
+from pyratok_jax.evaluation.task import parse_settings
 from pyratok_jax.evaluation.tasks.vqa import VideoQuestions, read_clip_of
 from pyratok_jax.models.projector import Projector, pool_grid
 from tests.evaluation.tiny import Letters
@@ -297,3 +298,10 @@ def test_only_the_projector_trains_and_the_loss_is_that_of_the_caption(tokenizer
         total += [-float(logs[i, ids[row, i]]) for i in range(count)]
     assert float(loss) == pytest.approx(np.mean(total), abs=1e-4)
     assert 0 <= float(terms["token_accuracy"]) <= 1
+
+
+@pytest.mark.parametrize("setting", ["frames=0", "side=-1", "new_tokens=0"])
+def test_numbers_out_of_range_are_refused(constructed, setting):
+    changes = parse_settings(VideoQuestions, [setting])
+    with pytest.raises(UserError, match=f"--set {setting}: expected a finite number from"):
+        VideoQuestions(str(constructed / "mvbench"), **changes).check()
