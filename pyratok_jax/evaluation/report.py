@@ -144,7 +144,7 @@ def paper_row(task: Task, results: Mapping[str, Json]) -> Cells:
         span,
         f"{items['evaluated']} of {items['total']}",
     ]
-    return ["method", *titles, "bpp", "size", "frames", "videos"], [row]
+    return ["method", *titles, "bpp", "size", "frames", task.counted], [row]
 
 
 def _markdown(cells: Cells) -> str:

@@ -102,6 +102,8 @@ class Task(abc.ABC, Generic[ModelT, ContentT]):
     late_settings: ClassVar[frozenset[str]] = frozenset()
     # Settings by the name of a published protocol, which `evaluate --protocol` takes.
     protocols: ClassVar[Mapping[str, Mapping[str, Setting]]] = {}
+    # What the row's last column counts: its items.
+    counted: ClassVar[str] = "videos"
     # Whether a run may compare several checkpoints: `join` then makes one model of them.
     several: ClassVar[bool] = False
     # What `baseline` knows.

@@ -88,6 +88,7 @@ class Generation(Task[SampleModel, Block]):
         ("inception_score", "IS", 2), ("clipsim", "CLIPSIM", 4),
         ("dynamic_degree", "dynamic", 2), ("faithful", "faithful", 3),
     )  # fmt: skip
+    counted = "blocks"
     protocols: ClassVar = GENERATION_PROTOCOLS
     baselines: ClassVar = ("oracle", "frozen", "random")
     late_settings: ClassVar = frozenset({"deviate"})
@@ -279,8 +280,8 @@ class Generation(Task[SampleModel, Block]):
                 )
             part |= self._featured(f"fvd_{name}", clips) | self._scored(name, clips, prompts)
         part |= _codes("made", [one.ids for one in made])
-        if self.prior and block.first < self.samples:
-            part |= self._looks(model, block, real, prompts)
+        if self.prior:
+            part |= self._looks(model, block, real)
         part |= self._faithful("world", block, [one.video for one in made])
         return part
 
@@ -376,14 +377,17 @@ class Generation(Task[SampleModel, Block]):
         pairs = zip(block.references, clips, strict=True)
         return {name: [_world(one, clip) for one, clip in pairs]}
 
-    def _looks(
-        self, model: SampleModel, block: Block, real: list[np.ndarray], prompts: list[str]
-    ) -> Partial:
-        """Nats, codes and reconstructions of the real clips."""
+    def _looks(self, model: SampleModel, block: Block, real: list[np.ndarray]) -> Partial:
+        """Nats, codes and reconstructions of the real clips, once however many repeats there are.
+
+        A block at the end of the first repeat may begin the second.
+        """
+        count = min(max(self.samples - block.first, 0), len(real))
+        block = Block(block.first, block.references[:count], block.others[:count])
         known = [
-            model.look(clip, prompt, block.first + n, another)
-            for n, (clip, prompt, another) in enumerate(
-                zip(real, prompts, block.others, strict=True)
+            model.look(clip, one.prompt, block.first + n, another)
+            for n, (clip, one, another) in enumerate(
+                zip(real[:count], block.references, block.others, strict=True)
             )
         ]
         seen = [one for one in known if one is not None]

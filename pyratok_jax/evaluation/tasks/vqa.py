@@ -82,6 +82,7 @@ class VideoQuestions(Task[Answerer, Question]):
         "projector=cosine takes the option that is most like the tokens (pooling, levels)"
     )
     columns = (("accuracy", "accuracy", 2), ("tasks", "tasks", 0))
+    counted = "questions"
 
     projector: str = ""
     mode: str = "letter"

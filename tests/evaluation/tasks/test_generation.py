@@ -14,7 +14,7 @@ from pyratok_jax.evaluation.data.reference import (
     reference_clip,
     references,
 )
-from pyratok_jax.evaluation.models.generators import BaselineSamples, SampleFiles
+from pyratok_jax.evaluation.models.generators import BaselineSamples, Known, SampleFiles
 from pyratok_jax.evaluation.sample_scores import (
     distances,
     nearest,
@@ -251,6 +251,25 @@ def test_four_repeats_are_no_clip_that_comes_again(rng):
                  for row in pitfalls(parts, distances(parts, 6, True), **setup)}  # fmt: skip
         assert found["every real clip once"] == holds
         assert found["equal numbers"] == found["number of the protocol"] == "yes"
+
+
+class Looking(BaselineSamples):
+    """The oracle, which also knows reconstructions: the clips themselves."""
+
+    def look(self, real, prompt, number, another=""):
+        return Known(real, (np.zeros((1, 1, 1), np.uint32),), {"nats": float(number)})
+
+
+def test_a_block_that_begins_the_second_repeat_looks_at_real_clips_once(monkeypatch, tmp_path):
+    monkeypatch.setattr(Generation, "baseline", lambda self, kind: Looking(kind))
+    found = run(tmp_path, "--checkpoint", "oracle", "--set", "repeats=2", "--set", "batch=4",
+                samples=6)  # fmt: skip
+    assert found["metrics"]["fvd_reconstruction"] == pytest.approx(0, abs=1e-9)
+    assert found["metrics"]["nats"] == pytest.approx(np.mean(range(6)))
+    kinds = {row["prompts"]: row["number"] for row in found["metrics"]["faithfulness"]}
+    assert kinds["reconstructions of the real clips"] == 6
+    head, _, cells = (tmp_path / "row.md").read_text().splitlines()[:3]
+    assert head.endswith("| blocks |") and cells.endswith("| 3 of 3 |")
 
 
 def test_a_damaged_clip_is_not_left_out_in_silence(tmp_path):

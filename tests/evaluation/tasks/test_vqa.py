@@ -116,6 +116,7 @@ def run(data, output, checkpoint, *more):
 def test_oracle_is_always_right_and_random_at_chance(constructed, tmp_path, monkeypatch):
     best = run(constructed / "mvbench", tmp_path / "o", "oracle")["metrics"]
     assert best["accuracy"] == 100 and best["tasks"] == 20 and best["without_an_option"] == 0
+    assert "| questions |" in (tmp_path / "o" / "row.md").read_text()
     root = tmp_path / "data"
     (root / "json").mkdir(parents=True)
     row = {"question": "?", "candidates": list("wxyz"), "answer": "x"}
