@@ -295,6 +295,7 @@ def finish(
         checkpoint_hash=model.checkpoint_hash,
         limit=arguments.limit,
         method=arguments.name or "",
+        facts=task.checkpoint_facts(model),
     )
     others = other_results(arguments.beside, results)
     with output_folder(output) as local:

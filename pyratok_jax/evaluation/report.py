@@ -81,8 +81,19 @@ def summarise(
     checkpoint_hash: str,
     limit: int,
     method: str = "",
+    facts: Mapping[str, Json] | None = None,
 ) -> dict[str, Json]:
-    """Everything that results.json holds; `method` names the row, by default after the hash."""
+    """Everything that results.json holds.
+
+    Args:
+        task: what was run.
+        gathered: its partial results.
+        checkpoint: as the command line names it.
+        checkpoint_hash: of the model.
+        limit: of items; 0: none.
+        method: the row's name, by default after the hash.
+        facts: `Task.checkpoint_facts`.
+    """
     total = len(gathered.partials) + len(gathered.broken)
     metrics = task.aggregate(gathered.partials) if gathered.partials else {}
     protocol = task.protocol()
@@ -98,7 +109,7 @@ def summarise(
         "items": {"total": total, "evaluated": len(gathered.partials)},
         "items_hash": _hash(gathered.partials),
         "broken": [{"id": name, "reason": why} for name, why in gathered.broken.items()],
-        "checkpoint": {"name": checkpoint, "hash": checkpoint_hash},
+        "checkpoint": {"name": checkpoint, "hash": checkpoint_hash, **(facts or {})},
         "versions": versions(),
         "peers": [vars(peer) for peer in PEERS.get(task.name, ())],
     }

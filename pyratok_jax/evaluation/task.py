@@ -165,6 +165,10 @@ class Task(abc.ABC, Generic[ModelT, ContentT]):
         (model,) = models.values()
         return model
 
+    def checkpoint_facts(self, model: ModelT) -> dict[str, Json]:
+        """What results say of the checkpoint beside its name and hash."""
+        return {}
+
     def check(self) -> None:  # noqa: B027 - nothing to refuse by default
         """Refuse settings and data that cannot work, before any model is loaded.
 

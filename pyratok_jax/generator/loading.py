@@ -5,6 +5,7 @@
 
 import dataclasses
 import hashlib
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,6 +13,7 @@ from typing import Annotated, Literal
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Array
 from pydantic import Field
 
 from pyratok_jax.checkpoints.hub import checkpoint_folder
@@ -135,19 +137,8 @@ def load_generator(
         sampling = Sampling.from_dict(description.sampling)
     if sizes.strides != tokenizer.config.grids or sizes.bits != tokenizer.config.bits:
         raise UserError(f"{where}: its grids or bits are not those of the tokenizer; {ADVICE}")
-    arrays = trained_arrays(workdir, step)
-    prior, own = restore_module(
-        lambda: Prior(sizes, rngs=nnx.Rngs(0), dtype=jnp.dtype(description.dtype)),
-        "prior",
-        {name: jnp.asarray(value) for name, value in arrays.items()},
-        f"{workdir}: its checkpoint does not fit its {DESCRIPTION}",
-    )
+    prior, digest = restored_prior(workdir, description, trained_arrays(workdir, step))
     text, captions = _text_of(workdir, description.language, tokenizer, language)
-    parts = [
-        weights_hash({name: np.asarray(value) for name, value in own.items()}),
-        tokenizer.checkpoint_hash,
-        repr(sizes),
-    ]
     return Generator(
         narrowed(prior),
         tokenizer,
@@ -158,8 +149,34 @@ def load_generator(
         size=description.size,
         fps=description.fps,
         captioned=description.captioned,
-        checkpoint_hash=hashlib.sha256("|".join(parts).encode()).hexdigest(),
+        checkpoint_hash=digest,
     )
+
+
+def restored_prior(
+    workdir: AnyPath, description: GeneratorDescription, arrays: Mapping[str, np.ndarray | Array]
+) -> tuple[Prior, str]:
+    """The prior of trained arrays, and the hash that identifies it together with its tokenizer.
+
+    Args:
+        workdir: where they are from, for messages.
+        description: of the prior.
+        arrays: by stored name.
+
+    Raises:
+        UserError: sizes of no prior, or arrays of other sizes.
+    """
+    with refusing(str(workdir / DESCRIPTION), ADVICE):
+        sizes = PriorConfig.from_dict(description.prior)
+    prior, own = restore_module(
+        lambda: Prior(sizes, rngs=nnx.Rngs(0), dtype=jnp.dtype(description.dtype)),
+        "prior",
+        {name: jnp.asarray(value) for name, value in arrays.items()},
+        f"{workdir}: its checkpoint does not fit its {DESCRIPTION}",
+    )
+    values = weights_hash({name: np.asarray(value) for name, value in own.items()})
+    parts = [values, description.tokenizer_hash, repr(sizes)]
+    return prior, hashlib.sha256("|".join(parts).encode()).hexdigest()
 
 
 def generator_folder(checkpoint: str | AnyPath) -> AnyPath:

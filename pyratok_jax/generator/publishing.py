@@ -19,6 +19,7 @@ from pyratok_jax.generator.loading import (
     TOKENIZER,
     GeneratorDescription,
     read_description,
+    restored_prior,
     write_description,
 )
 from pyratok_jax.io import markdown
@@ -83,8 +84,9 @@ def publish_generator(run: AnyPath, output: AnyPath, how: Publication = Publicat
     if how.tokenizer:
         _check_tokenizer(how.tokenizer, description)
         description = dataclasses.replace(description, tokenizer=how.tokenizer)
-    measured = [_results(folder) for folder in how.results]
     arrays = {name: np.asarray(value) for name, value in read_parameters(workdir, step).items()}
+    own = restored_prior(workdir, description, arrays)[1] if how.results else ""
+    measured = [_results(folder, own) for folder in how.results]
     with new_folder(output, DESCRIPTION) as folder:
         if "tokenizer" in how.bundle:
             _bundle_tokenizer(description.tokenizer, folder / TOKENIZER)
@@ -132,13 +134,27 @@ def _logged(workdir: AnyPath, step: int) -> dict[str, float]:
     return found
 
 
-def _results(folder: str) -> list[str]:
-    """The part of the card that says what an evaluation measured."""
+def _results(folder: str, own: str) -> list[str]:
+    """The part of the card that says what an evaluation measured.
+
+    Args:
+        folder: `--output` of the evaluation.
+        own: hash of the prior that is published.
+
+    Raises:
+        UserError: no results of the task generation, or not of this prior.
+    """
     path = any_path(folder) / "results.json"
     found = read_json(path, dict[str, Any])
     if found.get("task") != "generation":
         raise UserError(f"--results {folder}: not of evaluate --task generation")
     with refusing(os.fspath(path), "evaluate again"):
+        measured = str(found.get("checkpoint", {}).get("generator") or "none named")
+        if measured != own:
+            raise UserError(
+                f"--results {folder}: expected results of the prior {own[:12]}, they are of "
+                f"another ({measured[:12]}); evaluate this checkpoint again"
+            )
         return _measured(found)
 
 
@@ -189,11 +205,17 @@ def model_card(
     return "\n".join(lines)
 
 
+def _is_set(name: str, value: Any) -> bool:
+    """Whether a setting differs from what the training or the protocol leaves open."""
+    return bool(value) if name != "guidance" else value is not None and value >= 0
+
+
 def _measured(results: Mapping[str, Any]) -> list[str]:
     """Of one evaluation: what was asked, and its tables."""
     settings, metrics = results["protocol"], results["metrics"]
     named = ("samples", "frames", "side", "guidance", "temperature", "steps", "things")
-    said = ", ".join(f"{name} {settings[name]}" for name in named if settings.get(name))
+    given = {name: settings.get(name) for name in named}
+    said = ", ".join(f"{name} {value}" for name, value in given.items() if _is_set(name, value))
     command = markdown.code(f"evaluate --task generation --data {results['data']}")
     lines = [f"{command}: {markdown.cell(said)}.", ""]
     if metrics.get("faithfulness"):

@@ -381,12 +381,15 @@ def test_a_published_prior_gives_the_samples_of_the_run(workdir, patched, tmp_pa
     results.mkdir()
     row = {"prompts": "own", "number": 4, "colour": 0.5, "shape": 0.25, "count": 1.0,
            "motion": 0.75, "everything": 0.125}  # fmt: skip
-    found = {"task": "generation", "data": "builtin:world-heldout", "protocol": {"samples": 4},
+    digest = load_generator(workdir).checkpoint_hash
+    found = {"task": "generation", "data": "builtin:world-heldout",
+             "protocol": {"samples": 4, "guidance": -1.0}, "checkpoint": {"generator": digest},
              "metrics": {"faithfulness": [row], "nats": 1.5}}  # fmt: skip
     (results / "results.json").write_text(json.dumps(found))
     folder = tmp_path / "published"
     publish.main([str(workdir), "--output", str(folder), "--results", str(results)])
     card = (folder / "README.md").read_text()
+    assert "samples 4.\n" in card and "guidance" not in card
     assert "| own | 4 | 50.0% | 25.0% | 100.0% | 75.0% | 12.5% |" in card and "1.500" in card
     ours, theirs = load_generator(workdir), load_generator(folder)
     assert ours.checkpoint_hash == theirs.checkpoint_hash

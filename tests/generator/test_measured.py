@@ -1,12 +1,17 @@
 """A prior as the task `generation` sees it: samples, nats and codes of real clips."""
 
+import json
+
 import numpy as np
 import pytest
 from flax import nnx
 
+from pyratok_jax import evaluate
 from pyratok_jax.data.captions import CaptionTokenizer
+from pyratok_jax.errors import UserError
 from pyratok_jax.evaluation.models.generators import PriorSamples, Wanted
-from pyratok_jax.generator import Generator
+from pyratok_jax.evaluation.tasks.generation import Generation
+from pyratok_jax.generator import Generator, publishing
 from pyratok_jax.models.prior.config import PriorConfig, Sampling
 from pyratok_jax.models.prior.model import Prior
 from tests.generator.tiny import LANGUAGE, Letters, tokenizer
@@ -63,3 +68,39 @@ def test_other_sampling_is_another_model(samples):
     generator = samples._generator
     colder = PriorSamples(generator, Sampling(steps=(1,), temperature=(0.5,)))
     assert colder.checkpoint_hash != samples.checkpoint_hash
+    # But it is the same prior.
+    assert colder.generator_hash == samples.generator_hash == generator.checkpoint_hash
+
+
+def test_results_say_which_prior_was_measured(samples, tmp_path, monkeypatch):
+    monkeypatch.setattr(Generation, "load", lambda self, checkpoint: samples)
+    evaluate.main(["--task", "generation", "--data", "builtin:world-heldout", "--output",
+                   str(tmp_path), "--checkpoint", "prior", "--set", "samples=2", "--set",
+                   "frames=5", "--set", "side=16", "--set", "fvd=false", "--set", "prior=false",
+                   "--set", "condition=none"])  # fmt: skip
+    found = json.loads((tmp_path / "results.json").read_text())["checkpoint"]
+    assert found["generator"] == "cd" * 32 and found["hash"] == samples.checkpoint_hash
+
+
+def card_of(folder, protocol, of):
+    checkpoint = {"checkpoint": {"name": "prior", "hash": "ef" * 32} | of}
+    found = {"task": "generation", "data": "x", "protocol": protocol, "metrics": {}}
+    (folder / "results.json").write_text(json.dumps(found | checkpoint))
+    return "".join(publishing._results(str(folder), "cd" * 32))
+
+
+def test_results_of_another_prior_are_not_published(tmp_path):
+    own = {"generator": "cd" * 32}
+    assert "samples 4" in card_of(tmp_path, {"samples": 4}, own)
+    for of in ({"generator": "12" * 32}, {}, {"generator": ""}):
+        with pytest.raises(UserError, match="expected results of the prior cdcdcdcdcdcd") as caught:
+            card_of(tmp_path, {"samples": 4}, of)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_card_names_only_settings_that_were_given(tmp_path):
+    own = {"generator": "cd" * 32}
+    open_ones = {"samples": 4, "guidance": -1.0, "temperature": "", "steps": "", "things": 0}
+    assert "samples 4." in card_of(tmp_path, open_ones, own)
+    said = card_of(tmp_path, open_ones | {"guidance": 0.0, "steps": "8"}, own)
+    assert "samples 4, guidance 0.0, steps 8." in said

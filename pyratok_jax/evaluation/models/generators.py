@@ -66,11 +66,13 @@ class SampleModel(Protocol):
 
     Attributes:
         checkpoint_hash: identifies the weights and how they are sampled from.
+        generator_hash: `Generator.checkpoint_hash`, of the weights alone; "": no prior's.
         fps: frames per second of its samples; None where they take after the real clips.
         vocabulary: of its codes.
     """
 
     checkpoint_hash: str
+    generator_hash: str
     fps: float | None
     vocabulary: int
 
@@ -103,7 +105,7 @@ class PriorSamples:
         self, generator: Generator, sampling: Sampling | None = None, candidates: int = 1
     ) -> None:
         self._generator, self._sampling = generator, sampling or generator.sampling
-        self._candidates = candidates
+        self._candidates, self.generator_hash = candidates, generator.checkpoint_hash
         named = repr(sorted(dataclasses.asdict(self._sampling).items()))
         if candidates > 1:
             named += f" of {candidates}"
@@ -162,6 +164,7 @@ class BaselineSamples:
     the first frame of each for the whole clip; `random` uniform noise. None has tokens or nats.
     """
 
+    generator_hash = ""
     fps: float | None = None
     vocabulary = 256
 
@@ -204,6 +207,7 @@ class SampleFiles:
         UserError: no such list, or a file of it is missing.
     """
 
+    generator_hash = ""
     vocabulary = 1
 
     def __init__(self, folder: str, name: str) -> None:

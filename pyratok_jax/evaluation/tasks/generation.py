@@ -49,6 +49,7 @@ from pyratok_jax.evaluation.task import (
     clip_facts,
     parse_numbers,
 )
+from pyratok_jax.io import Json
 from pyratok_jax.metrics import fvd, inception_score, temporal, text_similarity
 
 if TYPE_CHECKING:
@@ -147,6 +148,10 @@ class Generation(Task[SampleModel, Block]):
         if rate is not None:
             raise UserError("--rate says nothing about generated videos; leave it out")
         return SampleFiles(folder, name)
+
+    def checkpoint_facts(self, model: SampleModel) -> dict[str, Json]:
+        """Which prior was measured, however it was sampled from: `publish` compares it."""
+        return {"generator": model.generator_hash} if model.generator_hash else {}
 
     def check(self) -> None:
         """Refuse impossible settings."""
