@@ -158,7 +158,8 @@ class Sampling:
     Attributes:
         steps: parallel steps of each level, in "blocks" and "masked".
         guidance: scale s of classifier-free guidance, logits u + s (c - u); 1: none.
-        guidance_schedule: how the scale grows from 1 while a level is drawn (constant: not).
+        guidance_schedule: how the scale grows from 1 while a level is drawn, a `Schedule`
+            (constant: not).
         temperature: divides the logits; 0 takes the most likely.
         top_p: see `heads.Draw`.
         choice_temperature: of the Gumbel noise on the confidence by which tokens are kept; it
@@ -167,7 +168,7 @@ class Sampling:
 
     steps: tuple[int, ...] = (8, 6, 4, 3)
     guidance: float = 1.0
-    guidance_schedule: Schedule = "constant"
+    guidance_schedule: str = "constant"
     temperature: tuple[float, ...] = (1.0,)
     top_p: tuple[float, ...] = (1.0,)
     choice_temperature: float = 1.0
@@ -175,12 +176,16 @@ class Sampling:
     def __post_init__(self) -> None:
         if not self.steps or min(self.steps) < 1:
             raise ValueError(f"steps {self.steps}: expected at least 1 for each level")
-        if not self.temperature or not 0 <= min(self.temperature) <= max(self.temperature) < 1e3:
+        # Each value by itself: the least and greatest of several may hide a NaN.
+        if not self.temperature or not all(0 <= value < 1e3 for value in self.temperature):
             raise ValueError(f"temperature {self.temperature}: expected values from 0")
-        if not self.top_p or not 0 < min(self.top_p) <= max(self.top_p) <= 1:
+        if not self.top_p or not all(0 < value <= 1 for value in self.top_p):
             raise ValueError(f"top_p {self.top_p}: expected values above 0, up to 1")
         if not math.isfinite(self.guidance) or self.guidance < 0:
             raise ValueError(f"guidance {self.guidance}: expected a scale from 0")
+        if self.guidance_schedule not in typing.get_args(Schedule):
+            known = ", ".join(typing.get_args(Schedule))
+            raise ValueError(f"guidance_schedule {self.guidance_schedule!r}: expected {known}")
         if not 0 <= self.choice_temperature < 1e3:
             raise ValueError(f"choice_temperature {self.choice_temperature}: expected from 0")
 

@@ -1,9 +1,11 @@
 """Where tokens stand and who sees whom, against definitions written out."""
 
+import math
+
 import numpy as np
 import pytest
 
-from pyratok_jax.models.prior.config import PriorConfig
+from pyratok_jax.models.prior.config import PriorConfig, Sampling
 from pyratok_jax.models.prior.layout import Layout, level_places, visible
 from pyratok_jax.models.prior.tasks import TASKS, given_tokens
 from pyratok_jax.tokens.dataset import flatten
@@ -96,3 +98,19 @@ def test_a_configuration_survives_json():
 def test_grids_of_two_clips_are_refused():
     with pytest.raises(ValueError, match="no one clip"):
         Layout(((9, 1, 2), (5, 1, 2), (2, 2, 4)), STRIDES, LATENT)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"temperature": (1.0, math.nan)}, "temperature"),
+        ({"temperature": (math.nan,)}, "temperature"),
+        ({"top_p": (1.0, math.nan, 0.5)}, "top_p"),
+        ({"guidance": math.nan}, "guidance nan"),
+        ({"choice_temperature": math.nan}, "choice_temperature nan"),
+        ({"guidance_schedule": "square"}, "guidance_schedule 'square': expected constant, linear"),
+    ],
+)
+def test_impossible_sampling_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        Sampling(**changes)
