@@ -160,11 +160,14 @@ def whole_clip(vector: np.ndarray, frames: int) -> Truth:
 
 
 def label_ranks(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """How many classes score above each clip's label; of equal scores half count.
+    """How many classes score above each clip's label; of those of equal score half count.
 
-    Without that half a model that gives all classes the same score would be always right.
+    At the top a label is so still the first (rank below 1) beside one class of equal score, but not
+    beside two. Scores that tell nothing, as they are all equal or one is NaN, give an infinite
+    rank: a model that gives all classes the same score is never right.
     """
     own = scores[np.arange(len(labels)), labels][:, None]
     above = (scores > own).sum(axis=1)
     equal = (scores == own).sum(axis=1) - 1
-    return above + equal / 2
+    silent = np.isnan(scores).any(axis=1) | ((equal == scores.shape[1] - 1) & (equal > 0))
+    return np.where(silent, np.inf, above + equal / 2)

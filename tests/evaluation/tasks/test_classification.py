@@ -31,7 +31,17 @@ def run(task, data, output, checkpoint, *more):
 
 def test_ranks_by_hand_with_ties():
     scores = np.array([[3.0, 2.0, 1.0], [3.0, 2.0, 1.0], [1.0, 1.0, 1.0], [2.0, 2.0, 0.0]])
-    assert label_ranks(scores, np.array([0, 2, 1, 0])).tolist() == [0, 2, 1, 0.5]
+    assert label_ranks(scores, np.array([0, 2, 1, 0])).tolist() == [0, 2, np.inf, 0.5]
+    tied = np.array([[2.0, 2.0, 2.0, 0.0], [3.0, 1.0, 1.0, 0.0]])
+    assert label_ranks(tied, np.array([0, 1])).tolist() == [1, 1.5]
+
+
+def test_scores_that_tell_nothing_are_never_right():
+    nan = np.nan
+    scores = np.array([[nan, nan], [nan, 1.0], [1.0, nan], [0.5, 0.5], [0.0, 1.0]])
+    assert label_ranks(scores, np.array([0, 1, 0, 1, 1])).tolist() == [np.inf] * 4 + [0]
+    assert label_ranks(np.ones((2, 12)), np.array([0, 11])).tolist() == [np.inf] * 2
+    assert label_ranks(np.ones((1, 1)), np.array([0])).tolist() == [0]
 
 
 def test_even_sampling():
