@@ -128,6 +128,8 @@ def _config(options: argparse.Namespace, name: str, seed: int) -> "ConfigDict":
 def _facts(
     options: argparse.Namespace, config: "ConfigDict", name: str, seed: int
 ) -> dict[str, Json]:
+    from pyratok_jax.training.run_record import results_hash
+
     ablation = ABLATIONS[name]
     return {
         "name": name,
@@ -135,6 +137,7 @@ def _facts(
         "scale": options.scale,
         "set": sorted(options.set),
         "steps": config.steps,
+        "config": results_hash(config),
         "group": ablation.group,
         "label": ablation.label,
         "published": list(ablation.published),

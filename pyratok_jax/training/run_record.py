@@ -13,8 +13,9 @@ and `{key: [old, new]}`. Together they are the config in force, which a resume i
 """
 
 import dataclasses
+import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import jax
 from etils import epath
@@ -45,6 +46,8 @@ _ADDED: dict[str, Json] = {
     "loss.hidden_captions": 0.0,
     "conditioning.stored": "",
 }
+# Those of them that a run's results depend on all the same.
+_OF_RESULTS = ("report", "calibration", "init_from", "init_levels", "data.phases")
 _FLAG = "resume_with_changes"
 _NAMED = 4  # Changed keys that a message names.
 
@@ -96,6 +99,29 @@ class RunRecord:
             line = json.dumps({"step": step, "changes": self.changes})
             # Atomically: what is there already must outlive a crash and a full disk.
             write_text(path, (read_text(path) if path.exists() else "") + line + "\n")
+
+
+def results_hash(config: ConfigDict) -> str:
+    """Of all values that a run's results depend on, but for its length."""
+    values = dict(_of_results(_flat(json.loads(config.to_json_best_effort()))))
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def changed_keys(workdir: AnyPath, config: ConfigDict) -> list[str]:
+    """Keys of `results_hash` whose values are not those that a working folder was trained with.
+
+    Raises:
+        UserError: the folder has no record, or a damaged one.
+    """
+    old = dict(_of_results(_in_force(epath.Path(workdir)).items()))
+    new = dict(_of_results(_flat(json.loads(config.to_json_best_effort()))))
+    return [key for key, _ in _differences(old, new)]
+
+
+def _of_results(values: Iterable[tuple[str, Json]]) -> Iterator[tuple[str, Json]]:
+    for key, value in values:
+        if key != _FLAG and (_within(key, _OF_RESULTS) or not _within(key, OPERATIONAL)):
+            yield key, value
 
 
 def refuse_another_owner(description: AnyPath, key: str, owner: str) -> None:

@@ -1,5 +1,6 @@
 """Runs of ablations: one training per name and seed, measured alike, each result a JSON file."""
 
+import contextlib
 import gc
 import hashlib
 import json
@@ -19,7 +20,7 @@ from ml_collections import ConfigDict
 from pyratok_jax.checkpoints.partition import Partition
 from pyratok_jax.data.heldout import HeldoutClip, heldout_clips
 from pyratok_jax.data.padding import to_model_range
-from pyratok_jax.errors import UserError
+from pyratok_jax.errors import UserError, short
 from pyratok_jax.evaluation.language_check import check_language
 from pyratok_jax.io import Json
 from pyratok_jax.io.atomic import atomic_path, write_json
@@ -29,6 +30,7 @@ from pyratok_jax.metrics.image import PROTOCOL, Perceptual, quality
 from pyratok_jax.models.pyratok.model import PyraTok
 from pyratok_jax.tokenizer import mean_bits_per_pixel, to_pixels
 from pyratok_jax.training.loop.loop import train
+from pyratok_jax.training.run_record import changed_keys
 from pyratok_jax.training.tasks.run import first_weights
 from pyratok_jax.training.tasks.tokenizer import TokenizerTask
 
@@ -55,15 +57,12 @@ def run_one(
     """
     path = folder / RESULT
     if path.exists():
-        advice = "remove it to run this ablation again"
-        found = read_json(path, dict[str, Json], advice=advice)
-        if any(found.get(key) != value for key, value in facts.items()):
-            raise UserError(f"{path} is of other settings; name another --workdir")
-        return found
+        return _finished(path, config, facts)
     begin = time.perf_counter()
     task = TokenizerTask(config)
     clips = heldout_clips(config.data, tuple(config.report.buckets), config.report.clips)
     start: dict[str, Json] = {}
+    kept = starts / f"{start_key(config)}.npz"
 
     def on_start(partition: Partition) -> None:
         # So that other commands can open the run.
@@ -71,7 +70,6 @@ def run_one(
         if config.init_from:
             first_weights(task, partition)
             return
-        kept = starts / f"{start_key(config)}.npz"
         if kept.exists():
             start["psnr_before_step_1"] = take_start(partition, kept)
             return
@@ -90,7 +88,7 @@ def run_one(
         **facts,
         **figures,
         **words_in_tokens(task, trained.partition),
-        **start,
+        **(start or _start_of_resumed(config, kept)),
         "skipped_steps": int(trained.state.skipped),
         "seconds": time.perf_counter() - begin,
         "protocol": PROTOCOL,
@@ -100,6 +98,30 @@ def run_one(
     gc.collect()
     jax.clear_caches()
     return result
+
+
+def _finished(path: Path, config: ConfigDict, facts: Mapping[str, Json]) -> dict[str, Json]:
+    """The result in a file, if it is of these facts."""
+    advice = f"remove the folder {path.parent} to run this ablation again"
+    found = read_json(path, dict[str, Json], advice=advice)
+    names = [key for key, value in facts.items() if found.get(key) != value]
+    if "config" in names:
+        with contextlib.suppress(UserError):  # Without a record of it the keys stay unknown.
+            names += [f"config.{key}" for key in changed_keys(path.parent, config)]
+    if names:
+        told = short(", ".join(names), 200)
+        raise UserError(f"{path} is of other settings ({told}); name another --workdir")
+    return found
+
+
+def _start_of_resumed(config: ConfigDict, kept: Path) -> dict[str, Json]:
+    """What was measured before the first step of a run that did not begin in this process."""
+    if config.init_from or not kept.exists():
+        return {}
+    # A damaged file is no reason to lose the other figures.
+    with contextlib.suppress(UserError):
+        return {"psnr_before_step_1": _psnr_of(read_npz(kept), kept)}
+    return {}
 
 
 def start_key(config: ConfigDict) -> str:
@@ -133,6 +155,11 @@ def take_start(partition: Partition, path: Path) -> float:
         for name in partition.trainable:
             if name.startswith(_CALIBRATED):
                 partition.trainable[name] = jnp.asarray(kept[name])
+    return _psnr_of(kept, path)
+
+
+def _psnr_of(kept: Mapping[str, Any], path: Path) -> float:
+    with refusing(os.fspath(path), "remove it to calibrate again"):
         return float(kept["psnr"])
 
 

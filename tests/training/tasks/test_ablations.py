@@ -14,6 +14,7 @@ from benchmarks.world import ablations as stored
 from pyratok_jax import ablate
 from pyratok_jax.data.buckets import Bucket
 from pyratok_jax.errors import UserError
+from pyratok_jax.io.atomic import write_json
 from pyratok_jax.models.dino import Dino
 from pyratok_jax.models.language.model import LanguageModel
 from pyratok_jax.models.sizes import VAES
@@ -21,7 +22,7 @@ from pyratok_jax.models.wan_vae.config import tiny
 from pyratok_jax.nn.grids import grid_shape
 from pyratok_jax.reports.ablation import markdown, summarise
 from pyratok_jax.tokenizer import load_tokenizer
-from pyratok_jax.training.ablations.run import keep_start, start_key, take_start
+from pyratok_jax.training.ablations.run import keep_start, run_one, start_key, take_start
 from pyratok_jax.training.ablations.table import ABLATIONS, apply
 from pyratok_jax.training.abstract import abstract_batch
 from pyratok_jax.training.config import parse_flags, tokenizer_training_config
@@ -126,6 +127,12 @@ def test_a_set_is_run_once_and_tabulated(config_file, tmp_path, capsys):
     stamp = (workdir / "rvq/seed_0/result.json").stat().st_mtime_ns
     assert ablate.main(arguments) == 0
     assert (workdir / "rvq/seed_0/result.json").stat().st_mtime_ns == stamp
+    # What was measured before the first step is not lost with the process that measured it.
+    (workdir / "rvq/seed_0/result.json").unlink()
+    assert ablate.main(arguments) == 0
+    again = json.loads((workdir / "rvq/seed_0/result.json").read_text())
+    assert again["psnr_before_step_1"] == results["rvq"]["psnr_before_step_1"]
+    assert again["psnr"] == pytest.approx(results["rvq"]["psnr"])
     with pytest.raises(UserError, match="no run succeeded"):
         ablate.main([*arguments, "--set", "steps=3"])
     assert "other settings" in capsys.readouterr().out.replace("\n", " ")
@@ -171,6 +178,45 @@ def test_what_was_measured_of_the_words_has_columns_even_where_it_is_nothing():
     (row,) = summarise({"full": [_run(0, 20.0, **{"names": 0.0, "nats/gain/level_1": 0.25})]})
     assert "| 0.0 | 0.250 |" in markdown([row])
     assert "caption" not in markdown(summarise({"full": [_run(0, 20.0)]}))
+
+
+def finished(options, name, folder):
+    """A result of an earlier call, without a training."""
+    config = ablate._config(options, name, 0)
+    write_json(folder / "config.json", json.loads(config.to_json_best_effort()))
+    write_json(folder / "result.json", ablate._facts(options, config, name, 0) | {"psnr": 20.0})
+    return folder
+
+
+def test_results_of_another_config_are_refused_by_the_key(config_file, tmp_path):
+    options = ablate.parse(["--config", str(config_file)])
+    folder = finished(options, "no_ssim", tmp_path / "no_ssim")
+
+    def again(edit=""):
+        config_file.write_text(written.replace("    return apply", f"    {edit}\n    return apply"))
+        config = ablate._config(options, "no_ssim", 0)
+        facts = ablate._facts(options, config, "no_ssim", 0)
+        return run_one(config, folder, starts=tmp_path / "starts", facts=facts)
+
+    written = config_file.read_text()
+    for edit in ("", "config.log_every = 7", "config.data.threads = 3"):
+        assert again(edit)["psnr"] == 20.0
+    for key, value in (
+        ("optimizer.learning_rate", 0.5), ("report.clips", 3), ("calibration.steps", 9),
+        ("loss.weights.l1", 0.125),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=rf"other settings \(config, config.{key}\)"):
+            again(f"config.{key} = {value}")
+    (folder / "config.json").unlink()
+    with pytest.raises(UserError, match=r"other settings \(config\); name another"):
+        again("config.optimizer.learning_rate = 0.5")
+    # Of a version that did not note the config.
+    write_json(folder / "result.json", {"name": "no_ssim", "psnr": 20.0})
+    with pytest.raises(UserError, match="other settings"):
+        again()
+    (folder / "result.json").write_text("{")
+    with pytest.raises(UserError, match=f"remove the folder {folder} to run"):
+        again()
 
 
 def test_unknown_names_and_scales_are_refused():
