@@ -3,10 +3,13 @@
     python -m pyratok_jax.ablate --names full,no_text,rvq --seeds 3 --workdir runs/ablations
 
 Every name and seed is a training of its own under WORKDIR/NAME/seed_N; finished ones are not
-repeated, interrupted ones resume. A failed run is named and left out of the table.
+repeated, interrupted ones resume. A run that fails is named with its reason and left out.
 """
 
 import argparse
+import logging
+import re
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,11 +17,23 @@ from rich.console import Console
 from rich.table import Table
 
 from pyratok_jax.assets.programs import keep_programs
-from pyratok_jax.errors import EXIT_INTERRUPTED, UserError, run_cli
+from pyratok_jax.errors import (
+    EXIT_INTERRUPTED,
+    UserError,
+    environment_reason,
+    run_cli,
+    short,
+)
 from pyratok_jax.io import Json
 from pyratok_jax.io.cli import command_parser, local_path
 from pyratok_jax.io.progress import PlainConsole
-from pyratok_jax.training.ablations.table import ABLATIONS, DEFAULT_NAMES, SCALES, find
+from pyratok_jax.training.ablations.table import (
+    ABLATIONS,
+    DEFAULT_NAMES,
+    SCALES,
+    changes_of,
+    find,
+)
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -55,6 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
         raise UserError("--seeds must be at least 1")
     if ":" in Path(options.config).name:
         raise UserError(f"--config {options.config}: --names says which ablations; leave the : out")
+    _check_changes(options, names)
     for name in names:
         _config(options, name, 0)  # Mistakes in --config and --set are those of every run.
     results, failed = _run_all(options, names, console)
@@ -83,6 +99,20 @@ def _names(options: argparse.Namespace) -> list[str]:
     return names
 
 
+def _check_changes(options: argparse.Namespace, names: list[str]) -> None:
+    """Refuse a --set of a key that an ablation changes, of a part of it or of what holds it."""
+    for change in options.set:
+        key = re.split(r"[=\[]", change)[0].strip()
+        if key == "seed":
+            raise UserError(f"--set {change}: seeds are 0, 1, ...; give --seeds, their number")
+        for name in names:
+            for own in changes_of(name, options.scale):
+                if f"{own}.".startswith(f"{key}.") or f"{key}.".startswith(f"{own}."):
+                    raise UserError(
+                        f"--set {key} is what the ablation {name} changes ({own}); leave it out"
+                    )
+
+
 def _run_all(
     options: argparse.Namespace, names: list[str], console: Console
 ) -> tuple[dict[str, list[dict[str, Json]]] | None, dict[str, str]]:
@@ -104,15 +134,25 @@ def _run_all(
                 config = _config(options, name, seed)
                 facts = _facts(options, config, name, seed)
                 result = run_one(config, folder, starts=workdir / "starts", facts=facts)
-            except UserError as error:
-                failed[str(folder)] = str(error)
-                console.print(f"failed: {error}", soft_wrap=True)
+            except Exception as error:  # One run's failure must not cost the others theirs.
+                failed[str(folder)] = _reason(error)
+                console.print(f"failed: {failed[str(folder)]}", soft_wrap=True)
                 continue
             if result is None:
                 return None, failed
             console.print(f"  PSNR {result['psnr']:.2f} dB, {result['seconds']:.0f} s")
             results[name].append(result)
     return results, failed
+
+
+def _reason(error: Exception) -> str:
+    """Why a run failed, in one line; of what nobody foresaw the traceback goes to stderr."""
+    if isinstance(error, UserError):
+        return str(error)
+    if (reason := environment_reason(error)) is not None:
+        return reason
+    logging.getLogger(__name__).error("%s", "".join(traceback.format_exception(error)))
+    return f"{type(error).__name__}: {short(str(error))}"
 
 
 def _config(options: argparse.Namespace, name: str, seed: int) -> "ConfigDict":

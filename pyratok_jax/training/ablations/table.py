@@ -320,15 +320,23 @@ def find(name: str, scale: str) -> Ablation:
     return ABLATIONS[name]
 
 
+def changes_of(name: str, scale: str) -> dict[str, Json]:
+    """What an ablation changes at a scale: config keys (dotted) and values.
+
+    Raises:
+        UserError: see `find`.
+    """
+    found = find(name, scale)
+    return dict(found.changes) | (dict(found.world) if scale == "world" else {})
+
+
 def apply(config: ConfigDict, name: str, scale: str = "demo") -> ConfigDict:
     """The base config with an ablation's changes, in place.
 
     Raises:
         UserError: see `find`.
     """
-    found = find(name, scale)
-    changes = dict(found.changes) | (dict(found.world) if scale == "world" else {})
-    for key, value in changes.items():
+    for key, value in changes_of(name, scale).items():
         *path, last = key.split(".")
         part = config
         for step in path:

@@ -1,6 +1,7 @@
 """Ablations: each is a config that builds, two are run, tables against hand-computed figures."""
 
 import csv
+import errno
 import json
 import math
 
@@ -22,6 +23,7 @@ from pyratok_jax.models.wan_vae.config import tiny
 from pyratok_jax.nn.grids import grid_shape
 from pyratok_jax.reports.ablation import markdown, summarise
 from pyratok_jax.tokenizer import load_tokenizer
+from pyratok_jax.training.ablations import run
 from pyratok_jax.training.ablations.run import keep_start, run_one, start_key, take_start
 from pyratok_jax.training.ablations.table import ABLATIONS, apply
 from pyratok_jax.training.abstract import abstract_batch
@@ -217,6 +219,53 @@ def test_results_of_another_config_are_refused_by_the_key(config_file, tmp_path)
     (folder / "result.json").write_text("{")
     with pytest.raises(UserError, match=f"remove the folder {folder} to run"):
         again()
+
+
+@pytest.mark.parametrize(
+    ("names", "change", "message"),
+    [
+        ("full,no_ssim", "loss.weights.ssim=0.5", "loss.weights.ssim is what the ablation no_ssim"),
+        ("no_ssim", "loss.weights={}", "loss.weights is what the ablation no_ssim"),
+        ("rvq", "model.tokenizer.grids[0]=(4,8)", "model.tokenizer.grids is what the ablation rvq"),
+        ("uniform", "model.tokenizer.grids.x=1", "what the ablation uniform changes"),
+        ("full", "seed=7", "--set seed=7: .*give --seeds"),
+    ],
+)
+def test_a_set_of_what_a_row_changes_is_refused(names, change, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "run_one", lambda *_, **__: pytest.fail("it was run"))
+    with pytest.raises(UserError, match=message) as caught:
+        ablate.main(["--names", names, "--set", change, "--workdir", str(tmp_path / "w")])
+    assert "\n" not in str(caught.value) and not (tmp_path / "w").exists()
+
+
+def test_other_keys_may_be_set_in_every_run():
+    kept = ["data.buckets=('5x64x64',)", "steps=5", "optimizer.learning_rate=1e-4",
+            "calibration.steps=1", "loss.weights.l1=2.0"]  # fmt: skip
+    options = ablate.parse([f"--set={change}" for change in kept])
+    ablate._check_changes(options, list(ablate.DEFAULT_NAMES))
+
+
+def test_a_run_that_fails_does_not_stop_the_others(config_file, tmp_path, monkeypatch, capsys):
+    figures = {"psnr": 20.0, "ssim": 0.5, "bpp": 0.1, "seconds": 1.0}
+
+    def fail(config, folder, *, starts, facts):
+        if facts["name"] == "no_ssim":
+            raise ValueError("shapes (3,)\nand (4,) differ")
+        if facts["name"] == "no_text":
+            raise OSError(errno.ENOSPC, "No space left on device", "x")
+        if facts["name"] == "rvq":
+            raise KeyboardInterrupt
+        return facts | figures
+
+    monkeypatch.setattr(run, "run_one", fail)
+    base = ["--seeds", "1", "--config", str(config_file), "--workdir", str(tmp_path)]
+    assert ablate.main([*base, "--names", "no_ssim,no_text,full"]) == 1
+    said = capsys.readouterr().out
+    assert "failed: ValueError: shapes (3,) and (4,) differ" in said
+    assert "failed: the disk is full (x)" in said
+    assert "full method" in (tmp_path / "ablations.md").read_text()
+    with pytest.raises(KeyboardInterrupt):
+        ablate.main([*base, "--names", "rvq"])
 
 
 def test_unknown_names_and_scales_are_refused():
