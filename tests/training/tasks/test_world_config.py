@@ -27,12 +27,14 @@ def test_stages_share_one_schedule_of_masking_and_turn_the_losses_on():
     assert [s.loss.weights.autoregressive > 0 for s in stages] == [False, True, True]
     assert [s.loss.weights.drift_dinov3 > 0 for s in stages] == [False, False, True]
     assert all(TokenizerLoss(s).uses("text_codebook") for s in stages)
-    with pytest.raises(ValueError, match="stage1, stage2, stage3, ablation, adapted, smoke"):
+    known = "stage1, stage2, stage3, ablation, adapted, continued, smoke"
+    with pytest.raises(ValueError, match=known):
         make("stage4")
 
 
-def test_adapters_are_trained_around_the_levels_that_are_shipped():
-    config = make("adapted")
+@pytest.mark.parametrize("argument", ["adapted", "continued"])
+def test_adapters_are_trained_around_the_levels_that_are_shipped(argument):
+    config = make(argument)
     shipped = stored_config(read_description(tokenizer_folder(config.init_from)), "builtin:world")
     made = tokenizer_config(config, shipped.vae, shipped.text_width)
     assert made.lora_rank > 0
