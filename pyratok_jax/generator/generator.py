@@ -214,16 +214,19 @@ class Generator:
         count, each = len(request.prompts) * request.candidates, request.candidates
         rows = min(batch, count)
         drawing = Drawing(self.prior, self.tokenizer.model.quantizer, layout, sampling)
+        given: Given | None = None
         for start in range(0, count, rows):
             # One batch size, so that one program draws all; the filling is thrown away.
             samples, tries = np.divmod(start + np.arange(rows), each)
             texts = [request.prompts[n] for n in samples if n < len(request.prompts)]
             filled = texts + [""] * (rows - len(texts))
             condition = self.condition(filled, request.negative, sampling.guided)
+            if start == 0 or self.captioned:
+                given = self._given(request, padding, layout, filled)
             codes = drawing.run(
                 condition,
                 row_keys(request.seed, request.first + samples, tries),
-                self._given(request, padding, layout, filled),
+                given,
                 _scaled(progress, start / each, len(texts) / each),
             )
             ids = ids_of(codes, layout)
