@@ -278,12 +278,12 @@ def settings(tmp_path, tokenizer):
     model = {"role": "model", "name": "full", "psnr": 20.0, "ssim": None, "lpips": 0.1, "bpp": 0.2}
     words = ("prompts", "number", "colour", "shape", "count", "motion", "everything")
     results = {"task": "generation", "data": "d", "protocol": {"samples": 3}, "items_hash": "0",
-               "method": "m", "bpp": 0.1,
+               "method": "m", "bpp": 0.1, "checkpoint": {"generator": "ab" * 32},
                "metrics": {"nats": 3.0, "faithfulness": [dict.fromkeys(words, 0.5)]}}  # fmt: skip
 
     def compared():
         other_results([str(tmp_path)], results)
-        publishing._results(str(tmp_path))
+        publishing._results(str(tmp_path), "ab" * 32)
 
     return {
         "tokenizer.json": (description, described),
