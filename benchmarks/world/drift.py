@@ -175,6 +175,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for name in args.names.split(","):
             config = apply(make("adapted"), name, "world")
             config.steps, config.seed = args.steps, seed
+            config.report.clips, config.report.lpips = 1, False  # all that counts is measured here
             folder = args.workdir / f"{name}-{seed}"
             if run(config, folder) is None:
                 return
