@@ -11,11 +11,12 @@ the tokens give.
 """
 
 import argparse
+import itertools
 import json
 import runpy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, UInt8
 
+from benchmarks.world.alignment import finished
 from benchmarks.world.features import FRAMES, SIDE, Networks, single
 from benchmarks.world.measures import encode, queries
 from pyratok_jax.checkpoints.pretrained import load_vision
@@ -45,18 +47,75 @@ PART = 16  # videos that are encoded together
 NAMED, DECODED = 144, 32  # videos that are named, and those whose pixels are measured
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
+def parser(description: str, names: str, steps: int, workdir: str) -> argparse.ArgumentParser:
+    """The command line of a benchmark that takes terms away, with its defaults."""
     p = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    p.add_argument("--names", default="full,no_drift", help="rows of the table of ablations")
+    p.add_argument("--names", default=names, help="rows of the table of ablations")
     p.add_argument("--seeds", default="0,1,2")
-    p.add_argument("--steps", type=int, default=120)
-    p.add_argument("--workdir", type=Path, default=Path("runs/drift"), help="of all trainings")
+    p.add_argument("--steps", type=int, default=steps)
+    p.add_argument("--workdir", type=Path, default=Path(workdir), help="of all trainings")
     p.add_argument("--cache", type=Path, default=Path("runs/world_features"), help="folder")
     p.add_argument("--output", type=Path, help="JSON file of all measurements")
     return p
+
+
+class Heldout(NamedTuple):
+    """What is measured on.
+
+    Attributes:
+        videos: of the world, one thing each.
+        names: what each shows.
+        films: the first of them, whose pixels are measured, in parts that are encoded together.
+        scenes: the demo's held-out real scenes, each a part.
+    """
+
+    videos: UInt8[np.ndarray, "n t h w 3"]
+    names: list[str]
+    films: list[UInt8[np.ndarray, "b t h w 3"]]
+    scenes: list[UInt8[np.ndarray, "1 t2 h2 w2 3"]]
+
+
+def heldout(decoded: int) -> Heldout:
+    """Videos and scenes that no training shows; the pixels of `decoded` videos are measured."""
+    chosen = classes(seen_names())
+    names = [chosen[number % len(chosen)] for number in range(NAMED)]
+    videos = np.stack(
+        [single((9, 1, n), name).draw(FRAMES, SIDE, SIDE) for n, name in enumerate(names)]
+    )
+    scenes = [clip.video[None] for clip in heldout_clips(data_config(), ("17x96x96",), 8)]
+    films = [videos[start : start + PART] for start in range(0, decoded, PART)]
+    return Heldout(videos, names, films, scenes)
+
+
+def take_away(
+    args: argparse.Namespace,
+    argument: str,
+    decoded: int,
+    measure: Callable[[Tokenizer], dict[str, Any]],
+) -> None:
+    """Train `configs/world.py:argument` less what each row takes away; print and write all figures.
+
+    With `--output` the same command goes on after the last finished training.
+    """
+    make = runpy.run_path("configs/world.py")["get_config"]
+    facts = {"steps": args.steps, "films": decoded, "named": NAMED}
+    rows = finished(args.output, facts) or [{"variant": "start"} | measure(load_tokenizer(START))]
+    print(json.dumps(rows[0]), flush=True)
+    for seed, name in itertools.product(map(int, args.seeds.split(",")), args.names.split(",")):
+        if any((row["variant"], row.get("seed")) == (name, seed) for row in rows):
+            continue
+        config = apply(make(argument), name, "world")
+        config.steps, config.seed = args.steps, seed
+        config.report.clips, config.report.lpips = 1, False  # all that counts is measured here
+        folder = args.workdir / f"{name}-{seed}"
+        if run(config, folder) is None:
+            return
+        rows.append({"variant": name, "seed": seed} | measure(load_tokenizer(folder)))
+        print(json.dumps(rows[-1]), flush=True)
+        if args.output:
+            write_json(args.output, {"settings": facts, "runs": rows})
 
 
 @nnx.jit
@@ -148,41 +207,20 @@ def names_right(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run all variants of all seeds and print, and write, their numbers."""
-    args = parser().parse_args(argv)
-    make = runpy.run_path("configs/world.py")["get_config"]
+    """Run all variants of all seeds."""
+    args = parser(__doc__.splitlines()[0], "full,no_drift", 120, "runs/drift").parse_args(argv)
     networks, frozen = Networks(), load_tokenizer(START)
-    vision = load_vision("builtin:demo-vision")
-    chosen = classes(seen_names())
-    names = [chosen[number % len(chosen)] for number in range(NAMED)]
-    videos = np.stack(
-        [single((9, 1, n), name).draw(FRAMES, SIDE, SIDE) for n, name in enumerate(names)]
-    )
-    scenes = [clip.video[None] for clip in heldout_clips(data_config(), ("17x96x96",), 8)]
-    films = [videos[start : start + PART] for start in range(0, DECODED, PART)]
+    vision, shown = load_vision("builtin:demo-vision"), heldout(DECODED)
 
     def measure(tokenizer: Tokenizer) -> dict[str, Any]:
         return {
-            "films": compare(tokenizer, frozen, films),
-            "real scenes": compare(tokenizer, frozen, scenes),
-            "names": names_right(tokenizer, networks, args.cache, videos, names),
-            "vision read, %": vision_read(tokenizer, vision, films),
+            "films": compare(tokenizer, frozen, shown.films),
+            "real scenes": compare(tokenizer, frozen, shown.scenes),
+            "names": names_right(tokenizer, networks, args.cache, shown.videos, shown.names),
+            "vision read, %": vision_read(tokenizer, vision, shown.films),
         }
 
-    rows = [{"variant": "start"} | measure(frozen)]
-    print(json.dumps(rows[-1]), flush=True)
-    for seed in map(int, args.seeds.split(",")):
-        for name in args.names.split(","):
-            config = apply(make("adapted"), name, "world")
-            config.steps, config.seed = args.steps, seed
-            config.report.clips, config.report.lpips = 1, False  # all that counts is measured here
-            folder = args.workdir / f"{name}-{seed}"
-            if run(config, folder) is None:
-                return
-            rows.append({"variant": name, "seed": seed} | measure(load_tokenizer(folder)))
-            print(json.dumps(rows[-1]), flush=True)
-            if args.output:
-                write_json(args.output, {"steps": args.steps, "runs": rows})
+    take_away(args, "adapted", DECODED, measure)
 
 
 if __name__ == "__main__":

@@ -207,13 +207,24 @@ def model_card(
 
 def _is_set(name: str, value: Any) -> bool:
     """Whether a setting differs from what the training or the protocol leaves open."""
-    return bool(value) if name != "guidance" else value is not None and value >= 0
+    if name == "guidance":
+        return value is not None and value >= 0
+    return value not in (None, 1) if name == "candidates" else bool(value)
 
 
 def _measured(results: Mapping[str, Any]) -> list[str]:
     """Of one evaluation: what was asked, and its tables."""
     settings, metrics = results["protocol"], results["metrics"]
-    named = ("samples", "frames", "side", "guidance", "temperature", "steps", "things")
+    named = (
+        "samples",
+        "frames",
+        "side",
+        "guidance",
+        "candidates",
+        "temperature",
+        "steps",
+        "things",
+    )
     given = {name: settings.get(name) for name in named}
     said = ", ".join(f"{name} {value}" for name, value in given.items() if _is_set(name, value))
     command = markdown.code(f"evaluate --task generation --data {results['data']}")

@@ -100,7 +100,7 @@ def convolve(
 def with_replicated_kernels(network: M) -> M:
     """A frozen network of images with its convolution kernels replicated, where clips are sharded.
 
-    See `convolve`: else it is images that are sent to all devices.
+    The compiler is left no choice between gathering kernels and sending images (see `convolve`).
     """
     if not trace.current().split.axes:
         return network

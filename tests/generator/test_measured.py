@@ -100,7 +100,14 @@ def test_results_of_another_prior_are_not_published(tmp_path):
 
 def test_a_card_names_only_settings_that_were_given(tmp_path):
     own = {"generator": "cd" * 32}
-    open_ones = {"samples": 4, "guidance": -1.0, "temperature": "", "steps": "", "things": 0}
+    open_ones = {
+        "samples": 4,
+        "guidance": -1.0,
+        "candidates": 1,
+        "temperature": "",
+        "steps": "",
+        "things": 0,
+    }
     assert "samples 4." in card_of(tmp_path, open_ones, own)
-    said = card_of(tmp_path, open_ones | {"guidance": 0.0, "steps": "8"}, own)
-    assert "samples 4, guidance 0.0, steps 8." in said
+    said = card_of(tmp_path, open_ones | {"guidance": 0.0, "candidates": 4, "steps": "8"}, own)
+    assert "samples 4, guidance 0.0, candidates 4, steps 8." in said
