@@ -158,7 +158,8 @@ class Sampling:
     Attributes:
         steps: parallel steps of each level, in "blocks" and "masked".
         guidance: scale s of classifier-free guidance, logits u + s (c - u); 1: none.
-        guidance_schedule: how the scale grows from 1 while a level is drawn (constant: not).
+        guidance_schedule: how the scale grows from 1 while a level is drawn, a `Schedule`
+            (constant: not).
         temperature: divides the logits; 0 takes the most likely.
         top_p: see `heads.Draw`.
         choice_temperature: of the Gumbel noise on the confidence by which tokens are kept; it
@@ -167,7 +168,7 @@ class Sampling:
 
     steps: tuple[int, ...] = (8, 6, 4, 3)
     guidance: float = 1.0
-    guidance_schedule: Schedule = "constant"
+    guidance_schedule: str = "constant"
     temperature: tuple[float, ...] = (1.0,)
     top_p: tuple[float, ...] = (1.0,)
     choice_temperature: float = 1.0
