@@ -63,13 +63,13 @@ def main() -> None:
             decoded = jax.jit(lambda s, z: nnx.merge(graph, s).decode(z))(state, latent)
         return mean, decoded
 
-    mean, decoded = run(jnp.float32, "shifts", None)
+    mean, decoded = run(jnp.float32, "frames", None)
     report: dict = {
         "clip": list(video.shape),
         "base_dim": options.base_dim,
         "half": {},
     }
-    for lowering in ("shifts", "tpu"):
+    for lowering in ("frames", "tpu"):
         half_mean, half_decoded = run(jnp.bfloat16, lowering, mean)
         report["half"][lowering] = {
             "encode": error(half_mean, mean), "decode": error(half_decoded, decoded)

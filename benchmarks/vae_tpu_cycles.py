@@ -91,7 +91,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("what", choices=["encode", "decode", "gradient", "adapters", "decoder"])
     parser.add_argument("--model", default="wan2.1", help="sizes, as config.model.vae")
-    parser.add_argument("--form", default="tpu", choices=["tpu", "conv3d", "shifts"])
+    parser.add_argument("--form", default="tpu", choices=["tpu", "conv3d", "frames"])
     parser.add_argument("--frames", type=int, default=17)
     parser.add_argument("--side", type=int, default=256)
     parser.add_argument("--clips", type=int, default=1)

@@ -18,6 +18,7 @@ from pyratok_jax.nn.halo import with_edge_halo, with_halo
 from pyratok_jax.nn.lowering import conv3d, current_lowering, padded_width
 from pyratok_jax.nn.polyphase import FEW, conv_in_blocks, upsampled_conv
 from pyratok_jax.nn.stream_cache import StreamCache
+from pyratok_jax.nn.time_winograd import TAPS, FrameConv, winograd_over_time
 
 # Checkpoint name of the activations that the remat policy "convs" saves.
 KEPT = "kept"
@@ -123,16 +124,11 @@ class TimeConv(Conv):
     ) -> Float[Array, "b t2 h w d"]:
         """Convolve `x`, which the caller has padded: t2 = (t - kt) // stride + 1."""
         kernel, bias = self.weights(x.shape[-1], pad=pad)
+        x = x.astype(self.dtype)
         if current_lowering() == "tpu":
-            return conv3d(x.astype(self.dtype), kernel, strides=(stride, 1, 1)) + bias
-        taps = kernel.shape[0]
-        frames = (x.shape[1] - taps) // stride + 1
-        last = (frames - 1) * stride + 1
-        # A sum of matrix products over the taps, without a 3-D window.
-        parts = [
-            x[:, k : k + last : stride].astype(self.dtype) @ kernel[k, 0, 0] for k in range(taps)
-        ]
-        return sum(parts[1:], parts[0]) + bias
+            return conv3d(x, kernel, strides=(stride, 1, 1)) + bias
+        # Matrix products of frames, without a 3-D window.
+        return _over_time(x, kernel, lambda frames, taps: frames @ taps[0, 0], stride) + bias
 
 
 def conv_frames(
@@ -189,36 +185,56 @@ def causal_conv(
         return causal(x, kernel, trace.current())
     x, rows = with_halo(x, (kh // 2, kh // 2))
     sides = (rows, (kw // 2, kw // 2))
-    if current_lowering() == "shifts":
-        return _shifted_sum(x, kernel, sides, has_past)
+    if current_lowering() == "frames":
+        return _by_frames(x, kernel, sides, has_past)
     padding = ((0 if has_past else kt - 1, 0), *sides)
     if current_lowering() == "tpu" and kernel.shape[-1] <= FEW:
         return conv_in_blocks(x, kernel, padding)
     return conv3d(x, kernel, padding)
 
 
-def _shifted_sum(
+def _by_frames(
     x: Float[Array, "b t h w c"],
     kernel: Float[Array, "kt kh kw c d"],
     sides: tuple[tuple[int, int], tuple[int, int]],
     has_past: bool,
 ) -> Float[Array, "b t2 h2 w2 d"]:
-    """One 2-D convolution per time tap; taps that only see the zero padding are left out."""
+    """`causal_conv` as 2-D convolutions of frames; frame 0 takes one, its past is zero."""
 
-    def convolve(part: Array, tap: int) -> Array:
-        y = _conv2d(part.reshape(-1, *part.shape[2:]), kernel[tap], sides)
-        return y.reshape(*part.shape[:2], *y.shape[1:])
+    def convolve(frames: Array, taps: Array) -> Array:
+        y = _conv2d(frames.reshape(-1, *frames.shape[2:]), taps, sides)
+        return y.reshape(*frames.shape[:2], *y.shape[1:])
 
-    kt, t = kernel.shape[0], x.shape[1]
-    if has_past:
-        frames = t - kt + 1
-        parts = [convolve(x[:, tap : tap + frames], tap) for tap in range(kt)]
-        return sum(parts[1:], parts[0])
-    total = convolve(x, kt - 1)
-    for shift in range(1, min(kt, t)):
-        part = convolve(x[:, : t - shift], kt - 1 - shift)
-        total = total + jnp.pad(part, ((0, 0), (shift, 0), (0, 0), (0, 0), (0, 0)))
-    return total
+    past, after = kernel.shape[0] - 1, ((0, 0),) * 3
+    if has_past or not past:
+        return _over_time(x, kernel, convolve)
+    first = convolve(x[:, :1], kernel[past])
+    if x.shape[1] == 1:
+        return first
+    padded = jnp.pad(x, ((0, 0), (past - 1, 0), *after))
+    return jnp.concatenate([first, _over_time(padded, kernel, convolve)], axis=1)
+
+
+def _over_time(
+    x: Float[Array, "b t h w c"],
+    kernel: Float[Array, "kt kh kw c d"],
+    convolve: FrameConv,
+    stride: int = 1,
+) -> Float[Array, "b t2 h2 w2 d"]:
+    """A convolution over time without padding, t2 = (t - kt) // stride + 1.
+
+    Args:
+        x: the clip.
+        kernel: weights.
+        convolve: its part in space, of frames with one tap.
+        stride: in time.
+    """
+    kt = kernel.shape[0]
+    if kt == TAPS and stride == 1 and x.dtype == jnp.float32:
+        return winograd_over_time(x, kernel, convolve)
+    last = (x.shape[1] - kt) // stride * stride + 1
+    parts = [convolve(x[:, k : k + last : stride], kernel[k]) for k in range(kt)]
+    return sum(parts[1:], parts[0])
 
 
 Edges = Literal["zero", "replicate"]
@@ -274,7 +290,7 @@ def conv_valid_in_time(
 
     t2 = (t - kt) // stride + 1.
     """
-    kt, rows = kernel.shape[0], (kernel.shape[1] - 1) // 2
+    rows = (kernel.shape[1] - 1) // 2
     if kernel.shape[:3] == (1, 1, 1) and strides == (1, 1, 1):
         return pointwise(x, kernel[0, 0, 0])
     around = (rows, rows)
@@ -284,12 +300,12 @@ def conv_valid_in_time(
     elif rows:
         x, above_below = with_halo(x, around)
         sides = (above_below, around)
-    if current_lowering() != "shifts":
+    if current_lowering() != "frames":
         return conv3d(x, kernel, ((0, 0), *sides), strides)
     x = jnp.pad(x, ((0, 0), (0, 0), *sides, (0, 0)))
-    last = (x.shape[1] - kt) // strides[0] * strides[0] + 1
-    parts = [
-        conv_frames(x[:, k : k + last : strides[0]], kernel[k], (0, 0), strides[1])
-        for k in range(kt)
-    ]
-    return sum(parts[1:], parts[0])
+    return _over_time(
+        x,
+        kernel,
+        lambda frames, taps: conv_frames(frames, taps, (0, 0), strides[1]),
+        strides[0],
+    )

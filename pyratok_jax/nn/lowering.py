@@ -18,11 +18,12 @@ IMAGES = 8  # its sublanes, and how many images a TPU convolution works on at a 
 def conv_lowering(lowering: str) -> contextlib.AbstractContextManager[None]:
     """Trace 3-D convolutions with the given lowering within this block.
 
-    "shifts" is a sum of 2-D convolutions over time shifts, "conv3d" one operation, "tpu" the same
-    over frames cut into strips (`halo.cut`), with narrow stages of the VAE zero-padded to whole
-    registers and sums over channels as matrix products. The default is "shifts" on the CPU, where
-    it is several times faster, "tpu" on TPUs, and "conv3d" elsewhere; ahead-of-time compilation for
-    another device sets it explicitly. All lowerings compute the same function.
+    "frames" is 2-D convolutions of frames, in float32 by Winograd's filtering over time
+    (`time_winograd`); "conv3d" is one operation; "tpu" the same over frames cut into strips
+    (`halo.cut`), with narrow stages of the VAE zero-padded to whole registers and sums over
+    channels as matrix products. The default is "frames" on the CPU, where it is several times
+    faster, "tpu" on TPUs, and "conv3d" elsewhere; ahead-of-time compilation for another device sets
+    it explicitly. All lowerings compute the same function up to rounding.
 
     Raises:
         ValueError: unknown lowering.
@@ -34,7 +35,7 @@ def conv_lowering(lowering: str) -> contextlib.AbstractContextManager[None]:
 
 def current_lowering() -> str:
     """The lowering in force: the one set, or the backend's."""
-    by_backend = {"cpu": "shifts", "tpu": "tpu"}
+    by_backend = {"cpu": "frames", "tpu": "tpu"}
     return trace.current().lowering or by_backend.get(jax.default_backend(), "conv3d")
 
 

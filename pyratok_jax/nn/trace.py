@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypedDict, Unpack
 import jax
 from jax.sharding import PartitionSpec as P
 
-LOWERINGS = ("conv3d", "shifts", "tpu")
+LOWERINGS = ("conv3d", "frames", "tpu")
 
 
 class Split(NamedTuple):

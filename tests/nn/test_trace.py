@@ -41,10 +41,10 @@ def test_a_jitted_function_is_traced_again_under_other_options(changes):
 def test_a_lowering_is_not_taken_from_a_program_of_another():
     @jax.jit
     def name(x):
-        return x + {"conv3d": 1.0, "shifts": 2.0, "tpu": 3.0}[current_lowering()]
+        return x + {"conv3d": 1.0, "frames": 2.0, "tpu": 3.0}[current_lowering()]
 
     found = []
-    for lowering in ("conv3d", "tpu", "shifts", "tpu"):
+    for lowering in ("conv3d", "tpu", "frames", "tpu"):
         with conv_lowering(lowering):
             found.append(float(name(jnp.zeros(()))))
     np.testing.assert_array_equal(found, [1, 3, 2, 3])

@@ -60,7 +60,7 @@ def make(kind, *args, **kwargs):
     return kind(*args, rngs=nnx.Rngs(0), **kwargs)
 
 
-@pytest.mark.parametrize("form", ["shifts", "conv3d", "tpu"])
+@pytest.mark.parametrize("form", ["frames", "conv3d", "tpu"])
 @pytest.mark.parametrize("frames", [1, 2, 5])
 def test_causal_convolution(form, frames):
     module = theirs.WanCausalConv3d(4, 6, 3, padding=1)
@@ -162,7 +162,7 @@ def test_downsampling(halves_time):
 
 
 @pytest.mark.parametrize("doubles_time", [False, True])
-@pytest.mark.parametrize("form", ["shifts", "tpu"])
+@pytest.mark.parametrize("form", ["frames", "tpu"])
 def test_upsampling(doubles_time, form):
     mode = "upsample3d" if doubles_time else "upsample2d"
     module = Chunked(theirs.WanResample(4, mode), 1)
