@@ -14,11 +14,17 @@ from jaxtyping import Array, Float
 
 from pyratok_jax.nn import trace
 from pyratok_jax.nn.custom_vjps import causal
+from pyratok_jax.nn.fast_convs import (
+    FEW,
+    TAPS,
+    FrameConv,
+    conv_in_blocks,
+    upsampled_conv,
+    winograd_over_time,
+)
 from pyratok_jax.nn.halo import with_edge_halo, with_halo
 from pyratok_jax.nn.lowering import conv3d, current_lowering, padded_width
-from pyratok_jax.nn.polyphase import FEW, conv_in_blocks, upsampled_conv
 from pyratok_jax.nn.stream_cache import StreamCache
-from pyratok_jax.nn.time_winograd import TAPS, FrameConv, winograd_over_time
 
 # Checkpoint name of the activations that the remat policy "convs" saves.
 KEPT = "kept"

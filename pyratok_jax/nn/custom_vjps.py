@@ -14,9 +14,9 @@ from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float
 
+from pyratok_jax.nn.fast_convs import FEW, conv_in_blocks
 from pyratok_jax.nn.halo import with_halo
 from pyratok_jax.nn.lowering import channel_sums, conv3d
-from pyratok_jax.nn.polyphase import FEW, conv_in_blocks
 from pyratok_jax.nn.trace import TraceOptions, tracing
 
 TINY = 1e-24  # lower bound of a sum of squares

@@ -19,7 +19,7 @@ def conv_lowering(lowering: str) -> contextlib.AbstractContextManager[None]:
     """Trace 3-D convolutions with the given lowering within this block.
 
     "frames" is 2-D convolutions of frames, in float32 by Winograd's filtering over time
-    (`time_winograd`); "conv3d" is one operation; "tpu" the same over frames cut into strips
+    (`fast_convs`); "conv3d" is one operation; "tpu" the same over frames cut into strips
     (`halo.cut`), with narrow stages of the VAE zero-padded to whole registers and sums over
     channels as matrix products. The default is "frames" on the CPU, where it is several times
     faster, "tpu" on TPUs, and "conv3d" elsewhere; ahead-of-time compilation for another device sets

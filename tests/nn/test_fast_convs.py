@@ -7,8 +7,8 @@ import pytest
 from flax import nnx
 
 from pyratok_jax.nn.causal_conv import CausalConv3d, TimeConv, causal_conv
+from pyratok_jax.nn.fast_convs import winograd_over_time
 from pyratok_jax.nn.lowering import conv_lowering
-from pyratok_jax.nn.time_winograd import winograd_over_time
 
 pytestmark = pytest.mark.fast
 
