@@ -75,6 +75,14 @@ ROWS: Mapping[str, Ablation] = {
     "3 blocks of 17 bits": Ablation("blocks", _grids((4, 16), (4, 16), LATENT, bits=17)),
     "residual LFQ, 2 x 12 bits": Ablation("quantisers", _latent("residual", 2, 12) | {"text": 0.0}),
     "RVQ, 3 x 256 vectors": Ablation("quantisers", _latent("rvq", 3, 8) | _NO_BIT_TERMS),
+    "VQ 4096, vectors of 256": Ablation(
+        "quantisers", _latent("vq", 1, 12) | {"code_width": 256} | _NO_BIT_TERMS
+    ),
+    "GVQ 2 x 4096, vectors of 256": Ablation(
+        "quantisers", _latent("gvq", 2, 12) | {"code_width": 256} | _NO_BIT_TERMS
+    ),
+    "LFQ 2^16": Ablation("quantisers", _latent("lfq", 1, 16) | {"text": 0.0}),
+    "codebook of 2^12": Ablation("codebook sizes", {"bits": 12}),
     "no residual (Eq. 1 as printed)": Ablation("inputs", {"inputs": "paper"}),
 }
 

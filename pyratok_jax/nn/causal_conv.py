@@ -20,6 +20,7 @@ from pyratok_jax.nn.fast_convs import (
     FrameConv,
     conv_in_blocks,
     upsampled_conv,
+    upsampled_conv_by_phases,
     winograd_over_time,
 )
 from pyratok_jax.nn.halo import with_edge_halo, with_halo
@@ -116,10 +117,13 @@ class Conv2d(Conv):
 
     def after_upsampling(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h2 w2 d"]:
         """Upsample each frame by 2 (nearest neighbour), then convolve with padding 1."""
+        if current_lowering() == "conv3d":
+            return self(jnp.repeat(jnp.repeat(x, 2, axis=2), 2, axis=3), padding=(1, 1))
+        kernel, bias = self.weights(x.shape[-1])
+        x = x.astype(self.dtype)
         if current_lowering() == "tpu":
-            kernel, bias = self.weights(x.shape[-1])
-            return upsampled_conv(x.astype(self.dtype), kernel) + bias
-        return self(jnp.repeat(jnp.repeat(x, 2, axis=2), 2, axis=3), padding=(1, 1))
+            return upsampled_conv(x, kernel) + bias
+        return upsampled_conv_by_phases(x, kernel, _of_frames) + bias
 
 
 class TimeConv(Conv):
@@ -149,9 +153,7 @@ def conv_frames(
     x, rows = with_halo(x, padding)
     if current_lowering() == "tpu":
         return conv3d(x, kernel[None], ((0, 0), rows, padding), (1, stride, stride))
-    b, t = x.shape[:2]
-    y = _conv2d(x.reshape(b * t, *x.shape[2:]), kernel, (rows, padding), stride)
-    return y.reshape(b, t, *y.shape[1:])
+    return _of_frames(x, kernel, (rows, padding), stride)
 
 
 def pointwise(
@@ -162,15 +164,18 @@ def pointwise(
     return conv3d(x, matrix[None, None, None]) if current_lowering() == "tpu" else x @ matrix
 
 
-def _conv2d(
-    x: Float[Array, "n h w c"],
+def _of_frames(
+    x: Float[Array, "b t h w c"],
     kernel: Float[Array, "kh kw c d"],
     padding: tuple[tuple[int, int], tuple[int, int]],
     stride: int = 1,
-) -> Float[Array, "n h2 w2 d"]:
-    return lax.conv_general_dilated(
-        x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
+) -> Float[Array, "b t h2 w2 d"]:
+    """One 2-D convolution of all frames."""
+    y = lax.conv_general_dilated(
+        x.reshape(-1, *x.shape[2:]), kernel, (stride, stride), padding,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )  # fmt: skip
+    return y.reshape(*x.shape[:2], *y.shape[1:])
 
 
 def causal_conv(
@@ -208,8 +213,7 @@ def _by_frames(
     """`causal_conv` as 2-D convolutions of frames; frame 0 takes one, its past is zero."""
 
     def convolve(frames: Array, taps: Array) -> Array:
-        y = _conv2d(frames.reshape(-1, *frames.shape[2:]), taps, sides)
-        return y.reshape(*frames.shape[:2], *y.shape[1:])
+        return _of_frames(frames, taps, sides)
 
     past, after = kernel.shape[0] - 1, ((0, 0),) * 3
     if has_past or not past:

@@ -17,6 +17,7 @@ import functools
 from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float
 
 from pyratok_jax.nn.halo import with_halo
@@ -27,6 +28,7 @@ TAPS = 3  # in time, of the convolutions that `winograd_over_time` takes
 
 FrameConv = Callable[[Float[Array, "b t h w c"], Float[Array, "kh kw c d"]], Array]
 Rows = tuple[tuple[float, ...], ...]
+Sides = tuple[tuple[int, int], tuple[int, int]]
 
 
 def upsampled_conv(
@@ -38,26 +40,53 @@ def upsampled_conv(
     the even phase is (k0, k1 + k2) starting one pixel before, the odd phase (k0 + k1, k2) starting
     at its own. Even and odd rows are two convolutions; even and odd columns are output channels.
     """
-    x, rows = with_halo(x, (1, 1))
-    x = jnp.pad(x, ((0, 0), (0, 0), rows, (0, 0), (0, 0)))
-    b, t, h, w = x.shape[0], x.shape[1], x.shape[2] - 2, x.shape[3]
-    k, features = kernel.astype(jnp.float32), kernel.shape[-1]
-    none = jnp.zeros_like(k[:, 0])
-    columns = jnp.concatenate(
-        [
-            jnp.stack([k[:, 0], k[:, 1] + k[:, 2], none], axis=1),
-            jnp.stack([none, k[:, 0] + k[:, 1], k[:, 2]], axis=1),
-        ],
-        axis=-1,
-    )
-    even = jnp.stack([columns[0], columns[1] + columns[2]])
-    odd = jnp.stack([columns[0] + columns[1], columns[2]])
+    x, b, t, h, w = _with_rows_around(x)
+    features = kernel.shape[-1]
     parts = []
-    for first, taps in enumerate((even, odd)):
-        window = x[:, :, first : first + h + 1]
-        y = conv3d(window, taps[None].astype(x.dtype), ((0, 0), (0, 0), (1, 1)))
+    for first, rows in enumerate(_phases(kernel.astype(jnp.float32), 0)):
+        even, odd = _phases(rows, 1)
+        none = jnp.zeros_like(even[:, :1])
+        columns = [jnp.concatenate([even, none], axis=1), jnp.concatenate([none, odd], axis=1)]
+        taps = jnp.concatenate(columns, axis=-1)[None].astype(x.dtype)
+        y = conv3d(x[:, :, first : first + h + 1], taps, ((0, 0), (0, 0), (1, 1)))
         parts.append(y.reshape(b, t, h, w, 2, features))
     return jnp.stack(parts, axis=3).reshape(b, t, 2 * h, 2 * w, features)
+
+
+def upsampled_conv_by_phases(
+    x: Float[Array, "b t h w c"],
+    kernel: Float[Array, "3 3 c d"],
+    convolve: Callable[[Array, Array, Sides], Array],
+) -> Float[Array, "b t h2 w2 d"]:
+    """The same as four convolutions of 2x2 taps: 16 products for each input pixel, not 36.
+
+    Args:
+        x, kernel: as in `upsampled_conv`.
+        convolve: frames with a kernel (kh, kw, c, d), padded by rows and columns.
+    """
+    x, b, t, h, w = _with_rows_around(x)
+    rows = []
+    for first, of_rows in enumerate(_phases(kernel.astype(jnp.float32), 0)):
+        window = x[:, :, first : first + h + 1]
+        columns = [
+            convolve(window, taps.astype(x.dtype), ((0, 0), (1 - side, side)))
+            for side, taps in enumerate(_phases(of_rows, 1))
+        ]
+        rows.append(jnp.stack(columns, axis=4))
+    return jnp.stack(rows, axis=3).reshape(b, t, 2 * h, 2 * w, kernel.shape[-1])
+
+
+def _with_rows_around(x: Float[Array, "b t h w c"]) -> tuple[Array, int, int, int, int]:
+    """The clip with the rows above and below, a neighbour's or zeros, and its sizes before."""
+    b, t, h, w = x.shape[:4]
+    x, rows = with_halo(x, (1, 1))
+    return jnp.pad(x, ((0, 0), (0, 0), rows, (0, 0), (0, 0))), b, t, h, w
+
+
+def _phases(kernel: Float[Array, "kh kw c d"], axis: int) -> tuple[Array, Array]:
+    """The two taps along an upsampled axis of its even and of its odd positions."""
+    k0, k1, k2 = (lax.index_in_dim(kernel, tap, axis) for tap in range(3))
+    return jnp.concatenate([k0, k1 + k2], axis), jnp.concatenate([k0 + k1, k2], axis)
 
 
 def conv_in_blocks(

@@ -162,7 +162,7 @@ def test_downsampling(halves_time):
 
 
 @pytest.mark.parametrize("doubles_time", [False, True])
-@pytest.mark.parametrize("form", ["frames", "tpu"])
+@pytest.mark.parametrize("form", ["frames", "conv3d", "tpu"])
 def test_upsampling(doubles_time, form):
     mode = "upsample3d" if doubles_time else "upsample2d"
     module = Chunked(theirs.WanResample(4, mode), 1)
