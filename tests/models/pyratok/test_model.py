@@ -207,8 +207,9 @@ def test_fresh_adapters_change_nothing_and_a_view_without_them_is_the_frozen_enc
     model = tiny_model()
     reference = without_adapters(model.vae.encoder)
     moments = run(model.vae.encoder, clip())
-    np.testing.assert_array_equal(
-        jax.tree.leaves(moments)[0], jax.tree.leaves(run(reference, clip()))[0]
+    # Programs with and without adapters round sums of kernels in their own ways.
+    np.testing.assert_allclose(
+        jax.tree.leaves(moments)[0], jax.tree.leaves(run(reference, clip()))[0], atol=2e-6
     )
     changed = open_text_path(model)
     for _, node in nnx.iter_modules(changed.vae.encoder):
@@ -217,7 +218,7 @@ def test_fresh_adapters_change_nothing_and_a_view_without_them_is_the_frozen_enc
     adapted = jax.tree.leaves(run(changed.vae.encoder, clip()))[0]
     frozen = jax.tree.leaves(run(without_adapters(changed.vae.encoder), clip()))[0]
     assert not np.allclose(adapted, frozen)
-    np.testing.assert_array_equal(frozen, jax.tree.leaves(moments)[0])
+    np.testing.assert_allclose(frozen, jax.tree.leaves(moments)[0], atol=2e-6)
 
 
 def test_every_convolution_of_the_encoder_is_adapted():

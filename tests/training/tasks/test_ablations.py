@@ -310,7 +310,8 @@ def test_rows_on_stored_features_have_equal_rates_and_a_control():
     assert full == pytest.approx(300 * 16 / (9 * 64 * 64))
     for name, row in stored.ROWS.items():
         settings = stored.changed(base, row.changes)
-        assert stored.bits_per_pixel(settings) == pytest.approx(full, rel=0.05), name
+        rate = stored.bits_per_pixel(settings)
+        assert rate < full if row.own_rate else rate == pytest.approx(full, rel=0.05), name
         assert sum(settings.levels) == pytest.approx(4.0), name
         assert (row.variant == "off") == (settings.weight == 0), name
     assert [row.variant for row in stored.ROWS.values()].count("shuffled") == 1
