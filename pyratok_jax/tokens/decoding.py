@@ -85,12 +85,16 @@ def parse_frames(text: str) -> tuple[int, int | None]:
     return first, stop
 
 
-def check_origin(record: TokenRecord, tokenizer: TokenizerLike, force: bool) -> None:
-    """Refuse tokens that this tokenizer did not make.
+def check_maker(record: TokenRecord, tokenizer: TokenizerLike, advice: str) -> None:
+    """Refuse tokens of another tokenizer.
+
+    Args:
+        record: the tokens.
+        tokenizer: what is to decode them.
+        advice: the end of the message where sizes fit, but the checkpoint is another one.
 
     Raises:
-        UserError: another checkpoint, and not forced; sizes that do not fit at all; or levels that
-            belong to flipped coarser ones (`TokenRecord.read`).
+        UserError: other levels or bits, or (unless `advice` is empty) another checkpoint.
     """
     config, what = tokenizer.config, f"the tokens of {short(record.id)}"
     if record.bits != config.bits or record.levels != len(config.grids):
@@ -98,15 +102,26 @@ def check_origin(record: TokenRecord, tokenizer: TokenizerLike, force: bool) -> 
             f"{what} have {record.levels} levels of {record.bits} bits, the "
             f"checkpoint {len(config.grids)} of {config.bits}; use the one that they were made with"
         )
-    if record.read:
-        raise UserError(
-            f"{what} are targets for training a prior, each level's after flips of the coarser "
-            "ones, and make no one video; export them again without --flip"
-        )
-    if record.checkpoint != tokenizer.checkpoint_hash and not force:
+    if advice and record.checkpoint != tokenizer.checkpoint_hash:
         raise UserError(
             f"{what} were made by checkpoint {record.checkpoint[:16] or '-'}, "
-            f"not by {tokenizer.checkpoint_hash[:16] or '-'}; give that one, or --force"
+            f"not by {tokenizer.checkpoint_hash[:16] or '-'}; {advice}"
+        )
+
+
+def check_origin(record: TokenRecord, tokenizer: TokenizerLike, force: bool) -> None:
+    """Refuse to decode tokens that this tokenizer did not make.
+
+    Raises:
+        UserError: another checkpoint, and not forced; sizes that do not fit at all; or levels that
+            belong to flipped coarser ones (`TokenRecord.read`).
+    """
+    check_maker(record, tokenizer, "" if force else "give that one, or --force")
+    if record.read:
+        raise UserError(
+            f"the tokens of {short(record.id)} are targets for training a prior, each level's "
+            "after flips of the coarser ones, and make no one video; export them again without "
+            "--flip"
         )
 
 

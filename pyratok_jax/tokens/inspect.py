@@ -1,7 +1,7 @@
 """Look at a token dataset: `python -m pyratok_jax.tokens.inspect --help`."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -14,7 +14,9 @@ from pyratok_jax.io.progress import PlainConsole
 from pyratok_jax.io.sharded_job import check_output
 
 if TYPE_CHECKING:
+    from pyratok_jax.tokenizer import TokenizerLike
     from pyratok_jax.tokens.inspection import Summary
+    from pyratok_jax.tokens.schema import TokenRecord
 
 
 def parser() -> argparse.ArgumentParser:
@@ -37,6 +39,8 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command."""
     arguments, console = parser().parse_args(argv), PlainConsole()
+    if arguments.pictures < 0:
+        raise UserError(f"--pictures {arguments.pictures}: expected a number of records from 0")
     output = check_output(arguments.output)
     # Heavy imports wait until the command line is known to be sound.
     from pyratok_jax.tokens.dataset import read_all
@@ -47,9 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from pyratok_jax.tokenizer import load_tokenizer
 
         tokenizer = load_tokenizer(arguments.checkpoint, **frozen_options(arguments))
-    inspection = Inspection()
+    inspection, count = Inspection(), _records(arguments.input)
+    shown = _problem_of(tokenizer) if tokenizer else lambda record: None
     with console.status("reading records"):
-        inspection.add_all(read_all(arguments.input), arguments.pictures, _records(arguments.input))
+        inspection.add_all(read_all(arguments.input), arguments.pictures, count, shown)
         summary = inspection.summary()
         sheet = contact_sheet(inspection.pictured, tokenizer)
     _print(summary, console)
@@ -59,6 +64,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in ("contact_sheet.png", "report.html", "summary.json"):
         console.print(f"written: {output / name}", soft_wrap=True)
     return EXIT_PARTIAL if summary["damaged"] else 0
+
+
+def _problem_of(tokenizer: "TokenizerLike") -> "Callable[[TokenRecord], str | None]":
+    """What keeps a record from being decoded for the sheet, None for nothing.
+
+    It raises a `UserError` for tokens of another tokenizer, whose pictures would show anything.
+    """
+    from pyratok_jax.tokens.decoding import check_maker, mismatch
+
+    def problem(record: "TokenRecord") -> str | None:
+        check_maker(record, tokenizer, "give that one, or leave out --checkpoint")
+        return mismatch(record, tokenizer)
+
+    return problem
 
 
 def _records(path: str) -> int:

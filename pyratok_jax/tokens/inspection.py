@@ -1,6 +1,6 @@
 """The numbers of a token dataset, and pictures of some of its records."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -36,16 +36,32 @@ class Inspection:
         self._grams: list[Grams] = []
 
     def add_all(
-        self, items: Iterable[TokenRecord | DamagedRecordError], pictures: int, expected: int
+        self,
+        items: Iterable[TokenRecord | DamagedRecordError],
+        pictures: int,
+        expected: int,
+        problem_of: Callable[[TokenRecord], str | None] = lambda record: None,
     ) -> None:
-        """Go through a dataset, and keep `pictures` of about `expected` records for the sheet."""
+        """Go through a dataset, and keep `pictures` of about `expected` records for the sheet.
+
+        Args:
+            items: records, and what stands for damaged ones.
+            pictures: how many are shown at most.
+            expected: number of records, for pictures that are evenly spread.
+            problem_of: why a record cannot be shown, None where it can; such a record is named as
+                damaged. It is asked about no others than those of the sheet, and may raise.
+        """
         step = max(expected // max(pictures, 1), 1)
         for item in items:
             if isinstance(item, DamagedRecordError):
                 self.damaged.append(f"{item.where}: {item.reason}")
                 continue
             if self.records % step == 0 and len(self.pictured) < pictures:
-                self.pictured.append(item)
+                problem = problem_of(item)
+                if problem is None:
+                    self.pictured.append(item)
+                else:
+                    self.damaged.append(f"{short(item.id)}: {problem}; it is not shown")
             self._add(item)
 
     def _add(self, record: TokenRecord) -> None:

@@ -13,8 +13,9 @@ from pyratok_jax.data.video.files import iter_frames, probe, read_image
 from pyratok_jax.errors import UserError
 from pyratok_jax.tokens import DamagedRecordError, TokenDataset, inspect, read_all
 from pyratok_jax.tokens.blocks import WindowJoiner
-from pyratok_jax.tokens.decoding import Selection, decode_all, parse_frames
+from pyratok_jax.tokens.decoding import Selection, decode_all, mismatch, parse_frames
 from pyratok_jax.tokens.exporting import export, write_card
+from pyratok_jax.tokens.inspection import Inspection
 from pyratok_jax.tokens.options import Machine
 from pyratok_jax.tokens.outputs import Taken, output_path
 from pyratok_jax.tokens.schema import SchemaError, decode_record, encode_record
@@ -219,6 +220,31 @@ def test_inspection(tokens, tmp_path, monkeypatch, capsys):
     page = (output / "report.html").read_text()
     assert "Level 4" in page and "data:image/png" in page
     assert "contact_sheet.png" in capsys.readouterr().out
+
+
+def test_inspection_shows_no_pictures_by_another_tokenizer(tokens, tmp_path, monkeypatch):
+    given = [str(tokens), "--output", str(tmp_path / "report"), "--checkpoint", "x"]
+    others = {
+        "made by checkpoint tiny-0-6, not by tiny-1-6; give that one": PixelTokenizer(1),
+        "4 levels of 6 bits, the checkpoint 4 of 4": PixelTokenizer(bits=4),
+    }
+    for message, other in others.items():
+        monkeypatch.setattr("pyratok_jax.tokenizer.load_tokenizer", lambda c, one=other: one)
+        with pytest.raises(UserError, match=message):
+            inspect.main(given)
+    with pytest.raises(UserError, match="--pictures -1: expected"):
+        inspect.main([*given, "--pictures", "-1"])
+    assert not (tmp_path / "report").exists()
+
+
+def test_a_record_that_cannot_be_shown_is_named(tokenizer, tokens):
+    good = block(tokens)
+    cut = block(tokens, id="cut", tokens=tuple(level[:1] for level in good.tokens))
+    inspection = Inspection()
+    inspection.add_all([cut, good], 2, 2, lambda record: mismatch(record, tokenizer))
+    assert [record.id for record in inspection.pictured] == [good.id]
+    assert inspection.damaged == ["cut: level 1 has a grid of (1, 2, 3), expected (5, 2, 3); "
+                                  "it is not shown"]  # fmt: skip
 
 
 def test_bigram_entropy_by_hand():
