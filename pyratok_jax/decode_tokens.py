@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from pyratok_jax.assets.programs import keep_programs
-from pyratok_jax.errors import EXIT_PARTIAL, UserError, run_cli
+from pyratok_jax.errors import EXIT_PARTIAL, UserError, run_cli, short
 from pyratok_jax.io.cli import add_frozen, add_no_verify, command_parser, frozen_options
 from pyratok_jax.io.mirror import output_folder
 from pyratok_jax.io.progress import PlainConsole, progress_bar
@@ -16,6 +16,8 @@ from pyratok_jax.io.remote import AnyPath, any_path, check_writable, is_remote
 
 if TYPE_CHECKING:
     from pyratok_jax.tokens.decoding import Outcome, Selection
+
+_MOST_NAMED = 50  # Videos without the frames that were asked for.
 
 
 def parser() -> argparse.ArgumentParser:
@@ -61,13 +63,24 @@ def report(outcome: "Outcome", selection: "Selection", output: AnyPath, console:
     """Say what was written and what is wrong: the exit code.
 
     Raises:
-        UserError: ids that the input does not hold.
+        UserError: ids that the input does not hold, or no video with frames that were asked for.
     """
     for message in outcome.bad:
         console.print(f"damaged: {message}", soft_wrap=True, markup=False)
+    unknown, first = sorted(selection.ids - outcome.seen), selection.first
+    if outcome.ended and not outcome.videos and not unknown:
+        raise UserError(
+            f"--frames: no video has a frame {first}, nothing is written; the longest has "
+            f"{max(outcome.ended.values())} frames, counted from 0"
+        )
+    for video, frames in list(outcome.ended.items())[:_MOST_NAMED]:
+        note = f"{short(video)} has {frames} frames, none from {first} on; it is left out"
+        console.print(f"note: {note}", soft_wrap=True, markup=False)
+    if len(outcome.ended) > _MOST_NAMED:
+        console.print(f"note: so are {len(outcome.ended) - _MOST_NAMED} more videos")
     console.print(f"decoded {len(outcome.videos)} videos, {outcome.frames} frames")
-    console.print(f"videos: {output}", soft_wrap=True)
-    unknown = sorted(selection.ids - outcome.seen)
+    if outcome.videos:
+        console.print(f"videos: {output}", soft_wrap=True)
     if unknown:
         raise UserError(f"the input holds no {', '.join(unknown)} (--ids)")
     return EXIT_PARTIAL if outcome.bad else 0

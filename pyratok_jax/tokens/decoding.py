@@ -42,6 +42,7 @@ class Outcome:
         videos: written files and folders, by the video's id.
         bad: messages about what could not be read.
         seen: ids of videos that were asked for and met.
+        ended: frames of the videos that end before the first frame that was asked for, by id.
         frames: number of frames written.
         taken: all paths that were begun.
     """
@@ -49,6 +50,7 @@ class Outcome:
     videos: dict[str, Path] = field(default_factory=dict)
     bad: list[str] = field(default_factory=list)
     seen: set[str] = field(default_factory=set)
+    ended: dict[str, int] = field(default_factory=dict)
     frames: int = 0
     taken: Taken = field(default_factory=Taken)
 
@@ -61,11 +63,14 @@ class Selection:
     first: int = 0
     stop: int | None = None
 
+    def names(self, record: TokenRecord) -> bool:
+        """Whether a block is of a wanted video."""
+        return not self.ids or record.video in self.ids
+
     def wants(self, record: TokenRecord) -> bool:
         """Whether a block is of a wanted video and holds a wanted frame."""
-        named = not self.ids or record.video in self.ids
         stop = record.first_frame + 1 if self.stop is None else self.stop
-        return named and record.first_frame + record.frames > self.first and (
+        return self.names(record) and record.first_frame + record.frames > self.first and (
             record.first_frame < stop
         )  # fmt: skip
 
@@ -228,6 +233,8 @@ def _good(
             outcome.bad.append(f"{short(item.id)}: {problem}; it is left out")
         elif selection.wants(item):
             yield item
+        elif selection.names(item) and item.video_frames <= selection.first:
+            outcome.ended[item.video] = item.video_frames
     if foreign and not fitting:
         raise foreign[0]
 

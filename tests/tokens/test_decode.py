@@ -188,6 +188,17 @@ def test_frames_argument(text, frames):
             parse_frames(bad)
 
 
+def test_videos_that_end_before_the_frames_are_named(decode, tmp_path, capsys):
+    code, output = decode("--frames", "9:", "--ids", "clip2.mp4", "clip0.mp4")
+    assert code == 0 and [path.name for path in output.iterdir()] == ["clip2.mp4"]
+    text = capsys.readouterr().out
+    assert "note: clip0.mp4 has 5 frames, none from 9 on; it is left out" in text
+    assert "decoded 1 videos, 3 frames" in text
+    with pytest.raises(UserError, match="no video has a frame 100, .*the longest has 12 frames"):
+        decode("--frames", "100:", output=tmp_path / "none")
+    assert not (tmp_path / "none").exists() and "decoded" not in capsys.readouterr().out
+
+
 def test_many_videos_of_one_long_name_all_find_a_place(tmp_path):
     taken = Taken()
     for crf in (None, 12) * 60:
