@@ -44,11 +44,13 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--input",
         required=True,
-        help="a video or picture, a folder of them (with captions from NAME.txt or NAME.json), "
+        help="a video or picture or a folder of them (with captions from NAME.txt or NAME.json), "
         "or builtin:demo-heldout",
     )
     p.add_argument("--output", required=True, help="folder for the results (local or gs://)")
-    p.add_argument("--caption", help="text to encode with, for all inputs; None: their own")
+    p.add_argument(
+        "--caption", help="text to encode with, for all inputs; '': no text; None: their own"
+    )
     p.add_argument(
         "--window",
         type=int,
@@ -253,7 +255,8 @@ def _run_all(
         for job, frames in todo:
             progress.update(total, description=job.record.id)
             before = progress.tasks[0].completed
-            caption = arguments.caption or job.record.caption
+            own = arguments.caption is None
+            caption = job.record.caption if own else (arguments.caption.strip() or None)
 
             def advance(count: int) -> None:
                 progress.advance(total, count)

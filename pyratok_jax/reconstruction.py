@@ -24,7 +24,7 @@ from jaxtyping import UInt8
 
 from pyratok_jax.data.padding import cut_windows
 from pyratok_jax.data.sources.records import ClipRecord
-from pyratok_jax.data.sources.registry import load_folder, load_source
+from pyratok_jax.data.sources.registry import MEDIA_SUFFIXES, load_folder, load_source
 from pyratok_jax.data.video.files import (
     BrokenVideoError,
     VideoInfo,
@@ -96,6 +96,8 @@ class Job:
 def find_jobs(spec: str, output: AnyPath) -> list[Job]:
     """The inputs that `spec` names: a file, all media below a folder, or a built-in source.
 
+    Captions are those beside the files (`NAME.txt`, `NAME.json`).
+
     Outputs are named after inputs, with their folders; two files of one folder that differ in
     their suffix only keep it in the name. No two inputs have outputs of one name, and names are
     short enough for the file system. Files below `output` are not inputs.
@@ -109,7 +111,10 @@ def find_jobs(spec: str, output: AnyPath) -> list[Job]:
     if not source.is_dir():
         if not source.exists():
             raise BrokenVideoError(spec, "no such file")
-        return [Job(ClipRecord(source.name, spec), short_name(source.stem))]
+        record = ClipRecord(source.name, spec)
+        if source.suffix.lower() in MEDIA_SUFFIXES:
+            (record,) = load_source(spec)  # With its caption, as in a folder.
+        return [Job(record, short_name(source.stem))]
     if results == _resolved(source):
         raise UserError(f"--output {output} is the folder of the inputs; give another one")
     records = [

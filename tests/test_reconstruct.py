@@ -238,6 +238,12 @@ def test_captions_reach_the_tokenizer(tmp_path, tokenizer, monkeypatch, capsys):
     run(tmp_path / "in", tmp_path / "out")
     run(tmp_path / "in", tmp_path / "out", "--caption", "other words")
     assert [caption for caption in asked if caption] == ["its own words", "other words"]
+    asked.clear()
+    for more in ((), ("--caption", "")):
+        run(tmp_path / "in" / "a.mp4", tmp_path / "out", *more)
+    assert [caption for caption in asked if caption] == ["its own words"]
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert found["videos"][0]["caption"] is None
     assert "no language model" in capsys.readouterr().out
 
 
