@@ -92,7 +92,13 @@ def check(arguments: argparse.Namespace) -> None:
         raise UserError(f"--output {output} is a file; give a folder")
     if (arguments.question is None) != (arguments.choices is None):
         raise UserError("--question and --choices a,b,c belong together; one is missing")
-    if arguments.attention is not None and not arguments.caption:
+    if arguments.choices is not None:
+        _check_choices(choices_of(arguments))
+    if arguments.attention is None and arguments.caption is not None:
+        raise UserError(
+            "--caption is for --attention, all else is asked of a clip without words; leave it out"
+        )
+    if arguments.attention is not None and not (arguments.caption or "").strip():
         raise UserError("--attention needs --caption: the words that the level attends to")
     if arguments.attention is not None and arguments.attention < 1:
         raise UserError(f"--attention {arguments.attention}: levels are counted from 1")
@@ -116,6 +122,19 @@ def check(arguments: argparse.Namespace) -> None:
     if not math.isfinite(arguments.threshold):
         raise UserError(f"--threshold {arguments.threshold}: expected a finite number")
     check_writable(output, "--output")
+
+
+def choices_of(arguments: argparse.Namespace) -> list[str]:
+    """The answers of `--choices`, without the spaces around them and without empty ones."""
+    return [choice.strip() for choice in arguments.choices.split(",") if choice.strip()]
+
+
+def _check_choices(choices: Sequence[str]) -> None:
+    if len(choices) < 2:
+        raise UserError(f"--choices has {len(choices)} answers; expected at least 2, as in a,b,c")
+    repeated = sorted({choice for choice in choices if choices.count(choice) > 1})
+    if repeated:
+        raise UserError(f"--choices has {', '.join(repeated)} more than once; give each answer once")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -228,7 +247,7 @@ def find(
 
 def answer(asked: "ClipQuestions", arguments: argparse.Namespace) -> dict[str, Json]:
     """The choice, and every choice's score."""
-    choices = [choice.strip() for choice in arguments.choices.split(",") if choice.strip()]
+    choices = choices_of(arguments)
     found = asked.choose(
         arguments.question, choices, arguments.projector, pooling=arguments.pooling,
         level=arguments.level - 1 if arguments.level else None,

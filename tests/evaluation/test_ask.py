@@ -140,13 +140,30 @@ def test_a_clip_in_a_bucket_is_answered_there(run, bucket, clip, tmp_path, capsy
             ("--segment", "x", "--segment", "y", "--find", "z", "--contrast"),
             "--find at least twice",
         ),
-        (("--question", "What?", "--choices", "a"), "1 choices"),
     ],
 )
 def test_one_line_about_what_is_wrong(run, arguments, said):
     with pytest.raises(UserError, match=said) as caught:
         run(*arguments)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--segment", "x", "--caption", "a dog"), "--caption is for --attention"),
+        (("--attention", "1", "--caption", " "), "needs --caption"),
+        (("--question", "What?", "--choices", "a"), "--choices has 1 answers"),
+        (("--question", "What?", "--choices", "yes, no,yes"), "--choices has yes more than once"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_before_anything_is_loaded(
+    clip, tmp_path, arguments, said
+):
+    args = [str(clip), "--checkpoint", "none", "--output", str(tmp_path / "out"), *arguments]
+    with pytest.raises(UserError, match=said) as caught:
+        ask.main(args)
+    assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
 
 
 def test_a_missing_clip_is_named_before_anything_is_loaded(tmp_path):
