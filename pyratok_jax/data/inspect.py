@@ -16,7 +16,7 @@ from pyratok_jax.data.sources.index import ClipIndex, index_clips
 from pyratok_jax.data.sources.records import ClipRecord
 from pyratok_jax.data.video.decoding import Decoder
 from pyratok_jax.data.video.files import BrokenVideoError, read_image, resize_image
-from pyratok_jax.errors import EXIT_PARTIAL, run_cli
+from pyratok_jax.errors import EXIT_PARTIAL, UserError, run_cli
 from pyratok_jax.io import Json, html
 from pyratok_jax.io.atomic import write_json, write_png, write_text
 from pyratok_jax.io.cli import command_parser
@@ -190,6 +190,9 @@ def _rows(values: Mapping[str, Json] | Sequence[Mapping[str, Json]]) -> list[tup
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command."""
     arguments, console = parser().parse_args(argv), PlainConsole()
+    for name, least in (("limit", 0), ("pictures", 0), ("threads", 1)):
+        if getattr(arguments, name) < least:
+            raise UserError(f"--{name} {getattr(arguments, name)}: expected at least {least}")
     buckets = parse_buckets(arguments.buckets)
     output = check_output(arguments.output)
     # Heavy imports wait until the command line is known to be sound.

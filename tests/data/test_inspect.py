@@ -58,3 +58,11 @@ def test_bad_source_is_one_line_and_exit_code_2(tmp_path):
     with pytest.raises(UserError, match="is a file"):
         (tmp_path / "f").write_text("")
         main(["builtin:demo", "--output", str(tmp_path / "f")])
+
+
+@pytest.mark.parametrize("wrong", [("limit", -1), ("pictures", -3), ("threads", 0)])
+def test_numbers_below_what_is_possible_are_refused(clips_folder, tmp_path, wrong):
+    name, value = wrong
+    with pytest.raises(UserError, match=f"--{name} {value}: expected at least"):
+        main([str(clips_folder), "--output", str(tmp_path / "o"), f"--{name}", str(value)])
+    assert not (tmp_path / "o").exists()
