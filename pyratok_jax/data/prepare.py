@@ -1,9 +1,10 @@
 """Turn raw videos into shards for training: `python -m pyratok_jax.data.prepare --help`."""
 
 import argparse
+import difflib
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from rich.console import Console
 
@@ -17,9 +18,12 @@ from pyratok_jax.io.sharded_job import REJECTED, check_output
 from pyratok_jax.io.shards import FORMATS
 
 if TYPE_CHECKING:
+    from apache_beam.options.pipeline_options import PipelineOptions
+
     from pyratok_jax.data.clip_shards import ClipShard
 
 EXTRA = "beam"  # The optional dependencies in pyproject.toml that bring Apache Beam.
+_WITHOUT_OPTIONS = ("directrunner", "dataflowrunner")  # Than those of Beam's package.
 
 
 def parser() -> argparse.ArgumentParser:
@@ -77,16 +81,19 @@ def run_local(shards: Sequence["ClipShard"], console: Console) -> None:
         write_shard(shard)
 
 
-def run_beam(shards: Sequence["ClipShard"], runner: str, extra: Sequence[str]) -> None:
-    """All shards as a Beam pipeline.
+def beam_options(runner: str, extra: Sequence[str]) -> "PipelineOptions":
+    """The options of Beam among the arguments of the command.
+
+    Args:
+        runner: name of Beam's runner.
+        extra: the arguments that are none of this command's.
 
     Raises:
-        UserError: Beam is not installed.
+        UserError: Beam is not installed, or as `check_extra`.
     """
     # It warns of clients of Google's services, which are needed where they are asked for alone.
     logging.disable(logging.WARNING)
     try:
-        import apache_beam as beam
         from apache_beam.options.pipeline_options import PipelineOptions
     except ImportError as error:
         raise UserError(
@@ -95,9 +102,59 @@ def run_beam(shards: Sequence["ClipShard"], runner: str, extra: Sequence[str]) -
         ) from error
     finally:
         logging.disable(logging.NOTSET)
+    check_extra(extra, runner, PipelineOptions.__subclasses__())
+    return PipelineOptions(list(extra), runner=runner, save_main_session=False)
+
+
+def check_extra(
+    extra: Sequence[str], runner: str, kinds: "Sequence[type[PipelineOptions]]"
+) -> None:
+    """Refuse arguments that nobody knows: Beam drops them with a warning.
+
+    Runners with a server of their own (Flink's) know options that Beam does not: of those, only
+    what looks like an option of this command is refused.
+
+    Args:
+        extra: the arguments.
+        runner: name of Beam's runner.
+        kinds: Beam's classes of options.
+
+    Raises:
+        UserError: an argument is unknown, or has a value that Beam does not take.
+    """
+    known = _BeamParser(add_help=False, allow_abbrev=False)
+    for kind in kinds:
+        kind._add_argparse_args(known)  # Beam has no public list of its options.
+    unknown = known.parse_known_args(list(extra))[1]
+    own = [option for action in parser()._actions for option in action.option_strings]
+    near = {one: difflib.get_close_matches(one.partition("=")[0], own, 1) for one in unknown}
+    if runner.lower() not in _WITHOUT_OPTIONS:
+        unknown = [one for one in unknown if near[one]]
+    if unknown:
+        meant = [f"{near[one][0]} for {one}" for one in unknown if near[one]]
+        hint = f"is it {', '.join(meant)}" if meant else "see --help"
+        raise UserError(
+            f"unknown arguments {' '.join(unknown)}: they are neither of this command nor of "
+            f"Beam; {hint}"
+        )
+
+
+class _BeamParser(argparse.ArgumentParser):
+    """Takes the definitions of Beam's options; what is wrong is a `UserError`."""
+
+    def add_value_provider_argument(self, *names: Any, **options: Any) -> None:
+        self.add_argument(*names, **options)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; further options are Beam's, see its documentation")
+
+
+def run_beam(shards: Sequence["ClipShard"], options: "PipelineOptions") -> None:
+    """All shards as a Beam pipeline."""
+    import apache_beam as beam
+
     from pyratok_jax.data.clip_shards import write_shard
 
-    options = PipelineOptions(list(extra), runner=runner, save_main_session=False)
     with beam.Pipeline(options=options) as pipeline:
         _ = (
             pipeline
@@ -114,6 +171,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.runner == "none" and extra:
         raise UserError(f"unknown arguments {' '.join(extra)}; see --help")
     output = check_output(arguments.output)
+    if extra:
+        beam_options(arguments.runner, extra)
     # Heavy imports wait until the command line is known to be sound.
     from pyratok_jax.checkpoints import verification
     from pyratok_jax.data.clip_shards import plan_shards
@@ -135,7 +194,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if waiting and arguments.runner == "none":
         run_local(waiting, console)
     elif waiting:
-        run_beam(waiting, arguments.runner, extra)
+        run_beam(waiting, beam_options(arguments.runner, extra))
     statistics = finish(shards)
     console.print(f"kept {statistics['clips']} clips, rejected {statistics['rejected']}")
     console.print(f"dataset: {output}\nstatistics: {output / STATISTICS}", soft_wrap=True)

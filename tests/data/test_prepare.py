@@ -13,7 +13,7 @@ import pytest
 
 from pyratok_jax.data.config import data_config
 from pyratok_jax.data.pipeline import make_loader
-from pyratok_jax.data.prepare import main, parser
+from pyratok_jax.data.prepare import beam_options, main, parser
 from pyratok_jax.data.sources.index import index_clips
 from pyratok_jax.data.sources.registry import load_source
 from pyratok_jax.data.video.files import BrokenVideoError, read_clip, read_image
@@ -284,6 +284,27 @@ def test_beam_writes_the_same_bytes_without_a_word_about_its_clients(
     prepare(raw, tmp_path / "beam", runner="DirectRunner")
     assert hashes(tmp_path / "beam") == hashes(prepared)
     assert "apitools" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--min-secnds 100 --stroe frames", "--min-seconds for --min-secnds, --store for --stroe"),
+        ("--nonsense", "unknown arguments --nonsense"),
+        ("--direct_num_workers many", "invalid int value: 'many'"),
+    ],
+)
+def test_options_that_beam_does_not_know_either_are_refused(raw, tmp_path, words, said):
+    with pytest.raises(UserError, match=said) as caught:
+        prepare(raw, tmp_path / "o", *words.split(), runner="DirectRunner")
+    assert "\n" not in str(caught.value) and not (tmp_path / "o").exists()
+
+
+def test_options_of_beam_and_of_the_server_of_a_runner_pass():
+    beam_options("DirectRunner", ["--direct_num_workers=2", "--temp_location", "/tmp/x"])
+    beam_options("FlinkRunner", ["--parallelism", "4"])
+    with pytest.raises(UserError, match="--quality for --qualty=3"):
+        beam_options("FlinkRunner", ["--qualty=3"])
 
 
 def test_without_beam_the_command_says_what_to_install(raw, tmp_path):
