@@ -134,7 +134,9 @@ def _check_choices(choices: Sequence[str]) -> None:
         raise UserError(f"--choices has {len(choices)} answers; expected at least 2, as in a,b,c")
     repeated = sorted({choice for choice in choices if choices.count(choice) > 1})
     if repeated:
-        raise UserError(f"--choices has {', '.join(repeated)} more than once; give each answer once")
+        raise UserError(
+            f"--choices has {', '.join(repeated)} more than once; give each answer once"
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

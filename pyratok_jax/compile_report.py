@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,15 @@ if TYPE_CHECKING:
     from pyratok_jax.data.buckets import Bucket
 
 STEPS = ("train", "tokenise", "decode", "generator", "generate")
+# The options that one kind of run looks at alone, with the values that the other kind may have.
+_OF_REPORTS: dict[str, tuple[object, ...]] = {
+    "chips": (0,),
+    "step": (STEPS, ("train",)),
+    "tokenizer": ("tpu_v5:stage1",),
+    "clips": (0,),
+    "keep_program": (None,),
+}
+_OF_SWEEPS = {"sweep_remat": "auto,none,stages", "sweep_clips": "1,2", "sweep_meshes": ""}
 
 
 def _steps(text: str) -> tuple[str, ...]:
@@ -53,7 +63,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument(
         "--tokenizer",
-        default="tpu_v5:stage1",
+        default=_OF_REPORTS["tokenizer"][0],
         help="of a prior: config of the training of the tokenizer whose tokens it has",
     )
     p.add_argument(
@@ -72,10 +82,15 @@ def parser() -> argparse.ArgumentParser:
         "when memory is assigned, without estimated cycles",
     )
     p.add_argument(
-        "--sweep", action="store_true", help="try batches, remat and meshes (train step)"
+        "--sweep", action="store_true",
+        help="try batches, remat and meshes of a tokenizer's train step, on all chips",
+    )  # fmt: skip
+    p.add_argument("--sweep_remat", default=_OF_SWEEPS["sweep_remat"], help="policies to try")
+    p.add_argument(
+        "--sweep_clips",
+        default=_OF_SWEEPS["sweep_clips"],
+        help="clips of a chip at a time to try",
     )
-    p.add_argument("--sweep_remat", default="auto,none,stages", help="policies to try")
-    p.add_argument("--sweep_clips", default="1,2", help="clips of a chip at a time to try")
     p.add_argument("--sweep_meshes", default="", help="FSDPxSPATIAL to try, 4x16,64x1; none: some")
     p.add_argument(
         "--output",
@@ -92,11 +107,39 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
+def check(options: argparse.Namespace) -> None:
+    """Refuse what cannot be written or does not go together, before anything is compiled.
+
+    Raises:
+        UserError: naming the option.
+    """
+    _check_folder(Path(options.output))
+    if options.keep_program and Path(options.keep_program).is_file():
+        raise UserError(f"--keep-program {options.keep_program} is a file; give a folder")
+    for name in ("slices", "clips"):
+        if getattr(options, name) < 0:
+            raise UserError(f"--{name} {getattr(options, name)}: expected a number from 0")
+    given = [name for name in _OF_REPORTS if getattr(options, name) not in _OF_REPORTS[name]]
+    if options.sweep and given:
+        raise UserError(
+            f"--sweep compiles the train step for all chips and does not look at "
+            f"{_flags(given)}; leave {'it' if len(given) == 1 else 'them'} out"
+        )
+    given = [name for name in _OF_SWEEPS if getattr(options, name) != _OF_SWEEPS[name]]
+    if not options.sweep and given:
+        raise UserError(f"{_flags(given)}: for --sweep alone; give it, or leave them out")
+
+
+def _flags(names: Sequence[str]) -> str:
+    return ", ".join("--keep-program" if name == "keep_program" else f"--{name}" for name in names)
+
+
 def main() -> int:
     """Compile and report; returns the exit code."""
     own = [a for a in sys.argv[1:] if not a.startswith("--config.")]
     changes = [a for a in sys.argv[1:] if a.startswith("--config.")]
     options = parser().parse_args(own)
+    check(options)
     where = parse_slice(options.topology)
     prepare(where)
     # Only now: importing the rest initialises JAX's backend.
@@ -106,6 +149,8 @@ def main() -> int:
     config, _ = parse_flags(
         [sys.argv[0], f"--config={options.config}", *changes], default_config=""
     )
+    if options.sweep and config.task == "generator":
+        raise UserError("--sweep tries a tokenizer's train step; --config is of a prior")
     steps, tokenizer = choose_steps(config, options.step), None
     if config.task == "generator":
         tokenizer, _ = parse_flags(
@@ -113,6 +158,11 @@ def main() -> int:
         )
     slices = options.slices or config.mesh.slices
     config.mesh.slices = slices
+    if not 0 <= options.chips <= where.count * slices:
+        raise UserError(
+            f"--chips {options.chips}: {slices} x {where.name} has {where.count * slices} chips; "
+            "expected a number up to that, or 0 for all"
+        )
     bucket = choose_bucket(config, options.bucket)
     console = PlainConsole()
     output = Path(options.output)
@@ -190,9 +240,15 @@ def write(path: Path, text: str) -> None:
     Raises:
         UserError: the folder is missing.
     """
+    _check_folder(path)
+    write_text(path, text)
+
+
+def _check_folder(path: Path) -> None:
     if not path.parent.is_dir():
         raise UserError(f"--output {path}: the folder {path.parent} does not exist; make it first")
-    write_text(path, text)
+    if path.is_dir():
+        raise UserError(f"--output {path} is a folder; give a file in it")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 import json
+import re
 import sys
 
 import pytest
@@ -102,3 +103,45 @@ def test_rows_of_another_command_do_not_count(tmp_path, monkeypatch):
     given = candidates(4, ["all"], [1], [(4, 1)])
     ranked = sweep.sweep(given, ["--x"], 4, 4, output, Console(quiet=True))
     assert len(ranked) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--output no_such_dir/r.json", "folder no_such_dir does not exist; make it first"),
+        ("--output .", "is a folder; give a file"),
+        ("--chips -1", "--chips -1: 1 x v5p:4x4x4 has 64 chips"),
+        ("--chips 65", "--chips 65: 1 x v5p:4x4x4 has 64 chips"),
+        ("--slices -1", "--slices -1: expected a number from 0"),
+        ("--clips -1", "--clips -1: expected a number from 0"),
+        ("--sweep --chips 4", "does not look at --chips; leave it out"),
+        ("--sweep --step decode --clips 2", "does not look at --step, --clips; leave them out"),
+        ("--sweep --keep-program texts", "does not look at --keep-program"),
+        ("--sweep --config generator:blocks", "--config is of a prior"),
+        ("--sweep_clips 4", "--sweep_clips: for --sweep alone"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_compiling(tmp_path, monkeypatch, words, said):
+    for name in ("describe", "prepare"):
+        monkeypatch.setattr(compile_report, name, lambda *arguments: None)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["compile_report", *words.split()])
+    with pytest.raises(UserError, match=re.escape(said)) as caught:
+        compile_report.main()
+    assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
+
+
+def test_all_chips_may_be_named(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(compile_report, "prepare", lambda where: None)
+    monkeypatch.setattr(compile_report, "describe", lambda *where: list(range(64)))
+    monkeypatch.setattr(compile_report, "finish", lambda *arguments: None)
+    monkeypatch.setattr(
+        "pyratok_jax.pods.plan.compile_all",
+        lambda config, devices, *_, **__: seen.append(devices) or {},
+    )
+    monkeypatch.chdir(tmp_path)
+    for chips in ("64", "0", "4"):
+        monkeypatch.setattr(sys, "argv", ["compile_report", "--chips", chips])
+        assert compile_report.main() == 0
+    assert [len(devices) for devices in seen] == [64, 64, 4]
