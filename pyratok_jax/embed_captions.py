@@ -9,7 +9,7 @@ import numpy as np
 
 from pyratok_jax.errors import UserError, run_cli
 from pyratok_jax.io.cli import command_parser, local_path
-from pyratok_jax.io.progress import PlainConsole, track
+from pyratok_jax.io.progress import PlainConsole, progress_bar
 
 if TYPE_CHECKING:
     from pyratok_jax.data.captions import CaptionTokenizer
@@ -21,16 +21,18 @@ def main() -> int:
     arguments = _arguments()
     if arguments.length < 0 or arguments.batch < 1:
         raise UserError("--length must be at least 0, --batch at least 1")
+    if arguments.bits and arguments.checkpoint:
+        raise UserError("--bits is for --language: a checkpoint's model has those of its training")
     if Path(arguments.output).exists():
         raise UserError(f"{arguments.output} exists; name a new folder")
     # Heavy imports wait until the command line is known to be sound.
     import jax
     from flax import nnx
 
-    from pyratok_jax.data.caption_embeddings import write_embeddings
+    from pyratok_jax.data.caption_embeddings import partial_folder, write_embeddings
 
     console = PlainConsole()
-    captions = list(dict.fromkeys(_captions(arguments, console)))
+    captions = list(dict.fromkeys(map(str.strip, _captions(arguments, console))))
     if not captions:
         source = arguments.source or ", ".join(arguments.tokens)
         raise UserError(f"{source} has no captions; nothing to embed")
@@ -43,15 +45,21 @@ def main() -> int:
         values = np.asarray(jax.device_get(run(encoder, ids, mask)), np.float32)
         return values[: len(group)], mask[: len(group)]
 
-    shown = track(captions, "embedding", console, total=len(captions), only_on_terminal=True)
-    output = write_embeddings(
-        arguments.output,
-        shown,
-        embed,
-        length=tokenize.length,
-        model=model,
-        batch=arguments.batch,
-    )
+    part = partial_folder(arguments.output)
+    if part.is_dir():
+        console.print(f"going on with {part}", soft_wrap=True)
+    with progress_bar(console) as bar:
+        task = bar.add_task("embedding", total=len(captions))
+        output = write_embeddings(
+            arguments.output,
+            captions,
+            embed,
+            length=tokenize.length,
+            model=model,
+            bits=arguments.bits,
+            batch=arguments.batch,
+            progress=lambda count: bar.advance(task, count),
+        )
     if tokenize.truncated:
         console.print(f"{tokenize.truncated} of {tokenize.seen} captions were cut")
     console.print(f"written: {output}", soft_wrap=True)
@@ -61,7 +69,8 @@ def main() -> int:
 def _arguments() -> argparse.Namespace:
     parser = command_parser(
         "pyratok_jax.embed_captions",
-        "Compute the text embeddings of all captions of a source once and store them.",
+        "Compute the text embeddings of all captions of a source once and store them. A run that "
+        "was interrupted resumes: finished shards are kept in OUTPUT.part.",
         examples=[
             "--source videos.csv --output captions --language weights/qwen",
             "--tokens tokens --output captions --checkpoint runs/demo",
@@ -80,6 +89,10 @@ def _arguments() -> argparse.Namespace:
         default=0,
         help="tokens per caption at most (default: the checkpoint's, else 128)",
     )
+    parser.add_argument(
+        "--bits", type=int, default=0, choices=(0, 4, 8),
+        help="of the kernels of --language, as config.language.bits; 0: as stored",
+    )  # fmt: skip
     parser.add_argument("--batch", type=int, default=16, help="captions per pass")
     return parser.parse_args()
 
@@ -91,7 +104,9 @@ def _captions(arguments: argparse.Namespace, console: PlainConsole) -> Iterator[
     from pyratok_jax.tokens.schema import DamagedRecordError
 
     if arguments.source:
-        yield from (record.caption for record in load_source(arguments.source) if record.caption)
+        for record in load_source(arguments.source):
+            if record.caption and record.caption.strip():
+                yield record.caption
         return
     for dataset in map(TokenDataset, arguments.tokens):
         for number in range(len(dataset)):
@@ -100,7 +115,7 @@ def _captions(arguments: argparse.Namespace, console: PlainConsole) -> Iterator[
             except DamagedRecordError as error:
                 console.print(f"left out: {error.where}: {error.reason}", soft_wrap=True)
                 continue
-            if caption:
+            if caption.strip():
                 yield caption
 
 
@@ -112,7 +127,7 @@ def _language(arguments: argparse.Namespace) -> tuple["TextEncoder", "CaptionTok
     from pyratok_jax.tokenizer import load_tokenizer
 
     if arguments.checkpoint is None:
-        language = load_language(arguments.language)
+        language = load_language(arguments.language, bits=arguments.bits)
         words = CaptionTokenizer(language.tokenizer, arguments.length or 128)
         return TextEncoder(language.model), words, language.sha256
     tokenizer = load_tokenizer(arguments.checkpoint)

@@ -64,3 +64,72 @@ def test_a_failure_leaves_nothing(tmp_path):
     with pytest.raises(UserError, match="float16"):
         write_embeddings(tmp_path / "x", ["a"], bad, length=5, model="m")
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_embedded_is_what_the_hash_is_of(tmp_path):
+    asked = []
+
+    def embed(group):
+        asked.extend(group)
+        return _embed(group)
+
+    captions = ["  a cat \n", "a cat", "b"]
+    folder = write_embeddings(tmp_path / "s", captions, embed, length=5, model="m")
+    assert asked == ["a cat", "b"] and StoredCaptions(folder)([" a cat"])[1].all()
+
+
+class Interrupted:
+    """`_embed` until the call of a number, which is interrupted; notes what it embeds."""
+
+    def __init__(self, call=None):
+        self.call, self.asked = call, []
+
+    def __call__(self, group):
+        if self.call is not None and len(self.asked) >= self.call:
+            raise KeyboardInterrupt
+        self.asked.append(list(group))
+        return _embed(group)
+
+
+def _files(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_an_interrupted_call_goes_on_after_its_finished_shards(folder, tmp_path, damaged):
+    output, part = tmp_path / "again", tmp_path / "again.part"
+    how = {"length": 5, "model": "m", "batch": 2, "shard_tokens": 3}
+    with pytest.raises(KeyboardInterrupt):
+        write_embeddings(output, CAPTIONS, Interrupted(1), **how)
+    assert not output.exists() and (part / "shard-00000.safetensors").is_file()
+    if damaged:
+        (part / "shard-00000.safetensors").write_bytes(b"x")
+    for other in ({"length": 6}, {"model": "n"}, {"bits": 8}):
+        if not damaged:
+            with pytest.raises(
+                UserError, match=r"again\.part holds unfinished .* 5 tokens"
+            ) as caught:
+                write_embeddings(output, CAPTIONS, _embed, **how | other)
+            assert "\n" not in str(caught.value)
+    embed, done = Interrupted(), []
+    write_embeddings(output, CAPTIONS, embed, **how, progress=done.append)
+    assert embed.asked == [["a", "bb"], ["ccc", "dddd"]][0 if damaged else 1 :]
+    assert sum(done) == 4 and not part.exists()
+    assert _files(output) == _files(folder)
+
+
+def test_a_folder_of_the_user_is_no_unfinished_output(tmp_path):
+    (tmp_path / "x.part").mkdir()
+    (tmp_path / "x.part" / "letter.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"x\.part holds no unfinished embeddings"):
+        write_embeddings(tmp_path / "x", ["a"], _embed, length=5, model="m")
+    assert _files(tmp_path / "x.part") == {"letter.txt": b"mine"}
+
+
+def test_bits_are_stored_and_folders_of_old_count_as_not_quantised(folder, tmp_path):
+    made = write_embeddings(tmp_path / "b", ["a"], _embed, length=5, model="m", bits=4)
+    assert StoredCaptions(made).bits == 4
+    index = json.loads((folder / "index.json").read_text())
+    assert index.pop("bits") == 0
+    (folder / "index.json").write_text(json.dumps(index))
+    assert StoredCaptions(folder).bits == 0

@@ -246,11 +246,11 @@ class GeneratorTask:
 
 
 def _first_caption(dataset: TokenDataset) -> str:
-    """A caption among the first records, "" where they have none."""
+    """A caption among the first records, as `StoredCaptions` has it; "" where they have none."""
     for number in range(min(len(dataset), 64)):
         with contextlib.suppress(DamagedRecordError):
-            if dataset[number].caption.strip():
-                return dataset[number].caption
+            if caption := dataset[number].caption.strip():
+                return caption
     return ""
 
 

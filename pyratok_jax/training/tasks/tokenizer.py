@@ -257,19 +257,21 @@ def _shown(numbers: Iterator[int], total: int, what: str) -> Iterator[int]:
 
 
 def _stored_captions(config: ConfigDict, language: Language) -> StoredCaptions:
-    """Stored embeddings, which must be of this model and length.
+    """Stored embeddings, which must be of this model, as it is quantised, and length.
 
     Raises:
-        UserError: no such folder, or made with another model, width or length.
+        UserError: no such folder, or made with another model, width, length or number of bits.
     """
-    stored = StoredCaptions(config.language.stored)
-    made = (stored.model, stored.width, stored.length)
-    wanted = (language.sha256, language.model.config.width, config.language.length)
+    said = config.language
+    stored = StoredCaptions(said.stored)
+    made = (stored.model, stored.width, stored.length, stored.bits)
+    wanted = (language.sha256, language.model.config.width, said.length, said.bits)
     if made != wanted:
+        bits = f" --bits {said.bits}" if said.bits else ""
         raise UserError(
-            f"config.language.stored {config.language.stored} holds embeddings of model "
-            f"{made[0][:16]}, width {made[1]}, {made[2]} tokens; this training has {wanted[0][:16]}"
-            f", {wanted[1]}, {wanted[2]}: make them again with embed_captions --language "
-            f"{config.language.spec} --length {config.language.length}"
+            f"config.language.stored {said.stored} holds embeddings of model {made[0][:16]}, width "
+            f"{made[1]}, {made[2]} tokens, {made[3]} bits; this training has {wanted[0][:16]}, "
+            f"{wanted[1]}, {wanted[2]}, {wanted[3]}: make them again with embed_captions "
+            f"--language {said.spec} --length {said.length}{bits}"
         )
     return stored

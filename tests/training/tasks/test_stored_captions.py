@@ -1,6 +1,7 @@
 """A training that reads stored caption embeddings has the losses of one that runs the model."""
 
 import json
+import re
 import sys
 
 import jax
@@ -15,16 +16,19 @@ from pyratok_jax.training.tasks.tokenizer import TokenizerTask
 from tests.training.tiny import tiny_config
 
 
-@pytest.fixture(scope="module")
-def stored(world, tmp_path_factory):
+def embedded(world, folder, *more):
     """What the command makes of the world's captions."""
-    folder = tmp_path_factory.mktemp("stored") / "captions"
     arguments = ["embed_captions", "--source", world / "videos", "--output", folder]
-    arguments += ["--language", world / "language", "--length", 8, "--batch", 4]
+    arguments += ["--language", world / "language", "--length", 8, "--batch", 4, *more]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", list(map(str, arguments)))
         assert embed_captions.main() == 0
     return folder
+
+
+@pytest.fixture(scope="module")
+def stored(world, tmp_path_factory):
+    return embedded(world, tmp_path_factory.mktemp("stored") / "captions")
 
 
 def _terms(config):
@@ -62,6 +66,30 @@ def test_embeddings_of_another_length_are_refused(world, stored):
     config.language.update({"stored": str(stored), "length": 9})
     with pytest.raises(UserError, match="embed_captions"):
         TokenizerTask(config)
+
+
+def test_embeddings_of_a_model_that_is_quantised_otherwise_are_refused(
+    world, stored, tmp_path, capsys
+):
+    config = tiny_config(world)
+    config.language.update({"stored": str(stored), "bits": 8})
+    with pytest.raises(UserError, match=r"0 bits; this training has .*--length 8 --bits 8"):
+        TokenizerTask(config)
+    config.language.stored = str(embedded(world, tmp_path / "captions", "--bits", 8))
+    # What goes to a file tells how far it is, too.
+    found = re.search(r"embedding: (\d+)/(\d+), ", capsys.readouterr().out)
+    assert found and found[1] == found[2]
+    TokenizerTask(config)
+    config.language.bits = 0
+    with pytest.raises(UserError, match="8 bits; this training has"):
+        TokenizerTask(config)
+
+
+def test_bits_are_those_of_the_checkpoint_where_one_is_named(monkeypatch):
+    words = "embed_captions --source x --output y --checkpoint z --bits 8"
+    monkeypatch.setattr(sys, "argv", words.split())
+    with pytest.raises(UserError, match="--bits is for --language"):
+        embed_captions.main()
 
 
 def test_a_quantised_language_model_is_kept_so_in_training_and_in_the_checkpoint(world, tmp_path):
