@@ -10,7 +10,7 @@ Sizes are read from the tensors; what tensors do not tell (heads, norm epsilon) 
 import argparse
 from pathlib import Path
 
-from pyratok_jax.errors import run_cli
+from pyratok_jax.errors import UserError, run_cli
 from weights_conversion.command import convert, make_parser
 
 
@@ -24,13 +24,15 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """Convert one DINO network."""
     options = parse(arguments)
+    if options.heads is not None and options.heads < 1:
+        raise UserError(f"--heads {options.heads}: expected a number of attention heads from 1")
     # Heavy imports wait until the command line is known to be sound.
     from pyratok_jax.checkpoints.foreign.sources import open_tensors
     from weights_conversion.networks.dino import KIND, make_plan, read_facts
 
     source = open_tensors(options.input)
     facts = read_facts(Path(options.input))
-    if options.heads:
+    if options.heads is not None:
         facts["heads"] = options.heads
     config, plan = make_plan(source, **facts)
     return convert(options, kind=KIND, config=config.to_dict(), plan=plan, title="DINO")

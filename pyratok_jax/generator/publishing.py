@@ -178,7 +178,7 @@ def model_card(
     """
     sizes, (frames, height, width) = description.prior, description.size
     head = ["---", "library_name: pyratok-jax", "tags: [video, text-to-video, jax]"]
-    head += [f"license: {license}"] if license else []
+    head += [f"license: {markdown.front_matter_value(license)}"] if license else []
     said = description.language
     language = "none" if said is None else "the tokenizer's"
     if said is not None and said.spec:

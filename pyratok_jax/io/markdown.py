@@ -1,5 +1,6 @@
 """Texts from anywhere in Markdown, which show as they are: no link, emphasis, formula or markup."""
 
+import json
 import re
 
 from pyratok_jax.errors import printable
@@ -17,6 +18,11 @@ def cell(text: object) -> str:
 def code(text: object) -> str:
     """A text as code within a line or a table; backticks and vertical bars become look-alikes."""
     return f"`{_line(text).replace('`', 'ˋ').replace('|', '∣')}`"
+
+
+def front_matter_value(text: str) -> str:
+    """A text as a value of the YAML before a model card: one text, whatever is in it."""
+    return json.dumps(text)  # A string of JSON is one of YAML.
 
 
 def _line(text: object) -> str:

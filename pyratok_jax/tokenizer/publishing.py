@@ -150,7 +150,7 @@ def model_card(
     """
     sizes = description["tokenizer"]
     head = ["---", "library_name: pyratok-jax", "tags: [video, tokenizer, jax]"]
-    head += [f"license: {license}"] if license else []
+    head += [f"license: {markdown.front_matter_value(license)}"] if license else []
     levels = [
         f"| {number} | 1 token frame per {dt} frame{'s' if dt > 1 else ''} | {ds} x {ds} |"
         for number, (dt, ds) in enumerate(sizes["grids"], start=1)

@@ -7,10 +7,13 @@ import sys
 
 import numpy as np
 import pytest
+import yaml
 from rich.table import Table
 
 from pyratok_jax.errors import printable
 from pyratok_jax.evaluation.vision.drawing import draw_curve
+from pyratok_jax.generator import publishing as generator_publishing
+from pyratok_jax.generator.loading import GeneratorDescription
 from pyratok_jax.io import markdown
 from pyratok_jax.io.atomic import write_text
 from pyratok_jax.io.html import document, paragraph
@@ -18,6 +21,7 @@ from pyratok_jax.io.progress import PlainConsole
 from pyratok_jax.io.records import ExampleSchema, parse_example
 from pyratok_jax.reports.curves import rate_chart, rate_distortion_png
 from pyratok_jax.reports.tables import markdown_table
+from pyratok_jax.tokenizer import publishing as tokenizer_publishing
 
 NAMES = ["[red]", "closing [/b]", "a$b^{c$", "<script>x</script>", "50% | 3", ":smile: _x", "_hid"]
 
@@ -88,3 +92,23 @@ def test_an_error_with_such_a_name_is_one_line():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
     assert done.returncode == 2
     assert done.stderr == b"error: no \\udce9\\x1b[2J file\n" and b"\\udce9" in done.stdout
+
+
+@pytest.mark.parametrize("license", ["apache-2.0", "x: y\nevil: [1", "no", '"\\', *NAMES])
+def test_a_license_is_one_text_in_the_front_matter_of_cards(license):
+    description = {
+        "tokenizer": {"grids": [(1, 8)], "bits": 6, "quantizer": "lfq"},
+        "backbone": None, "language_model": None, "dtype": "float32",
+    }  # fmt: skip
+    prior = GeneratorDescription(
+        prior={"order": "raster", "head": "bits", "layers": 1, "width": 8, "condition": "none"},
+        size=(5, 16, 16), fps=4.0, tokenizer="x", tokenizer_hash="y", language=None,
+        classes=(), sampling={},
+    )  # fmt: skip
+    cards = (
+        tokenizer_publishing.model_card(description, {}, 3, license),
+        generator_publishing.model_card(prior, 9, 3, {}, [], license),
+    )
+    for card in cards:
+        head = card.split("---\n")[1]
+        assert yaml.safe_load(head)["license"] == license and "evil" not in yaml.safe_load(head)

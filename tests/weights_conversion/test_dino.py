@@ -123,3 +123,6 @@ def test_files_of_other_models_and_wrong_heads_are_refused(tmp_path):
     state = reference.arrays(reference.make("v3"))
     with pytest.raises(UserError, match="--heads"):
         dino.make_plan(sources_from_arrays(state))
+    for heads in ("0", "-1"):
+        with pytest.raises(UserError, match=f"--heads {heads}: expected"):
+            main(["--input", "none", "--output", "out", "--heads", heads])
