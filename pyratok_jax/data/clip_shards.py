@@ -17,10 +17,11 @@ import numpy as np
 from pyratok_jax.data.buckets import assign_buckets, parse_buckets
 from pyratok_jax.data.options import PrepareOptions
 from pyratok_jax.data.sources.examples import encode_example
-from pyratok_jax.data.sources.payloads import MAX_MEDIA_BYTES, clip_payload
+from pyratok_jax.data.sources.index import shape_of
+from pyratok_jax.data.sources.payloads import MAX_MEDIA_BYTES, clip_frames, clip_payload
 from pyratok_jax.data.sources.records import ClipRecord
 from pyratok_jax.data.video.decoding import Decoder
-from pyratok_jax.data.video.files import BrokenVideoError, VideoInfo, is_image
+from pyratok_jax.data.video.files import BrokenVideoError, VideoInfo
 from pyratok_jax.errors import UserError
 from pyratok_jax.io import Json, text_bytes
 from pyratok_jax.io.documents import checked
@@ -139,7 +140,11 @@ def _clips_of(
 ) -> list[tuple[ClipRow, bytes]]:
     """The serialised clips of one record; what is left out goes to `rejected` with the reason."""
     try:
-        info = decoder.probe(record.media)
+        info = _info(record, decoder)
+        if record.stored is not None:
+            # Its frames are the whole clip; seconds of the file that they came from are no use.
+            seconds = None if record.still else info.seconds
+            record = dataclasses.replace(record, start=None, end=None, seconds=seconds)
         spans = _spans(record, info.seconds, options)
     except BrokenVideoError as error:
         rejected.append(_rejection(record, f"broken: {error.reason}"))
@@ -147,12 +152,11 @@ def _clips_of(
     reason = _refusal(info.height, info.width, options)
     kept = []
     for number, (start, end) in enumerate(spans):
-        whole = len(spans) == 1
-        clip = dataclasses.replace(
-            record, id=record.id if whole else f"{record.id}#{number:03d}", start=start, end=end
-        )
+        clip = _part(record, start, end, info.fps)
+        if len(spans) > 1:
+            clip = dataclasses.replace(clip, id=f"{record.id}#{number:03d}")
         length = (info.seconds if end is None else end) - (start or 0.0)
-        why = reason or (None if is_image(record.path) else _wrong_length(length, options))
+        why = reason or (None if record.still else _wrong_length(length, options))
         if why is None:
             try:
                 kept.append(_encode(clip, info, options, decoder))
@@ -161,6 +165,25 @@ def _clips_of(
                 why = f"broken: {error.reason}"
         rejected.append(_rejection(clip, why))
     return kept
+
+
+def _info(record: ClipRecord, decoder: Decoder) -> VideoInfo:
+    """As the file's header says, or as the stored frames are. Raises: BrokenVideoError."""
+    if record.stored is None:
+        return decoder.probe(record.media)
+    shape, frames = shape_of(record, decoder), len(record.stored)
+    return VideoInfo(record.path, frames, shape.fps, shape.height, shape.width, frames / shape.fps)
+
+
+def _part(record: ClipRecord, start: float | None, end: float | None, fps: float) -> ClipRecord:
+    """The seconds [start, end) of a record: of a file, or those of its stored frames."""
+    if record.stored is None or start is None or end is None:
+        return dataclasses.replace(record, start=start, end=end)
+    # Frame n begins at n / fps; sums of parts are exact to far less than a millionth of a frame.
+    first, stop = (int(np.ceil(seconds * fps - 1e-6)) for seconds in (start, end))
+    first = min(first, len(record.stored) - 1)
+    frames = record.stored[first : max(stop, first + 1)]
+    return dataclasses.replace(record, stored=frames, seconds=len(frames) / fps)
 
 
 def _rejection(record: ClipRecord, reason: str) -> Rejection:
@@ -176,7 +199,7 @@ def _spans(
         reason = f"the clip starts at {start:g} s, but the file ends at {seconds:g} s"
         raise BrokenVideoError(record.path, reason)
     parts = 1
-    if options.clip_seconds > 0 and not is_image(record.path):
+    if options.clip_seconds > 0 and not record.still:
         parts = max(int(np.ceil((end - start) / options.clip_seconds - 1e-6)), 1)
     if parts == 1 and record.start is None and record.end is None:
         return [(None, None)]
@@ -205,7 +228,10 @@ def _encode(
     clip: ClipRecord, info: VideoInfo, options: PrepareOptions, decoder: Decoder
 ) -> tuple[ClipRow, bytes]:
     fps = info.fps
-    frames = decoder.count(clip.media, clip.start, clip.end)
+    if clip.stored is None:
+        frames = decoder.count(clip.media, clip.start, clip.end)
+    else:
+        frames = sum(1 for _ in clip_frames(clip))  # All of them can be read.
     payload = clip_payload(
         clip, (info.height, info.width), options.store, options.height, options.crf, options.quality
     )
@@ -215,7 +241,7 @@ def _encode(
         frames = len(payload.media)
     elif payload.start is None and clip.start is not None:  # Encoded at a constant rate.
         frames = decoder.count(payload.media[0])
-    still = is_image(clip.path)
+    still = clip.still
     span = float("inf") if still else frames / fps
     heights, widths, spans, rates = (
         np.array([float(v)]) for v in (payload.height, payload.width, span, fps)
@@ -230,7 +256,7 @@ def _encode(
         "buckets": names,
         "start": payload.start,
         "end": payload.end,
-        "seconds": payload.seconds if payload.seconds is not None else frames / fps,
+        "seconds": None if still else span if payload.seconds is None else payload.seconds,
         "fps": fps,
         "width": payload.width,
         "height": payload.height,

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pyratok_jax.data.pipeline import make_loader
+from pyratok_jax.data.sources.records import DEFAULT_FPS, ClipRecord
 from pyratok_jax.data.sources.registry import load_source
 from pyratok_jax.data.video.files import BrokenVideoError, probe
 
@@ -45,7 +46,7 @@ def heldout_clips(
         name = batch["ids"][0]
         if name not in found:
             record = records[name]
-            fps = settings["fps"] or record.fps or _fps(record.media)
+            fps = settings["fps"] or record.fps or _fps(record)
             found[name] = HeldoutClip(name, record.caption, fps, batch["video"][0])
         if len(found) >= min(limit, len(records)):
             break
@@ -53,11 +54,13 @@ def heldout_clips(
     return [found[name] for name in sorted(found)]
 
 
-def _fps(media: Any) -> float:
+def _fps(record: ClipRecord) -> float:
+    if record.stored is not None:
+        return record.stored_fps
     try:
-        return probe(media).fps
+        return probe(record.media).fps
     except BrokenVideoError:
-        return 25.0
+        return DEFAULT_FPS
 
 
 def other_caption(clips: Sequence[HeldoutClip], clip: HeldoutClip) -> str | None:

@@ -47,8 +47,9 @@ def finish(shards: Sequence[ClipShard]) -> dict[str, Json]:
             f"all are in {output / REJECTED}"
         )
     _write_index(output, clips)
+    kept = options.store == "bytes" and any(r.stored for shard in shards for r in shard.records)
     job.write_metadata(
-        _features(options), [len(report["clips"]) for report in reports],
+        _features(kept or options.store == "frames"), [len(report["clips"]) for report in reports],
         sum(clip["bytes"] for clip in clips), "Video clips prepared by pyratok_jax.data.prepare.",
     )  # fmt: skip
     return statistics
@@ -90,9 +91,9 @@ def _write_index(output: epath.Path, clips: Sequence[ClipRow]) -> None:
     )
 
 
-def _features(options: PrepareOptions) -> dict[str, tfds.features.FeatureConnector]:
+def _features(frames: bool) -> dict[str, tfds.features.FeatureConnector]:
     features = CLIP_SCHEMA.tfds_features()
-    if options.store == "frames":
+    if frames:
         features[MEDIA_KEY] = tfds.features.Video(
             shape=(None, None, None, 3), encoding_format="jpeg"
         )

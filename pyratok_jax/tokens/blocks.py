@@ -16,7 +16,6 @@ from pyratok_jax.data.sources.records import ClipRecord
 from pyratok_jax.data.video.files import (
     BrokenVideoError,
     clock_of,
-    is_image,
     iter_span,
     resize_image,
 )
@@ -44,18 +43,19 @@ def open_clip(record: ClipRecord, fps: float = 0.0, short_side: int = 0) -> Clip
         BrokenVideoError: unreadable; also later, while frames are taken from the stream, and when
             the clip has no frame or frames of several sizes.
     """
-    rate, margin = record.fps or 1.0, 0.0
-    video = record.stored is None and not is_image(record.path)
+    own, margin = record.stored_fps, 0.0
+    video = record.stored is None and not record.still
     if video:
-        rate, margin = clock_of(record.media)
+        own, margin = clock_of(record.media)
     frames = clip_frames(record)
-    if fps and fps < rate:
-        timed: Iterator[tuple[float, np.ndarray]]
-        timed = ((number / rate, frame) for number, frame in enumerate(frames))
-        if video:
-            timed = iter_span(record.media, record.start, record.end)
-        frames, rate = resampled(timed, fps, margin, 1 / rate), fps
-    return ClipStream(_uniform(frames, record.path, short_side), rate)
+    if not fps or fps >= own:
+        return ClipStream(_uniform(frames, record.path, short_side), own)
+    timed: Iterator[tuple[float, np.ndarray]]
+    timed = ((number / own, frame) for number, frame in enumerate(frames))
+    if video:
+        timed = iter_span(record.media, record.start, record.end)
+    kept = resampled(timed, fps, margin, 1 / own)
+    return ClipStream(_uniform(kept, record.path, short_side), fps)
 
 
 def _uniform(frames: Iterator[np.ndarray], path: str, short_side: int) -> Iterator[np.ndarray]:

@@ -272,10 +272,16 @@ def test_wrong_arguments(raw, tmp_path):
 
 
 def test_frames_are_stored_as_images(raw, tmp_path):
+    import tensorflow_datasets as tfds
+
     output = prepare(raw, tmp_path / "o", "--store", "frames", "--height", "24")
     record = next(r for r in load_source(str(output)) if r.id == "clip1.mp4#001")
     assert len(record.stored) == 20
     assert read_image(record.stored[3]).shape == (24, 32, 3)
+    again = prepare(output, tmp_path / "again", "--clip-seconds", "0")
+    assert next(r for r in load_source(str(again)) if r.id == "clip1.mp4#001") == record
+    rows = tfds.builder_from_directory(str(again)).as_data_source(split="train")
+    assert np.stack(rows[0]["video"]).shape[1:] == (24, 32, 3) and len(rows) == 9
 
 
 def test_beam_writes_the_same_bytes_without_a_word_about_its_clients(

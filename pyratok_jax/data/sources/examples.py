@@ -7,7 +7,7 @@ by the names that are common for them.
 from collections.abc import Mapping, Sequence
 
 from pyratok_jax.data.sources.records import ClipRecord
-from pyratok_jax.data.video.files import BrokenVideoError
+from pyratok_jax.data.video.files import BrokenVideoError, is_image
 from pyratok_jax.io import Json
 from pyratok_jax.io.records import ExampleSchema, Values, feature_values, parse_example
 
@@ -51,6 +51,8 @@ def decode_example(data: bytes, where: str) -> ClipRecord:
         keys = ", ".join(sorted(values)) or "none"
         raise BrokenVideoError(where, f"it has none of the keys {', '.join(_MEDIA)} (its: {keys})")
     path = _text(values, ("path",)) or where
+    # One image where the path names no image: the only frame of a video, or another's picture.
+    frames = len(media) > 1 or (is_image(media[0]) and not is_image(path))
     return ClipRecord(
         id=_text(values, _ID) or where,
         path=path,
@@ -61,8 +63,8 @@ def decode_example(data: bytes, where: str) -> ClipRecord:
         height=_whole(values, "height"),
         seconds=_number(values, "seconds"),
         fps=_number(values, "fps"),
-        data=media[0] if len(media) == 1 else None,
-        stored=tuple(media) if len(media) > 1 else None,
+        data=None if frames else media[0],
+        stored=tuple(media) if frames else None,
     )
 
 

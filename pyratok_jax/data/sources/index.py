@@ -8,9 +8,7 @@ import numpy as np
 
 from pyratok_jax.data.sources.records import ClipRecord
 from pyratok_jax.data.video.decoding import Decoder
-from pyratok_jax.data.video.files import BrokenVideoError, is_image, read_image
-
-_DEFAULT_FPS = 25.0
+from pyratok_jax.data.video.files import BrokenVideoError, read_image
 
 
 @dataclass(frozen=True)
@@ -84,9 +82,9 @@ def shape_of(record: ClipRecord, decoder: Decoder) -> Shape:
         height, width = record.height, record.width
         if not height or not width:
             height, width = read_image(record.stored[0]).shape[:2]
-        fps = record.fps or _DEFAULT_FPS
-        return Shape(height, width, float("inf") if frames == 1 else frames / fps, fps)
-    still = is_image(record.path)
+        fps = record.stored_fps
+        return Shape(height, width, float("inf") if record.still else frames / fps, fps)
+    still = record.still
     if record.height and record.width and (still or (record.span and record.fps)):
         seconds = float("inf") if still else record.span or 0.0
         return Shape(record.height, record.width, seconds, record.fps or 1.0)

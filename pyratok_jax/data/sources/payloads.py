@@ -63,10 +63,11 @@ def clip_payload(
     """Encode a clip for storing; equal input gives equal bytes.
 
     What is stored is read back and compared with the source. Packets that cannot be copied
-    exactly are decoded and encoded.
+    exactly are decoded and encoded. Frames that are stored already are what is taken, never the
+    file that they came from; "bytes" keeps them as they are.
 
     Args:
-        clip: a record whose file can be decoded.
+        clip: a record whose file or stored frames can be decoded.
         size: (height, width) of its pictures.
         store: "bytes", "reencode" or "frames".
         height: the short side to shrink to, for the latter two (0: keep the size).
@@ -76,10 +77,11 @@ def clip_payload(
     Raises:
         BrokenVideoError: unreadable, or what was stored does not show the source's frames.
     """
-    still = is_image(clip.path)
     whole = clip.start is None and clip.end is None
-    if store == "bytes" or (still and store == "reencode"):
-        if still or whole:
+    if store == "bytes" or (clip.still and store == "reencode"):
+        if clip.stored is not None:
+            return Payload(clip.stored, *size)
+        if clip.still or whole:
             return Payload((_file_bytes(clip.media),), *size)
         turned = _is_turned(clip.media)  # Matroska would lose the display matrix.
         copied = None if turned else remux(clip.media, clip.start or 0.0, clip.end)
@@ -97,11 +99,15 @@ def clip_payload(
         if store == "frames":
             payload = Payload(tuple(_jpeg(frame, quality) for frame in fitting), *target)
         else:
-            payload = Payload((_encoded(fitting, clock_of(clip.media)[0], crf),), *target)
+            payload = Payload((_encoded(fitting, _rate(clip), crf),), *target)
     reason = _difference(payload, steady_frames(clip, _THUMBNAIL), MAX_STORE_ERROR)
     if reason is not None:
         raise BrokenVideoError(clip.path, reason)
     return payload
+
+
+def _rate(clip: ClipRecord) -> float:
+    return clip.stored_fps if clip.stored is not None else clock_of(clip.media)[0]
 
 
 def _thumbnails(clip: ClipRecord) -> Iterator[np.ndarray]:
@@ -237,7 +243,7 @@ def clip_frames(clip: ClipRecord) -> Iterator[np.ndarray]:
     """
     if clip.stored is not None:
         yield from (read_image(image) for image in clip.stored)
-    elif is_image(clip.path):
+    elif clip.still:
         yield from iter_frames(clip.media)
     else:
         yield from (frame for _, frame in iter_span(clip.media, clip.start, clip.end))
@@ -250,13 +256,17 @@ def steady_frames(clip: ClipRecord, size: tuple[int, int] | None = None) -> Iter
     n / rate, so that seconds stay true.
 
     Args:
-        clip: which; not one of stored frames.
+        clip: which; stored frames are taken as they are.
         size: (height, width) of the result (None: the video's own).
 
     Raises:
         BrokenVideoError: unreadable.
     """
-    if is_image(clip.path):
+    if clip.stored is not None:
+        images = map(read_image, clip.stored)
+        yield from images if size is None else (resize_image(image, size) for image in images)
+        return
+    if clip.still:
         yield from (frame for _, frame in iter_span(clip.media, size=size))
         return
     rate, margin = clock_of(clip.media)

@@ -6,7 +6,10 @@ from typing import Protocol
 import numpy as np
 from jaxtyping import UInt8
 
-from pyratok_jax.data.video.files import VideoSource
+from pyratok_jax.data.video.files import VideoSource, is_image
+
+# Frames per second of stored frames whose source states none.
+DEFAULT_FPS = 25.0
 
 
 class Drawing(Protocol):
@@ -48,10 +51,22 @@ class ClipRecord:
 
     @property
     def media(self) -> VideoSource:
-        """What to decode: the compressed bytes, or the path."""
+        """What to decode: the compressed bytes, or the path; stored frames are in `stored`."""
         if self.drawing is not None:
             return self.drawing.encoded()
         return self.path if self.data is None else self.data
+
+    @property
+    def still(self) -> bool:
+        """Whether it is a picture, which has no length; a video of one frame is none."""
+        if self.stored is not None:
+            return len(self.stored) == 1 and self.seconds is None
+        return self.drawing is None and is_image(self.path)
+
+    @property
+    def stored_fps(self) -> float:
+        """Frames per second of a picture or of stored frames, which have no file that states it."""
+        return self.fps or (1.0 if self.still else DEFAULT_FPS)
 
     @property
     def span(self) -> float | None:

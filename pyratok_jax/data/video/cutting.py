@@ -122,13 +122,17 @@ class DecodedCache:
         """All frames of a record, decoded at the first call. Raises: BrokenVideoError."""
         key = f"{record.path}\n{record.id}"
         if key not in self._clips:
-            count = 1
-            if np.isfinite(shape.seconds):
-                count = max(round(shape.seconds * shape.fps), 1)
-            self._clips[key] = decoder.clip(
-                record.media, start=record.start or 0.0, frames=count, size=self._size(shape)
-            )
+            self._clips[key] = self._decoded(record, shape, decoder)
         return self._clips[key]
+
+    def _decoded(self, record: ClipRecord, shape: Shape, decoder: Decoder) -> np.ndarray:
+        size = self._size(shape)
+        if record.stored is not None:
+            return np.stack([resize_image(read_image(image), size) for image in record.stored])
+        count = 1
+        if np.isfinite(shape.seconds):
+            count = max(round(shape.seconds * shape.fps), 1)
+        return decoder.clip(record.media, start=record.start or 0.0, frames=count, size=size)
 
     def _size(self, shape: Shape) -> tuple[int, int]:
         sizes = [covering_size(shape.height, shape.width, b, self._zoom) for b in self._buckets]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from pyratok_jax.data.sources.records import ClipRecord
-from pyratok_jax.data.video.files import is_image, probe
+from pyratok_jax.data.video.files import probe
 from pyratok_jax.evaluation.data.clips import (
     RawVideo,
     central_clip,
@@ -135,7 +135,7 @@ class Compression(QualityTask[Several, Content]):
         """Frames, frames per second and caption."""
         if isinstance(content, RawVideo):
             return read_raw(content, self.frames, self.side), content.fps, None
-        if content.stored is None and is_image(content.media):
+        if content.still:
             raise BrokenItemError("a still image; video codecs are measured on videos")
         video = central_clip(content, self.frames, self.side)
         fps = content.fps or (30.0 if content.stored is not None else probe(content.media).fps)
