@@ -1,6 +1,7 @@
 """What an export makes, and what it may use of the machine."""
 
 import dataclasses
+import math
 from typing import TYPE_CHECKING, Literal
 
 from pyratok_jax.data.padding import ClipSizes
@@ -23,8 +24,8 @@ class ExportOptions:
         window: frames per block, valid for the VAE (0: 17 or the next valid number, which
             `resolved` fills in).
         tile: side of a spatial tile in pixels (0: whole frames).
-        overlap: pixels that neighbouring tiles share.
-        fps: frames per second to keep (0: all frames).
+        overlap: pixels that neighbouring tiles share (0 without tiles).
+        fps: frames per second to keep, finite (0: all frames).
         short_side: pixels to shrink the short side to (0: keep the size).
         round_frames: blocks are padded to this multiple, plus one frame (0: the frame step of the
             tokenizer's VAE, which `resolved` fills in).
@@ -70,6 +71,7 @@ class ExportOptions:
         for name in ("shards", "batch", "batch_pixels", "window", "spatial"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} is below 1; give at least that")
+        self._check_alone()
         if (self.window - 1) % temporal_factor:
             raise UserError(
                 f"--window {self.window} is not {temporal_factor}k+1; the nearest that are: "
@@ -81,13 +83,22 @@ class ExportOptions:
                 f"--round-frames {self.round_frames} is not a multiple of {temporal_factor}, as "
                 "the tokenizer needs it"
             )
-        if self.round_sides % spatial_multiple:
+        if self.round_sides < 0 or self.round_sides % spatial_multiple:
             raise UserError(
                 f"--round-sides {self.round_sides} is not a multiple of {spatial_multiple}, as the "
                 "tokenizer needs it"
             )
+
+    def _check_alone(self) -> None:
+        """Refuse what no tokenizer can do."""
+        if not 0 <= self.fps < math.inf:
+            raise UserError(f"--fps {self.fps}: expected frames per second, or 0 to keep all")
+        if self.short_side < 0:
+            raise UserError(f"--short-side {self.short_side}: expected pixels, or 0: as they are")
         if not 0 <= self.flip <= 1:
             raise UserError(f"--flip {self.flip} is not within 0 .. 1")
+        if self.overlap and not self.tile:
+            raise UserError(f"--overlap {self.overlap} goes with --tile; give both, or neither")
         if self.tile < 0 or self.overlap < 0 or (self.tile and self.overlap * 2 > self.tile):
             raise UserError(
                 f"--overlap {self.overlap} does not suit --tile {self.tile}: at most half a tile"

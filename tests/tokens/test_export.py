@@ -438,7 +438,13 @@ def test_options_are_checked():
         ({"shards": 0}, "--shards is below 1"),
         ({"round_frames": 6}, "multiple of 4"),
         ({"round_sides": 24}, "multiple of 16"),
+        ({"round_sides": -16}, "--round-sides -16 is not a multiple of 16"),
         ({"tile": 32, "overlap": 20}, "half a tile"),
+        ({"overlap": 32}, "--overlap 32 goes with --tile"),
+        ({"short_side": -3}, "--short-side -3: expected pixels"),
+        ({"fps": -5.0}, "--fps -5.0: expected frames per second"),
+        ({"fps": float("nan")}, "--fps nan"),
+        ({"fps": float("inf")}, "--fps inf"),
     ):
         with pytest.raises(UserError, match=message):
             ExportOptions(**changes).resolved(4).check(4, 16)
