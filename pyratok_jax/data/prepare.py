@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from pyratok_jax.data.clip_shards import ClipShard
 
+# Options of how clips are stored, and the values of --store that they are for.
+_USED_BY = {"height": ("reencode", "frames"), "crf": ("reencode", "bytes"), "quality": ("frames",)}
 EXTRA = "beam"  # The optional dependencies in pyproject.toml that bring Apache Beam.
 _WITHOUT_OPTIONS = ("directrunner", "dataflowrunner")  # Than those of Beam's package.
 
@@ -41,19 +43,31 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--name", default=d.name, help="name of the TFDS dataset")
     p.add_argument("--shards", type=int, default=d.shards, help="number of files")
     p.add_argument(
-        "--store", choices=("bytes", "reencode", "frames"), default=d.store,
-        help="keep the compressed stream, re-encode it as H.264, or store frames as JPEG",
+        "--store", choices=("bytes", "reencode", "frames"),
+        help="keep the compressed stream, re-encode it as H.264, or store frames as JPEG "
+        f"(default: {d.store}; with --height or --crf: reencode)",
     )  # fmt: skip
-    p.add_argument("--height", type=int, default=d.height, help="shrink the short side; 0: not")
-    p.add_argument("--crf", type=int, default=d.crf, help="H.264 quality of --store reencode")
-    p.add_argument("--quality", type=int, default=d.quality, help="JPEG quality")
+    p.add_argument(
+        "--height", type=int, default=d.height, help="shrink the short side to these pixels, of "
+        "--store reencode and frames; 0: not"
+    )  # fmt: skip
+    p.add_argument(
+        "--crf", type=int, help="H.264 quality of --store reencode, and of cuts that --store "
+        f"bytes has to encode, 0 (best) to 51 (default: {d.crf})"
+    )  # fmt: skip
+    p.add_argument(
+        "--quality", type=int, help="JPEG quality of --store frames, 1 to 100 (best) (default: "
+        f"{d.quality})"
+    )  # fmt: skip
     p.add_argument("--clip-seconds", type=float, default=d.clip_seconds, help="cut to; 0: not")
     p.add_argument("--min-side", type=int, default=d.min_side, help="pixels of the short side")
     p.add_argument("--min-seconds", type=float, default=d.min_seconds, help="shortest clip")
     p.add_argument("--max-seconds", type=float, default=d.max_seconds, help="longest; 0: any")
     p.add_argument("--max-aspect", type=float, default=d.max_aspect, help="long/short; 0: any")
     p.add_argument("--buckets", nargs="+", default=list(d.buckets), help="frames x height x width")
-    p.add_argument("--time-limit", type=float, default=d.time_limit, help="seconds per decode")
+    p.add_argument(
+        "--time-limit", type=float, default=d.time_limit, help="seconds per decode; 0: any"
+    )
     p.add_argument(
         "--runner", default="DirectRunner",
         help="Beam runner (DirectRunner, DataflowRunner, FlinkRunner, SparkRunner), or none: "
@@ -64,13 +78,28 @@ def parser() -> argparse.ArgumentParser:
 
 
 def options_of(arguments: argparse.Namespace) -> PrepareOptions:
-    """The part of the arguments that decides the shards' content."""
-    fields = {key: getattr(arguments, key) for key in PrepareOptions.__dataclass_fields__}
+    """The part of the arguments that decides the shards' content.
+
+    Raises:
+        UserError: a value out of range, or one that the chosen --store does not use.
+    """
+    names = PrepareOptions.__dataclass_fields__
+    fields = {key: value for key in names if (value := getattr(arguments, key)) is not None}
     fields["buckets"] = tuple(fields["buckets"])
-    if fields["shards"] < 1:
-        raise UserError(f"--shards is {fields['shards']}; expected at least 1")
-    parse_buckets(fields["buckets"])
-    return PrepareOptions(**fields)
+    # A compressed stream that is kept as it is has neither another size nor another quality.
+    encoded = fields["height"] or "crf" in fields
+    fields.setdefault("store", "reencode" if encoded else PrepareOptions.store)
+    options = PrepareOptions(**fields)
+    options.check()
+    for name, stores in _USED_BY.items():
+        asked = name in fields and (name, fields[name]) != ("height", 0)
+        if asked and options.store not in stores:
+            raise UserError(
+                f"--{name} does nothing with --store {options.store}; it goes with --store "
+                f"{' or '.join(stores)}"
+            )
+    parse_buckets(options.buckets)
+    return options
 
 
 def run_local(shards: Sequence["ClipShard"], console: Console) -> None:
