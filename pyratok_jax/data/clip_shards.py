@@ -6,6 +6,7 @@ the number of workers, or on how often the run was interrupted.
 """
 
 import dataclasses
+import functools
 import hashlib
 import tempfile
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ import numpy as np
 from pyratok_jax.data.buckets import assign_buckets, parse_buckets
 from pyratok_jax.data.options import PrepareOptions
 from pyratok_jax.data.sources.examples import encode_example
+from pyratok_jax.data.sources.fingerprints import clip_identity
 from pyratok_jax.data.sources.index import shape_of
 from pyratok_jax.data.sources.payloads import MAX_MEDIA_BYTES, clip_frames, clip_payload
 from pyratok_jax.data.sources.records import ClipRecord
@@ -71,9 +73,15 @@ class ClipShard:
 
     def key(self) -> str:
         """Hash of what the shard is made from, so that a changed input is not taken as done."""
-        parts = [f"{r.id}\0{r.path}\0{r.caption}\0{r.start}\0{r.end}" for r in self.records]
-        text = self.options.fingerprint() + "\n".join(parts)
-        return hashlib.sha256(text_bytes(text)).hexdigest()[:16]
+        return self._key
+
+    @functools.cached_property
+    def _key(self) -> str:
+        # Once, before clips are read: a file that is replaced meanwhile is noticed the next time.
+        digest = hashlib.sha256(self.options.fingerprint().encode())
+        for record in self.records:
+            digest.update(clip_identity(record))
+        return digest.hexdigest()[:16]
 
     def is_done(self) -> bool:
         """Whether the shard was already written from the same records with the same options."""

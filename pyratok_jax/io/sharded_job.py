@@ -24,7 +24,7 @@ from pyratok_jax.io import Json
 from pyratok_jax.io.atomic import publish, write_json, write_text
 from pyratok_jax.io.documents import read_json
 from pyratok_jax.io.remote import check_writable, open_path
-from pyratok_jax.io.shards import shard_name, write_tfds_metadata
+from pyratok_jax.io.shards import shard_name, shard_number, write_tfds_metadata
 
 REPORTS, REJECTED, HASHES = "reports", "rejected.jsonl", "sha256"
 Report = dict[str, Json]
@@ -173,6 +173,22 @@ def _sha256(path: epath.Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def recorded_hash(shard: epath.Path, size: int) -> str | None:
+    """SHA-256 of a shard as the report beside it says; None where none says it of that size."""
+    numbered = shard_number(shard.name)
+    if numbered is None:
+        return None
+    try:
+        report = read_json(shard.parent / REPORTS / f"{numbered[1]:05d}.json")
+    except (OSError, UserError):
+        return None
+    if not isinstance(report, dict) or report.get("file_bytes") != size:
+        return None
+    hashes = report.get(HASHES)
+    found = hashes.get("") if isinstance(hashes, dict) else None
+    return found if isinstance(found, str) else None
 
 
 def check_output(output: str) -> epath.Path:

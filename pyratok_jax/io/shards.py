@@ -30,6 +30,8 @@ _CHECKED_AT_ONCE = 8 << 20
 FORMATS = ("array_record", "tfrecord")
 _SHARD = re.compile(r"\.(array_record|arrayrecord|tfrecords?)(-\d+-of-\d+)?$")
 
+_NUMBERED = re.compile(r"(.+)-(\d{1,9})-of-(\d{1,9})")
+
 
 class RecordFile(Protocol):
     """The records of one file, as bytes."""
@@ -225,6 +227,12 @@ class ShardedRecords(Sequence[T]):
 def shard_name(dataset: str, kind: str, number: int, shards: int) -> str:
     """A shard's file name, as TFDS expects it."""
     return f"{dataset}-{SPLIT}.{kind}-{number:05d}-of-{shards:05d}"
+
+
+def shard_number(name: str) -> tuple[str, int, int] | None:
+    """(name of the set, number, how many) of a shard's file name; None where it says none."""
+    match = _NUMBERED.fullmatch(name)
+    return None if match is None else (match[1], int(match[2]), int(match[3]))
 
 
 class ShardWriter:

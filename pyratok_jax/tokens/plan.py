@@ -13,6 +13,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import UInt32
 
+from pyratok_jax.data.sources.fingerprints import clip_identity, shard_identity
 from pyratok_jax.data.sources.records import ClipRecord
 from pyratok_jax.data.sources.shards import ShardRecords
 from pyratok_jax.errors import UserError, short
@@ -134,7 +135,9 @@ def flip_key(seed: int, clip: str, block: int) -> UInt32[np.ndarray, "2"]:
 
 
 def source_fingerprint(records: Sequence[ClipRecord]) -> str:
-    """Hash of a source's list of clips, or of the names and sizes of its shards.
+    """Hash of a source's clips with sizes and times of their files, or of its shards.
+
+    No clip is read, and no folder's name counts: see `data.sources.fingerprints`.
 
     Raises:
         UserError: an id that is there twice.
@@ -142,15 +145,14 @@ def source_fingerprint(records: Sequence[ClipRecord]) -> str:
     digest = hashlib.sha256(str(len(records)).encode())
     if isinstance(records, ShardRecords):
         for file in records.files:
-            path = epath.Path(file)
-            digest.update(f"{path.name}\0{path.stat().length}\n".encode())
+            digest.update(shard_identity(file))
         return digest.hexdigest()[:16]
     seen: set[str] = set()
     for r in records:
         if r.id in seen:
             raise UserError(f"the input holds two clips with the id {r.id}; make the ids unique")
         seen.add(r.id)
-        digest.update(text_bytes(f"{r.id}\0{r.path}\0{r.caption}\0{r.start}\0{r.end}\n"))
+        digest.update(clip_identity(r))
     return digest.hexdigest()[:16]
 
 
@@ -216,6 +218,7 @@ def _difference(found: dict[str, Json], wanted: dict[str, Json]) -> str:
             continue
         if isinstance(value, dict) and isinstance(other, dict):
             return _difference(other, value)
-        names = {"source_hash": "the list of clips", "code": "the encoder's source code"}
+        clips = "the list of clips or their files (sizes and times of change)"
+        names = {"source_hash": clips, "code": "the encoder's source code"}
         return f"{names.get(key, key)} ({short(other, 100)}, now {short(value, 100)})"
     return "nothing"
