@@ -4,20 +4,21 @@ Readers load neither TensorFlow nor anything of video or models.
 """
 
 import abc
+import itertools
 import os
 import re
 import resource
 import stat
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar, overload
 
 import numpy as np
 from etils import epath
 
-from pyratok_jax.errors import UserError
+from pyratok_jax.errors import UserError, short
 from pyratok_jax.io.chunks import check_inflation
 from pyratok_jax.io.mirror import cached_file
 from pyratok_jax.io.remote import is_remote
@@ -30,6 +31,7 @@ _CHECKED_AT_ONCE = 8 << 20
 FORMATS = ("array_record", "tfrecord")
 _SHARD = re.compile(r"\.(array_record|arrayrecord|tfrecords?)(-\d+-of-\d+)?$")
 
+_MOST_NAMED = 20
 _NUMBERED = re.compile(r"(.+)-(\d{1,9})-of-(\d{1,9})")
 
 
@@ -61,6 +63,46 @@ def shard_files(folder: str, split: str | None = None) -> list[str]:
                 check_shard(str(entry))
                 files.append(str(entry))
     return sorted(files)
+
+
+def missing_shards(files: Iterable[str]) -> list[str]:
+    """Names of the shards that a set lacks whose others are named SET-NNNNN-of-MMMMM; sorted.
+
+    Of each set the first `_MOST_NAMED`, then one line that counts the rest: a name may state any
+    number.
+    """
+    sets = dict[tuple[str, int], set[int]]()
+    for file in files:
+        numbered = shard_number(epath.Path(file).name)
+        if numbered is not None:
+            sets.setdefault((numbered[0], numbered[2]), set()).add(numbered[1])
+    names = list[str]()
+    for (name, count), found in sorted(sets.items()):
+        lacking = (number for number in range(count) if number not in found)
+        some = list(itertools.islice(lacking, _MOST_NAMED))
+        names += [f"{name}-{number:05d}-of-{count:05d}" for number in some]
+        more = count - sum(number < count for number in found) - len(some)
+        names += [f"{more} more of {name}"] if more else []
+    return names
+
+
+def check_whole(folder: str, files: Iterable[str], advice: str) -> None:
+    """Refuse a folder that lacks some of its shards.
+
+    Args:
+        folder: for the message.
+        files: the shards in it.
+        advice: what else can be done, for the message.
+
+    Raises:
+        UserError: naming them.
+    """
+    missing = missing_shards(files)
+    if missing:
+        raise UserError(
+            f"{folder} lacks {short(', '.join(missing), 200)}: the command that writes it has not finished "
+            f"(run it again), or not all was copied; {advice}"
+        )
 
 
 def check_shard(file: str) -> None:

@@ -23,8 +23,10 @@ from pyratok_jax.io.remote import open_path
 from pyratok_jax.io.shards import (
     ShardedRecords,
     check_shard,
+    check_whole,
     is_shard,
     is_tfrecord,
+    missing_shards,
     open_records,
     shard_files,
 )
@@ -109,8 +111,12 @@ CARD = "dataset_card.json"
 _SIMPLE, _UNCOMPRESSED = ord("r"), 0
 
 
-def token_shards(path: str) -> list[str]:
+def token_shards(path: str, *, whole: bool = False) -> list[str]:
     """The shards of a dataset's folder, or the one shard that is named.
+
+    Args:
+        path: folder or shard.
+        whole: refuse a folder that lacks some of its shards.
 
     Raises:
         UserError: there is none.
@@ -120,6 +126,8 @@ def token_shards(path: str) -> list[str]:
         files = shard_files(path)
         if not files:
             raise UserError(f"{path} holds no shard of tokens; name the --output of export_tokens")
+        if whole:
+            check_whole(path, files, "name a shard to read it alone")
         return files
     if location.exists() and is_shard(location.name):
         check_shard(str(path))
@@ -138,12 +146,13 @@ class TokenDataset(ShardedRecords[TokenRecord]):
         path: folder or shard.
 
     Raises:
-        UserError: no shard, or one that is cut off (see `read_all` for what can be read of it).
+        UserError: no shard, one that is cut off, or a folder that lacks some (see `read_all` for
+            what can be read of them).
     """
 
     def __init__(self, path: str) -> None:
         self.path = str(path)
-        super().__init__(token_shards(self.path))
+        super().__init__(token_shards(self.path, whole=True))
 
     def __reduce__(self) -> tuple[type["TokenDataset"], tuple[str]]:
         return TokenDataset, (self.path,)
@@ -202,7 +211,7 @@ def read_all(path: str, any_schema: bool = False) -> Iterator[TokenRecord | Dama
     """All records in order; in the place of every one that is damaged, the error that says so.
 
     So it is for records of a newer version among others of this one. Of a file that is cut off, the
-    records before the cut are read.
+    records before the cut are read; a shard that is missing is named like a damaged record.
 
     Args:
         path: folder or shard.
@@ -212,7 +221,11 @@ def read_all(path: str, any_schema: bool = False) -> Iterator[TokenRecord | Dama
         UserError: no shard; SchemaError: records of another version.
     """
     known, newer = 0, list[SchemaError]()
-    for file in token_shards(str(path)):
+    files = token_shards(str(path))
+    if open_path(path).is_dir():
+        for name in missing_shards(files):
+            yield DamagedRecordError(f"{path}/{name}", _MISSING)
+    for file in files:
         for item in _read_file(file, any_schema):
             if isinstance(item, SchemaError):
                 newer.append(item)
@@ -226,6 +239,7 @@ def read_all(path: str, any_schema: bool = False) -> Iterator[TokenRecord | Dama
         raise newer[0]
 
 
+_MISSING = "it is missing: the export is not finished (run it again), or not all was copied"
 _Item = TokenRecord | DamagedRecordError | SchemaError
 _HOPELESS = 25  # Records of a newer version, and none of this one: the dataset is newer.
 

@@ -5,9 +5,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pyratok_jax.data.sources.examples import encode_example
 from pyratok_jax.data.sources.manifests import load_manifest
 from pyratok_jax.data.sources.registry import load_source
 from pyratok_jax.errors import UserError
+from pyratok_jax.io.shards import ShardWriter
 
 
 def test_folder_with_sidecars(clips_folder):
@@ -25,6 +27,26 @@ def test_folder_with_images_and_json_sidecars(tmp_path):
         ("b.jpg", None),
         ("deep/a.png", "black"),
     ]
+
+
+def test_shards_that_are_missing_or_empty_are_refused(tmp_path):
+    for number in (0, 2):
+        path = tmp_path / f"c-train.array_record-{number:05d}-of-00003"
+        with ShardWriter(path, "array_record") as writer:
+            writer.write(encode_example({"id": str(number)}, [b"video"]))
+    with pytest.raises(
+        UserError, match="lacks c-train.array_record-00001-of-00003: the command"
+    ) as said:
+        load_source(str(tmp_path))
+    assert f"{tmp_path}/*-of-* as the source" in str(said.value) and "\n" not in str(said.value)
+    assert [r.id for r in load_source(f"{tmp_path}/*-of-*")] == ["0", "2"]
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for number in range(2):
+        with ShardWriter(empty / f"c-train.array_record-{number:05d}-of-00002", "array_record"):
+            pass
+    with pytest.raises(UserError, match="hold no clip"):
+        load_source(str(empty))
 
 
 def rows():

@@ -9,12 +9,21 @@ from PIL import Image
 
 from pyratok_jax.data.sources.registry import load_source
 from pyratok_jax.io import shards
-from pyratok_jax.io.shards import ArrayRecordFile, ShardWriter
+from pyratok_jax.io.shards import ArrayRecordFile, ShardWriter, missing_shards
 from pyratok_jax.tokens import TokenDataset
 from pyratok_jax.tokens.exporting import export, write_card
 from pyratok_jax.tokens.options import Machine
 from tests.tokens.conftest import plan_of
 from tests.tokens.tiny import PixelTokenizer
+
+
+def test_missing_shards_are_named():
+    names = [f"t-train.tfrecord-{n:05d}-of-00004" for n in (0, 2)] + ["lone.array_record"]
+    lacking = ["t-train.tfrecord-00001-of-00004", "t-train.tfrecord-00003-of-00004"]
+    assert missing_shards([f"/x/{name}" for name in names]) == lacking
+    assert missing_shards([*names, *lacking]) == missing_shards([]) == []
+    absurd = missing_shards(["t.tfrecord-00001-of-999999999"])
+    assert len(absurd) == 21 and absurd[-1] == "999999978 more of t.tfrecord"
 
 
 def open_files():

@@ -51,6 +51,19 @@ def pictures(folder):
     return {int(p.stem): read_image(p) for p in folder.iterdir()}
 
 
+def test_a_missing_shard_is_named(tokens, decode, tmp_path, copy_of, capsys):
+    folder = copy_of(tokens, tmp_path / "copy")
+    lost, *rest = sorted(folder.glob("tokens-train*"))
+    lost.unlink()
+    code, output = decode("--png", source=folder)
+    assert code == 4 and len(list(output.iterdir())) > 0
+    assert inspect.main([str(folder), "--output", str(tmp_path / "report")]) == 4
+    assert capsys.readouterr().out.count(f"{lost.name}: it is missing") == 2
+    with pytest.raises(UserError, match=f"lacks {lost.name}: the command that writes it"):
+        TokenDataset(str(folder))
+    assert len(TokenDataset(str(rest[0])))
+
+
 def reconstruction(tokenizer, record, window=5):
     """Windows through the tokenizer in memory."""
     whole = np.stack(list(iter_frames(record.path)))

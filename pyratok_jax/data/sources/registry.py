@@ -29,7 +29,7 @@ from pyratok_jax.data.world.films import parse_world
 from pyratok_jax.errors import UserError
 from pyratok_jax.io.documents import parse_json
 from pyratok_jax.io.remote import is_remote, open_path
-from pyratok_jax.io.shards import shard_files
+from pyratok_jax.io.shards import check_whole, shard_files
 
 MEDIA_SUFFIXES = VIDEO_SUFFIXES + IMAGE_SUFFIXES
 
@@ -52,6 +52,7 @@ def load_source(spec: str) -> Sequence[ClipRecord]:
     path = open_path(spec)
     if path.is_dir():
         files = shard_files(spec)
+        check_whole(spec, files, f"{spec}/*-of-* as the source takes those that are there")
         return ShardRecords(files) if files else load_folder(spec)
     if re.search(r"[*?\[]", spec) and not path.exists() and path.parent.is_dir():
         return ShardRecords(sorted(str(file) for file in path.parent.glob(path.name)))
@@ -100,6 +101,7 @@ def _tfds(spec: str) -> ShardRecords:
             f"the TFDS dataset {name} has no shards of split {split or 'train'} in {folder}; "
             "prepare it with `tfds build` or download_and_prepare, in array_record or tfrecord"
         )
+    check_whole(folder, files, "prepare it again")
     return ShardRecords(files)
 
 

@@ -23,13 +23,18 @@ class ShardRecords(ShardedRecords[ClipRecord]):
     our preparation writes it), else None. A damaged record raises a BrokenVideoError.
 
     Raises:
-        UserError: no shard, or shards that cannot be read.
+        UserError: no shard, shards that cannot be read, or not one clip in them.
     """
 
     def __init__(self, files: Sequence[str]) -> None:
         if not files:
             raise UserError("no ArrayRecord or TFRecord shard was found; expected *.array_record-*")
         super().__init__(files)
+        if not len(self):
+            raise UserError(
+                f"{files[0]} and the other shards beside it hold no clip; prepare them from a "
+                "source of which some clips are kept"
+            )
         self.clip_index = _load_index(str(epath.Path(files[0]).parent), len(self))
 
     def __reduce__(self) -> tuple[type["ShardRecords"], tuple[list[str]]]:
