@@ -298,8 +298,8 @@ def settings(tmp_path, tokenizer):
         "metrics.jsonl": (metrics, lambda: read_metrics(epath.Path(tmp_path) / "metrics.jsonl")),
         "./metrics.jsonl": (metrics, lambda: publishing._logged(tmp_path, 5)),
         "metrics.json": (
-            {"steps": 3, "heldout": [model, {"name": "random", "psnr": 9.0}]},
-            lambda: (results_of(tmp_path), card_of(tmp_path, description, 3, "")),
+            {"steps": 3, "heldout": [model, {"name": "random", "psnr": 9.0}], "checkpoint": "a"},
+            lambda: (results_of(tmp_path), card_of(tmp_path, description, 3, "", "a")),
         ),
         "results.json": (results, compared),
     }  # fmt: skip

@@ -115,7 +115,7 @@ def load_tokenizer(
             names | dict(arrays),
             misfit,
         )
-    text, captions, language_hash = None, None, ""
+    text = captions = None
     if description["language_model"]:
         said = description["language_model"]
         spec = language or frozen_part(workdir, said, "language")
@@ -125,7 +125,6 @@ def load_tokenizer(
             TextEncoder(model_of_text.model),
             CaptionTokenizer(model_of_text.tokenizer, said["length"]),
         )
-        language_hash = model_of_text.sha256
     alignment = None
     if description["alignment"]:
         values = description["alignment"]
@@ -136,18 +135,30 @@ def load_tokenizer(
     verification.verify_record(
         where, _settings(description), description.get("sha256", ""), _ADVICE
     )
-    own = {k: np.asarray(v) for k, v in arrays.items()}
-    parts = [verification.weights_hash(own), vae.sha256, language_hash, config.fingerprint()]
-    digest = hashlib.sha256("|".join(parts).encode()).hexdigest()
     return Tokenizer(
         model,
         text=text,
         captions=captions,
         alignment=alignment,
-        checkpoint_hash=digest,
+        checkpoint_hash=hash_of(description, config, arrays),
         # What is named by a specification stays so: its folder is another on every machine.
         folder=workdir if isinstance(workdir, Path) and Path(checkpoint).exists() else None,
     )
+
+
+def hash_of(description: Mapping[str, Json], config: PyraTokConfig, arrays: Arrays) -> str:
+    """`Tokenizer.checkpoint_hash`: SHA-256 over all weights, by their hashes, and the sizes.
+
+    Args:
+        description: the content of `tokenizer.json`.
+        config: the sizes in it.
+        arrays: the trained ones, by name.
+    """
+    own = {name: np.asarray(value) for name, value in arrays.items()}
+    language = description["language_model"]
+    frozen = [description["backbone"]["sha256"], language["sha256"] if language else ""]
+    parts = [verification.weights_hash(own), *frozen, config.fingerprint()]
+    return hashlib.sha256("|".join(parts).encode()).hexdigest()
 
 
 def tokenizer_folder(checkpoint: str | AnyPath) -> AnyPath:

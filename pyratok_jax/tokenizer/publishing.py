@@ -26,8 +26,10 @@ from pyratok_jax.tokenizer.loading import (
     FROZEN,
     PARAMETERS,
     frozen_part,
+    hash_of,
     locate,
     read_description,
+    stored_config,
 )
 
 CARD, TRAINING = "README.md", "training_config.json"
@@ -52,7 +54,9 @@ def publish(
     """
     workdir, step = checkpoint_of(run, output)
     description = read_description(workdir)
-    arrays = {name: np.asarray(value) for name, value in read_parameters(workdir, step).items()}
+    trained = read_parameters(workdir, step)
+    own = hash_of(description, stored_config(description, str(workdir / DESCRIPTION)), trained)
+    arrays = {name: np.asarray(value) for name, value in trained.items()}
     with new_folder(output, DESCRIPTION) as folder:
         for name in bundle:
             said = description[_BUNDLED[name]]
@@ -62,7 +66,7 @@ def publish(
             said["spec"] = f"{FROZEN}/{name}"
         write_parameters(folder / PARAMETERS, arrays, step)
         _write(folder / DESCRIPTION, description)
-        card = card_of(workdir, description, step, license)
+        card = card_of(workdir, description, step, license, own)
         if (workdir / "config.json").exists():
             (folder / TRAINING).write_bytes((workdir / "config.json").read_bytes())
             card += f"\nThe training's settings are in `{TRAINING}`.\n"
@@ -70,14 +74,23 @@ def publish(
     return output
 
 
-def card_of(workdir: AnyPath, description: Mapping[str, Json], step: int, license: str) -> str:
-    """`model_card` with what is measured in a working folder.
+def card_of(
+    workdir: AnyPath, description: Mapping[str, Json], step: int, license: str, own: str
+) -> str:
+    """`model_card` with what is measured in a working folder, if it is measured of this checkpoint.
+
+    Args:
+        workdir: the folder.
+        description, step, license: as for `model_card`.
+        own: `Tokenizer.checkpoint_hash` of what is published.
 
     Raises:
         UserError: its `metrics.json` is damaged.
     """
     path, advice = workdir / "metrics.json", "remove it, or have it measured again"
     metrics = read_json(path, dict[str, Json], advice=advice) if path.is_file() else {}
+    if metrics.get("checkpoint") != own:
+        metrics = {}  # They are of another step.
     with refusing(os.fspath(path), advice):
         return model_card(description, metrics, step, license)
 
@@ -144,7 +157,7 @@ def model_card(
 
     Args:
         description: the content of `tokenizer.json`.
-        metrics: of the run's `metrics.json`; empty: nothing was measured.
+        metrics: of the run's `metrics.json`; empty: nothing was measured at this step.
         step: of the checkpoint.
         license: see `publish`.
     """
@@ -177,7 +190,7 @@ def model_card(
 def _measured(metrics: Mapping[str, Json]) -> list[str]:
     rows = metrics.get("heldout") or []
     if not rows:
-        return ["Nothing was measured."]
+        return ["Nothing was measured at this step."]
     names = [name for name in _MEASURES if any(row.get(name) is not None for row in rows)]
     lines = [f"| held-out clips | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     for row in rows:

@@ -40,7 +40,8 @@ def run(world, tmp_path_factory):
     checkpoints.close()
     task.describe(workdir)
     rows = [{"name": "trained", "psnr": 23.456, "ssim": 0.7, "bpp": 0.3}]
-    (workdir / "metrics.json").write_text(json.dumps({"heldout": rows}))
+    metrics = {"heldout": rows, "checkpoint": pt.load_tokenizer(workdir).checkpoint_hash}
+    (workdir / "metrics.json").write_text(json.dumps(metrics))
     return workdir
 
 
@@ -78,6 +79,16 @@ def test_a_published_folder_gives_the_tokens_of_the_run(run, published, world, m
     monkeypatch.chdir(published.parent)
     assert str(world) not in (published / "tokenizer.json").read_text()
     assert same(tokenizer, pt.load_tokenizer(published))
+
+
+@pytest.mark.parametrize("of", [None, "ab" * 32])
+def test_a_card_shows_no_figures_of_another_checkpoint(run, tmp_path, of):
+    shutil.copytree(run, tmp_path / "run")
+    metrics = json.loads((run / "metrics.json").read_text())
+    (tmp_path / "run" / "metrics.json").write_text(json.dumps(metrics | {"checkpoint": of}))
+    publish.main([str(tmp_path / "run" / "checkpoints" / "0"), "--output", str(tmp_path / "out")])
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "Nothing was measured at this step." in card and "23.46" not in card
 
 
 def test_a_run_in_a_bucket_is_published_there(run, published, whole, bucket, capsys):
