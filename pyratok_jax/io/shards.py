@@ -100,8 +100,8 @@ def check_whole(folder: str, files: Iterable[str], advice: str) -> None:
     missing = missing_shards(files)
     if missing:
         raise UserError(
-            f"{folder} lacks {short(', '.join(missing), 200)}: the command that writes it has not finished "
-            f"(run it again), or not all was copied; {advice}"
+            f"{folder} lacks {short(', '.join(missing), 200)}: the command that writes it has not "
+            f"finished (run it again), or not all was copied; {advice}"
         )
 
 
