@@ -47,7 +47,7 @@ def main() -> int:
 
     part = partial_folder(arguments.output)
     if part.is_dir():
-        console.print(f"going on with {part}", soft_wrap=True)
+        console.print(f"{part} is of a run that was interrupted", soft_wrap=True)
     with progress_bar(console) as bar:
         task = bar.add_task("embedding", total=len(captions))
         output = write_embeddings(

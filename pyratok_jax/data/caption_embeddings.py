@@ -130,8 +130,8 @@ _MADE = "made.json"
 
 def _is_unfinished(part: Path) -> bool:
     """Whether a folder is of an interrupted call, and not of the user."""
-    names = [path.name for path in part.iterdir() if not path.name.startswith(".")]
-    return not names or _MADE in names
+    names = [path.name for path in part.iterdir()]
+    return _MADE in names or all(name.startswith((".lock.", ".part-")) for name in names)
 
 
 def _fill(

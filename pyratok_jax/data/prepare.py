@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 # Options of how clips are stored, and the values of --store that they are for.
 _USED_BY = {"height": ("reencode", "frames"), "crf": ("reencode", "bytes"), "quality": ("frames",)}
 EXTRA = "beam"  # The optional dependencies in pyproject.toml that bring Apache Beam.
-_WITHOUT_OPTIONS = ("directrunner", "dataflowrunner")  # Than those of Beam's package.
+_KNOWN_RUNNERS = ("directrunner", "dataflowrunner")  # All their options are in Beam's package.
 
 
 def parser() -> argparse.ArgumentParser:
@@ -157,7 +157,7 @@ def check_extra(
     unknown = known.parse_known_args(list(extra))[1]
     own = [option for action in parser()._actions for option in action.option_strings]
     near = {one: difflib.get_close_matches(one.partition("=")[0], own, 1) for one in unknown}
-    if runner.lower() not in _WITHOUT_OPTIONS:
+    if runner.lower() not in _KNOWN_RUNNERS:
         unknown = [one for one in unknown if near[one]]
     if unknown:
         meant = [f"{near[one][0]} for {one}" for one in unknown if near[one]]

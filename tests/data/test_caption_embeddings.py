@@ -118,12 +118,13 @@ def test_an_interrupted_call_goes_on_after_its_finished_shards(folder, tmp_path,
     assert _files(output) == _files(folder)
 
 
-def test_a_folder_of_the_user_is_no_unfinished_output(tmp_path):
+@pytest.mark.parametrize("name", ["letter.txt", ".letter"])
+def test_a_folder_of_the_user_is_no_unfinished_output(tmp_path, name):
     (tmp_path / "x.part").mkdir()
-    (tmp_path / "x.part" / "letter.txt").write_text("mine")
+    (tmp_path / "x.part" / name).write_text("mine")
     with pytest.raises(UserError, match=r"x\.part holds no unfinished embeddings"):
         write_embeddings(tmp_path / "x", ["a"], _embed, length=5, model="m")
-    assert _files(tmp_path / "x.part") == {"letter.txt": b"mine"}
+    assert _files(tmp_path / "x.part") == {name: b"mine"}
 
 
 def test_bits_are_stored_and_folders_of_old_count_as_not_quantised(folder, tmp_path):
