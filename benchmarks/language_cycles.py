@@ -103,9 +103,9 @@ def main() -> None:
 
     import jax
 
+    from pyratok_jax.nn.lowering import conv_lowering
     from pyratok_jax.nn.partitioning import over_devices
     from pyratok_jax.pods.aot import compile_into
-    from pyratok_jax.pods.hlo import HloProgram
     from pyratok_jax.training.distributed.sharding import make_mesh, split_of
     from pyratok_jax.training.loop.flops import traced_flops
 
@@ -117,6 +117,7 @@ def main() -> None:
     run, arguments = program(options.remat, options.clips, options.layers)
     with (
         jax.set_mesh(mesh),
+        conv_lowering("tpu"),
         over_devices(split_of(options.clips, mesh)),
         tempfile.TemporaryDirectory() as folder,
     ):
@@ -124,7 +125,7 @@ def main() -> None:
         answer = compile_into(lowered, options.effort, Path(folder))
     if options.hlo:
         Path(options.hlo).write_text(answer.text)
-    compiled = HloProgram(answer.text)
+    compiled = answer.program(where.chip)
     seconds = compiled.cycles / where.chip.clock
     memory = answer.memory
     report = {

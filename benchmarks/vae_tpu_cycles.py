@@ -110,7 +110,6 @@ def main() -> None:
 
     from pyratok_jax.nn.lowering import conv_lowering
     from pyratok_jax.pods.aot import compile_into
-    from pyratok_jax.pods.hlo import HloProgram
 
     here = NamedSharding(Mesh(np.array(describe(where)[:1]), ("x",)), PartitionSpec())
     run, states, x = program(options)
@@ -121,7 +120,7 @@ def main() -> None:
         lowered = jax.jit(run).lower(*states, x)
         lines = lowered.as_text().count("\n")
         answer = compile_into(lowered, options.effort, Path(folder))
-    compiled, flops = HloProgram(answer.text), answer.costs.get("flops", 0.0)
+    compiled, flops = answer.program(where.chip), answer.costs.get("flops", 0.0)
     report = {
         **vars(options),
         "input": list(x.shape),

@@ -137,7 +137,7 @@ def _visual_states(
     if language_model.config.mrope_section:
         positions = jnp.asarray(sequence.positions)[:, None] + cache.position[None, :, None]
     return language_model(
-        sequence.inputs, None, positions, cache=cache.extended(n), layers=layers
+        sequence.inputs, None, positions, cache=cache.extended(n), fills_cache=True, layers=layers
     ).hidden
 
 

@@ -50,6 +50,7 @@ class TraceOptions:
         height_axis: inside `shard_map`, the mesh axis over which the height is sharded.
         strips: strips into which each device's rows are cut and stacked in the batch.
         remat: whether networks may rematerialise activations; off where FLOPs are counted.
+        fused_attention: whether TPUs may take the kernel of `models.language.fused_attention`.
     """
 
     lowering: str | None = None
@@ -58,6 +59,7 @@ class TraceOptions:
     height_axis: str | None = None
     strips: int = 1
     remat: bool = True
+    fused_attention: bool = True
 
 
 class Changes(TypedDict, total=False):
@@ -69,6 +71,7 @@ class Changes(TypedDict, total=False):
     height_axis: str | None
     strips: int
     remat: bool
+    fused_attention: bool
 
 
 _CONTEXT = jax.make_user_context(default_value=TraceOptions())

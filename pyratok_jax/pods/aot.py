@@ -14,7 +14,9 @@ from typing import Any
 
 import jax
 
-from pyratok_jax.pods.topology import GIBIBYTE
+from pyratok_jax.pods.hlo import HloProgram, kernel_operations
+from pyratok_jax.pods.kernels import kernel_cycles, take_schedules
+from pyratok_jax.pods.topology import GIBIBYTE, Chip
 
 # Compiler effort. On one stage of the VAE's encoder "medium" took a third of the time of "full" for
 # a program of 1.3 times the cycles, "low" a seventh for twice the cycles. "memory" is "full" until
@@ -84,13 +86,21 @@ class Compiled:
         memory: None when it fails before buffers are assigned, for another reason than memory.
         text: the optimised HLO; empty when there is none.
         costs: its cost analysis.
+        schedules: of its kernels, by the name of their operation.
         error: a failure for another reason than memory, else empty.
     """
 
     memory: HbmUsage | None = None
     text: str = ""
     costs: dict[str, float] = dataclasses.field(default_factory=dict)
+    schedules: dict[str, str] = dataclasses.field(default_factory=dict)
     error: str = ""
+
+    def program(self, chip: Chip) -> HloProgram:
+        """The program with the cycles of its kernels on this chip."""
+        return HloProgram(
+            self.text, kernel_cycles(kernel_operations(self.text), self.schedules, chip)
+        )
 
 
 def compile_into(lowered: jax.stages.Lowered, effort: str, folder: Path) -> Compiled:
@@ -107,7 +117,9 @@ def compile_into(lowered: jax.stages.Lowered, effort: str, folder: Path) -> Comp
     analysis = compiled.memory_analysis()
     code = analysis.generated_code_size_in_bytes if analysis else 0
     memory = dataclasses.replace(found, code=code, used=found.used + code)
-    return Compiled(memory, _newest(folder, _PROGRAM), compiled.cost_analysis() or {})
+    text = _newest(folder, _PROGRAM)
+    schedules = take_schedules(kernel_operations(text))
+    return Compiled(memory, text, compiled.cost_analysis() or {}, schedules)
 
 
 def _failure(error: Exception, folder: Path) -> Compiled:

@@ -3,7 +3,8 @@
 The compiler annotates every operation with `estimated_cycles`. A loop's body is
 printed once; where its trip count is stated (`known_trip_count`, or a condition that compares a
 counter with a constant, as scans have) everything inside counts that often, otherwise once, and
-`HloProgram.open_loops` counts the loops without a stated trip count.
+`HloProgram.open_loops` counts the loops without a stated trip count. Kernels have no estimate; they
+count what `pods.kernels` finds.
 
 Collectives between slices are not printed as collectives: every chip sends to its host and receives
 the result from it (`send` and `recv` with an attribute that names the collective and its slices),
@@ -13,7 +14,7 @@ after a collective within the slice where more chips take part.
 import dataclasses
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -44,6 +45,8 @@ _COUNTER = re.compile(r"compare\(%?[\w.\-]+, %?([\w.\-]+)\), direction=LT")
 _CYCLES = re.compile(r'"estimated_cycles":"?(\d+)')
 # The compiler prints the largest number for what it cannot estimate (scatters, for example).
 _UNKNOWN = 2**48
+_KERNEL = 'custom_call_target="tpu_custom_call"'
+_METADATA = re.compile(r"kernel_metadata=\{\n[^\n]*\n\}")
 _CHANNEL = re.compile(r"\bchannel_id=(\d+)")
 _ASYNC, _ASYNC_START = "async_collective_fusion_config", "async-collective-start"
 _WHERE = re.compile(r'op_name="([^"]*)"')
@@ -98,13 +101,18 @@ class Cost:
 
 
 class HloProgram:
-    """An optimised program, taken from its text."""
+    """An optimised program, taken from its text.
 
-    def __init__(self, text: str):
+    Args:
+        text: as the compiler prints it.
+        kernels: cycles of kernels, by the name of their operation.
+    """
+
+    def __init__(self, text: str, kernels: Mapping[str, int] | None = None):
         self.computations: dict[str, list[Instruction]] = {}
         self.entry = ""
         current: list[Instruction] = []
-        for line in text.splitlines():
+        for line in _lines(text):
             header = _HEADER.match(line)
             if header:
                 current = self.computations.setdefault(header[2], [])
@@ -112,7 +120,11 @@ class HloProgram:
                 continue
             found = _LINE.match(line)
             if found:
-                current.append(_instruction(found[1], found[2]))
+                one = _instruction(found[1], found[2])
+                if _KERNEL in one.text:
+                    cycles = (kernels or {}).get(one.name)
+                    one = dataclasses.replace(one, cycles=cycles or 0, unknown=cycles is None)
+                current.append(one)
         for name, body in self.computations.items():
             if name.startswith("all-reduce-scatter"):
                 body[:] = _as_scatter(body)
@@ -214,6 +226,18 @@ class HloProgram:
             if one.opcode in ("all-gather", "all-gather-start")
         ]
         return sorted(rows, key=lambda row: -row[2])
+
+
+def _lines(text: str) -> list[str]:
+    """One for each instruction: metadata of kernels is printed over several."""
+    return _METADATA.sub(lambda found: found[0].replace("\n", ""), text).splitlines()
+
+
+def kernel_operations(text: str) -> dict[str, str]:
+    """Names of a program's kernels, and the model's operations that they were lowered from."""
+    lines = (_LINE.match(line) for line in _lines(text) if _KERNEL in line)
+    found = (_instruction(line[1], line[2]) for line in lines if line)
+    return {one.name: one.where for one in found}
 
 
 def _instruction(name: str, rest: str) -> Instruction:

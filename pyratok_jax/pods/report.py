@@ -27,6 +27,8 @@ PARTS = (
 ASSUMPTIONS = (
     "cycles are the compiler's estimates, all operations one after the other, loops with a stated "
     "count that often, loops without one once; operations without an estimate count 0",
+    "cycles of kernels are those of their instructions, as scheduled by the compiler, and at least "
+    "those of their products at the peak; waiting for memory is not in them",
     "seconds are cycles over the published clock",
     "collectives that the compiler gives no cycles are hidden behind the rest in 'step seconds'; "
     "'without overlap' adds the bytes that a chip sends over the rate of its links",
@@ -82,7 +84,8 @@ def measure(
             timed = effort != "memory"
             if timed:
                 facts |= work_facts(answer.costs)
-            facts |= program_facts(HloProgram(answer.text), where, mesh.size, model_flops, timed)
+            program_text = answer.program(where.chip)
+            facts |= program_facts(program_text, where, mesh.size, model_flops, timed)
     return facts | drawing_facts(program, facts)
 
 

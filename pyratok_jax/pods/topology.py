@@ -5,11 +5,14 @@ before JAX's backend is initialised; this module imports nothing of JAX until th
 """
 
 import dataclasses
+import functools
 import importlib.util
 import math
 import os
 import re
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pyratok_jax.errors import UserError
@@ -29,6 +32,7 @@ class Chip:
         name: as in a topology.
         accelerator: the runtime's name of the generation.
         unit: what the number in an accelerator type counts per chip (TensorCores or chips).
+        cores: TensorCores, which run one program together.
         memory: bytes of HBM that a program may use, as the compiler states them.
         bandwidth: of HBM, bytes per second.
         peak: bfloat16 operations per second.
@@ -41,6 +45,7 @@ class Chip:
     name: str
     accelerator: str
     unit: int
+    cores: int
     memory: float
     bandwidth: float
     peak: float
@@ -53,9 +58,9 @@ class Chip:
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v5e", "v5litepod", 1, 15.75 * GIBIBYTE, 0.82e12, 197e12, 1.5e9, 200e9, 2, 8),
-        Chip("v5p", "v5p", 2, 95.73 * GIBIBYTE, 2.76e12, 459e12, 1.75e9, 600e9, 3, 4),
-        Chip("v6e", "v6e", 1, 31.25 * GIBIBYTE, 1.64e12, 918e12, 1.75e9, 448e9, 2, 8),
+        Chip("v5e", "v5litepod", 1, 1, 15.75 * GIBIBYTE, 0.82e12, 197e12, 1.5e9, 200e9, 2, 8),
+        Chip("v5p", "v5p", 2, 2, 95.73 * GIBIBYTE, 2.76e12, 459e12, 1.75e9, 600e9, 3, 4),
+        Chip("v6e", "v6e", 1, 1, 31.25 * GIBIBYTE, 1.64e12, 918e12, 1.75e9, 448e9, 2, 8),
     )
 }
 
@@ -104,6 +109,7 @@ def parse_slice(written: str) -> Slice:
     return Slice(chip, shape)
 
 
+_SCHEDULES = "--xla_jf_dump_llo_pass_label_regex=final_bundles"
 # Without these libtpu looks for a TPU, its hosts and its metadata server.
 _ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
@@ -131,6 +137,25 @@ def prepare(where: Slice) -> None:
     os.environ.update(_ENVIRONMENT)
     # The smallest slice: its shape is overridden by the topology.
     os.environ["TPU_ACCELERATOR_TYPE"] = f"{where.chip.accelerator}-8"
+    given = os.environ.get("LIBTPU_INIT_ARGS", "")
+    if _SCHEDULES not in given:
+        flags = (
+            _SCHEDULES,
+            f"--xla_jf_dump_to={schedules_folder()}",
+            "--xla_jf_dump_llo_text=true",
+        )
+        os.environ["LIBTPU_INIT_ARGS"] = " ".join((given, *flags)).strip()
+
+
+@functools.cache
+def schedules_folder() -> Path:
+    """Where this process's libtpu writes the schedules of what it compiles; see `pods.kernels`."""
+    return Path(_removed_at_exit().name)
+
+
+@functools.cache
+def _removed_at_exit() -> "tempfile.TemporaryDirectory[str]":
+    return tempfile.TemporaryDirectory(prefix="schedules-", ignore_cleanup_errors=True)
 
 
 def describe(where: Slice, slices: int = 1) -> "Sequence[jax.Device]":

@@ -79,6 +79,7 @@ def abstract_training(config: ConfigDict) -> AbstractTraining:
         steps=config.steps,
         accumulate=config.accumulate,
         ema_decay=config.ema_decay,
+        fused_attention=config.fused_attention,
     )
     # Those of an abstract module are shapes.
     frozen = cast(dict[str, jax.ShapeDtypeStruct], partition.frozen)

@@ -103,6 +103,7 @@ def abstract_generator(config: ConfigDict, tokenizer: ConfigDict) -> AbstractGen
         steps=config.steps,
         accumulate=config.accumulate,
         ema_decay=config.ema_decay,
+        fused_attention=config.fused_attention,
     )
     frozen = cast(dict[str, jax.ShapeDtypeStruct], partition.frozen)
     length = config.conditioning.length or tokenizer.language.length

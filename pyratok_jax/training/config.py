@@ -39,6 +39,7 @@ def training_config(**changes: Json) -> ConfigDict:
     - optimizer: see `optimizer.make_optimizer`; ema_decay: 0 keeps no averages.
     - dtype: of activations; parameters are float32. remat: "none",
       "stages", "all", "convs" or "auto" (`VideoVAE.remat_policies`).
+    - fused_attention: long attention by a kernel on TPUs (`models.language.fused_attention`).
     - mesh: sizes of the axes, see `sharding.make_mesh`; -1 takes the remaining devices.
     - multi_host: `jax.distributed.initialize` before anything else (`coordinator.join_hosts`).
     - host_timeout, step_timeout: a run on many hosts ends when a host sends no heartbeat for
@@ -88,6 +89,7 @@ def training_config(**changes: Json) -> ConfigDict:
             "ema_decay": 0.0,
             "dtype": "float32",
             "remat": "none",
+            "fused_attention": True,
             "multi_host": False,
             "host_timeout": 60.0,
             "step_timeout": 1800.0,

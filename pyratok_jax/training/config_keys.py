@@ -178,6 +178,7 @@ COMMON: Keys = {
     "ema_decay": (Number(0, 0.9999999), "decay of averaged weights; 0: none are kept"),
     "dtype": (Choice(_FLOATS), "of activations; parameters are float32"),
     "remat": (Text(named=True), "rematerialisation policy"),
+    "fused_attention": (Flag(), "long attention by a kernel on TPUs"),
     "multi_host": (Flag(), "join the other hosts of the slice first"),
     "host_timeout": (_POSITIVE, "seconds without a heartbeat until a host is lost"),
     "step_timeout": (_FROM_0, "seconds that a step may take; 0: any time"),

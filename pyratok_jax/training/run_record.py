@@ -33,7 +33,7 @@ CONFIG, CHANGES = "config.json", "config_changes.jsonl"
 OPERATIONAL = (
     "steps", "checkpoint", "log_every", "evaluators", "max_bad_steps", "collapse", "report", "mesh",
     "multi_host", "host_timeout", "step_timeout", "profile_steps", "init_from",
-    "init_levels", "remat", "calibration",
+    "init_levels", "remat", "fused_attention", "calibration",
     "data.workers", "data.threads", "data.prefetch", "data.phases", "model.vae",
     "language.size", "vision.size",
     "sampling", "conditioning.stored", "tokens.threads", "tokens.workers", "tokens.ahead",
@@ -45,6 +45,7 @@ _ADDED: dict[str, Json] = {
     "loss.formulas": "",
     "loss.hidden_captions": 0.0,
     "conditioning.stored": "",
+    "fused_attention": True,
 }
 # Those of them that a run's results depend on all the same.
 _OF_RESULTS = ("report", "calibration", "init_from", "init_levels", "data.phases")

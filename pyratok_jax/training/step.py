@@ -9,6 +9,7 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt32
 
 from pyratok_jax.checkpoints.partition import Arrays
+from pyratok_jax.models.language.fused_attention import attention_kernel
 from pyratok_jax.nn.partitioning import over_devices
 from pyratok_jax.training.distributed.sharding import parts_of, split_of
 from pyratok_jax.training.optimizer import is_statistic
@@ -68,6 +69,7 @@ def make_train_step(
     steps: int,
     accumulate: int = 1,
     ema_decay: float = 0.0,
+    fused_attention: bool = True,
 ) -> Step:
     """The step; to be jitted with its state donated.
 
@@ -83,12 +85,13 @@ def make_train_step(
             Statistics over the batch (entropies) are then those of each microbatch. A batch of few
             clips is cut into fewer, so that every device has a clip.
         ema_decay: of the exponential moving averages; 0 keeps none.
+        fused_attention: long attention by the kernel of `models.language.fused_attention` on TPUs.
     """
 
     def gradients(
         params: Arrays, frozen: Arrays, batch: Batch, key: PRNGKeyArray, progress: Array
     ) -> Gradients:
-        with over_devices(split_of(_rows(batch))):
+        with over_devices(split_of(_rows(batch))), attention_kernel(fused_attention):
             (value, terms), grads = jax.value_and_grad(loss, has_aux=True)(
                 params, frozen, batch, key, progress
             )

@@ -53,6 +53,19 @@ def test_kernels_are_gathered_and_not_clips_however_many_chips():
 
 @needs_libtpu
 @pytest.mark.parametrize("topology", ["v5p:2x2x1", "v5e:2x2"])
+def test_attention_is_a_kernel_whose_cycles_count(topology):
+    """Scores stay on the chip; left to XLA they go through its memory, float32."""
+    kernel, plain = answers("attention", topology)
+    assert kernel["operations_without_estimate"] == plain["operations_without_estimate"] == []
+    part = [facts["cycles_by_part"]["prior_attention"] for facts in (kernel, plain)]
+    assert 0 < part[0] < 0.7 * part[1]
+    # Half of the scores are masked, so that up to twice the peak is possible.
+    assert 0.2 < kernel["mfu"] < 1.5
+    assert not kernel["collectives"]
+
+
+@needs_libtpu
+@pytest.mark.parametrize("topology", ["v5p:2x2x1", "v5e:2x2"])
 def test_programs_are_measured_and_want_of_memory_is_an_answer(topology):
     small, early, huge = answers("programs", topology)
     assert small["memory"]["fits"] and small["error"] == ""

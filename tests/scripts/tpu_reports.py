@@ -1,6 +1,6 @@
 """Compiles small programs for a TPU slice and prints what is reported of each, as JSON.
 
-Arguments: `programs`, `slices` or `convolution`, and the slice.
+Arguments: `programs`, `slices`, `convolution` or `attention`, and the slice.
 """
 
 import json
@@ -97,7 +97,50 @@ def convolution(where: Slice) -> list[dict[str, Any]]:
     return [measure(StepProgram(run, arguments, (), None, clips), mesh, where, effort="low")]
 
 
-CASES = {"programs": programs, "slices": slices, "convolution": convolution}
+def attention(where: Slice) -> list[dict[str, Any]]:
+    """Causal attention and its gradient, a clip on every chip: as a kernel, and left to XLA."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from pyratok_jax.models.language.fused_attention import attention_kernel
+    from pyratok_jax.models.prior.attention import attend_static
+    from pyratok_jax.models.prior.layout import Visibility
+    from pyratok_jax.nn.partitioning import over_devices
+    from pyratok_jax.pods.programs import StepProgram, placed_batch
+    from pyratok_jax.pods.report import measure
+    from pyratok_jax.training.distributed.sharding import make_mesh, split_of
+
+    sizes = {"data": -1, "fsdp": 2, "spatial": 1, "tensor": 1, "slices": 1}
+    mesh = make_mesh(sizes, describe(where))
+    clips, n = mesh.size, 2500
+    order = np.arange(n, dtype=np.int32)
+    seen = Visibility(order, order + 1, np.full(n, -1, np.int32))
+    arrays = {
+        name: jax.ShapeDtypeStruct((clips, n, heads, 128), jnp.bfloat16)
+        for name, heads in (("query", 4), ("key", 2), ("value", 2))
+    }
+    batch = placed_batch(arrays | {"valid": jax.ShapeDtypeStruct((clips, n), bool)}, mesh)
+
+    def run(batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        def loss(arrays: dict[str, jax.Array]) -> jax.Array:
+            pooled = attend_static(**arrays, valid=batch["valid"], seen=seen, window=0)
+            return jnp.sum(pooled.astype(jnp.float32) ** 2)
+
+        with over_devices(split_of(clips, mesh)), jax.named_scope("prior_attention"):
+            return jax.grad(loss)({name: batch[name] for name in arrays})
+
+    program = StepProgram(run, (batch,), (), None, clips)
+    found = []
+    for kernel in (True, False):
+        with attention_kernel(kernel):
+            found.append(measure(program, mesh, where, model_flops=clips * 7 * n**2 * 512))
+    return found
+
+
+CASES = {
+    "programs": programs, "slices": slices, "convolution": convolution, "attention": attention,
+}  # fmt: skip
 
 if __name__ == "__main__":
     where = parse_slice(sys.argv[2])

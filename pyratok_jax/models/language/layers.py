@@ -4,12 +4,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from pyratok_jax.models.language.attention import Rotation, attend, rotate
+from pyratok_jax.models.language.attention import KEPT, Rotation, attend, rotate
 from pyratok_jax.models.language.config import LanguageConfig
+from pyratok_jax.models.language.fused_attention import can_fuse, fused_attention
 from pyratok_jax.models.language.kernels import QuantizedKernel, dequantize_kernel
 from pyratok_jax.nn.partitioning import constrain_batch_sharding, constrain_token_sharding
 
@@ -21,6 +23,8 @@ class LayerContext(NamedTuple):
         turn, local_turn: rotations of the full and of the sliding layers.
         mask, local_mask: True where a query attends to a key slot.
         offset: slot of the first query in the keys.
+        causal: keys that are there, where `mask` is these and the order of tokens alone, and the
+            new tokens are the last keys; else None.
     """
 
     turn: Rotation
@@ -28,6 +32,7 @@ class LayerContext(NamedTuple):
     mask: Bool[Array, "b 1 t s"]
     local_mask: Bool[Array, "b 1 t s"]
     offset: Array | int
+    causal: Bool[Array, "b s"] | None = None
 
 
 KeyValues = tuple[Float[Array, "b s kv size"], Float[Array, "b s kv size"]]
@@ -116,6 +121,7 @@ class Attention(nnx.Module):
         mask: Bool[Array, "b 1 t s"],
         cache: KeyValues | None,
         offset: Array | int,
+        causal: Bool[Array, "b s"] | None,
     ) -> tuple[Float[Array, "b t d"], KeyValues]:
         """The attended update, and all keys and values (the cache with the new ones in place)."""
         b, t, _ = x.shape
@@ -135,7 +141,13 @@ class Attention(nnx.Module):
             place = (0, offset, 0, 0)
             key = jax.lax.dynamic_update_slice(cache[0], key.astype(cache[0].dtype), place)
             value = jax.lax.dynamic_update_slice(cache[1], value.astype(cache[1].dtype), place)
-        pooled = attend(query, key.astype(x.dtype), value.astype(x.dtype), mask, self.scale)
+        used = query, key.astype(x.dtype), value.astype(x.dtype)
+        if causal is not None and can_fuse(*used[:2]):
+            s = key.shape[1]
+            order = np.tri(t, s, s - t, dtype=bool)
+            pooled = fused_attention(*used, order, causal, self.scale, name=KEPT[0])
+        else:
+            pooled = attend(*used, mask, self.scale)
         return self.out(pooled.reshape(b, t, -1)), (key, value)
 
 
@@ -186,7 +198,7 @@ class DecoderLayer(nnx.Module):
             cos, sin = (jnp.where(sliding, local, full) for local, full in pairs)
             turn = cos, sin
         update, cache = self.attention(
-            _optional(self.attention_norm, x), turn, mask, cache, context.offset
+            _optional(self.attention_norm, x), turn, mask, cache, context.offset, context.causal
         )
         x = x + _optional(self.attention_post_norm, update)
         update = self.mlp(_optional(self.mlp_norm, x))

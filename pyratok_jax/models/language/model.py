@@ -138,6 +138,7 @@ class LanguageModel(nnx.Module):
         positions: Int[Array, "b t"] | Int[Array, "3 b t"] | None = None,
         *,
         cache: Cache | None = None,
+        fills_cache: bool = False,
         layers: int | None = None,
         keep_states: bool = False,
         keep_cache: bool = False,
@@ -149,6 +150,9 @@ class LanguageModel(nnx.Module):
             mask: True at real tokens; padding may be on either side; None means all are.
             positions: one row or M-RoPE's three; None counts the real tokens of each row.
             cache: tokens read before, with at least t free slots (`Cache.extended`).
+            fills_cache: it has just t free slots, so that the order of all tokens is static: long
+                sequences then take a kernel on TPUs (`fused_attention`). With more free slots wrong
+                there.
             layers: run only the first n layers (their weights are copied); None runs all.
             keep_states: return the input of every layer.
             keep_cache: return keys and values, to continue from here.
@@ -166,6 +170,8 @@ class LanguageModel(nnx.Module):
         if cache is not None:
             slots = jax.lax.dynamic_update_slice(cache.mask, mask, (0, used))
         context = self._context(positions, slots, used, t)
+        if not self.config.window and (cache is None or fills_cache):
+            context = context._replace(causal=slots)
         x, states, pair = self._run(x, context, cache, layers, keep_states, keep_cache)
         kept = None
         if pair is not None:

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from pyratok_jax.models.language.attention import KEPT, Rotation, attend_block
+from pyratok_jax.models.language.fused_attention import can_fuse, fused_attention
 from pyratok_jax.models.prior.layout import Visibility, visible
 from pyratok_jax.nn.trace import checkpoint
 
@@ -85,8 +86,8 @@ def attend_static(
 ) -> Heads:
     """Attention of a whole sequence to itself under a static visibility.
 
-    Blocks of queries read only the keys of which they see something, in tiles; scores are computed
-    again in the backward pass.
+    On TPUs a kernel (`models.language.fused_attention`). Elsewhere blocks of queries read only the
+    keys of which they see something, in tiles; scores are computed again in the backward pass.
 
     Args:
         query, key, value: of all tokens.
@@ -94,6 +95,10 @@ def attend_static(
         valid: keys that are there in each row.
         window: see `visible`.
     """
+    if can_fuse(query, key):
+        mask = np.asarray(visible(seen, seen, window))
+        scale = query.shape[-1] ** -0.5
+        return fused_attention(query, key, value, mask, valid, scale, name=KEPT[0])
     n, part = query.shape[1], np.asarray(seen.part)
     short = n <= _SHORT
     block, tile = (SHORT_BLOCK, SHORT_BLOCK) if short else (LONG_BLOCK, TILE)

@@ -113,7 +113,7 @@ class Prior(nnx.Module):
         x = self.raster_input(codes[:, token], slots.token[:used] < 0, slots.level[:used])
         order = np.arange(used, dtype=np.int32)
         seen = Visibility(order, order + 1, np.full(used, -1, np.int32))
-        hidden = self._behind_prefix(x, slots.places[:used], seen, condition)
+        hidden = self._beside_prefix(x, slots.places[:used], seen, condition)
         return hidden[:, slots.predicting]
 
     def masked(
@@ -130,7 +130,7 @@ class Prior(nnx.Module):
         assert self.share is not None
         x = self.embed(codes) + self.levels[...][layout.level] + self.share(share)[:, None]
         seen = Visibility.of(layout.size, writes=NEVER, reads=0, part=0)
-        return self._behind_prefix(x, layout.places, seen, condition)
+        return self._beside_prefix(x, layout.places, seen, condition)
 
     def blocks(
         self,
@@ -161,8 +161,10 @@ class Prior(nnx.Module):
             found = self.reader.at_level(level, latents[level - 1].astype(jnp.float32))
             coarse.append(found.reshape(found.shape[0], -1, found.shape[-1]))
         x = x + jnp.concatenate(coarse, axis=1)
-        # Parts in a row, so that blocks of keys can be skipped.
-        order = np.argsort(layout.part, kind="stable")
+        # Parts in a row, so that blocks of keys can be skipped. Frame 0 has fewer tokens than all
+        # others: behind them, these begin at multiples of their number.
+        last = np.where(layout.group == 0, layout.part.max() + 1, 0)
+        order = np.argsort(layout.part + last, kind="stable")
         back = np.argsort(order)
         past = np.arange(layout.groups - 1)
         words = self.context_input(context[:, : len(past)])
@@ -170,16 +172,15 @@ class Prior(nnx.Module):
         group = np.repeat(past, count).astype(np.int32)
         places = self.reader.places(self.config.levels, layout.latent_sides, past).reshape(-1, 4)
         seen = join(
-            Visibility(group, group + 1, np.full(len(group), -1, np.int32)),
             Visibility(
                 np.full(layout.size, NEVER, np.int32), layout.group[order], layout.part[order]
             ),
+            Visibility(group, group + 1, np.full(len(group), -1, np.int32)),
         )
-        joined = jnp.concatenate([words, x[:, order].astype(self.dtype)], axis=1)
-        hidden = self._behind_prefix(
-            joined, np.concatenate([places, layout.places[order]]), seen, condition
-        )
-        return hidden[:, len(group) :][:, back]
+        joined = jnp.concatenate([x[:, order].astype(self.dtype), words], axis=1)
+        everywhere = np.concatenate([layout.places[order], places])
+        hidden = self._beside_prefix(joined, everywhere, seen, condition, at=layout.size)
+        return hidden[:, : layout.size][:, back]
 
     def context_input(self, latent: Latent) -> Float[Array, "b m d"]:
         """Context tokens of finished latent frames, frame after frame."""
@@ -189,18 +190,23 @@ class Prior(nnx.Module):
         words = words.reshape(b, g * n, d)
         return (words + self.levels[...][-1]).astype(self.dtype)
 
-    def _behind_prefix(
-        self, x: Array, places: np.ndarray, seen: Visibility, condition: Condition
+    def _beside_prefix(
+        self, x: Array, places: np.ndarray, seen: Visibility, condition: Condition, at: int = 0
     ) -> Hidden:
+        """Hidden states of tokens among which the prefix stands, before token `at`."""
         prefix: Prefix = self.conditioner(condition)
         length = prefix.valid.shape[1]
-        rows, n = x.shape[:2]
-        x = x + prefix.offset[:, None].astype(x.dtype)
-        joined = jnp.concatenate([prefix.x.astype(self.dtype), x.astype(self.dtype)], axis=1)
-        valid = jnp.concatenate([prefix.valid, jnp.ones((rows, n), bool)], axis=1)
-        everywhere = np.concatenate([prefix_places(length), places])[None]
-        hidden = self.transformer(joined, everywhere, join(prefix_visibility(length), seen), valid)
-        return hidden[:, length:]
+        x = (x + prefix.offset[:, None].astype(x.dtype)).astype(self.dtype)
+        there = jnp.ones(x.shape[:2], bool)
+        joined, valid = (
+            jnp.concatenate([own[:, :at], added.astype(own.dtype), own[:, at:]], axis=1)
+            for own, added in ((x, prefix.x), (there, prefix.valid))
+        )
+        everywhere = np.concatenate([places[:at], prefix_places(length), places[at:]])[None]
+        before, after = Visibility(*(n[:at] for n in seen)), Visibility(*(n[at:] for n in seen))
+        visibility = join(before, prefix_visibility(length), after)
+        hidden = self.transformer(joined, everywhere, visibility, valid)
+        return jnp.concatenate([hidden[:, :at], hidden[:, at + length :]], axis=1)
 
 
 def narrowed(prior: Prior) -> Prior:

@@ -98,6 +98,7 @@ def plain_step(
         steps=config.steps,
         accumulate=config.accumulate,
         ema_decay=config.ema_decay,
+        fused_attention=config.fused_attention,
     )
 
 
