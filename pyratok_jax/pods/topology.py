@@ -149,13 +149,11 @@ def prepare(where: Slice) -> None:
 
 @functools.cache
 def schedules_folder() -> Path:
-    """Where this process's libtpu writes the schedules of what it compiles; see `pods.kernels`."""
-    return Path(_removed_at_exit().name)
+    """Where this process's libtpu writes the schedules of what it compiles; see `pods.kernels`.
 
-
-@functools.cache
-def _removed_at_exit() -> "tempfile.TemporaryDirectory[str]":
-    return tempfile.TemporaryDirectory(prefix="schedules-", ignore_cleanup_errors=True)
+    libtpu makes the folder, and makes it anew when it was removed.
+    """
+    return Path(tempfile.gettempdir()) / f"pyratok-schedules-{os.getpid()}-{os.urandom(4).hex()}"
 
 
 def describe(where: Slice, slices: int = 1) -> "Sequence[jax.Device]":

@@ -3,8 +3,14 @@
 import pytest
 
 from pyratok_jax.models.language.fused_attention import Blocks, KernelWork
+from pyratok_jax.pods import kernels
 from pyratok_jax.pods.hlo import HloProgram, kernel_operations
-from pyratok_jax.pods.kernels import Schedule, attention_cycles, kernel_cycles
+from pyratok_jax.pods.kernels import (
+    Schedule,
+    attention_cycles,
+    kernel_cycles,
+    take_schedules,
+)
 from pyratok_jax.pods.topology import CHIPS
 
 # Shortened from what the compiler writes: a loop with a part of 0x20 bundles that begins a row, one
@@ -71,3 +77,16 @@ def test_kernels_count_in_a_program_and_those_of_unknown_work_are_named():
     assert program.unknown == ["mine"]
     assert program.by_part(("prior_attention",))["prior_attention"] == program.cycles
     assert len(HloProgram(HLO).unknown) == 2
+    assert kernel_cycles(operations, dict.fromkeys(operations, "other"), CHIPS["v5p"]) == {}
+
+
+def test_schedules_are_read_once_and_removed(monkeypatch, tmp_path):
+    folder = tmp_path / "schedules"
+    monkeypatch.setattr(kernels, "schedules_folder", lambda: folder)
+    assert take_schedules({"splash_fwd.1"}) == {}
+    folder.mkdir()
+    (folder / "17-splash_fwd.1-01-final_bundles.txt").write_text(LISTING)
+    (folder / "17-splash_fwd.1-00-schedule-analysis_final_bundles.txt").write_text("other")
+    (folder / "18-fusion.2-01-final_bundles.txt").write_text("other")
+    assert take_schedules({"splash_fwd.1"}) == {"splash_fwd.1": LISTING}
+    assert not folder.exists()
