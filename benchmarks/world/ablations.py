@@ -95,7 +95,20 @@ ROWS: Mapping[str, Ablation] = {
         _latent("gvq", 2, 12) | {"code_width": 256} | _NO_BIT_TERMS,
         own_rate=True,
     ),
+    "RVQ 2 x 8000, vectors of 512": Ablation(
+        "quantisers",
+        _latent("rvq", 2, 13) | {"vocabulary": 8000, "code_width": 512} | _NO_BIT_TERMS,
+        own_rate=True,
+    ),
+    "RVQ 2 x 32800, vectors of 16": Ablation(
+        "quantisers",
+        _latent("rvq", 2, 16) | {"vocabulary": 32800} | _NO_BIT_TERMS,
+        own_rate=True,
+    ),
     "LFQ 2^16": Ablation("quantisers", _latent("lfq", 1, 16) | {"text": 0.0}, own_rate=True),
+    "LaPQ 8000, 512 channels in a level": Ablation(
+        "quantisers", {"bits": 13, "vocabulary": 8000, "width": 512}, own_rate=True
+    ),
     "codebook of 2^12": Ablation("codebook sizes", {"bits": 12}, own_rate=True),
     "no residual (Eq. 1 as printed)": Ablation("inputs", {"inputs": "paper"}),
 }

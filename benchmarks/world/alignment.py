@@ -100,6 +100,7 @@ class Settings:
     text: float
     quantizer: str = "lapq"
     bits: int = 16
+    vocabulary: int | None = None
     code_width: int = 16
     text_guidance: bool = True
 
@@ -222,7 +223,8 @@ def build(
         width=settings.width, heads=4,
         synthesis_width=32, lora_rank=0, text_width=width,
         inputs=settings.inputs, surrogate=settings.surrogate, quantizer=settings.quantizer,
-        bits=settings.bits, code_width=settings.code_width, text_guidance=settings.text_guidance,
+        bits=settings.bits, vocabulary=settings.vocabulary, code_width=settings.code_width,
+        text_guidance=settings.text_guidance,
     )  # fmt: skip
     tokenizer = PyraTok(config, rngs=nnx.Rngs(seed), vae=networks.vae())
     stages, latent = mixed(videos, scenes, np.arange(FITTED), np.arange(min(FITTED, len(scenes))))
