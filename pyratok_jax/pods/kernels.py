@@ -3,8 +3,8 @@
 A kernel is compiled to bundles of instructions, of which a core issues one per cycle, and libtpu
 can write them down. Of a kernel of `models.language.fused_attention` the name of its operations
 says how often each part runs; a part's bundles, or the time that its products take at the peak
-where that is longer, are its cycles. Waiting for memory is not in them: a block moves less than
-half of what the memory could in the time that it is computed.
+where that is longer, are its cycles. Waiting for memory is not in them: a block moves up to two
+thirds of what the memory could in the time that it is computed.
 """
 
 import contextlib
