@@ -71,7 +71,8 @@ def autoregressive_loss(
         language_model: frozen; only its inputs are differentiated.
         codes: +-1 codes of all levels with straight-through gradient.
         text: token ids and mask, input embeddings and mask, or the cache of a pass over the text
-            (of all layers, or of at least `layers`); a row without any real token has no caption.
+            (of all layers, or of at least `layers`, without free slots); a row without any real
+            token has no caption.
         token_budget: maximum number of visual tokens.
         key: random key of their places; None: the middle, or the first region.
         layers: run only the first layers of the language model; None runs all.

@@ -109,6 +109,7 @@ def compile_into(lowered: jax.stages.Lowered, effort: str, folder: Path) -> Comp
     options = EFFORTS[effort] | asked
     if effort == "memory":
         return _without_code(lowered, options, folder)
+    take_schedules(())
     try:
         compiled = lowered.compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:

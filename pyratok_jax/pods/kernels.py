@@ -9,6 +9,7 @@ thirds of what the memory could in the time that it is computed.
 
 import contextlib
 import itertools
+import math
 import re
 import shutil
 from collections.abc import Collection, Iterator, Mapping
@@ -30,12 +31,17 @@ _PIPELINE = 2  # trips of a grid's loop beyond its steps: the first copies in an
 def take_schedules(names: Collection[str]) -> dict[str, str]:
     """The schedules of these operations, of those written since the last call; the rest goes."""
     found: dict[str, str] = {}
-    for file in schedules_folder().glob("*.txt"):
+    # In the order in which they were written, the last of a name counts.
+    for file in sorted(schedules_folder().glob("*.txt")):
         name = _NAME.match(file.name)
         if name and name[1] in names:
             found[name[1]] = file.read_text(errors="replace")
     shutil.rmtree(schedules_folder(), ignore_errors=True)
     return found
+
+
+class UnknownListing(ValueError):
+    """A schedule that is written in another way than that of a kernel over a grid."""
 
 
 class Schedule(NamedTuple):
@@ -61,14 +67,14 @@ class Schedule(NamedTuple):
         row; a block's is by far the longest.
 
         Raises:
-            ValueError: there is no loop with such parts.
+            UnknownListing: there is no loop with such parts.
         """
         marks = list(_marks(text))
         trips = [int(n) for n in _TRIPS.findall(text)]
         begin = next((at for at, label, _ in marks if label == "LB"), None)
         ends = [at for at, _, branch in marks if branch == "back"]
         if begin is None or not ends or not trips:
-            raise ValueError("the schedule has no loop over a grid")
+            raise UnknownListing("the schedule has no loop over a grid")
         inner = [mark for mark in marks if begin <= mark[0] < ends[-1]]
         parts = [
             following[0] - at
@@ -76,7 +82,7 @@ class Schedule(NamedTuple):
             if branch == "skip"
         ]
         if not parts:
-            raise ValueError("the schedule has no part that is skipped")
+            raise UnknownListing("the schedule has no part that is skipped")
         compute, edges = max(parts), sum(parts) - max(parts)
         return cls(max(trips), ends[-1] - begin - compute - edges, compute, edges)
 
@@ -98,7 +104,9 @@ def _marks(text: str) -> Iterator[tuple[int, str, str]]:
 
 
 def attention_cycles(schedule: Schedule, work: KernelWork, chip: Chip, name: str) -> int:
-    """Cycles of one call on one chip, whose cores share the heads.
+    """Cycles of one call on one chip.
+
+    Its cores share clips and heads in the forward pass, whole clips alone in the backward one.
 
     Args:
         schedule, work, chip: of the call.
@@ -117,7 +125,10 @@ def attention_cycles(schedule: Schedule, work: KernelWork, chip: Chip, name: str
     rows = blocks.columns if "_dkv" in name else blocks.rows
     each = blocks.computed * block + rows * schedule.edges
     steps = (schedule.trips - _PIPELINE) * schedule.step
-    return round(steps + work.instances / chip.cores * each)
+    shared = work.clips * work.heads / chip.cores
+    if "_fwd" not in name:
+        shared = math.ceil(work.clips / chip.cores) * work.heads
+    return round(steps + shared * each)
 
 
 def kernel_cycles(
@@ -135,7 +146,7 @@ def kernel_cycles(
         work = KernelWork.parse(where)
         if work is not None and name in schedules:
             # Another compiler may write its listings otherwise: no estimate then.
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(UnknownListing):
                 schedule = Schedule.parse(schedules[name])
                 found[name] = attention_cycles(schedule, work, chip, name)
     return found

@@ -4,12 +4,14 @@
 before JAX's backend is initialised; this module imports nothing of JAX until then.
 """
 
+import atexit
 import dataclasses
 import functools
 import importlib.util
 import math
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -109,7 +111,8 @@ def parse_slice(written: str) -> Slice:
     return Slice(chip, shape)
 
 
-_SCHEDULES = "--xla_jf_dump_llo_pass_label_regex=final_bundles"
+_DUMPS = ("--xla_jf_dump_llo_text=true", "--xla_jf_dump_llo_pass_label_regex=final_bundles")
+_FOLDER = "pyratok-schedules-"
 # Without these libtpu looks for a TPU, its hosts and its metadata server.
 _ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
@@ -137,14 +140,13 @@ def prepare(where: Slice) -> None:
     os.environ.update(_ENVIRONMENT)
     # The smallest slice: its shape is overridden by the topology.
     os.environ["TPU_ACCELERATOR_TYPE"] = f"{where.chip.accelerator}-8"
-    given = os.environ.get("LIBTPU_INIT_ARGS", "")
-    if _SCHEDULES not in given:
-        flags = (
-            _SCHEDULES,
-            f"--xla_jf_dump_to={schedules_folder()}",
-            "--xla_jf_dump_llo_text=true",
-        )
-        os.environ["LIBTPU_INIT_ARGS"] = " ".join((given, *flags)).strip()
+    # The process that started this one may have asked for its own schedules; users' dumps stay.
+    given = os.environ.get("LIBTPU_INIT_ARGS", "").split()
+    if _DUMPS[1] in given:
+        given = [word for word in given if word not in _DUMPS and _FOLDER not in word]
+    if not any(word.startswith("--xla_jf_dump_to=") for word in given):
+        given += [*_DUMPS, f"--xla_jf_dump_to={schedules_folder()}"]
+    os.environ["LIBTPU_INIT_ARGS"] = " ".join(given)
 
 
 @functools.cache
@@ -153,7 +155,9 @@ def schedules_folder() -> Path:
 
     libtpu makes the folder, and makes it anew when it was removed.
     """
-    return Path(tempfile.gettempdir()) / f"pyratok-schedules-{os.getpid()}-{os.urandom(4).hex()}"
+    folder = Path(tempfile.gettempdir()) / f"{_FOLDER}{os.getpid()}-{os.urandom(4).hex()}"
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def describe(where: Slice, slices: int = 1) -> "Sequence[jax.Device]":

@@ -28,7 +28,7 @@ LB: loop body
  0x888   : > { %p4 = scmp.ge.s32.totalorder %s52, 82 /* loop exit test */ }
  0x890   : > { %51 = sbr.rel (!%p4) target = $region159 }
 """
-WORK = KernelWork(8, 128, Blocks(512, 1024, 10, 2, 15))
+WORK = KernelWork(2, 4, 128, Blocks(512, 1024, 10, 2, 15))
 
 
 def test_parts_of_a_listing():
@@ -50,6 +50,10 @@ def test_blocks_count_as_often_as_they_are_computed_and_no_less_than_their_produ
     found = attention_cycles(schedule, WORK, CHIPS["v5e"], "splash_mha_dkv.1")
     products = 4 * 2 * 512 * 1024 * 128 / (197e12 / 1.5e9)
     assert found == round(steps + 8 * (15 * products + 2 * 0x50))
+    # One clip is on one of two cores in the backward pass.
+    one = WORK._replace(clips=1)
+    backward = [attention_cycles(schedule, w, CHIPS["v5p"], "splash_dq.1") for w in (one, WORK)]
+    assert backward[0] == backward[1]
     with pytest.raises(ValueError, match="_dq"):
         attention_cycles(schedule, WORK, CHIPS["v5e"], "mine")
 

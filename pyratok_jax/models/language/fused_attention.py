@@ -7,6 +7,7 @@ dtype, weights are rounded as the kernel rounds them.
 """
 
 import contextlib
+import math
 import re
 from typing import NamedTuple, cast
 
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float
 
@@ -29,6 +31,9 @@ _VISIT = 50_000
 # Shorter sequences are left to the compiler: blocks would be padding for a good part.
 SHORTEST = 2048
 
+# Precisions of matrix products that the kernel compiles with.
+_PRECISIONS = (None, "default", "highest", "float32")
+
 Heads = Float[Array, "b t h d"]
 Keys = Float[Array, "b s kv d"]
 
@@ -42,19 +47,28 @@ def can_fuse(query: Heads, key: Keys) -> bool:
     """Whether `fused_attention` takes these on the backend that is traced for.
 
     That is TPUs, long sequences, heads of whole registers, and meshes over all of which clips are
-    sharded: the compiler cannot divide a kernel by itself.
+    sharded evenly: the compiler cannot divide a kernel by itself.
     """
     options = trace.current()
-    whole = set(options.split.clips)
-    mesh = jax.sharding.get_abstract_mesh()
-    outside = [name for name, size in mesh.shape.items() if size > 1 and name not in whole]
     return (
         options.fused_attention
         and current_lowering() == "tpu"
         and min(query.shape[1], key.shape[1]) >= SHORTEST
         and query.shape[-1] % LANES == 0
-        and not outside
+        and jax.config.jax_default_matmul_precision in _PRECISIONS  # type: ignore[attr-defined]
+        and _divides(query.shape[0], options.split.clips)
     )
+
+
+def _divides(rows: int, clips: tuple[str, ...]) -> bool:
+    """Whether each device has whole rows of its own."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        # Arrays may be sharded over several devices without anyone saying so.
+        return jax.device_count() == 1
+    outside = [name for name, size in mesh.shape.items() if size > 1 and name not in clips]
+    left = all(kind == AxisType.Auto for kind in mesh.axis_types)
+    return left and not outside and rows % math.prod(mesh.shape[name] for name in clips) == 0
 
 
 class Blocks(NamedTuple):
@@ -92,29 +106,31 @@ class KernelWork(NamedTuple):
     """What one call computes; it is in the name of the operations, for `pods.kernels` to read.
 
     Attributes:
-        instances: clips x heads of the device.
+        clips: of the device.
+        heads: of each.
         head_dim: of queries, keys and values.
         blocks: of either pass.
     """
 
-    instances: int
+    clips: int
+    heads: int
     head_dim: int
     blocks: Blocks
 
     @property
     def scope(self) -> str:
         """The name."""
-        numbers = (self.instances, self.head_dim, *self.blocks)
+        numbers = (*self[:-1], *self.blocks)
         return "_".join(("fused_attention", *map(str, numbers)))
 
     @classmethod
     def parse(cls, operation: str) -> "KernelWork | None":
         """From an operation's name that has it; None from others."""
-        found = re.search(r"fused_attention((?:_\d+){7})(?!\d)", operation)
+        found = re.search(r"fused_attention((?:_\d+){8})(?!\d)", operation)
         if not found:
             return None
-        instances, head_dim, *blocks = (int(n) for n in found[1].split("_")[1:])
-        return cls(instances, head_dim, Blocks(*blocks))
+        clips, heads, head_dim, *blocks = (int(n) for n in found[1].split("_")[1:])
+        return cls(clips, heads, head_dim, Blocks(*blocks))
 
 
 def padded_mask(
@@ -173,8 +189,8 @@ def fused_attention(
             ids = splash.SegmentIds(asking, there)
             return cast(Array, kernel(query, key, value, segment_ids=ids))
 
-        instances = query.shape[0] * query.shape[2]
-        with jax.named_scope(KernelWork(instances, query.shape[-1], blocks).scope):
+        work = KernelWork(query.shape[0], query.shape[2], query.shape[-1], blocks)
+        with jax.named_scope(work.scope):
             pooled = jax.vmap(one)(q, k, v, there)
         return jnp.moveaxis(pooled, 1, 2)[:, :t].astype(value.dtype)
 
@@ -184,6 +200,16 @@ def fused_attention(
     # Over all axes: a kernel may be left to the compiler on none, not even one of a single device.
     run = jax.shard_map(local, in_specs=(split,) * 4, out_specs=split, check_vma=False)
     return run(query, key, value, valid)
+
+
+class _Mask(masks.NumpyMask):
+    """A mask that is equal to itself alone: comparing contents takes minutes of long sequences."""
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __hash__(self) -> int:
+        return id(self)
 
 
 def _kernel(
@@ -196,7 +222,7 @@ def _kernel(
         block_q_dq=blocks.queries, block_kv_dq=blocks.keys,
     )  # fmt: skip
     return splash.make_splash_mha(
-        masks.MultiHeadMask([masks.NumpyMask(mask)] * heads), block_sizes=sizes, head_shards=1,
+        masks.MultiHeadMask([_Mask(mask)] * heads), block_sizes=sizes, head_shards=1,
         q_seq_shards=1, residual_checkpoint_name=name, interpret=interpret,
     )  # fmt: skip
 

@@ -22,6 +22,7 @@ from pyratok_jax.checkpoints.partition import Arrays, Partition
 from pyratok_jax.errors import UserError
 from pyratok_jax.io.documents import refusing
 from pyratok_jax.io.remote import AnyPath
+from pyratok_jax.models.language.fused_attention import attention_kernel
 from pyratok_jax.training.checkpoints import Checkpoints
 from pyratok_jax.training.distributed.coordinator import AheadOfTime, barrier
 from pyratok_jax.training.distributed.heartbeat import Phase, report_phase
@@ -407,7 +408,8 @@ def train(
         loop = Loop(config, workdir, task, partition, mesh, loader, checkpoints, stop, evaluators)
         if on_accepted is not None and jax.process_index() == 0:
             on_accepted()
-        with jax.set_mesh(mesh), loop:
+        # Of evaluators too; the step has it by itself.
+        with jax.set_mesh(mesh), attention_kernel(config.fused_attention), loop:
             loop.run()
     step = int(loop.state.step)
     return Trained(

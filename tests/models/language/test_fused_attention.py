@@ -161,6 +161,8 @@ def test_only_long_sequences_on_tpus_take_it():
         assert not takes(t=1024) and not takes(s=2047) and not takes(d=64)
         with fused.attention_kernel(False):
             assert not takes()
+        with jax.default_matmul_precision("high"):
+            assert not takes()
 
 
 def test_meshes_over_which_anything_but_clips_is_sharded_do_not_take_it():
@@ -173,11 +175,12 @@ def test_meshes_over_which_anything_but_clips_is_sharded_do_not_take_it():
             over_devices(Split(("data",))),
         ):
             assert can_fuse(query, query) == taken
+            assert not can_fuse(query[:3], query[:3])
 
 
 def test_what_a_kernel_computes_is_in_its_name():
     mask = np.tri(512, 512, dtype=bool)
-    work = KernelWork(6, D, Blocks.of(mask))
+    work = KernelWork(2, 3, D, Blocks.of(mask))
     assert work.blocks == Blocks(128, 128, 4, 4, 10)
     assert KernelWork.parse(f"jit(step)/transpose(jvp({work.scope}))/pallas_call") == work
     assert KernelWork.parse("jit(step)/fused_attention_1_2/dot") is None
@@ -190,3 +193,21 @@ def test_blocks_are_small_where_that_skips_more(monkeypatch):
     assert Blocks.of(mask).keys == 128
     monkeypatch.setattr(fused, "_VISIT", 10_000)
     assert Blocks.of(mask) == Blocks(128, 256, 4, 2, 6)
+
+
+def test_rematerialised_layers_run_the_kernel_of_each_pass_once():
+    """The outputs and the residual are kept by name: else the forward pass would run again."""
+    t = 300
+    mask, valid = np.tri(t, t, dtype=bool), jnp.ones((1, t), bool)
+    kept = jax.checkpoint_policies.save_only_these_names("kept")
+
+    def layer(x):
+        x = jnp.sin(x)
+        return fused_attention(x, x, x, mask, valid, 1.0, name="kept")
+
+    def loss(x):
+        return jnp.sum(jax.checkpoint(layer, policy=kept)(x) ** 2)
+
+    traced = jax.jit(jax.grad(loss)).trace(jax.ShapeDtypeStruct((1, t, 2, D), jnp.bfloat16))
+    lowered = traced.lower(lowering_platforms=("tpu",)).as_text()
+    assert lowered.count("tpu_custom_call") == 3
