@@ -59,8 +59,8 @@ def test_attention_is_a_kernel_whose_cycles_count(topology):
     assert kernel["operations_without_estimate"] == plain["operations_without_estimate"] == []
     part = [facts["cycles_by_part"]["prior_attention"] for facts in (kernel, plain)]
     assert 0 < part[0] < 0.7 * part[1]
-    # Half of the scores are masked, so that up to twice the peak is possible.
-    assert 0.2 < kernel["mfu"] < 1.5
+    # A clip on a chip: in the backward pass one core of v5p's two has it. Masked scores count too.
+    assert 0.1 < kernel["mfu"] < 1.0
     assert not kernel["collectives"]
 
 
