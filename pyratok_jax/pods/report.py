@@ -84,8 +84,8 @@ def measure(
             timed = effort != "memory"
             if timed:
                 facts |= work_facts(answer.costs)
-            program_text = answer.program(where.chip)
-            facts |= program_facts(program_text, where, mesh.size, model_flops, timed)
+            optimised = answer.program(where.chip)
+            facts |= program_facts(optimised, where, mesh.size, model_flops, timed)
     return facts | drawing_facts(program, facts)
 
 

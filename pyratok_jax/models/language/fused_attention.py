@@ -169,7 +169,12 @@ def fused_attention(
         scale: of the scores.
         name: checkpoint name of the outputs and residuals.
         interpret: run the kernel in JAX's interpreter, on any backend.
+
+    Raises:
+        ValueError: a query that sees nothing in `mask`: its softmax would be 0 / 0.
     """
+    if not mask.any(axis=1).all():
+        raise ValueError("mask: every query must see some key")
     (t, s), blocks = mask.shape, Blocks.of(mask)
     whole = padded_mask(mask, blocks.queries, blocks.keys)
     kernel = _kernel(whole, query.shape[2], blocks, name, interpret)

@@ -101,6 +101,8 @@ def test_a_query_of_which_no_key_is_there_stays_finite():
         out = fused_attention(q, k, v, mask, valid, 1.0, interpret=True)
         return jnp.sum(jnp.square(jnp.delete(out, 60, axis=1))), out
 
+    with pytest.raises(ValueError, match="every query must see some key"):
+        fused_attention(x, x, x, mask & (np.arange(t) != 60), valid, 1.0, interpret=True)
     gradients, out = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(x, x, x)
     assert all(bool(jnp.isfinite(one).all()) for one in (*gradients, out))
 
