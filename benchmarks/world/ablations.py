@@ -7,7 +7,8 @@ all else: videos, seeds, steps, the text term's total weight and, as nearly as w
 allow, the rate (.13 bits per pixel at 9x64x64), but for codebooks of published sizes. Measured on
 held-out videos, encoded with the null caption: PSNR of what the codes decode to against what the
 encoder's own latents decode to, PSNR of real scenes, names of seen and unseen pairs, and retrieval.
-With `--output` the same command goes on after the last finished training. The encoder and the
+With `--output` the same command goes on after the last finished training; `--save` writes each
+trained tokenizer, a folder that every command reads. The encoder and the
 language model are frozen and not in the step: drift and the autoregressive loss cannot be taken out
 here.
 """
@@ -16,6 +17,7 @@ import argparse
 import dataclasses
 import itertools
 import json
+import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,6 +32,7 @@ from benchmarks.world.alignment import (
     finished,
     make_settings,
     parser,
+    save,
 )
 from benchmarks.world.features import FRAMES, SIDE, Networks, load_scenes, load_videos
 from benchmarks.world.measures import heldout_videos, measure
@@ -114,6 +117,11 @@ ROWS: Mapping[str, Ablation] = {
 }
 
 
+def slug(name: str) -> str:
+    """A row's name as that of a folder: `no_lapq_one_lfq_of_25_bits`."""
+    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+
+
 def bits_per_pixel(settings: Settings) -> float:
     """Rate of a video of the world."""
     tokens = sum(
@@ -142,8 +150,8 @@ class Row:
         self.settings, self.variant, self.inputs = settings, variant, inputs
         self._trainer: Trainer | None = None
 
-    def run(self, seed: int) -> dict[str, Any]:
-        """Train and measure."""
+    def run(self, seed: int, folder: Path | None = None) -> dict[str, Any]:
+        """Train, write the tokenizer to `folder`, if there is one, and measure."""
         settings, inputs, began = self.settings, self.inputs, time.time()
         start, root = build(settings, inputs.networks, inputs.videos, inputs.scenes, seed)
         self._trainer = self._trainer or Trainer(
@@ -151,6 +159,8 @@ class Row:
         )
         system = self._trainer.train(start, self.variant, seed)
         seconds = round(time.time() - began)
+        if folder is not None:
+            save(folder, system, inputs.networks, settings.steps)
         found = measure(
             system.tokenizer, system.alignment, inputs.networks, inputs.tests, inputs.cache
         )
@@ -218,7 +228,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if any((row["row"], row["seed"]) == (name, seed) for row in runs):
             continue
         print(f"{name}, seed {seed}", flush=True)
-        found = rows[name].run(seed)
+        folder = args.save / f"{slug(name)}-{seed}" if args.save else None
+        found = rows[name].run(seed, folder)
         runs.append({"row": name, "group": ROWS[name].group, "seed": seed} | found)
         print(json.dumps(runs[-1]), flush=True)
         write_json(args.output, {"settings": facts, "runs": runs})

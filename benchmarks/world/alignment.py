@@ -344,10 +344,7 @@ def save(folder: Path, system: Levels, networks: Networks, step: int) -> None:
         language_model={
             "spec": LANGUAGE, "sha256": language.sha256, "length": LENGTH, "bits": 0
         },
-        alignment={
-            "bits": config.bits, "levels": len(config.grids), "language_width": config.text_width,
-            "head": "lookup_free", "text_hidden": TEXT_HIDDEN,
-        },
+        alignment=dict(system.alignment.arguments),
     )  # fmt: skip
     with ocp.StandardCheckpointer() as checkpointer:
         place = folder.resolve() / "checkpoints" / str(step) / "state"

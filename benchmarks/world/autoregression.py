@@ -34,6 +34,7 @@ from benchmarks.world.alignment import (
     finished,
     make_settings,
     objective,
+    save,
 )
 from benchmarks.world.alignment import parser as settings_parser
 from benchmarks.world.features import Networks, Videos, load_scenes, load_videos
@@ -73,6 +74,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--seeds", default="0,1,2")
     p.add_argument("--cache", type=Path, default=Path("runs/world_features"), help="folder")
     p.add_argument("--output", type=Path, help="JSON file of all measurements")
+    p.add_argument("--save", type=Path, help="folder of the trained tokenizers")
     p.add_argument("--films", type=int, default=5100, help="training videos")
     p.add_argument("--test", type=int, default=144, help="held-out videos of 12 classes")
     p.add_argument("--steps", type=int, default=200)
@@ -187,6 +189,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 continue
             print(f"{variant}, seed {seed}", flush=True)
             system = trainer.train(variant, seed)
+            if args.save:
+                save(args.save / f"{variant}-{seed}", system, networks, args.steps)
             found = measure(system.tokenizer, system.alignment, networks, tests, args.cache)
             del found["effects"]
             found["nats"] = heldout_nats(system, model, heldout, args.layers)
