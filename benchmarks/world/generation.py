@@ -1,13 +1,17 @@
-"""Priors of the three orders on a tokenizer's tokens of the world, and how faithful they are.
+"""Priors on tokenizers' tokens of the world: how faithful their films are, and what tokens cost.
 
-    python -m benchmarks.world.generation --tokenizer builtin:world --output runs/world_generation
-    python -m benchmarks.world.generation --tokenizer RUN --output OUT --shuffled --seeds 0,1,2
+    python -m benchmarks.world.generation --output runs/priors
+    python -m benchmarks.world.generation --output runs/priors --shuffled --seeds 0,1,2
+    python -m benchmarks.world.generation --output runs/priors --name plain --orders blocks \
+        --tokenizer "runs/tokenizers/no_text_guidance-{seed}" --seeds 0,1,2
 
-Writes the tokens of training films once; then for each order and seed trains
-`configs/generator.py:demo` and evaluates it with `--task generation` on prompts of held-out films,
-once for each guidance. Everything goes through the commands that users have, which resume: the same
-command continues after an interruption. `--shuffled` gives every clip the caption of another one:
-the control, whose faithfulness must be at chance. OUT/results.json has a row per evaluation.
+Writes the tokens of training films and the embeddings of their captions once; then for each order
+and seed trains `configs/generator.py:demo` and evaluates it with `--task generation` on prompts of
+held-out films, once for each guidance. Everything goes through the commands that users have, which
+resume: the same command continues after an interruption, and runs of several tokenizers or orders
+share an output. `--shuffled` gives every clip the caption of another one: the control, whose
+faithfulness must be at chance. OUTPUT/results.json has a row per evaluation, of which a table is
+printed.
 """
 
 import argparse
@@ -15,9 +19,9 @@ import dataclasses
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -30,16 +34,31 @@ from pyratok_jax.tokens.schema import TokenRecord
 
 ORDERS = ("blocks", "raster", "masked")
 KEPT = ("faithful", "faithful_chance", "faithful_reconstruction", "nats", "random_nats", "fvd",
-        "fvd_reconstruction", "dynamic_degree", "faithfulness")  # fmt: skip
+        "fvd_reconstruction", "dynamic_degree", "faithfulness", "prompts_worth")  # fmt: skip
+CHANCE, REBUILT = "chance (prompts of other samples)", "reconstructions of the real clips"
 FPS = 10.0
 BATCH = 32  # films that are encoded together
 
 
-def write_tokens(arguments: argparse.Namespace, folder: Path) -> None:
+class Case(NamedTuple):
+    """A training: what it is told apart by in the results."""
+
+    name: str
+    order: str
+    seed: int
+    shuffled: bool
+
+    @property
+    def folder(self) -> str:
+        """Of its training, below the output."""
+        return f"{self.name}_{self.order}{'_shuffled' if self.shuffled else ''}_{self.seed}"
+
+
+def write_tokens(arguments: argparse.Namespace, tokenizer_name: str, folder: Path) -> None:
     """The tokens of the first training films, unless they are there; encoded without captions."""
     if folder.exists():
         return
-    tokenizer = load_tokenizer(arguments.tokenizer)
+    tokenizer = load_tokenizer(tokenizer_name)
     count, shift = arguments.clips, arguments.clips // 2 if arguments.shuffled else 0
 
     def records() -> Iterator[TokenRecord]:
@@ -87,37 +106,114 @@ def evaluate(arguments: argparse.Namespace, workdir: Path, guidance: float) -> d
     return {name: metrics[name] for name in KEPT if metrics.get(name) is not None}
 
 
+def train(arguments: argparse.Namespace, case: Case) -> Path:
+    """Write what the training reads, unless it is there, and train.
+
+    Returns:
+        the working folder.
+    """
+    output = Path(arguments.output)
+    tokenizer = arguments.tokenizer.format(seed=case.seed)
+    of_seed = f"_{case.seed}" if tokenizer != arguments.tokenizer else ""
+    tokens = output / f"tokens_{case.name}{of_seed}{'_shuffled' if case.shuffled else ''}"
+    captions, workdir = output / "captions", output / case.folder
+    write_tokens(arguments, tokenizer, tokens)
+    if not captions.exists():
+        call("pyratok_jax.embed_captions", "--tokens", str(tokens), "--checkpoint", tokenizer,
+             "--output", str(captions), "--batch", "64")  # fmt: skip
+    if not arguments.only_tokens:
+        call("pyratok_jax.train", "--config", "configs/generator.py:demo", "--workdir",
+             str(workdir), f"--config.tokenizer={tokenizer}",
+             f"--config.tokens.path={tokens}", f"--config.conditioning.stored={captions}",
+             f"--config.model.order={case.order}", f"--config.steps={arguments.steps}",
+             f"--config.seed={case.seed}",
+             f"--config.optimizer.warmup={min(30, arguments.steps // 4)}",
+             *arguments.config)  # fmt: skip
+    return workdir
+
+
 def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Train and evaluate everything that is asked for."""
-    output, rows = Path(arguments.output), []
-    tokens = output / ("tokens_shuffled" if arguments.shuffled else "tokens")
+    """Train and evaluate everything that is asked for and is not in the results yet."""
+    output = Path(arguments.output)
     output.mkdir(parents=True, exist_ok=True)
-    write_tokens(arguments, tokens)
-    if arguments.only_tokens:
-        return rows
-    for seed in arguments.seeds.split(","):
+    results = output / "results.json"
+    for seed in map(int, arguments.seeds.split(",")):
         for order in arguments.orders.split(","):
-            workdir = output / f"{order}{'_shuffled' if arguments.shuffled else ''}_{seed}"
-            call("pyratok_jax.train", "--config", "configs/generator.py:demo", "--workdir",
-                 str(workdir), f"--config.tokenizer={arguments.tokenizer}",
-                 f"--config.tokens.path={tokens}", f"--config.model.order={order}",
-                 f"--config.steps={arguments.steps}", f"--config.seed={seed}",
-                 f"--config.optimizer.warmup={min(30, arguments.steps // 4)}",
-                 *arguments.config)  # fmt: skip
-            for guidance in arguments.guidance.split(","):
-                rows.append(
-                    {"order": order, "seed": int(seed), "guidance": float(guidance),
-                     "shuffled": arguments.shuffled, "tokenizer": arguments.tokenizer}
-                    | evaluate(arguments, workdir, float(guidance))
-                )  # fmt: skip
-                write_json(output / "results.json", rows)
-    return rows
+            case = Case(arguments.name, order, seed, arguments.shuffled)
+            for guidance in map(float, arguments.guidance.split(",")):
+                row = case._asdict() | {"guidance": guidance}
+                if any(row.items() <= known.items() for known in stored(results)):
+                    continue
+                workdir = train(arguments, case)
+                if arguments.only_tokens:
+                    continue
+                row |= {"tokenizer": arguments.tokenizer, "steps": arguments.steps}
+                row |= evaluate(arguments, workdir, guidance)
+                write_json(results, [*stored(results), row])
+    return stored(results)
+
+
+def stored(results: Path) -> list[dict[str, Any]]:
+    """The rows that there are."""
+    return json.loads(results.read_text()) if results.exists() else []
+
+
+def _share(prompts: str, field: str) -> Callable[[Mapping[str, Any]], float]:
+    return lambda row: next(
+        100 * part[field] for part in row["faithfulness"] if part["prompts"] == prompts
+    )
+
+
+def _worth(row: Mapping[str, Any]) -> float:
+    """How much more a token costs under another's prompt."""
+    found = next(part for part in row["prompts_worth"] if part["tokens"] == "all")
+    return found["another's"] - found["own prompt"]
+
+
+COLUMNS: Mapping[str, tuple[Callable[[Mapping[str, Any]], float], int]] = {
+    **{f"{field}, %": (_share("all", field), 0)
+       for field in ("colour", "shape", "count", "motion", "everything")},
+    "chance: colour": (_share(CHANCE, "colour"), 0),
+    "chance: motion": (_share(CHANCE, "motion"), 0),
+    "rebuilt: colour": (_share(REBUILT, "colour"), 0),
+    "rebuilt: motion": (_share(REBUILT, "motion"), 0),
+    "rebuilt: everything": (_share(REBUILT, "everything"), 0),
+    "nats per token": (lambda row: row["nats"], 2),
+    "of the rate, %": (lambda row: 100 * row["nats"] / row["random_nats"], 1),
+    "another's prompt, nats": (_worth, 3),
+}  # fmt: skip
+
+
+def summary(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A Markdown table: means, and the sample's standard deviations over the seeds."""
+    keys = ("name", "order", "shuffled", "guidance")
+    lines = [
+        "| tokens | order | captions | guidance | " + " | ".join(COLUMNS) + " | seeds |",
+        "|---" * (len(keys) + len(COLUMNS) + 1) + "|",
+    ]
+    for name, order, shuffled, guidance in dict.fromkeys(
+        tuple(row[k] for k in keys) for row in rows
+    ):
+        group = [
+            row for row in rows if tuple(row[k] for k in keys) == (name, order, shuffled, guidance)
+        ]
+        cells = [name, order, "another's" if shuffled else "own", f"{guidance:g}"]
+        for value, digits in COLUMNS.values():
+            values = np.array([value(row) for row in group])
+            spread = f" ± {values.std(ddof=1):.{digits}f}" if len(values) > 1 else ""
+            cells.append(f"{values.mean():.{digits}f}{spread}")
+        lines.append("| " + " | ".join([*cells, str(len(group))]) + " |")
+    return lines
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run, and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tokenizer", default="builtin:world", help="what trained it")
+    """Run, and print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--tokenizer", default="builtin:world",
+                        help="whose tokens; {seed} in it stands for the prior's seed")  # fmt: skip
+    parser.add_argument("--name", default="world", help="of the tokenizer, in the results")
     parser.add_argument("--output", required=True, help="folder of all runs")
     parser.add_argument("--orders", default=",".join(ORDERS))
     parser.add_argument("--seeds", default="0")
@@ -131,15 +227,12 @@ def main(argv: Sequence[str] | None = None) -> None:
                         help="passed on to every training; may be repeated")  # fmt: skip
     parser.add_argument("--frames", type=int, default=9)
     parser.add_argument("--side", type=int, default=64)
-    parser.add_argument("--fvd", action="store_true", help="needs 16 frames and I3D's weights")
+    parser.add_argument("--fvd", action="store_true", help="needs 16 frames")
     parser.add_argument("--shuffled", action="store_true", help="the control")
     parser.add_argument(
-        "--only-tokens", action="store_true", help="write OUT/tokens, train nothing"
+        "--only-tokens", action="store_true", help="write tokens and captions, train nothing"
     )
-    for row in run(parser.parse_args(argv)):
-        print(f"{row['order']:8} seed {row['seed']} guidance {row['guidance']:g}: faithful "
-              f"{row['faithful']:.3f} (chance {row['faithful_chance']:.3f}), "
-              f"{row['nats']:.3f} of {row['random_nats']:.2f} nats per token")  # fmt: skip
+    print("\n".join(summary(run(parser.parse_args(argv)))))
 
 
 if __name__ == "__main__":
