@@ -20,6 +20,7 @@ from pyratok_jax.models.prior.layout import NEVER, Visibility, visible
 from pyratok_jax.nn.lowering import conv_lowering
 from pyratok_jax.nn.partitioning import over_devices
 from pyratok_jax.nn.trace import Split
+from tests.processes import run_script
 
 D = 128
 
@@ -88,6 +89,32 @@ def test_values_and_gradients_are_those_of_plain_attention(kind, t, s):
         expected = [np.asarray(x) for x in expected]
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max())
+
+
+def test_bfloat16_is_as_near_to_float64_as_plain_attention_in_it():
+    """Scores and sums are float32 inside; inputs, weights and outputs are rounded."""
+    t = 300
+    mask, valid = np.tri(t, t, dtype=bool), jnp.ones((2, t), bool)
+    rng = np.random.default_rng(0)
+    arrays = [rng.normal(size=(2, t, heads, D)) for heads in (4, 2, 2)]
+
+    def both(run, dtype):
+        out, back = jax.vjp(run, *(jnp.asarray(x, jnp.bfloat16).astype(dtype) for x in arrays))
+        return [np.asarray(x, np.float64) for x in (out, *back(jnp.ones_like(out)))]
+
+    found = both(lambda *x: fused_attention(*x, mask, valid, 0.07, interpret=True), jnp.bfloat16)
+    rounded = both(lambda *x: plain(*x, mask[None], 0.07), jnp.bfloat16)
+    with jax.enable_x64(True):
+        exact = both(lambda *x: plain(*x, mask[None], 0.07), jnp.float64)
+    for a, b, c in zip(found, rounded, exact, strict=True):
+        errors = [np.sqrt(np.mean((x - c) ** 2) / np.mean(c**2)) for x in (a, b)]
+        assert errors[0] < 1.5 * errors[1] < 0.03
+
+
+@pytest.mark.process
+def test_several_devices_compute_what_one_does():
+    """Clips over both axes of a mesh, odd rows of keys that are not there; gradients too."""
+    run_script("sharded_attention", devices=4)
 
 
 def test_a_query_of_which_no_key_is_there_stays_finite():

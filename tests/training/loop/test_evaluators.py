@@ -10,6 +10,7 @@ import pytest
 from pyratok_jax.checkpoints.partition import Partition
 from pyratok_jax.data.heldout import HeldoutClip, other_caption
 from pyratok_jax.errors import UserError
+from pyratok_jax.nn import trace
 from pyratok_jax.training.config import parse_flags, training_config
 from pyratok_jax.training.distributed.sharding import make_mesh
 from pyratok_jax.training.evaluators.heldout import HeldoutReconstruction
@@ -94,6 +95,22 @@ def test_the_time_of_evaluators_is_not_that_of_steps(tmp_path, monkeypatch):
     monkeypatch.setattr(WeightNorm, "run", slow)
     slowly = config(NORM | {"every": 1}, checkpoint={"every": 0, "keep": 2, "keep_every": 0})
     assert train(slowly, tmp_path, LineTask(8)).seconds < 10 * 0.5
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_evaluators_obey_the_setting_of_the_attention_kernel(tmp_path, monkeypatch, allowed):
+    """They trace programs of their own, outside of the training step."""
+    from tests.training.worker import WeightNorm
+
+    run, seen = WeightNorm.run, []
+
+    def watching(self, view, step):
+        seen.append(trace.current().fused_attention)
+        return run(self, view, step)
+
+    monkeypatch.setattr(WeightNorm, "run", watching)
+    train(config(NORM, fused_attention=allowed), tmp_path, LineTask(8))
+    assert seen == [allowed] * 3
 
 
 @pytest.mark.parametrize(
