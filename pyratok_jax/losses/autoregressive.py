@@ -137,9 +137,7 @@ def _visual_states(
     positions = None
     if language_model.config.mrope_section:
         positions = jnp.asarray(sequence.positions)[:, None] + cache.position[None, :, None]
-    return language_model(
-        sequence.inputs, None, positions, cache=cache.extended(n), fills_cache=True, layers=layers
-    ).hidden
+    return language_model(sequence.inputs, None, positions, cache=cache, layers=layers).hidden
 
 
 def _metrics(

@@ -21,8 +21,8 @@ def value_and_gradients(
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     mask = np.tri(TOKENS, TOKENS, dtype=bool)
 
-    def loss(*x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        out = fused.fused_attention(*x, mask, valid, 0.1, interpret=True)
+    def loss(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
+        out = fused.fused_attention(q, k, v, mask, valid, 0.1, interpret=True)
         return jnp.sum(jnp.sin(out)), out
 
     gradients, out = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(*arrays)
@@ -30,7 +30,7 @@ def value_and_gradients(
 
 
 def main() -> None:
-    fused.SIZES = ((128, 128),)
+    fused.SIZES = ((128, 128),) * 3
     keys = jax.random.split(jax.random.key(0), 3)
     arrays = tuple(
         jax.random.normal(key, (CLIPS, TOKENS, heads, WIDTH))

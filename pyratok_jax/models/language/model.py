@@ -32,19 +32,19 @@ _POLICIES: dict[str, Callable[..., bool] | None] = {
 
 
 class Cache(NamedTuple):
-    """Keys and values of the tokens read so far, with room for more.
+    """Keys and values of the tokens read so far, perhaps with room for more.
 
     Attributes:
         keys, values: one slot per token, stacked over the layers.
         mask: True at slots that hold a real token.
-        used: slots that are taken, by real tokens or padding.
+        used: slots that are taken, by real tokens or padding; None: all, which jit then knows.
         position: the position that each row's next token will have.
     """
 
     keys: Float[Array, "layers b s n d"]
     values: Float[Array, "layers b s n d"]
     mask: Bool[Array, "b s"]
-    used: Int[Array, ""]
+    used: Int[Array, ""] | None
     position: Int[Array, "b"]
 
     def extended(self, room: int) -> "Cache":
@@ -52,7 +52,8 @@ class Cache(NamedTuple):
         slots = ((0, 0), (0, 0), (0, room), (0, 0), (0, 0))
         keys, values = (jnp.pad(x, slots) for x in (self.keys, self.values))
         mask = jnp.pad(self.mask, ((0, 0), (0, room)))
-        return self._replace(keys=keys, values=values, mask=mask)
+        used = jnp.int32(self.mask.shape[1]) if self.used is None else self.used
+        return self._replace(keys=keys, values=values, mask=mask, used=used)
 
 
 class LanguageOutput(NamedTuple):
@@ -138,7 +139,6 @@ class LanguageModel(nnx.Module):
         positions: Int[Array, "b t"] | Int[Array, "3 b t"] | None = None,
         *,
         cache: Cache | None = None,
-        fills_cache: bool = False,
         layers: int | None = None,
         keep_states: bool = False,
         keep_cache: bool = False,
@@ -149,10 +149,9 @@ class LanguageModel(nnx.Module):
             inputs: token ids, or embeddings as `embed` gives them.
             mask: True at real tokens; padding may be on either side; None means all are.
             positions: one row or M-RoPE's three; None counts the real tokens of each row.
-            cache: tokens read before, with at least t free slots (`Cache.extended`).
-            fills_cache: it has just t free slots, so that the order of all tokens is static: long
-                sequences then take a kernel on TPUs (`fused_attention`). With more free slots wrong
-                there.
+            cache: tokens read before; a full one gets t slots more, another needs t free ones
+                (`Cache.extended`). After a full one the order of all tokens is static, and long
+                sequences take a kernel on TPUs (`fused_attention`).
             layers: run only the first n layers (their weights are copied); None runs all.
             keep_states: return the input of every layer.
             keep_cache: return keys and values, to continue from here.
@@ -162,7 +161,12 @@ class LanguageModel(nnx.Module):
         b, t, _ = x.shape
         if mask is None:
             mask = jnp.ones((b, t), bool)
-        used = jnp.zeros((), jnp.int32) if cache is None else cache.used
+        fills = cache is None or cache.used is None
+        if cache is not None and fills:
+            cache = cache.extended(t)
+        used = jnp.zeros((), jnp.int32)
+        if cache is not None and cache.used is not None:
+            used = cache.used
         start = jnp.zeros((b,), jnp.int32) if cache is None else cache.position
         if positions is None:
             positions = start[:, None] + jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
@@ -170,14 +174,15 @@ class LanguageModel(nnx.Module):
         if cache is not None:
             slots = jax.lax.dynamic_update_slice(cache.mask, mask, (0, used))
         context = self._context(positions, slots, used, t)
-        if not self.config.window and (cache is None or fills_cache):
+        if not self.config.window and fills:
             context = context._replace(causal=slots)
         x, states, pair = self._run(x, context, cache, layers, keep_states, keep_cache)
         kept = None
         if pair is not None:
             last = jnp.max(jnp.where(mask, positions, -1), axis=-1)
             last = last if last.ndim == 1 else jnp.max(last, axis=0)
-            kept = Cache(*pair, slots, used + t, jnp.maximum(start, last + 1))
+            taken = None if fills else used + t
+            kept = Cache(*pair, slots, taken, jnp.maximum(start, last + 1))
         return LanguageOutput(self.norm(x), states, kept)
 
     def read(

@@ -141,19 +141,22 @@ def test_a_language_model_gives_the_same_with_it(interpreted):
     mask = jnp.ones((2, 9), bool).at[0, 5:].set(False).at[1].set(False)
     x = jax.random.normal(jax.random.key(1), (2, 140, 32))
 
-    def run(fills):
-        cache = model.read(ids, mask)[1].extended(140)
+    def run(room):
+        cache = model.read(ids, mask)[1]
+        if room:
+            cache = cache.extended(room)
         calls = len(interpreted)
 
         def loss(x):
-            hidden = model(x, cache=cache, fills_cache=fills).hidden
+            hidden = model(x, cache=cache).hidden
             return jnp.sum(hidden**2 * jnp.linspace(0, 1, 32)), hidden
 
         gradient, hidden = jax.grad(loss, has_aux=True)(x)
         return hidden, gradient, len(interpreted) - calls
 
-    *found, fused_calls = run(True)
-    *expected, plain_calls = run(False)
+    *found, fused_calls = run(0)
+    # Which slots are free is not static, so that the order of tokens is not.
+    *expected, plain_calls = run(150)
     assert fused_calls > 0 and plain_calls == 0
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5 * float(jnp.abs(b).max()))
