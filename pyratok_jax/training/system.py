@@ -8,6 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 from ml_collections import ConfigDict
 
+from pyratok_jax.data.buckets import parse_buckets
 from pyratok_jax.data.padding import to_model_range
 from pyratok_jax.errors import UserError
 from pyratok_jax.io import Json
@@ -39,6 +40,10 @@ TRAINED = ("tokenizer.blocks.", "tokenizer.synthesis.", "tokenizer.quantizer.",
 
 
 _DROPOUT, _HIDING = 3, 4  # Apart from the keys that a split of three gives.
+NO_NEGATIVES = (
+    "the contrastive text term has no negatives; give more clips, or set "
+    "config.loss.settings.text_form=kl or config.loss.weights.text_codebook=0"
+)
 PRESETS_OF_WEIGHTS = ("", "paper")
 PRESETS_OF_FORMULAS = ("", "paper")
 
@@ -198,19 +203,27 @@ class TokenizerLoss:
         self.language_layers = config.language.layers or None
         self.masking = MaskingConfig(**config.masking.to_dict())
 
+    @property
+    def contrasts(self) -> bool:
+        """Whether clips of a (micro)batch are told apart by their captions."""
+        return self.settings.text_form == "contrastive" and self.uses("text_codebook")
+
     def _check_negatives(self, config: ConfigDict) -> None:
         """Refuse a contrastive term that has nothing to tell apart.
 
         Raises:
             UserError: (micro)batches of one clip.
         """
-        clips = config.batch_size // max(config.accumulate, 1)
-        contrasts = self.settings.text_form == "contrastive" and self.uses("text_codebook")
-        if contrasts and clips < 2:
+        named = ((bucket.name, bucket.clips) for bucket in parse_buckets(config.data.buckets))
+        alone = [name for name, clips in named if clips == 1]
+        if self.contrasts and alone:
             raise UserError(
-                f"the contrastive text term has no negatives in a batch of {config.batch_size} "
-                f"clips in {config.accumulate} parts; raise config.batch_size, or set "
-                "config.loss.settings.text_form=kl or config.loss.weights.text_codebook=0"
+                f"config.data.buckets: {alone[0]}*1 has one clip in a batch, and so {NO_NEGATIVES}"
+            )
+        if self.contrasts and config.batch_size // max(config.accumulate, 1) < 2:
+            raise UserError(
+                f"config.batch_size: {config.batch_size} clips in {config.accumulate} parts have "
+                f"one clip in a part, and so {NO_NEGATIVES}"
             )
 
     def uses(self, term: str) -> bool:
@@ -228,6 +241,8 @@ class TokenizerLoss:
         """Total and terms; the encoder sees the masked clip, the target is the clean one."""
         mask_key, crop_key, frames_key = jax.random.split(key, 3)
         video = to_model_range(batch["video"])
+        if self.contrasts and len(video) < 2:  # How a mesh cuts batches is not known before.
+            raise UserError(f"a part of a batch has one clip, and so {NO_NEGATIVES}")
         text, cache = self._read(system, batch)
         tokenizer = system.tokenizer
         masked = mask_video(video, tokenizer.mask_value[...], mask_key, progress, self.masking)

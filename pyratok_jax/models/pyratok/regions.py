@@ -146,19 +146,27 @@ def lattice(grid: Grid, budget: int) -> Grid:
 
 
 def spread_counts(grids: tuple[Grid, ...], budget: int) -> tuple[Grid, ...]:
-    """The lattice of each level: all of the coarsest level, the rest shared by the finer ones.
+    """The lattice of each level.
+
+    All of the first level where that leaves a quarter of the budget, else of it half the budget;
+    the finer levels share what is left evenly, and what one of them does not need goes on.
 
     Raises:
         ValueError: fewer tokens than twice the levels.
     """
     if budget < 2 * len(grids):
         raise ValueError(f"a token budget of {budget} is too small for {len(grids)} levels")
-    first = lattice(grids[0], max(budget - 2 * (len(grids) - 1), 1) if len(grids) > 1 else budget)
-    left, counts = budget - math.prod(first), [first]
-    for number, grid in enumerate(grids[1:], start=1):
-        counts.append(lattice(grid, max(left // (len(grids) - number), 1)))
-        left -= math.prod(counts[-1])
-    return tuple(counts)
+    if len(grids) == 1:
+        return (lattice(grids[0], budget),)
+    whole = math.prod(grids[0]) <= 3 * budget // 4
+    found = {0: grids[0] if whole else lattice(grids[0], budget // 2)}
+    left = budget - math.prod(found[0])
+    # Small levels first, so that what they leave is still to be had.
+    finer = sorted(range(1, len(grids)), key=lambda number: math.prod(grids[number]))
+    for place, number in enumerate(finer):
+        found[number] = lattice(grids[number], max(left // (len(finer) - place), 1))
+        left -= math.prod(found[number])
+    return tuple(found[number] for number in range(len(grids)))
 
 
 def spread_tokens(

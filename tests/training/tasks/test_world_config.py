@@ -45,8 +45,9 @@ def test_adapters_are_trained_around_the_levels_that_are_shipped(argument):
 @pytest.mark.parametrize(
     "key, value, message",
     [
-        ("batch_size", 1, "no negatives in a batch of 1"),
+        ("batch_size", 1, "config.batch_size: 1 clips in 1 parts .* no negatives"),
         ("accumulate", 8, "in 8 parts"),
+        ("data.buckets", ("9x64x64", "17x64x64*1"), "17x64x64.1 has one clip .* no negatives"),
         ("loss.preset", "eq2", "expected one of"),
         ("loss.hidden_captions", 1.5, "hidden_captions is 1.5"),
         ("loss.formulas", "eq2", "expected one of"),
@@ -59,6 +60,14 @@ def test_settings_that_cannot_teach_are_refused_in_one_line(key, value, message)
     with pytest.raises(UserError, match=message) as raised:
         TokenizerLoss(config)
     assert "\n" not in str(raised.value)
+
+
+def test_a_part_of_a_batch_with_one_clip_is_refused_where_it_is_traced():
+    """How many parts there are is the mesh's business: `17x64x64*2` may be cut in two."""
+    loss = TokenizerLoss(make("stage1"))
+    batch = {"video": jnp.zeros((1, 1, 8, 8, 3), jnp.uint8)}
+    with pytest.raises(UserError, match="one clip, and so the contrastive text term"):
+        loss(None, batch, jax.random.key(0), jnp.float32(0))
 
 
 def test_levels_do_not_see_hidden_captions_but_the_losses_do(monkeypatch):
