@@ -24,7 +24,9 @@ aspects above a number of pixels are left out. `docs/pods.md` has what compiling
 largest bucket of every stage fits v5p:4x4x4, and with -v5e v5e:16x16.
 
 AdamW, learning rate 1e-5, cosine, batch 512 (256 in stage 3) of the smallest clips, bfloat16
-compute over float32 parameters. The paper does not state the weights of stage 3's two DINOv3 terms;
+compute over float32 parameters. Inputs of the levels, hidden captions and the pooling of the text
+term are those that put words into the tokens of the world (`docs/proof.md`), not the paper's; at
+this size they are unproven. The paper does not state the weights of stage 3's two DINOv3 terms;
 these are ours.
 """
 
@@ -126,6 +128,10 @@ def get_config(argument: str = "stage1") -> ConfigDict:
     config.vision.largest_side = 768
     config.loss.settings.dino_frames = 4
     config.loss.token_budget = 4096
+    # As the shipped tokenizer was trained: a level that sees the caption can copy it into its codes,
+    # so most must learn from the video; what is small in it is found by its peaks.
+    config.loss.hidden_captions = 0.9
+    config.loss.settings.text_pooling = "peaks"
     config.loss.settings.lpips_frames = 8
     config.calibration.batches = 0
     config.data = data_config(

@@ -42,6 +42,7 @@ IDENTITY = ("task", "seed", "model", "language", "tokenizer", "projector", "cond
 # Keys that configs did not always have, and what held before.
 _ADDED: dict[str, Json] = {
     "model.tokenizer.inputs": UNNAMED_INPUTS,
+    "model.tokenizer.surrogate": "identity",
     "loss.formulas": "",
     "loss.hidden_captions": 0.0,
     "conditioning.stored": "",

@@ -6,7 +6,12 @@ import math
 
 from pyratok_jax.errors import check_fields
 from pyratok_jax.io import Json
-from pyratok_jax.models.pyratok.inputs import UNNAMED_INPUTS, InputsByLevel, level_inputs
+from pyratok_jax.models.pyratok.inputs import (
+    DEFAULT_INPUTS,
+    UNNAMED_INPUTS,
+    InputsByLevel,
+    level_inputs,
+)
 from pyratok_jax.models.pyratok.quantizers.registry import quantizer_kind
 from pyratok_jax.models.vae_config import VideoVAEConfig
 from pyratok_jax.models.vae_families import UNNAMED, config_from_dict, config_to_dict
@@ -20,7 +25,7 @@ _MAX_SIZE = 1 << 16
 
 @dataclasses.dataclass(frozen=True)
 class PyraTokConfig:
-    """Sizes of the tokenizer; the defaults are the paper's.
+    """Sizes of the tokenizer; the defaults are the paper's, but for `inputs` and `surrogate`.
 
     Attributes:
         vae: the backbone.
@@ -51,10 +56,10 @@ class PyraTokConfig:
     vae: VideoVAEConfig
     grids: tuple[Stride, ...] = ()
     stages: tuple[int, ...] | None = None
-    inputs: str | InputsByLevel = UNNAMED_INPUTS
+    inputs: str | InputsByLevel = DEFAULT_INPUTS
     bits: int = 16
     vocabulary: int | None = None
-    surrogate: str = "identity"
+    surrogate: str = "tanh"
     width: int = 512
     heads: int = 8
     text_width: int = 2048
@@ -164,7 +169,9 @@ class PyraTokConfig:
             ValueError: for keys that are not fields.
         """
         check_fields(values, cls, "the tokenizer's configuration")
-        unnamed: dict[str, Json] = {"standardised_text": False, "inputs": UNNAMED_INPUTS}
+        unnamed: dict[str, Json] = {
+            "standardised_text": False, "inputs": UNNAMED_INPUTS, "surrogate": "identity",
+        }  # fmt: skip
         values = unnamed | values
         values = dict(values, vae=config_from_dict(values["vae"]))
         # JSON knows no tuples.

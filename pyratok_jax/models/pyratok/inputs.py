@@ -47,8 +47,10 @@ class LevelInputs:
 
 
 InputsByLevel = tuple[LevelInputs, ...]
-# The residual in every level's logits: configurations that do not name their inputs.
+# The residual in every level's logits: descriptions that do not name their inputs. It decides alone.
 UNNAMED_INPUTS = "residual-everywhere"
+# Those of the shipped tokenizer: each input moves what is measured (`docs/proof.md`).
+DEFAULT_INPUTS = "latent-first"
 # Name -> inputs of the coarse and of the fine half of the levels, or of the first level, those
 # between and the last one.
 INPUT_PRESETS: dict[str, InputsByLevel] = {
@@ -61,7 +63,7 @@ INPUT_PRESETS: dict[str, InputsByLevel] = {
     ),
     # The first level names what is shown, undisturbed by what is left of the latent; the next ones
     # code that alone.
-    "latent-first": (
+    DEFAULT_INPUTS: (
         LevelInputs(),
         LevelInputs(feature=False, residual="bypass"),
         LevelInputs(residual="bypass"),
