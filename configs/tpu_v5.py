@@ -128,8 +128,8 @@ def get_config(argument: str = "stage1") -> ConfigDict:
     config.vision.largest_side = 768
     config.loss.settings.dino_frames = 4
     config.loss.token_budget = 4096
-    # As the shipped tokenizer was trained: a level that sees the caption can copy it into its codes,
-    # so most must learn from the video; what is small in it is found by its peaks.
+    # As the shipped tokenizer was trained: a level that sees the caption can copy it into its
+    # codes, so most must learn from the video; what is small in it is found by its peaks.
     config.loss.hidden_captions = 0.9
     config.loss.settings.text_pooling = "peaks"
     config.loss.settings.lpips_frames = 8

@@ -264,8 +264,10 @@ def _check_words(
             f"--negative-prompt does nothing at guidance {sampling.guidance:g}; give --guidance "
             "above 1"
         )
-    if generator.prior.config.condition == "none" and any(prompts):
-        raise UserError('this prior was trained without prompts; give --prompt ""')
+    if generator.prior.config.condition == "none" and any([*prompts, arguments.negative_prompt]):
+        raise UserError(
+            'this prior was trained without prompts; give --prompt "" and no --negative-prompt'
+        )
 
 
 class _Writer:

@@ -15,6 +15,7 @@ from pyratok_jax.metrics.inception_score import SPLITS, inception_score
 _FIELDS = tuple(field.name for field in dataclasses.fields(Faithfulness))
 # With whose prompts the chance of faithfulness is measured: those of the next samples.
 _SHIFTS = 20
+_ROWS = 1024  # That are compared with all others at once.
 
 
 def _joined(parts: Sequence[Partial], key: str) -> np.ndarray | None:
@@ -52,16 +53,19 @@ def distances(parts: Sequence[Partial], samples: int, biased: bool) -> Metrics:
     return found
 
 
-def nearest(parts: Sequence[Partial]) -> Metrics:
+def nearest(parts: Sequence[Partial], samples: int) -> Metrics:
     """How near each sample is to a real clip, beside how near real clips are to one another.
 
     Where the real clips are those of the training, a share that is much below 1 says that it has
-    learned clips by heart. Distances are 1 - cosine of centred features.
+    learned clips by heart. Distances are 1 - cosine of centred features. Of several repeats, whose
+    real clips are the same ones, each has `samples` rows.
     """
     real, made = _joined(parts, "fvd_real"), _joined(parts, "fvd_made")
     if real is None or made is None or len(real) < 3:
         return {}
-    ids = [name for part in parts for name in part["records"]]
+    real = real[:samples]
+    names = [name for part in parts for name in part["records"]][: len(real)]
+    _, own = np.unique(names, return_inverse=True)
     centre = real.mean(axis=0)
 
     def unit(x: np.ndarray) -> np.ndarray:
@@ -69,22 +73,36 @@ def nearest(parts: Sequence[Partial]) -> Metrics:
         return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
 
     a, b = unit(real), unit(made)
-    to_real = 1 - b @ a.T
+    closest, distance = _closest(b, a)
     # Windows of one clip are no strangers to each other.
-    own = np.array(ids[: len(a)])
-    among = np.where(own[:, None] == own[None], np.inf, 1 - a @ a.T)
-    closest = np.argmin(to_real, axis=1)
-    order = np.argsort(to_real[np.arange(len(b)), closest])[:8]
-    apart = among.min(axis=1)
+    _, apart = _closest(a, a, own)
+    order = np.argsort(distance)[:8]
     apart = apart[np.isfinite(apart)]
     return {
-        "nearest_real": float(np.median(to_real.min(axis=1))),
+        "nearest_real": float(np.median(distance)),
         "nearest_among_real": float(np.median(apart)) if len(apart) else None,
         "nearest_pairs": [
-            {"sample": int(n), "clip": ids[closest[n]], "distance": float(to_real[n, closest[n]])}
+            {"sample": int(n), "clip": names[closest[n]], "distance": float(distance[n])}
             for n in order
         ],
     }
+
+
+def _closest(
+    asked: np.ndarray, among: np.ndarray, own: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Number and distance of the nearest of `among` for each, whose own group is left out.
+
+    Part by part: of tens of thousands of clips the whole matrix takes tens of gigabytes.
+    """
+    closest, distance = [], []
+    for start in range(0, len(asked), _ROWS):
+        found = 1 - asked[start : start + _ROWS] @ among.T
+        if own is not None:
+            found[own[start : start + _ROWS, None] == own[None]] = np.inf
+        closest.append(found.argmin(axis=1))
+        distance.append(found.min(axis=1))
+    return np.concatenate(closest), np.concatenate(distance)
 
 
 def other_prompts(prompts: Sequence[str]) -> list[str]:
@@ -187,10 +205,11 @@ def code_figures(parts: Sequence[Partial]) -> Metrics:
     return {"levels": rows}
 
 
-def faithfulness(parts: Sequence[Partial]) -> Metrics:
+def faithfulness(parts: Sequence[Partial], samples: int) -> Metrics:
     """Shares of samples that show what their world prompt says, and what chance is.
 
-    Chance is what the same videos score under the prompts of other samples. What the tokenizer's
+    Chance is what the same videos score under the prompts of other samples; of several repeats each
+    has `samples` rows. What the tokenizer's
     reconstructions of the real clips show is what the prior could reach.
     """
     rows = [row for part in parts for row in part.get("world", ())]
@@ -201,7 +220,8 @@ def faithfulness(parts: Sequence[Partial]) -> Metrics:
     table = [_row("all", scores)]
     kinds = np.array([row["kind"] for row in rows])
     table += [_row(str(kind), scores[kinds == kind]) for kind in np.unique(kinds)]
-    shifts = range(1, min(_SHIFTS, len(rows) - 1) + 1)
+    count = min(samples, len(rows))
+    shifts = range(1, min(_SHIFTS, count - 1) + 1)
     others = [_scores(asked[shift:] + asked[:shift], seen) for shift in shifts]
     if others:
         chance = _row("chance (prompts of other samples)", np.concatenate(others))

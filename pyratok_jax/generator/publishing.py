@@ -207,9 +207,9 @@ def model_card(
 
 def _is_set(name: str, value: Any) -> bool:
     """Whether a setting differs from what the training or the protocol leaves open."""
-    if name == "guidance":
+    if name in ("guidance", "choice_temperature"):
         return value is not None and value >= 0
-    return value not in (None, 1) if name == "candidates" else bool(value)
+    return value not in (None, 1) if name in ("candidates", "repeats") else bool(value)
 
 
 def _measured(results: Mapping[str, Any]) -> list[str]:
@@ -222,8 +222,11 @@ def _measured(results: Mapping[str, Any]) -> list[str]:
         "guidance",
         "candidates",
         "temperature",
+        "top_p",
+        "choice_temperature",
         "steps",
         "things",
+        "repeats",
     )
     given = {name: settings.get(name) for name in named}
     said = ", ".join(f"{name} {value}" for name, value in given.items() if _is_set(name, value))

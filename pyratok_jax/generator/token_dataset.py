@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from pyratok_jax.generator.generator import Clip
+from pyratok_jax.io.atomic import atomic_path
 from pyratok_jax.io.shards import FORMATS, ShardWriter, shard_name
 from pyratok_jax.tokens.plan import DATASET
 from pyratok_jax.tokens.schema import TokenRecord, encode_record, token_dtype
@@ -42,7 +43,10 @@ def write_samples(folder: Path, records: Iterable[TokenRecord]) -> Path:
     """Write records as the one shard of a dataset, which appears when it is complete."""
     kind = FORMATS[0]
     path = folder / shard_name(DATASET, kind, 0, 1)
-    with ShardWriter(path, kind, ARRAY_RECORD_OPTIONS) as writer:
+    with (
+        atomic_path(path) as part,
+        ShardWriter(Path(part), kind, ARRAY_RECORD_OPTIONS) as writer,
+    ):
         for record in records:
             writer.write(encode_record(record))
     return path

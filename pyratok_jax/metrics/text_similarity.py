@@ -28,7 +28,7 @@ class TextSimilarity:
 
     def __call__(self, clip: UInt8[np.ndarray, "t h w 3"], prompt: str) -> float:
         """Mean cosine, -1 to 1."""
-        numbers = np.linspace(0, len(clip) - 1, FRAMES).round().astype(int)
+        numbers = np.unique(np.linspace(0, len(clip) - 1, FRAMES).round().astype(int))
         frames = np.stack([square(frame, self._config.side) for frame in clip[numbers]])
         images = self._images(self._model, jnp.asarray(frames))
         text = self._texts(self._model, jnp.asarray(self._ids(prompt)))

@@ -10,6 +10,7 @@ from pyratok_jax import generate
 from pyratok_jax.data.video.writer import VideoWriter
 from pyratok_jax.errors import UserError
 from pyratok_jax.generator import Generator, Request
+from pyratok_jax.generator.token_dataset import sample_record, write_samples
 from pyratok_jax.models.prior.config import PriorConfig, Sampling
 from pyratok_jax.models.prior.model import Prior
 from tests.generator.tiny import LANGUAGE, tokenizer
@@ -117,3 +118,16 @@ def test_a_prior_without_prompts_refuses_one(tmp_path, monkeypatch):
     base = ["--checkpoint", "x", "--output", str(tmp_path / "o")]
     with pytest.raises(UserError, match="trained without prompts"):
         generate.main([*base, "--prompt", "a"])
+    with pytest.raises(UserError, match="no --negative-prompt"):
+        generate.main([*base, "--prompt", "", "--negative-prompt", "a", "--guidance", "3"])
+
+
+def test_samples_appear_when_all_are_written(tmp_path):
+    def interrupted():
+        yield sample_record(make().generate(["a"], seed=0)[0], "0", fps=8.0, checkpoint="",
+                            generator="")  # fmt: skip
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_samples(tmp_path, interrupted())
+    assert not list(tmp_path.iterdir())

@@ -295,9 +295,9 @@ class Generation(Task[SampleModel, Block]):
         parts = list(partials.values())
         biased = self.covariance == "biased"
         metrics: Metrics = {"samples": sum(len(part["prompts"]) for part in parts)}
-        metrics |= distances(parts, self.samples, biased) | nearest(parts)
+        metrics |= distances(parts, self.samples, biased) | nearest(parts, self.samples)
         metrics |= means_of(parts, temporal.MEASURES)
-        metrics |= code_figures(parts) | faithfulness(parts) | quality(parts)
+        metrics |= code_figures(parts) | faithfulness(parts, self.samples) | quality(parts)
         metrics["checks"] = pitfalls(
             parts, metrics, samples=self.samples, repeats=self.repeats, interval=self.interval,
             measured=self._measures_fvd(),

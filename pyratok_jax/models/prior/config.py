@@ -107,6 +107,8 @@ class PriorConfig:
                 f"factors {self.factors} must sum to {self.bits} bits, each of up to "
                 f"{_MAX_SUBTOKEN_BITS}"
             )
+        if self.window and self.order != "blocks":
+            raise ValueError(f"window {self.window} is of the order blocks, not of {self.order}")
         if self.condition == "classes" and self.classes < 1:
             raise ValueError("condition classes needs their number")
         coarsest = max(ds for _, ds in self.strides) // self.latent_stride[1]

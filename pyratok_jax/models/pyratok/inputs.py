@@ -47,7 +47,8 @@ class LevelInputs:
 
 
 InputsByLevel = tuple[LevelInputs, ...]
-# The residual in every level's logits: descriptions that do not name their inputs. It decides alone.
+# Of descriptions that do not name their inputs: the residual in every level's logits, where it
+# decides nearly alone.
 UNNAMED_INPUTS = "residual-everywhere"
 # Those of the shipped tokenizer: each input moves what is measured (`docs/proof.md`).
 DEFAULT_INPUTS = "latent-first"

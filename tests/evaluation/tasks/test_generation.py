@@ -17,6 +17,7 @@ from pyratok_jax.evaluation.data.reference import (
 from pyratok_jax.evaluation.models.generators import BaselineSamples, Known, SampleFiles
 from pyratok_jax.evaluation.sample_scores import (
     distances,
+    faithfulness,
     nearest,
     other_prompts,
     pitfalls,
@@ -147,8 +148,16 @@ def test_a_clip_that_was_learned_by_heart_is_named(rng):
     real, made = rng.normal(size=(30, 8)), rng.normal(size=(30, 8))
     made[7] = real[21] + 1e-4
     part = {"fvd_real": real, "fvd_made": made, "records": [f"r{n}" for n in range(30)]}
-    closest = nearest([part])["nearest_pairs"][0]
+    closest = nearest([part, part], 30)["nearest_pairs"][0]
     assert (closest["sample"], closest["clip"]) == (7, "r21")
+
+
+def test_chance_never_pairs_a_video_with_its_own_prompt():
+    """Also where the same prompts come again: rows of a second repeat follow those of the first."""
+    seen = [[["red", "circle", "left"]], [["blue", "star", "right"]]]
+    rows = [{"asked": one, "seen": one, "kind": "seen"} for one in seen * 2]
+    found = faithfulness([{"world": rows}], 2)
+    assert found["faithful"] == 1.0 and found["faithful_chance"] == 0.0
 
 
 def _write_clip(path):

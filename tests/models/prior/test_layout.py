@@ -80,6 +80,7 @@ def test_a_task_gives_whole_cells(task):
         ({"head": "factorised", "factors": (6, 6)}, r"must sum to 16"),
         ({"condition": "classes"}, "needs their number"),
         ({"heads": 5}, "must divide"),
+        ({"order": "raster", "window": 2}, "window 2 is of the order blocks, not of raster"),
         ({"strides": ((1, 8), (4, 8)), "context_patch": 2}, "context_patch 2"),
     ],
 )
