@@ -28,9 +28,10 @@ def parser() -> argparse.ArgumentParser:
     p = command_parser(
         "pyratok_jax.ask",
         "Ask a trained tokenizer about a clip of your own: where a phrase is (--segment), when a "
-        "sentence is true (--find), which answer is right (--question with --choices), what each "
-        "level looks at (--attention with --caption). Several can be asked at once. The clip is "
-        "encoded without a caption, except for --attention.",
+        "sentence is true (--find), what a question's answer is (--question with --choices, or "
+        "with a --projector in the model's own words), what each level looks at (--attention with "
+        "--caption). Several can be asked at once. The clip is encoded without a caption, except "
+        "for --attention.",
         examples=["clip.mp4 --checkpoint runs/demo --output out --segment 'a dog'"],
         epilog="Writes result.json, and: segment.mp4 with a coloured mask per phrase, heat.mp4 "
         "with each phrase's similarity and masks.npz; find_N.png with the curve of a sentence's "
@@ -44,15 +45,16 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--find", action="append", metavar="SENTENCE", help='"the ball moves left"; repeatable'
     )
-    p.add_argument("--question", help="with --choices")
+    p.add_argument("--question", help="with --choices or --projector")
     p.add_argument("--choices", help="the answers to choose from: a,b,c")
     p.add_argument("--attention", type=int, metavar="LEVEL", help="level, from 1; with --caption")
     p.add_argument("--caption", help="what the clip shows, for --attention")
     p.add_argument(
         "--projector",
         default="",
-        help="working folder of configs/vqa_projector.py: the language model answers --question; "
-        "without it the answers are compared with the clip as sentences",
+        help="working folder of configs/vqa_projector.py: the language model answers --question, "
+        "without --choices in its own words; without it the choices are compared with the clip as "
+        "sentences",
     )
     p.add_argument("--frames", type=int, default=97, help="most frames that are read")
     p.add_argument("--fps", type=float, default=0.0, help="frames per second to take; 0: all")
@@ -90,8 +92,12 @@ def check(arguments: argparse.Namespace) -> None:
         raise UserError(f"no such file: {arguments.clip}; give a video or picture")
     if output.exists() and not output.is_dir():
         raise UserError(f"--output {output} is a file; give a folder")
-    if (arguments.question is None) != (arguments.choices is None):
-        raise UserError("--question and --choices a,b,c belong together; one is missing")
+    if arguments.question is None and arguments.choices is not None:
+        raise UserError("--choices needs the --question that they answer")
+    if arguments.question is not None and not (arguments.choices or arguments.projector):
+        raise UserError(
+            "--question needs --choices a,b,c, or --projector, which answers in its own words"
+        )
     if arguments.choices is not None:
         _check_choices(choices_of(arguments))
     if arguments.attention is None and arguments.caption is not None:
@@ -248,7 +254,11 @@ def find(
 
 
 def answer(asked: "ClipQuestions", arguments: argparse.Namespace) -> dict[str, Json]:
-    """The choice, and every choice's score."""
+    """The choice, and every choice's score; without choices what the language model writes."""
+    if arguments.choices is None:
+        written = asked.write(arguments.question, arguments.projector)
+        say(f"-> {written}")
+        return {"question": arguments.question, "answer": written, "method": "written"}
     choices = choices_of(arguments)
     found = asked.choose(
         arguments.question, choices, arguments.projector, pooling=arguments.pooling,

@@ -18,7 +18,9 @@ def tiny_config(**changes) -> PyraTokConfig:
         base_dim=4, z_dim=4, num_res_blocks=1, latents_mean=(0.1,) * 4, latents_std=(1.5,) * 4
     )
     values = dict(vae=vae, grids=GRIDS, bits=6, width=16, heads=2, text_width=12)
-    return PyraTokConfig(**(values | {"synthesis_width": 8, "lora_rank": 2} | changes))
+    # Every level has every input, so that tests reach all of a block.
+    values |= {"synthesis_width": 8, "lora_rank": 2, "inputs": "residual-everywhere"}
+    return PyraTokConfig(**(values | changes))
 
 
 @functools.cache

@@ -12,7 +12,7 @@ tokenizer as a folder that every command reads.
 | variant | trained with |
 |---|---|
 | aligned | the text-codebook term on each video's own caption |
-| shuffled | the same term on the caption of another video, a fixed one: the control, at chance |
+| shuffled | the same term on the caption of another video, a fixed one: the control |
 | off | no text term: the price of the others is measured against it |
 """
 

@@ -5,7 +5,7 @@
 `alignment.py` trains that map together with the levels, in small batches. Tokens stay as they are
 here, so that a step costs the map alone: larger batches, a thousand captions beside each, and a
 hidden layer that reads the codes around each one (`--no-neighbours`: it alone, as before). With
-`--shuffled` each video keeps another's caption: the control, at chance. `reading.py` may follow.
+`--shuffled` each video keeps another's caption: the control. `reading.py` may follow.
 """
 
 import argparse

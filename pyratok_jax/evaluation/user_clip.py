@@ -232,6 +232,16 @@ class ClipQuestions:
         )
         return Choice(int(np.argmax(similarity)), tuple(similarity.tolist()), "cosine")
 
+    def write(self, question: str, projector: str) -> str:
+        """What the tokenizer's language model, which reads the tokens, answers in its own words.
+
+        Raises:
+            UserError: an unfit projector, or no language model.
+        """
+        network, digest = load_projector(projector, self.tokenizer)
+        answers = LanguageAnswers(self.tokenizer, network, mode="generate", projector_hash=digest)
+        return answers.write(self.clip.frames, question)
+
     def attention(self, caption: str, level: int) -> tuple[list[str], Float[np.ndarray, "n t h w"]]:
         """How much every pixel's token attends to each of the caption's n pieces of words.
 

@@ -80,6 +80,19 @@ def test_everything_at_once(run, tmp_path):
     assert len(list(iter_frames(output / "attention_2.mp4"))) == 9
 
 
+def test_a_question_without_choices_is_answered_in_words(run, monkeypatch):
+    seen = {}
+
+    def write(self, question, projector):
+        seen["asked"] = question, projector
+        return "a square"
+
+    monkeypatch.setattr(ClipQuestions, "write", write)
+    found = run("--question", "What is red?", "--projector", "folder")
+    assert found["question"]["answer"] == "a square"
+    assert seen["asked"] == ("What is red?", "folder")
+
+
 def test_options_reach_what_is_asked(run, monkeypatch):
     seen = {}
 
@@ -121,7 +134,8 @@ def test_a_clip_in_a_bucket_is_answered_there(run, bucket, clip, tmp_path, capsy
     ("arguments", "said"),
     [
         ((), "nothing is asked"),
-        (("--question", "What?"), "belong together"),
+        (("--question", "What?"), "needs --choices a,b,c, or --projector"),
+        (("--segment", "x", "--choices", "a,b"), "--choices needs the --question"),
         (("--attention", "1"), "needs --caption"),
         (("--segment", " "), "need words"),
         (("--segment", "x", "--window", "0"), "--window 0"),

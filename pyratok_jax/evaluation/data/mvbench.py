@@ -152,6 +152,11 @@ def prompt(question: Question) -> str:
     return "\n".join([*lines, "Answer with the letter of the best option.", "Answer: ("])
 
 
+def open_prompt(question: str) -> str:
+    """The text that follows the video where any words may answer."""
+    return f"Question: {question}\nAnswer:"
+
+
 def parse_answer(text: str, options: Sequence[str]) -> int | None:
     """The option that a free answer names, or None.
 

@@ -13,13 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from pyratok_jax.checkpoints.partition import restore_module
 from pyratok_jax.checkpoints.verification import weights_hash
 from pyratok_jax.checkpoints.working_folder import newest_step, read_parameters
 from pyratok_jax.errors import UserError
-from pyratok_jax.evaluation.data.mvbench import LETTERS, Question, parse_answer, prompt
+from pyratok_jax.evaluation.data.mvbench import LETTERS, Question, open_prompt, parse_answer, prompt
 from pyratok_jax.evaluation.models.features import (
     Extractor,
     Features,
@@ -211,6 +211,12 @@ class LanguageAnswers:
             answer = self._by_writing(visual, ids, question)
         return dataclasses.replace(answer, bits=bits)
 
+    def write(self, clip: UInt8[np.ndarray, "t h w 3"], question: str) -> str:
+        """An answer in the model's own words, its first line."""
+        visual, _ = self._visual(clip)
+        written = self._written(visual, self._ids(open_prompt(question)))
+        return written.strip().partition("\n")[0].strip()
+
     def _visual(self, clip: np.ndarray) -> tuple[np.ndarray, float | None]:
         """Projected tokens (n, d) of a clip, and the bits of its tokens; none without projector."""
         if self.projector is None:
@@ -256,12 +262,15 @@ class LanguageAnswers:
         return Answer(int(np.argmax(scores)), scores=scores)
 
     def _by_writing(self, visual: np.ndarray, ids: list[int], question: Question) -> Answer:
+        # The prompt ends with an opened bracket.
+        text = "(" + self._written(visual, ids)
+        return Answer(parse_answer(text, question.options), text)
+
+    def _written(self, visual: np.ndarray, ids: list[int]) -> str:
         x, mask, _ = self._batch(visual, [ids])
         written = generate(self.model, x, mask, new_tokens=self.new_tokens)
         tokens = np.asarray(written.tokens)[0, : int(written.lengths[0])]
-        # The prompt ends with an opened bracket.
-        text = "(" + self.words.decode(tokens.tolist(), skip_special_tokens=True)
-        return Answer(parse_answer(text, question.options), text)
+        return str(self.words.decode(tokens.tolist(), skip_special_tokens=True))
 
 
 FORMAT = "pyratok-jax-projector-1"

@@ -156,6 +156,22 @@ def test_the_language_model_answers_in_every_mode(tokenizer, mode, rng):
         assert np.isfinite(answer.scores).all()
 
 
+def test_a_written_answer_is_what_follows_token_by_token(tokenizer, rng):
+    """Greedy, without a cache: projected tokens, the question, and what has been written."""
+    clip = rng.integers(0, 255, (5, 16, 16, 3)).astype(np.uint8)
+    answers = LanguageAnswers(tokenizer, make_projector(tokenizer), mode="generate", new_tokens=3)
+    written = answers.write(clip, "What is red?")
+    visual, _ = answers._visual(clip)
+    model, tokens = answers.model, answers._ids("Question: What is red?\nAnswer:")
+    asked = len(tokens)
+    while len(tokens) < asked + 3 and tokens[-1] not in model.config.eos:
+        x = jnp.concatenate([jnp.asarray(visual)[None], model.embed(jnp.asarray([tokens]))], axis=1)
+        tokens.append(int(jnp.argmax(logits_of(model, x)[0, -1])))
+    text = answers.words.decode(tokens[asked:], skip_special_tokens=True)
+    assert written == text.strip().partition("\n")[0].strip() and written
+    assert len(visual) > 0
+
+
 def test_scores_depend_on_the_clip_only_through_the_projector(tokenizer, rng):
     clips = rng.integers(0, 255, (2, 5, 16, 16, 3)).astype(np.uint8)
     question = Question("action_count", 0, "v", "?", ("one", "two"), 1)
