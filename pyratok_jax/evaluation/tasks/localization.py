@@ -53,7 +53,8 @@ class Localization(ProposalSettings, FeatureTask[None]):
     space, cosine with each class name, means over windows of 25 frames, threshold, connected
     runs. Average mAP over IoU thresholds, mean and spread over class splits. Other settings than
     the paper's: pooling and levels ("all", "1,4"); contrast=true subtracts from a frame its mean
-    over all classes; stride=N encodes pieces that start every N frames and takes their mean.
+    over all classes; stride=N encodes pieces that start every N frames and takes their mean. Inside
+    a video no frame is read from the codes of a piece's frame 0.
     """
 
     name = "localization"
@@ -73,7 +74,7 @@ class Localization(ProposalSettings, FeatureTask[None]):
     fps: float = 0.0  # 0: the video's own
     side: int = 256
     clip_frames: int = 97
-    stride: int = 0  # frames between the starts of pieces; 0: clip_frames, so that none overlap
+    stride: int = 0  # frames between the starts of pieces; 0: all but one, which two share
     levels: str = "1"
     pooling: str = "mean"
     contrast: bool = False
@@ -167,8 +168,12 @@ class Localization(ProposalSettings, FeatureTask[None]):
             before = len(total)
             more = ((0, first + len(clip) - before), (0, 0))
             total, seen = np.pad(total, more), np.pad(seen, more)
-            total[first:] += frame_similarities(features, self._queries, self.pooling, levels)
-            seen[first:] += 1
+            # A piece's frame 0 has codes of its own, which show a picture and no motion: inside a
+            # film it is read from the piece before.
+            start = 1 if first and self.clip_frames > 1 else 0
+            similar = frame_similarities(features, self._queries, self.pooling, levels)
+            total[first + start :] += similar[start:]
+            seen[first + start :] += 1
             new = first + len(clip) - before
             bits += (features.bits or 0.0) * new / len(clip)
             size = clip.shape[1:3]
@@ -179,7 +184,8 @@ class Localization(ProposalSettings, FeatureTask[None]):
         """Pieces of the frames, each to be encoded on its own, and which frame it begins with."""
         held: list[np.ndarray] = []
         first = unseen = 0
-        stride = self.stride or self.clip_frames
+        # The next piece begins with a frame of this one, which it does not answer for.
+        stride = min(self.stride or self.clip_frames, max(self.clip_frames - 1, 1))
         for frame in frames:
             held.append(resized(frame, self.side))
             unseen += 1

@@ -143,7 +143,8 @@ def test_pieces_show_every_frame_and_start_a_stride_apart(count, stride):
     frames = [np.full((4, 4, 3), number, np.uint8) for number in range(count)]
     pieces = [(first, clip[:, 0, 0, 0].tolist()) for first, clip in task._pieces(frames)]
     starts = [first for first, _ in pieces]
-    assert starts == list(range(0, starts[-1] + 1, stride or 9))
+    # Pieces share a frame at least: its score is not that of the second one's frame 0.
+    assert starts == list(range(0, starts[-1] + 1, min(stride or 9, 8)))
     for first, numbers in pieces:
         assert numbers == list(range(first, first + len(numbers))) and len(numbers) <= 9
     assert {n for _, numbers in pieces for n in numbers} == set(range(count))
@@ -196,7 +197,9 @@ def scores(constructed):
     """Scores and facts of one video under settings, by features that are known."""
 
     def call(**settings):
-        task = Localization(str(constructed / "localization"), clip_frames=9, side=16, **settings)
+        task = Localization(
+            str(constructed / "localization"), side=16, **({"clip_frames": 9} | settings)
+        )
         task._queries = np.eye(3, dtype=np.float32)[:2]
         return task.evaluate_item(Known(), task.items()[0])
 
@@ -223,6 +226,22 @@ def test_overlapping_pieces_are_averaged_and_their_bits_counted_once(scores):
     frames = len(plain["scores"])
     assert plain["clip"]["bits"] == pytest.approx(10 * frames)
     assert overlapping["clip"]["bits"] == pytest.approx(10 * frames)
+
+
+@pytest.mark.parametrize("settings", [{}, {"stride": 4}, {"clip_frames": 2}])
+def test_no_frame_inside_a_film_is_read_from_codes_of_a_frame_0(scores, monkeypatch, settings):
+    """Those show a picture without motion; here they are like nothing, and all others like 1."""
+    plain = Known.video
+
+    def video(self, clip, truth=None, caption=None):
+        found = plain(self, np.full_like(clip, 255))
+        for level in found.levels:
+            level.values[0] = 0.0
+        return found
+
+    monkeypatch.setattr(Known, "video", video)
+    rows = scores(**settings)["scores"]
+    assert rows[0, 0] == 0.0 and (rows[1:, 0] > 0.9).all() and np.ptp(rows[1:, 0]) < 1e-6
 
 
 def test_contrast_needs_two_classes(constructed, tmp_path):
