@@ -69,7 +69,8 @@ def measure(task: str, tokenizer: str, data: Path, output: Path,
 def cases(arguments: argparse.Namespace) -> Iterator[tuple[str, str, str, dict[str, str]]]:
     """Task, tokenizer, name and settings of each evaluation."""
     tokenizers = arguments.tokenizer or ["builtin:world"]
-    for task, settings in SETTINGS.items():
+    for task in arguments.tasks.split(","):
+        settings = SETTINGS[task]
         if not arguments.settings:
             yield from ((task, tokenizer, "", settings) for tokenizer in [*tokenizers, "random"])
             continue
@@ -87,6 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", required=True, help="folder of the set and all evaluations")
     parser.add_argument("--count", type=int, default=48, help="videos of each set")
     parser.add_argument("--seed", type=int, default=5, help="of the videos")
+    parser.add_argument("--tasks", default=",".join(SETTINGS))
     parser.add_argument("--settings", action="store_true", help="change one setting at a time")
     arguments = parser.parse_args(argv)
     output = Path(arguments.output)
