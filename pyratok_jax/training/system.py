@@ -214,8 +214,11 @@ class TokenizerLoss:
         Raises:
             UserError: (micro)batches of one clip.
         """
-        named = ((bucket.name, bucket.clips) for bucket in parse_buckets(config.data.buckets))
-        alone = [name for name, clips in named if clips == 1]
+        try:
+            buckets = parse_buckets(config.data.buckets)
+        except UserError as error:
+            raise UserError(f"config.data.buckets: {error}") from error
+        alone = [bucket.name for bucket in buckets if bucket.clips == 1]
         if self.contrasts and alone:
             raise UserError(
                 f"config.data.buckets: {alone[0]}*1 has one clip in a batch, and so {NO_NEGATIVES}"

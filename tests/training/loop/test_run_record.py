@@ -143,8 +143,10 @@ def test_a_broken_history_is_named(begun):
 def test_a_config_from_before_a_key_had_what_holds_without_it(tmp_path):
     """A run that was begun before levels could choose their inputs is resumed as what it was."""
     config = tokenizer_training_config()
+    config.model.tokenizer.update({"inputs": "residual-everywhere", "surrogate": "identity"})
     written = json.loads(config.to_json_best_effort())
     del written["model"]["tokenizer"]["inputs"], written["loss"]["formulas"]
+    del written["model"]["tokenizer"]["surrogate"]
     (tmp_path / "config.json").write_text(json.dumps(written))
     assert RunRecord(epath.Path(tmp_path), config, 4).changes == {}
     config.model.tokenizer.inputs = "paper"
