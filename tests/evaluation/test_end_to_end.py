@@ -47,7 +47,8 @@ RATES = {
     "reconstruction": rate([[9]], 32),
     "compression": rate([[5]], 32),
     "segmentation": rate([[13]], 16),
-    "localization": rate([[33, 12]], 16),
+    # 33 frames, and 13 of which the first is shared: 9 and 4 token frames of 5 tokens.
+    "localization": 6 * 5 * (9 + 4 * 12 / 13) / (45 * 16**2),
     "classification": rate([[9]], 16),
     "probes": rate([[9]], 16),
 }

@@ -99,8 +99,10 @@ def tiny_config(world: Path, **changes) -> ConfigDict:
     config.optimizer.update({"learning_rate": 2e-2})
     config.model.backbone = str(world / "vae")
     config.model.tokenizer.update(
-        {"bits": 6, "width": 16, "heads": 2, "synthesis_width": 8, "lora_rank": 2}
-    )
+        {"bits": 6, "width": 16, "heads": 2, "synthesis_width": 8, "lora_rank": 2,
+         # Every level has every input, so that tests reach all of a block.
+         "inputs": "residual-everywhere"}
+    )  # fmt: skip
     with config.ignore_type():
         config.model.tokenizer.grids = ((1, 16), (2, 16), (4, 16), (4, 8))
     config.language.update({"spec": str(world / "language"), "length": 8})
