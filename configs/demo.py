@@ -31,6 +31,8 @@ WORLD_LEVELS = {
     "grids": ((4, 8), (2, 8), (2, 8), (2, 8)), "stages": (5, 5, 5, 5),
     "inputs": ({}, _REST, _REST, _REST), "surrogate": "tanh",
 }  # fmt: skip
+# Of real scenes alone, without words: what rebuilds best, since nothing is to be named.
+SCENES = {"inputs": "residual-everywhere", "surrogate": "identity"}
 # Name pattern -> factor of the learning rate: what reads the codes has 1e-3 where levels have 1e-5.
 # The attention writes into the levels: at 1e-3 too it cost 0.75 dB in a hundred steps.
 TEXT_MODULES = ((r"^alignment\.|\.text_prior\.|null_text", 100.0), (r"\.attention\.", 10.0))
@@ -61,7 +63,8 @@ def get_config(argument: str = "") -> ConfigDict:
          "lora_alpha": 16.0}
     )  # fmt: skip
     with config.model.tokenizer.ignore_type():
-        config.model.tokenizer.update(WORLD_LEVELS if preset == WORLD else {"grids": preset})
+        levels = WORLD_LEVELS if preset == WORLD else SCENES | {"grids": preset}
+        config.model.tokenizer.update(levels)
     # Levels are fitted before the first step, text modules are fresh: they need a faster rate.
     config.optimizer.groups = TAKEN_OVER if preset == WORLD else TEXT_MODULES
     # Sizes, for reports made without the weights.

@@ -15,7 +15,11 @@ from pyratok_jax.models.text_statistics import plain_captions
 from pyratok_jax.tokenizer.loading import read_description, stored_config, tokenizer_folder
 from pyratok_jax.training.system import TokenizerLoss, tokenizer_config
 
-make = runpy.run_path(str(Path(__file__).parents[3] / "configs" / "world.py"))["get_config"]
+CONFIGS = Path(__file__).parents[3] / "configs"
+make, tpu, demo = (
+    runpy.run_path(str(CONFIGS / name))["get_config"]
+    for name in ("world.py", "tpu_v5.py", "demo.py")
+)
 
 
 def test_stages_share_one_schedule_of_masking_and_turn_the_losses_on():
@@ -60,6 +64,18 @@ def test_settings_that_cannot_teach_are_refused_in_one_line(key, value, message)
     with pytest.raises(UserError, match=message) as raised:
         TokenizerLoss(config)
     assert "\n" not in str(raised.value)
+
+
+def test_the_recipe_and_the_world_have_the_inputs_that_are_proven():
+    """Where the residual is in every level's logits, text and features move nothing."""
+    for config in (tpu("stage1"), tpu("stage3-v5e"), make("stage1"), make("stage3")):
+        assert config.model.tokenizer.inputs == "latent-first"
+        assert config.model.tokenizer.surrogate == "tanh"
+        assert config.loss.hidden_captions == 0.9
+        assert config.loss.settings.text_pooling == "peaks"
+    # The demo of real scenes alone has no words.
+    fine = demo("fine")
+    assert fine.model.tokenizer.inputs == "residual-everywhere"
 
 
 def test_a_part_of_a_batch_with_one_clip_is_refused_where_it_is_traced():
