@@ -149,9 +149,8 @@ def train(arguments: argparse.Namespace, case: Case) -> Path:
         the working folder.
     """
     output = Path(arguments.output)
-    # Parts that no name has in common with another's.
-    seed = f"seed={case.seed}" if arguments.of_seeds else "seeds=all"
-    tokens = output / f"tokens_{case.name}_{seed}{'_shuffled' if case.shuffled else ''}"
+    seed = f"_{case.seed}" if arguments.of_seeds else ""
+    tokens = output / f"tokens_{case.name}{seed}{'_shuffled' if case.shuffled else ''}"
     captions = output / f"captions_{arguments.things}_{arguments.clips}"
     made_once(arguments, tokens, captions)
     workdir = output / case.folder

@@ -209,8 +209,8 @@ def faithfulness(parts: Sequence[Partial], samples: int) -> Metrics:
     """Shares of samples that show what their world prompt says, and what chance is.
 
     Chance is what the same videos score under the prompts of other samples; of several repeats each
-    has `samples` rows. What the tokenizer's
-    reconstructions of the real clips show is what the prior could reach.
+    has `samples` rows. What the tokenizer's reconstructions of the real clips show is what the
+    prior could reach.
     """
     rows = [row for part in parts for row in part.get("world", ())]
     if not rows:

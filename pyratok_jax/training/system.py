@@ -40,7 +40,7 @@ TRAINED = ("tokenizer.blocks.", "tokenizer.synthesis.", "tokenizer.quantizer.",
 
 
 _DROPOUT, _HIDING = 3, 4  # Apart from the keys that a split of three gives.
-NO_NEGATIVES = (
+_NO_NEGATIVES = (
     "the contrastive text term has no negatives; give more clips, or set "
     "config.loss.settings.text_form=kl or config.loss.weights.text_codebook=0"
 )
@@ -221,12 +221,12 @@ class TokenizerLoss:
         alone = [bucket.name for bucket in buckets if bucket.clips == 1]
         if self.contrasts and alone:
             raise UserError(
-                f"config.data.buckets: {alone[0]}*1 has one clip in a batch, and so {NO_NEGATIVES}"
+                f"config.data.buckets: {alone[0]}*1 has one clip in a batch, and so {_NO_NEGATIVES}"
             )
         if self.contrasts and config.batch_size // max(config.accumulate, 1) < 2:
             raise UserError(
                 f"config.batch_size: {config.batch_size} clips in {config.accumulate} parts have "
-                f"one clip in a part, and so {NO_NEGATIVES}"
+                f"one clip in a part, and so {_NO_NEGATIVES}"
             )
 
     def uses(self, term: str) -> bool:
@@ -245,7 +245,7 @@ class TokenizerLoss:
         mask_key, crop_key, frames_key = jax.random.split(key, 3)
         video = to_model_range(batch["video"])
         if self.contrasts and len(video) < 2:  # How a mesh cuts batches is not known before.
-            raise UserError(f"a part of a batch has one clip, and so {NO_NEGATIVES}")
+            raise UserError(f"a part of a batch has one clip, and so {_NO_NEGATIVES}")
         text, cache = self._read(system, batch)
         tokenizer = system.tokenizer
         masked = mask_video(video, tokenizer.mask_value[...], mask_key, progress, self.masking)
