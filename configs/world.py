@@ -31,8 +31,18 @@ from pyratok_jax.training.config import tokenizer_training_config
 # Of the shipped tokenizer, and a pyramid with a third of its tokens, for ablations.
 GRIDS = ((4, 8), (1, 16), (2, 8), (4, 8))
 PYRAMID = ((4, 32), (4, 16), (4, 16), (4, 8))
-STAGES = {"stage1": 1200, "stage2": 1200, "stage3": 600}
+STAGES = {"stage1": 800, "stage2": 200, "stage3": 120}
+BATCHES = {"stage1": 24, "stage2": 16, "stage3": 16}
+RATES = {"stage1": 2e-3, "stage2": 5e-4, "stage3": 2e-4}
+# Of the text-codebook term: what a level has learned to see stays in its codes at a small weight,
+# while the reconstruction recovers what the term has cost.
+TEXT = {"stage1": 0.4, "stage2": 0.2, "stage3": 0.12}
+# Levels see from scratch; adapters of an encoder that works already move little.
 TEXT_MODULES = ((r"^alignment\.|\.attention\.|\.text_prior\.|null_text", 10.0),)
+MODULES = (
+    (r"^alignment\.|\.attention\.|\.text_prior\.|null_text", 2.5),
+    (r"\.adapter\.", 0.05),
+)
 
 
 def get_config(argument: str = "stage1") -> ConfigDict:
@@ -50,13 +60,13 @@ def get_config(argument: str = "stage1") -> ConfigDict:
         raise ValueError(f"world.py:{argument}: expected one of {known}")
     config = tokenizer_training_config(
         steps=3 if smoke else STAGES[stage],
-        batch_size=2 if smoke else 8,
-        checkpoint={"every": 200, "keep": 2, "keep_every": 0},
+        batch_size=2 if smoke else BATCHES[stage],
+        checkpoint={"every": 100, "keep": 2, "keep_every": 0},
         log_every=1 if smoke else 10,
     )
     config.optimizer.update(
-        {"learning_rate": 1e-4, "warmup": 1 if smoke else 30, "schedule": "cosine",
-         "final_share": 0.1, "groups": TEXT_MODULES}
+        {"learning_rate": RATES[stage], "warmup": 1 if smoke else 20, "schedule": "cosine",
+         "final_share": 0.1, "groups": MODULES}
     )  # fmt: skip
     config.model.tokenizer.update(
         {
@@ -80,23 +90,29 @@ def get_config(argument: str = "stage1") -> ConfigDict:
     # A level that sees the caption can copy it into its codes; most must learn from the video.
     config.loss.hidden_captions = 0.9
     config.loss.weights.update(
-        {"commitment": 0.1, "entropy": 0.02, "hierarchy": 0.0, "text_codebook": 0.05}
+        {"commitment": 0.02, "entropy": 0.02, "hierarchy": 0.0, "text_codebook": TEXT[stage]}
     )
     # Straight-through targets gather codes; more entropy keeps them in use.
     config.loss.weights.autoregressive = 0.0 if stage == "stage1" else 0.3
     if stage != "stage1":
         config.loss.weights.entropy = 0.1
+    if stage == "stage1":
+        # A third of the step on two cores, to no effect on levels that are far from sharp.
+        config.loss.weights.lpips = 0.0
     if stage == "stage3":
         config.loss.weights.update({"drift_dinov3": 0.2, "retention": 0.2})
     config.vision.projection = 64
     config.loss.settings.update(
-        {"text_pooling": "peaks", "text_codebook_tokens": 96, "lpips_frames": 1, "dino_frames": 2}
-    )
+        {"text_pooling": "peaks", "text_codebook_tokens": 96, "lpips_frames": 1, "dino_frames": 2,
+         "text_levels": (1.0, 0.02, 0.02, 0.1)}
+    )  # fmt: skip
     done = sum(steps for name, steps in STAGES.items() if name < stage)
     total = sum(STAGES.values())
     config.masking.update({"start": done / total, "end": (done + STAGES[stage]) / total})
     config.data = data_config(
-        sources=("builtin:world",),
+        sources=("builtin:world", "builtin:demo"),
+        weights=(0.8, 0.2),
+        cache_decoded=True,
         heldout=("builtin:world-heldout",),
         buckets=("5x32x32",) if smoke else ("9x64x64",),
         caption_dropout=0.1,
@@ -114,32 +130,42 @@ def get_config(argument: str = "stage1") -> ConfigDict:
     return config
 
 
+def _all_losses() -> ConfigDict:
+    """One stage with all losses from masked to whole clips, for what takes parts away."""
+    config = get_config("stage3")
+    config.batch_size = 8
+    config.optimizer.update({"learning_rate": 1e-4, "warmup": 30, "groups": TEXT_MODULES})
+    config.loss.weights.update({"commitment": 0.1, "text_codebook": 0.05})
+    config.loss.settings.text_levels = (1.0,)
+    config.masking.update({"start": 0.0, "end": 1.0})
+    config.data.update({"sources": ("builtin:world",), "weights": (), "cache_decoded": False})
+    # What compares them measures them.
+    config.evaluators = ()
+    return config
+
+
 def _ablation() -> ConfigDict:
     """All losses at once from fitted levels; the report names videos."""
-    config = get_config("stage3")
+    config = _all_losses()
     config.steps = 300
-    config.masking.update({"start": 0.0, "end": 1.0})
     with config.ignore_type():
         config.model.tokenizer.grids = PYRAMID
     # Each of the five terms has a weight, so that it can be taken away.
     config.loss.weights.update({"text": 0.01, "hierarchy": 0.002})
-    config.calibration.batches = 32
-    config.evaluators = ()
+    config.calibration.batches, config.report.tasks = 32, 24
     return config
 
 
 def _adapted() -> ConfigDict:
     """Adapters of the encoder, from the shipped tokenizer on; its levels hardly move."""
-    config = get_config("stage3")
+    config = _all_losses()
     config.steps, config.batch_size, config.init_from = 120, 4, "builtin:world"
     config.optimizer.update(
         {"learning_rate": 1e-5, "warmup": 10,
          "groups": ((r"\.adapter\.", 100.0), *TEXT_MODULES)}
     )  # fmt: skip
     config.loss.settings.text_codebook_tokens = 64
-    config.masking.update({"start": 0.0, "end": 1.0})
-    # Its benchmarks measure what they compare.
-    config.report.world, config.evaluators = 0, ()
+    config.report.world = 0
     return config
 
 

@@ -17,47 +17,33 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pyratok_jax.data.world.vocabulary import COLOURS, SEEN_SHAPES
 from pyratok_jax.evaluate import main as evaluate
-from pyratok_jax.evaluation.synthetic import main as write_set
+from pyratok_jax.evaluation.task import Setting
+from pyratok_jax.evaluation.world_tasks import FOLDERS, PIECES, SETTINGS, world_videos
 from pyratok_jax.io.atomic import write_json
 
-# A label in the captions of eight things that do it.
-PROMPTS = "|".join(
-    f"A{'n' if colour[0] in 'aeiou' else ''} {colour} {shape} {{}}."
-    for colour, shape in zip(COLOURS, SEEN_SHAPES, strict=True)
-)
-PAPER = {"side": "64", "clip_frames": "9"}  # and the defaults of the tasks
-SETTINGS: dict[str, dict[str, str]] = {
-    "segmentation": PAPER | {"crf_side": "64", "level": "1", "contrast": "true", "units": "0"},
-    # Three frames a second: the nine frames of a piece span a motion, as in training.
-    "localization": PAPER
-    | {"fps": "3", "stride": "3", "window_frames": "9", "gap": "1", "levels": "all",
-       "pooling": "peaks", "contrast": "true", "templates": PROMPTS},
-}  # fmt: skip
-CHANGES: dict[str, dict[str, dict[str, str]]] = {
+CHANGES: dict[str, dict[str, dict[str, Setting]]] = {
     "segmentation": {
-        "no field": {"crf_iterations": "0"},
-        "no contrast": {"contrast": "false"},
-        "the last level": {"level": "0"},
-        "a pixel is of one unit": {"exclusive": "true"},
-        "eight units": {"units": "8"},
+        "no field": {"crf_iterations": 0},
+        "no contrast": {"contrast": False},
+        "the last level": {"level": 0},
+        "a pixel is of one unit": {"exclusive": True},
+        "eight units": {"units": 8},
     },
     "localization": {
-        "no contrast": {"contrast": "false"},
+        "no contrast": {"contrast": False},
         "mean of tokens": {"pooling": "mean"},
         "level 1": {"levels": "1"},
         "one prompt": {"templates": "a video of {}."},
-        "pieces do not overlap": {"stride": "0"},
-        "all frames": {"fps": "0", "stride": "0", "window_frames": "25", "gap": "5"},
+        "pieces do not overlap": {"stride": 0},
+        "all frames": {"fps": 0.0, "stride": 0, "window_frames": 25, "gap": 5},
     },
 }
-FOLDERS = {"segmentation": "vis", "localization": "localization"}
 KEPT = ("j", "map", "average_map", "average_map_std")
 
 
 def measure(task: str, tokenizer: str, data: Path, output: Path,
-            settings: Mapping[str, str]) -> dict[str, float]:  # fmt: skip
+            settings: Mapping[str, Setting]) -> dict[str, float]:  # fmt: skip
     """The kept metrics of one evaluation."""
     words = [f"--set={name}={value}" for name, value in settings.items()]
     place = ["--data", str(data / FOLDERS[task]), "--output", str(output)]
@@ -66,7 +52,7 @@ def measure(task: str, tokenizer: str, data: Path, output: Path,
     return {name: round(metrics[name], 2) for name in KEPT if metrics.get(name) is not None}
 
 
-def cases(arguments: argparse.Namespace) -> Iterator[tuple[str, str, str, dict[str, str]]]:
+def cases(arguments: argparse.Namespace) -> Iterator[tuple[str, str, str, dict[str, Setting]]]:
     """Task, tokenizer, name and settings of each evaluation."""
     tokenizers = arguments.tokenizer or ["builtin:world"]
     for task in arguments.tasks.split(","):
@@ -78,7 +64,7 @@ def cases(arguments: argparse.Namespace) -> Iterator[tuple[str, str, str, dict[s
             yield task, tokenizer, "all of ours", settings
             for name, change in CHANGES[task].items():
                 yield task, tokenizer, name, settings | change
-            yield task, tokenizer, "the defaults", PAPER
+            yield task, tokenizer, "the defaults", PIECES
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -88,16 +74,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", required=True, help="folder of the set and all evaluations")
     parser.add_argument("--count", type=int, default=48, help="videos of each set")
     parser.add_argument("--seed", type=int, default=5, help="of the videos")
-    parser.add_argument("--tasks", default=",".join(SETTINGS))
+    parser.add_argument("--tasks", default=",".join(CHANGES))
     parser.add_argument("--settings", action="store_true", help="change one setting at a time")
     arguments = parser.parse_args(argv)
     output = Path(arguments.output)
-    data = output / f"set_{arguments.seed}_{arguments.count}"
-    if not data.exists():
-        part = data.with_name(data.name + ".part")
-        words = ["--world", "--count", str(arguments.count), "--seed", str(arguments.seed)]
-        write_set(["--output", str(part), *words])
-        part.rename(data)
+    data = world_videos(output, arguments.count, arguments.seed)
     rows: list[dict[str, Any]] = []
     kind = "settings" if arguments.settings else "tokenizers"
     for task, tokenizer, name, settings in cases(arguments):

@@ -5,6 +5,7 @@ The measures are those of the published benchmarks' tasks (`tasks.segmentation`,
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -130,15 +131,17 @@ class ClipQuestions:
                 "compared with words; take one that was trained with text"
             )
         self.tokenizer, self.clip, self.window = tokenizer, clip, window
-        self._features: Features | None = None
 
-    @property
+    @functools.cached_property
     def features(self) -> Features:
         """Code features of the clip, made when first needed."""
-        if self._features is None:
-            extractor = TokenizerFeatures(self.tokenizer, self.window)
-            self._features = extractor.video(self.clip.frames)
-        return self._features
+        return TokenizerFeatures(self.tokenizer, self.window).video(self.clip.frames)
+
+    @functools.cached_property
+    def moving(self) -> Features:
+        """The same without the still pictures that windows begin with, for what happens when."""
+        extractor = TokenizerFeatures(self.tokenizer, self.window, overlap=True)
+        return extractor.video(self.clip.frames)
 
     def texts(self, texts: Sequence[str]) -> Float[np.ndarray, "n d"]:
         """Unit features of texts."""
@@ -197,7 +200,7 @@ class ClipQuestions:
             UserError: a level that does not exist.
         """
         queries, level = self.texts(sentences), self._level(level)
-        scores = frame_similarities(self.features, queries, pooling, [level])
+        scores = frame_similarities(self.moving, queries, pooling, [level])
         return [
             Moments(tuple(propose(row, settings)), window_means(row, settings.window_frames))
             for row in contrasted(scores, contrast).T

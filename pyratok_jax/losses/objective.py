@@ -214,7 +214,7 @@ def _text_codebook_terms(
     embed: CodeEmbedding | None,
     temperature: Float[Array, ""] | float,
 ) -> dict[str, Scalar]:
-    """Term 5 summed over the levels; returns each level's share of captions found, for the log."""
+    """Term 5 summed over the levels by their factors; returns the share of captions each finds."""
     if not terms.wants("text_codebook"):
         return {}
     captions = _given(text, "text_codebook", "captions")
@@ -229,7 +229,7 @@ def _text_codebook_terms(
                 features, captions, temperature, pooling=settings.text_pooling
             )
             extra[f"retrieved/level_{number + 1}"] = text_terms.retrieved(features, captions)
-        values.append(value)
+        values.append(settings.text_level(number) * value)
     terms.values["text_codebook"] = sum(values[1:], values[0])
     return extra
 

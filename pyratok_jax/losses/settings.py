@@ -2,11 +2,24 @@
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from typing import Literal
 
 # Of the text-codebook term (`losses.text`).
 FORMS = ("contrastive", "kl")
 POOLINGS = ("mean", "words", "tokens", "peaks", "both")
+
+
+def _factors(name: str, values: Iterable[float]) -> tuple[float, ...]:
+    """Factors by level.
+
+    Raises:
+        ValueError: a negative or infinite one, or nothing but zeros.
+    """
+    factors = tuple(float(value) for value in values)
+    if not all(0 <= factor < math.inf for factor in factors) or not sum(factors):
+        raise ValueError(f"{name} {factors}: expected values from 0, not all 0")
+    return factors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +87,8 @@ class LossSettings:
         text_temperature: of the kl form.
         dino_reference: what DINO looks at in its drift: "masked" (paper) or "clean" frames.
         text_codebook_tokens: tokens per clip and level in the text-codebook term; 0 for all.
+        text_levels: factors of the text-codebook term by level, the last for all further levels:
+            one level may say what is shown, and the others rebuild.
         smallest_logvar: log-variances count as at least this in the drift from the VAE.
     """
 
@@ -88,6 +103,7 @@ class LossSettings:
     text_temperature: float = 0.5
     dino_reference: str = "masked"
     text_codebook_tokens: int = 1024
+    text_levels: tuple[float, ...] = (1.0,)
     smallest_logvar: float = -30.0
 
     def paper(self) -> "LossSettings":
@@ -96,10 +112,17 @@ class LossSettings:
         Text features stay standardised, without which the kl form has one-hot targets.
         """
         return dataclasses.replace(
-            self, gamma=0.0, hierarchy_stop_gradient=False, text_form="kl", dino_reference="masked"
-        )
+            self, gamma=0.0, hierarchy_stop_gradient=False, text_form="kl",
+            dino_reference="masked", text_levels=(1.0,),
+        )  # fmt: skip
+
+    def text_level(self, number: int) -> float:
+        """Factor of the text-codebook term of a level, counted from 0."""
+        return self.text_levels[min(number, len(self.text_levels) - 1)]
 
     def __post_init__(self) -> None:
+        # A config's lists become tuples: the settings are part of a program's key.
+        object.__setattr__(self, "text_levels", _factors("text_levels", self.text_levels))
         for name, value, known in (
             ("text_form", self.text_form, FORMS),
             ("text_pooling", self.text_pooling, POOLINGS),
@@ -131,11 +154,7 @@ class PriorObjective:
     level_weights: tuple[float, ...] = (1.0,)
 
     def __post_init__(self) -> None:
-        # A config's lists become tuples: the settings are part of a program's key.
-        object.__setattr__(self, "level_weights", tuple(float(w) for w in self.level_weights))
-        weights = self.level_weights
-        if not all(0 <= weight < math.inf for weight in weights) or not sum(weights):
-            raise ValueError(f"level_weights {weights}: expected values from 0, not all 0")
+        object.__setattr__(self, "level_weights", _factors("level_weights", self.level_weights))
         if self.weight not in ("uniform", "elbo"):
             raise ValueError(f"weight {self.weight!r}: expected uniform or elbo")
         for name in ("flip", "tasks"):

@@ -11,12 +11,15 @@ import numpy as np
 from pyratok_jax.io.atomic import write_bytes
 from pyratok_jax.reports.curves import plain_label
 
-# Key of a result -> heading and digits; the last two are of videos of the world, without a caption.
+# Key of a result -> heading and digits; from the names on, of the world without captions.
 COLUMNS = {
     "psnr": ("PSNR, dB", 2),
     "ssim": ("SSIM", 4),
     "lpips": ("LPIPS (VGG)", 4),
     "names": ("named rightly, % of 12 classes (chance 8.3)", 1),
+    "segmentation_j": ("segmentation, J", 1),
+    "localization_map": ("localisation of motions, average mAP", 1),
+    "questions": ("questions, % (chance 25)", 1),
     "nats/gain/level_1": ("level 1, nats: another caption less own", 3),
 }
 _ALWAYS = ("psnr", "ssim", "lpips")

@@ -136,7 +136,8 @@ def tokenizer_training_config(**changes: Json) -> ConfigDict:
       the learning rate of these, and the clips' shapes (empty: the training's). After init_from
       only with init_levels.
     - report: held-out clips that are shown and measured, their shape, LPIPS on or off; on how many
-      held-out videos of the world the words in the tokens are measured (0: none).
+      held-out videos of the world the words in the tokens are measured (world; 0: none), and in
+      ablations the zero-shot tasks (tasks; 0: none).
 
     Raises:
         KeyError: an unknown key in `changes`.
@@ -188,7 +189,13 @@ def tokenizer_training_config(**changes: Json) -> ConfigDict:
             "learning_rate": 5e-4,
             "buckets": (),
         },
-        "report": {"clips": 8, "buckets": ("17x96x96",), "lpips": True, "world": 0},
+        "report": {
+            "clips": 8,
+            "buckets": ("17x96x96",),
+            "lpips": True,
+            "world": 0,
+            "tasks": 0,
+        },
     }
     for name, values in parts.items():
         config[name] = ConfigDict(values)

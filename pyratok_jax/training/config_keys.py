@@ -273,6 +273,7 @@ TOKENIZER: Keys = {
     "loss.settings.text_temperature": (_POSITIVE, "of its kl form"),
     "loss.settings.dino_reference": (Choice(("masked", "clean")), "what DINO's drift looks at"),
     "loss.settings.text_codebook_tokens": (_whole(0), "tokens per clip and level; 0: all"),
+    "loss.settings.text_levels": (Several(_FROM_0), "its factors by level, the last for the rest"),
     "loss.settings.smallest_logvar": (Number(), "log-variances count as at least this"),
     "masking.frame_ratio": (_SHARE, "share of frames that are hidden"),
     "masking.spatial_ratio": (_SHARE, "share of patches that are hidden at the start"),
@@ -289,6 +290,7 @@ TOKENIZER: Keys = {
     "report.buckets": (Checked(_BUCKETS), "their shapes"),
     "report.lpips": (Flag(), "measure LPIPS"),
     "report.world": (_whole(0), "held-out videos of the world to name; 0: none"),
+    "report.tasks": (_whole(0), "the same for each zero-shot task of an ablation; 0: none"),
 }
 
 GENERATOR: Keys = {

@@ -112,6 +112,16 @@ def _preset_levels(name: str) -> int:
     return len(PRESETS[name])
 
 
+def _levels(config: ConfigDict) -> int:
+    """How many levels the config's tokenizer has.
+
+    Raises:
+        UserError: as `_preset_levels`.
+    """
+    grids = config.model.tokenizer.grids
+    return _preset_levels(grids) if isinstance(grids, str) else len(grids)
+
+
 def build_system(
     config: ConfigDict,
     sizes: VideoVAEConfig,
@@ -154,10 +164,9 @@ def build_system(
 
 def alignment_arguments(config: ConfigDict, language_width: int) -> dict[str, Json]:
     """Arguments of `Alignment`, kept beside the checkpoints."""
-    grids = config.model.tokenizer.grids
     return {
         "bits": config.model.tokenizer.bits,
-        "levels": _preset_levels(grids) if isinstance(grids, str) else len(grids),
+        "levels": _levels(config),
         "language_width": language_width,
         "head": config.model.head,
         "text_hidden": config.model.text_hidden,
@@ -181,9 +190,17 @@ class TokenizerLoss:
         _check_choice("config.loss.preset", config.loss.preset, PRESETS_OF_WEIGHTS)
         if config.loss.preset == "paper":
             self.weights = self.weights.paper()
-        self.settings = LossSettings(
-            vocabulary=config.model.tokenizer.vocabulary, **values["settings"]
-        )
+        try:
+            self.settings = LossSettings(
+                vocabulary=config.model.tokenizer.vocabulary, **values["settings"]
+            )
+        except ValueError as error:
+            raise UserError(f"config.loss.settings.{error}") from error
+        factors, levels = self.settings.text_levels, _levels(config)
+        if len(factors) > levels:
+            raise UserError(
+                f"config.loss.settings.text_levels {factors}: the tokenizer has {levels} levels"
+            )
         _check_choice("config.loss.formulas", config.loss.formulas, PRESETS_OF_FORMULAS)
         if config.loss.formulas == "paper":
             self.settings = self.settings.paper()

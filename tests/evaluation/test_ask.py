@@ -194,7 +194,8 @@ class Known(ClipQuestions):
         values = np.zeros((9, 4, 6, 2), np.float32)
         values[..., 1] = 1.0
         values[4:, :2, :2] = (1.0, 0.0)
-        self._features = Features((LevelFeatures(values, np.arange(9), (8, 8)),))
+        # In place of the cached properties.
+        self.features = self.moving = Features((LevelFeatures(values, np.arange(9), (8, 8)),))
         self.tokenizer = type("T", (), {"config": type("C", (), {"grids": ((1, 8),)})})
 
     def texts(self, texts):

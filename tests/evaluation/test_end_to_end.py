@@ -137,3 +137,18 @@ def test_long_clips_are_encoded_in_windows_with_a_row_for_every_frame(tokenizer,
     alone = features.video(clip[5:10])
     np.testing.assert_array_equal(alone.levels[1].values, last.values[2:4])
     assert features.video(clip[:5], lambda: Truth(None, None)).bits == alone.bits
+
+
+def test_no_frame_inside_a_clip_is_read_from_a_still_picture_where_windows_overlap(tokenizer, rng):
+    clip = rng.integers(0, 255, (11, 20, 24, 3)).astype(np.uint8)
+    found = TokenizerFeatures(tokenizer, window=5, overlap=True).video(clip)
+    last = found.levels[1]
+    # Frames 0 to 4, 4 to 8 and 8 to 10, the later ones without their first.
+    assert last.values.shape[:3] == (4, 3, 3)
+    assert last.rows.tolist() == [0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3]
+    assert found.bits == 6 * (4 * 2 * 2 + 4 * 4 * 4)
+    second = TokenizerFeatures(tokenizer, window=5).video(clip[4:9]).levels[1]
+    np.testing.assert_array_equal(last.values[2:3], second.values[1:])
+    # Windows of one frame share none.
+    single = TokenizerFeatures(tokenizer, window=1, overlap=True).video(clip).levels[1]
+    assert single.rows.tolist() == list(range(11)) == list(range(len(single.values)))

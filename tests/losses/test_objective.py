@@ -136,6 +136,29 @@ def terms_by_hand(rebuilt, output):
     }
 
 
+@pytest.mark.parametrize("factors", [(1.0, 0.0), (1.0, 0.25, 0.0, 2.0), (0.5,)])
+def test_factors_of_levels_scale_their_text_terms_alone(factors):
+    settings = LossSettings(text_levels=factors)
+    _, terms = run(only(text_codebook=1.0), settings=settings)
+    text, embed = plain_captions(captions()), Embedding()
+
+    def by_hand(levels):
+        values = [contrastive(code_features(x.q, i, embed, 1024), text, 0.07)
+                  for i, x in enumerate(levels)]  # fmt: skip
+        by_level = [*factors, *[factors[-1]] * (len(levels) - len(factors))]
+        return sum(f * v for f, v in zip(by_level, values, strict=True)), values
+
+    expected, values = jax.jit(by_hand)(passed()[1].levels)
+    assert len({float(v) for v in values}) == len(values) > 1
+    np.testing.assert_allclose(terms["text_codebook"], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("factors", [(), (0.0, 0.0), (1.0, -0.5), (float("inf"),)])
+def test_impossible_factors_of_levels_are_refused(factors):
+    with pytest.raises(ValueError, match="text_levels"):
+        LossSettings(text_levels=factors)
+
+
 def test_a_term_without_weight_is_not_computed():
     def explode(*_):
         raise AssertionError("computed")

@@ -86,11 +86,14 @@ class TokenizerFeatures:
     """The code embeddings of a trained tokenizer.
 
     Clips longer than `window` frames, or the next number that the VAE takes, are encoded window by
-    window, each on its own, so that memory does not grow with their length.
+    window, each on its own, so that memory does not grow with their length. A window's frame 0 has
+    codes of its own, which show a picture and no motion. With `overlap` every window but the first
+    begins with the last frame of the one before and is not read there: for what happens. For what
+    is where, those pictures are the best codes.
     """
 
-    def __init__(self, tokenizer: "Tokenizer", window: int = 33) -> None:
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: "Tokenizer", window: int = 33, *, overlap: bool = False) -> None:
+        self.tokenizer, self.overlap = tokenizer, overlap
         self.window = tokenizer.config.vae.window(window)
         self.checkpoint_hash: str = tokenizer.checkpoint_hash
         self.levels = len(tokenizer.config.grids)
@@ -105,8 +108,10 @@ class TokenizerFeatures:
         """
         if min(clip.shape) < 1:
             raise BrokenItemError(f"the clip is empty: {clip.shape}")
-        starts = range(0, len(clip), self.window)
-        parts = [self._window(clip[start : start + self.window], caption) for start in starts]
+        shared = min(self.window - 1, 1) if self.overlap else 0
+        later = range(self.window - shared, len(clip) - shared, self.window - shared)
+        parts = [self._window(clip[: self.window], caption)]
+        parts += [self._window(clip[i : i + self.window], caption, shared) for i in later]
         levels = []
         for level in zip(*(part.levels for part in parts), strict=True):
             counts = np.cumsum([0] + [len(piece.values) for piece in level[:-1]])
@@ -115,18 +120,20 @@ class TokenizerFeatures:
             levels.append(LevelFeatures(values, np.concatenate(rows), level[0].cell))
         return Features(tuple(levels), sum(part.bits or 0 for part in parts))
 
-    def _window(self, clip: np.ndarray, caption: str | None) -> Features:
+    def _window(self, clip: np.ndarray, caption: str | None, shared: int = 0) -> Features:
+        """Features of a window but for its first `shared` frames: none, or frame 0."""
         encoded = self.tokenizer.encode(clip, caption or None)
         frames, height, width = clip.shape[:3]
         levels = []
         embedded = self.tokenizer.code_embeddings(encoded.batch)
         for values, (dt, ds) in zip(embedded, self.tokenizer.config.grids, strict=True):
-            rows = -(-np.arange(frames) // dt)
-            shown = values[0, : rows[-1] + 1, : -(-height // ds), : -(-width // ds)]
+            rows = -(-np.arange(shared, frames) // dt) - shared
+            shown = values[0, shared : shared + rows[-1] + 1, : -(-height // ds), : -(-width // ds)]
             levels.append(LevelFeatures(np.asarray(shown, np.float32), rows, (ds, ds)))
         if not all(np.isfinite(level.values).all() for level in levels):
             raise BrokenItemError("the features of its tokens are not finite")
-        return Features(tuple(levels), encoded.bits)
+        tokens = sum(ids[shared:].size for ids in encoded.ids)
+        return Features(tuple(levels), tokens * encoded.bits_per_token)
 
     def texts(self, captions: Sequence[str]) -> np.ndarray:
         """As `Extractor.texts`."""

@@ -22,6 +22,7 @@ from pyratok_jax.data.heldout import HeldoutClip, heldout_clips
 from pyratok_jax.data.padding import to_model_range
 from pyratok_jax.errors import UserError, short
 from pyratok_jax.evaluation.language_check import check_language
+from pyratok_jax.evaluation.world_tasks import world_videos, zero_shot
 from pyratok_jax.io import Json
 from pyratok_jax.io.atomic import atomic_path, write_json
 from pyratok_jax.io.documents import read_json, read_npz, refusing
@@ -36,6 +37,7 @@ from pyratok_jax.training.tasks.tokenizer import TokenizerTask
 
 RESULT = "result.json"
 _CALIBRATED = "tokenizer."
+_TASKS_SEED = 5  # of the videos of the zero-shot tasks, on which nothing was chosen
 
 
 def run_one(
@@ -87,7 +89,7 @@ def run_one(
     result = {
         **facts,
         **figures,
-        **words_in_tokens(task, trained.partition),
+        **words_in_tokens(task, trained.partition, starts.parent / "videos"),
         **(start or _start_of_resumed(config, kept)),
         "skipped_steps": int(trained.state.skipped),
         "seconds": time.perf_counter() - begin,
@@ -202,18 +204,24 @@ def measure(
     return figures
 
 
-def words_in_tokens(task: TokenizerTask, partition: Partition) -> dict[str, Json]:
-    """What the tokens of `report.world` held-out videos of the world say, made without a caption.
+def words_in_tokens(task: TokenizerTask, partition: Partition, videos: Path) -> dict[str, Json]:
+    """What the tokens of held-out videos of the world say, made without a caption.
+
+    Args:
+        task, partition: of the training.
+        videos: folder in which runs share the videos of the tasks.
 
     Returns:
-        "names": right names in percent, "names_chance"; "nats/own/level_1", ... where the head that
-        predicts tokens is trained. Empty without tokens or without such videos.
+        "names": right names of `report.world` videos in percent, "names_chance";
+        "nats/own/level_1", ... where the head that predicts tokens is trained; and the figures of
+        `zero_shot` on `report.tasks` videos of each task. Empty without tokens or such videos.
     """
     system = partition.merge(partition.trainable, partition.frozen)
     if not system.tokenizer.quantizer.makes_tokens:
         return {}
+    tokenizer = task.wrap(system)
     found = check_language(
-        task.wrap(system),
+        tokenizer,
         task.config.report.world,
         read=task.predicts_codes,
         layers=task.loss.language_layers,
@@ -221,7 +229,10 @@ def words_in_tokens(task: TokenizerTask, partition: Partition) -> dict[str, Json
     if found is None:
         return {}
     nats: dict[str, Json] = {f"nats/{name}": value for name, value in found.nats.items()}
-    return {"names": found.top1, "names_chance": found.chance, **nats}
+    tasks: dict[str, Json] = {}
+    if task.config.report.tasks:
+        tasks = zero_shot(tokenizer, world_videos(videos, task.config.report.tasks, _TASKS_SEED))
+    return {"names": found.top1, "names_chance": found.chance, **nats, **tasks}
 
 
 def _continuous(model: PyraTok) -> Callable[[np.ndarray], np.ndarray]:

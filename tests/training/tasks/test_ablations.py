@@ -109,7 +109,7 @@ def test_a_set_is_run_once_and_tabulated(config_file, tmp_path, capsys):
     workdir = tmp_path / "runs"
     arguments = ["--names", "rvq,continuous", "--seeds", "1", "--config", str(config_file)]
     arguments += ["--workdir", str(workdir), "--set", "calibration.steps=1"]
-    arguments += ["--set", "report.world=12"]
+    arguments += ["--set", "report.world=12", "--set", "report.tasks=1"]
     assert ablate.main(arguments) == 0
     results = {n: json.loads((workdir / n / "seed_0/result.json").read_text())
                for n in ("rvq", "continuous")}  # fmt: skip
@@ -119,7 +119,12 @@ def test_a_set_is_run_once_and_tabulated(config_file, tmp_path, capsys):
     # A language model and an embedding of codes: what the tokens name is measured.
     assert 0 <= results["rvq"]["names"] <= 100 and results["rvq"]["names_chance"] == 8.3
     assert "names" not in results["continuous"]
-    assert "named rightly" in (workdir / "ablations.md").read_text()
+    # Of the tasks on videos that the runs share.
+    for figure in ("segmentation_j", "localization_map", "questions"):
+        assert 0 <= results["rvq"][figure] <= 100 and figure not in results["continuous"]
+    assert [p.name for p in (workdir / "videos").iterdir()] == ["set_5_1"]
+    table = (workdir / "ablations.md").read_text()
+    assert all(what in table for what in ("named rightly", "segmentation, J", "questions, %"))
     opened = load_tokenizer(workdir / "rvq/seed_0")
     assert len(opened.encode(np.zeros((5, 32, 32, 3), np.uint8), "").ids) == 3
     assert len(list((workdir / "starts").glob("*.npz"))) == 2

@@ -50,11 +50,13 @@ def test_adapters_are_trained_around_the_levels_that_are_shipped(argument):
     "key, value, message",
     [
         ("batch_size", 1, "config.batch_size: 1 clips in 1 parts .* no negatives"),
-        ("accumulate", 8, "in 8 parts"),
+        ("accumulate", 16, "in 16 parts"),
         ("data.buckets", ("9x64x64", "17x64x64*1"), "17x64x64.1 has one clip .* no negatives"),
         ("loss.preset", "eq2", "expected one of"),
         ("loss.hidden_captions", 1.5, "hidden_captions is 1.5"),
         ("loss.formulas", "eq2", "expected one of"),
+        ("loss.settings.text_levels", (1.0,) * 5, "text_levels .* has 4 levels"),
+        ("loss.settings.text_levels", (0.0,), "text_levels .* not all 0"),
         ("model.head", "softmax", "needs config.model.head=lookup_free"),
     ],
 )
