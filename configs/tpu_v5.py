@@ -40,6 +40,8 @@ from pyratok_jax.training.config import tokenizer_training_config
 
 STAGES = {"stage1": 30_000, "stage2": 60_000, "stage3": 180_000}
 SIDES = {"stage1": (512, 1024, 2048), "stage2": (512, 1024, 2048), "stage3": (128, 512, 2048, 4096)}
+# Weight of the text-codebook term: what has been learned stays in the codes at a smaller one.
+TEXT = {"stage1": 0.4, "stage2": 0.2, "stage3": 0.12}
 FRAMES = (17, 49, 97)
 # Sizes of the mesh, parts of a batch, pixels of the largest clip that lies whole on a chip, and of
 # the largest clip at all.
@@ -132,6 +134,9 @@ def get_config(argument: str = "stage1") -> ConfigDict:
     # codes, so most must learn from the video; what is small in it is found by its peaks.
     config.loss.hidden_captions = 0.9
     config.loss.settings.text_pooling = "peaks"
+    # Level 1 learns words first, as in `configs/world.py`, whose stages are measured.
+    config.loss.weights.text_codebook = TEXT[stage]
+    config.loss.settings.text_levels = (1.0, 0.02, 0.02, 0.1)
     config.loss.settings.lpips_frames = 8
     config.calibration.batches = 0
     config.data = data_config(

@@ -23,6 +23,8 @@ phrasings are in `builtin:world-heldout` alone.
 `:smoke` takes a few steps of stage 2.
 """
 
+from typing import NamedTuple
+
 from ml_collections import ConfigDict
 
 from pyratok_jax.data.config import data_config
@@ -31,18 +33,34 @@ from pyratok_jax.training.config import tokenizer_training_config
 # Of the shipped tokenizer, and a pyramid with a third of its tokens, for ablations.
 GRIDS = ((4, 8), (1, 16), (2, 8), (4, 8))
 PYRAMID = ((4, 32), (4, 16), (4, 16), (4, 8))
-STAGES = {"stage1": 800, "stage2": 200, "stage3": 120}
-BATCHES = {"stage1": 24, "stage2": 16, "stage3": 16}
-RATES = {"stage1": 2e-3, "stage2": 5e-4, "stage3": 2e-4}
-# Of the text-codebook term: what a level has learned to see stays in its codes at a small weight,
-# while the reconstruction recovers what the term has cost.
-TEXT = {"stage1": 0.4, "stage2": 0.2, "stage3": 0.12}
-# Levels see from scratch; adapters of an encoder that works already move little.
+# Text modules of levels that are taken over learn faster than the levels; where all begin afresh,
+# a little. Adapters of an encoder that works already move little.
 TEXT_MODULES = ((r"^alignment\.|\.attention\.|\.text_prior\.|null_text", 10.0),)
-MODULES = (
-    (r"^alignment\.|\.attention\.|\.text_prior\.|null_text", 2.5),
-    (r"\.adapter\.", 0.05),
-)
+MODULES = ((TEXT_MODULES[0][0], 2.5), (r"\.adapter\.", 0.05))
+
+
+class Stage(NamedTuple):
+    """What stages differ in.
+
+    Attributes:
+        steps, clips, rate: how many, of how many clips each, at which learning rate of the levels.
+        masking: progress of the masking over the recipe at the first and at the last step.
+        text: weight of the text-codebook term. What a level has learned to see stays in its codes
+            at a small one, while the reconstruction recovers what the term has cost.
+    """
+
+    steps: int
+    clips: int
+    rate: float
+    masking: tuple[float, float]
+    text: float
+
+
+STAGES = {
+    "stage1": Stage(800, 24, 2e-3, (0.0, 5 / 7), 0.4),
+    "stage2": Stage(400, 16, 5e-4, (5 / 7, 6 / 7), 0.2),
+    "stage3": Stage(300, 16, 2e-4, (6 / 7, 1.0), 0.12),
+}
 
 
 def get_config(argument: str = "stage1") -> ConfigDict:
@@ -58,14 +76,15 @@ def get_config(argument: str = "stage1") -> ConfigDict:
     if stage not in STAGES:
         known = ", ".join((*STAGES, "ablation", "adapted", "continued", "smoke"))
         raise ValueError(f"world.py:{argument}: expected one of {known}")
+    own = STAGES[stage]
     config = tokenizer_training_config(
-        steps=3 if smoke else STAGES[stage],
-        batch_size=2 if smoke else BATCHES[stage],
+        steps=3 if smoke else own.steps,
+        batch_size=2 if smoke else own.clips,
         checkpoint={"every": 100, "keep": 2, "keep_every": 0},
         log_every=1 if smoke else 10,
     )
     config.optimizer.update(
-        {"learning_rate": RATES[stage], "warmup": 1 if smoke else 20, "schedule": "cosine",
+        {"learning_rate": own.rate, "warmup": 1 if smoke else 20, "schedule": "cosine",
          "final_share": 0.1, "groups": MODULES}
     )  # fmt: skip
     config.model.tokenizer.update(
@@ -90,7 +109,7 @@ def get_config(argument: str = "stage1") -> ConfigDict:
     # A level that sees the caption can copy it into its codes; most must learn from the video.
     config.loss.hidden_captions = 0.9
     config.loss.weights.update(
-        {"commitment": 0.02, "entropy": 0.02, "hierarchy": 0.0, "text_codebook": TEXT[stage]}
+        {"commitment": 0.02, "entropy": 0.02, "hierarchy": 0.0, "text_codebook": own.text}
     )
     # Straight-through targets gather codes; more entropy keeps them in use.
     config.loss.weights.autoregressive = 0.0 if stage == "stage1" else 0.3
@@ -106,9 +125,7 @@ def get_config(argument: str = "stage1") -> ConfigDict:
         {"text_pooling": "peaks", "text_codebook_tokens": 96, "lpips_frames": 1, "dino_frames": 2,
          "text_levels": (1.0, 0.02, 0.02, 0.1)}
     )  # fmt: skip
-    done = sum(steps for name, steps in STAGES.items() if name < stage)
-    total = sum(STAGES.values())
-    config.masking.update({"start": done / total, "end": (done + STAGES[stage]) / total})
+    config.masking.update({"start": own.masking[0], "end": own.masking[1]})
     config.data = data_config(
         sources=("builtin:world", "builtin:demo"),
         weights=(0.8, 0.2),

@@ -47,6 +47,8 @@ _ADDED: dict[str, Json] = {
     "loss.hidden_captions": 0.0,
     "conditioning.stored": "",
     "fused_attention": True,
+    "loss.settings.text_levels": [1.0],
+    "report.tasks": 0,
 }
 # Those of them that a run's results depend on all the same.
 _OF_RESULTS = ("report", "calibration", "init_from", "init_levels", "data.phases")

@@ -147,6 +147,7 @@ def test_a_config_from_before_a_key_had_what_holds_without_it(tmp_path):
     written = json.loads(config.to_json_best_effort())
     del written["model"]["tokenizer"]["inputs"], written["loss"]["formulas"]
     del written["model"]["tokenizer"]["surrogate"]
+    del written["loss"]["settings"]["text_levels"], written["report"]["tasks"]
     (tmp_path / "config.json").write_text(json.dumps(written))
     assert RunRecord(epath.Path(tmp_path), config, 4).changes == {}
     config.model.tokenizer.inputs = "paper"

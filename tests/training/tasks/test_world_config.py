@@ -75,6 +75,7 @@ def test_the_recipe_and_the_world_have_the_inputs_that_are_proven():
         assert config.model.tokenizer.surrogate == "tanh"
         assert config.loss.hidden_captions == 0.9
         assert config.loss.settings.text_pooling == "peaks"
+        assert config.loss.settings.text_levels == (1.0, 0.02, 0.02, 0.1)
     # The demo of real scenes alone has no words.
     fine = demo("fine")
     assert fine.model.tokenizer.inputs == "residual-everywhere"
