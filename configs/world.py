@@ -37,6 +37,7 @@ PYRAMID = ((4, 32), (4, 16), (4, 16), (4, 8))
 # a little. Adapters of an encoder that works already move little.
 TEXT_MODULES = ((r"^alignment\.|\.attention\.|\.text_prior\.|null_text", 10.0),)
 MODULES = ((TEXT_MODULES[0][0], 2.5), (r"\.adapter\.", 0.05))
+LATER_MODULES = ((r"\.adapter\.", 5.0), (r"\.attention\.", 10.0), (TEXT_MODULES[0][0], 50.0))
 
 
 class Stage(NamedTuple):
@@ -58,8 +59,8 @@ class Stage(NamedTuple):
 
 STAGES = {
     "stage1": Stage(800, 24, 2e-3, (0.0, 5 / 7), 0.4),
-    "stage2": Stage(400, 16, 5e-4, (5 / 7, 6 / 7), 0.2),
-    "stage3": Stage(300, 16, 2e-4, (6 / 7, 1.0), 0.12),
+    "stage2": Stage(200, 16, 2e-5, (5 / 7, 6 / 7), 0.2),
+    "stage3": Stage(120, 16, 2e-5, (6 / 7, 1.0), 0.12),
 }
 
 
@@ -85,7 +86,7 @@ def get_config(argument: str = "stage1") -> ConfigDict:
     )
     config.optimizer.update(
         {"learning_rate": own.rate, "warmup": 1 if smoke else 20, "schedule": "cosine",
-         "final_share": 0.1, "groups": MODULES}
+         "final_share": 0.1, "groups": MODULES if stage == "stage1" else LATER_MODULES}
     )  # fmt: skip
     config.model.tokenizer.update(
         {
@@ -135,8 +136,11 @@ def get_config(argument: str = "stage1") -> ConfigDict:
         caption_dropout=0.1,
         workers=0,
     )
-    # Later stages start from the levels of the one before.
-    config.calibration.batches = 2 if smoke else 32 if stage == "stage1" else 0
+    # The second stage takes the level that has learned words, and fits the others to what it
+    # leaves: at the rate at which words are learned they forget what they were fitted to. The third
+    # starts from all levels of the second.
+    config.init_levels = 1 if stage == "stage2" and not smoke else 0
+    config.calibration.batches = 2 if smoke else 0 if stage == "stage3" else 32
     config.calibration.update({"steps": 3 if smoke else 300, "refine_steps": 2 if smoke else 300})
     config.report.buckets = ("5x32x32",) if smoke else ("9x64x64",)
     if not smoke:
