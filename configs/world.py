@@ -6,14 +6,15 @@
     python -m pyratok_jax.train --config configs/world.py:stage3 --workdir runs/world3 \
         --config.init_from=runs/world2
 
-Videos are drawn while training (`builtin:world`); held-out pairs of colour and shape, shapes and
-phrasings are in `builtin:world-heldout` alone.
+Videos are drawn while training (`builtin:world`), one clip of five is of the demo's real scenes;
+held-out pairs of colour and shape, shapes and phrasings are in `builtin:world-heldout` alone. What
+comes of it after each stage is in docs/proof.md.
 
-| stage | steps | what |
-|---|---|---|
-| 1 | 1,200 | levels and text alignment, no autoregressive loss |
-| 2 | 1,200 | autoregressive alignment: straight-through targets, budget over the whole clip |
-| 3 | 600 | all losses |
+| stage | steps | two idle cores | what |
+|---|---|---|---|
+| 1 | 800 | 36 min | levels learn words and pictures from scratch, no autoregressive loss |
+| 2 | 200 | 11 min | takes level 1, fits the others to what it leaves; autoregressive loss |
+| 3 | 120 | 8 min | all losses |
 
 `:ablation` is one stage with all losses: the base of
 `configs/ablations.py:NAME,world`.
