@@ -10,11 +10,11 @@ Videos are drawn while training (`builtin:world`), one clip of five is of the de
 held-out pairs of colour and shape, shapes and phrasings are in `builtin:world-heldout` alone. What
 comes of it after each stage is in docs/proof.md.
 
-| stage | steps | two idle cores | what |
+| stage | steps | two cores | what |
 |---|---|---|---|
 | 1 | 800 | 36 min | levels learn words and pictures from scratch, no autoregressive loss |
-| 2 | 200 | 11 min | takes level 1, fits the others to what it leaves; autoregressive loss |
-| 3 | 120 | 8 min | all losses |
+| 2 | 200 | 14 min | takes level 1, fits the others to what it leaves; autoregressive loss |
+| 3 | 120 | 9 min | all losses |
 
 `:ablation` is one stage with all losses: the base of
 `configs/ablations.py:NAME,world`.
