@@ -31,7 +31,8 @@ def write_videos(folder: Path, count: int) -> int:
     source = str(film())
     rate = probe(source).fps
     whole = STEP * (count - 1) + FRAMES
-    frames = list(itertools.islice(iter_span(source), FIRST, FIRST + whole))
+    spans = itertools.islice(iter_span(source), FIRST, FIRST + whole)
+    frames = [frame for _, frame in spans]
     folder.mkdir(parents=True)
     for number in range(count):
         first = number * STEP
