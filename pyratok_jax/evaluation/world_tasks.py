@@ -5,11 +5,12 @@ levels are trained on, and the first level, which says what is shown. docs/proof
 one of them is worth.
 """
 
+import contextlib
 from pathlib import Path
 
 from pyratok_jax.data.world.vocabulary import COLOURS, SEEN_SHAPES
 from pyratok_jax.evaluation.synthetic import main as write_set
-from pyratok_jax.evaluation.task import Item, Setting, Task, load_task
+from pyratok_jax.evaluation.task import BrokenItemError, Partial, Setting, Task, load_task
 from pyratok_jax.io import Json
 from pyratok_jax.tokenizer import Tokenizer
 
@@ -63,24 +64,25 @@ def zero_shot(tokenizer: Tokenizer, data: Path) -> dict[str, Json]:
     Returns:
         "segmentation_j" and "localization_map" (averages of five splits and five overlaps) in
         percent, "questions" answered rightly in percent (chance 25); None for what the videos do
-        not hold.
-
-    Raises:
-        BrokenItemError: a video of `data` cannot be read.
+        not hold, and where no video could be evaluated.
     """
     found: dict[str, Json] = {}
     for name, settings in SETTINGS.items():
         task = load_task(name)(data=str(data / FOLDERS[name]), **settings)
         task.check()
         metric, called = METRICS[name]
-        found[called] = _metric(task, tokenizer, metric)
+        found[called] = metric_of(task, tokenizer, metric)
     return found
 
 
-def _metric(task: Task, tokenizer: Tokenizer, metric: str) -> Json:
+def metric_of(task: Task, tokenizer: Tokenizer, metric: str) -> float | None:
+    """One metric of a tokenizer, rounded; None where there is nothing to take it from."""
     model = task.wrap(tokenizer)
     task.prepare(model)
-    items: list[Item] = list(task.items())
-    metrics = task.aggregate({item.id: task.evaluate_item(model, item) for item in items})
-    value = metrics[metric]
+    partials: dict[str, Partial] = {}
+    for item in task.items():
+        # Of levels that have diverged, say: no reason to lose a training's other figures.
+        with contextlib.suppress(BrokenItemError):
+            partials[item.id] = task.evaluate_item(model, item)
+    value = task.aggregate(partials)[metric] if partials else None
     return round(value, 2) if isinstance(value, float) else None
