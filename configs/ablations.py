@@ -34,6 +34,10 @@ def get_config(argument: str = "full") -> ConfigDict:
     file, base = BASES[scale]
     make = runpy.run_path(str(Path(__file__).with_name(file)))["get_config"]
     config = apply(make(base), name or "full", scale)
+    grids, factors = config.model.tokenizer.grids, config.loss.settings.text_levels
+    if not isinstance(grids, str):
+        # Those of the base's levels; an ablation may have fewer.
+        config.loss.settings.text_levels = tuple(factors[: len(grids)])
     if scale == "world":
         # All levels read the latent there, however many an ablation has.
         config.model.tokenizer.stages = (5,) * len(config.model.tokenizer.grids)

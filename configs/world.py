@@ -148,7 +148,8 @@ def get_config(argument: str = "stage1") -> ConfigDict:
         # Names, retrieval matrix and heat maps at the end; curves of nats under own, no and
         # another's caption on the way, once the loss has a weight.
         config.report.world = 144
-        config.evaluators = ({"name": "heldout", "every": 200, "clips": 8},)
+        every = 200 if stage == "stage1" else 40
+        config.evaluators = ({"name": "heldout", "every": every, "clips": 8},)
     return config
 
 

@@ -118,7 +118,7 @@ class Choice:
 
 
 class ClipQuestions:
-    """One clip as a tokenizer sees it, encoded once, without a caption.
+    """One clip as a tokenizer sees it, without a caption; where and when are encoded apart.
 
     Raises:
         UserError: the tokenizer has no language model or no code embedding.

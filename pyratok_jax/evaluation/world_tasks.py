@@ -8,6 +8,7 @@ one of them is worth.
 import contextlib
 from pathlib import Path
 
+from pyratok_jax.data.video.opening import BrokenVideoError
 from pyratok_jax.data.world.vocabulary import COLOURS, SEEN_SHAPES
 from pyratok_jax.evaluation.synthetic import main as write_set
 from pyratok_jax.evaluation.task import BrokenItemError, Partial, Setting, Task, load_task
@@ -82,7 +83,7 @@ def metric_of(task: Task, tokenizer: Tokenizer, metric: str) -> float | None:
     partials: dict[str, Partial] = {}
     for item in task.items():
         # Of levels that have diverged, say: no reason to lose a training's other figures.
-        with contextlib.suppress(BrokenItemError):
+        with contextlib.suppress(BrokenItemError, BrokenVideoError):
             partials[item.id] = task.evaluate_item(model, item)
     value = task.aggregate(partials)[metric] if partials else None
     return round(value, 2) if isinstance(value, float) else None

@@ -1,5 +1,6 @@
 """The tokenizer in training: its modules, which of them train, and its loss."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -196,6 +197,9 @@ class TokenizerLoss:
             )
         except ValueError as error:
             raise UserError(f"config.loss.settings.{error}") from error
+        if config.loss.preset == "paper":
+            # Eq. 2 has no factors by level either.
+            self.settings = dataclasses.replace(self.settings, text_levels=(1.0,))
         factors, levels = self.settings.text_levels, _levels(config)
         if len(factors) > levels:
             raise UserError(

@@ -2,6 +2,7 @@
 
 import pytest
 
+from pyratok_jax.data.video.opening import BrokenVideoError
 from pyratok_jax.evaluation import world_tasks
 from pyratok_jax.evaluation.models.features import OracleFeatures
 from pyratok_jax.evaluation.task import BrokenItemError
@@ -19,9 +20,10 @@ def test_videos_are_written_once(data):
     assert [folder.name for folder in data.parent.iterdir()] == ["set_5_2"]
 
 
-def test_videos_that_cannot_be_evaluated_are_left_out(data, monkeypatch):
+@pytest.mark.parametrize("error", [BrokenItemError("x"), BrokenVideoError("x", "y")])
+def test_videos_that_cannot_be_evaluated_are_left_out(data, monkeypatch, error):
     def broken(self, clip, truth=None, caption=None):
-        raise BrokenItemError("not finite")
+        raise error
 
     monkeypatch.setattr(OracleFeatures, "video", broken)
     task = world_tasks.load_task("segmentation")(

@@ -4,6 +4,7 @@ import csv
 import errno
 import json
 import math
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from benchmarks.world import ablations as stored
 from pyratok_jax import ablate
 from pyratok_jax.data.buckets import Bucket
 from pyratok_jax.errors import UserError
+from pyratok_jax.evaluation.task import BrokenItemError
 from pyratok_jax.io.atomic import write_json
 from pyratok_jax.models.dino import Dino
 from pyratok_jax.models.language.model import LanguageModel
@@ -55,6 +57,36 @@ def test_every_backbone_takes_the_clips_and_grids_of_its_ablation(name):
         vae.check_clip(t, h, w)
         tokens = sum(math.prod(grid_shape(grid, t, h, w)) for grid in sizes.grids)
         assert 0.05 < tokens * sizes.bits / (t * h * w) < 0.15
+
+
+@pytest.mark.parametrize("name", [n for n, one in ABLATIONS.items() if "full" in one.scales])
+def test_every_ablation_of_the_recipe_has_a_loss(name):
+    """Fewer levels than the base's, too."""
+    flags = ["x", f"--config=configs/ablations.py:{name},full"]
+    config, _ = parse_flags(flags, default_config="configs/ablations.py")
+    loss = TokenizerLoss(config)
+    if config.loss.preset == "paper" or config.loss.formulas == "paper":
+        assert loss.settings.text_levels == (1.0,)
+
+
+def test_levels_that_have_diverged_keep_a_run_s_other_figures(monkeypatch, tmp_path):
+    def broken(*_, **__):
+        raise BrokenItemError("not finite")
+
+    monkeypatch.setattr(run, "check_language", broken)
+    monkeypatch.setattr(run, "world_videos", lambda *_: tmp_path)
+    monkeypatch.setattr(run, "zero_shot", lambda *_: {"questions": None})
+    makes = SimpleNamespace(quantizer=SimpleNamespace(makes_tokens=True))
+    partition = SimpleNamespace(
+        trainable={}, frozen={}, merge=lambda *_: SimpleNamespace(tokenizer=makes)
+    )
+    task = SimpleNamespace(
+        wrap=lambda system: SimpleNamespace(text=object(), alignment=object()),
+        config=SimpleNamespace(report=SimpleNamespace(world=12, tasks=1)),
+        predicts_codes=False,
+        loss=SimpleNamespace(language_layers=None),
+    )
+    assert run.words_in_tokens(task, partition, tmp_path) == {"questions": None}
 
 
 @pytest.mark.parametrize("name", [n for n, one in ABLATIONS.items() if "demo" in one.scales])
