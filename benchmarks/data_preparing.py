@@ -1,10 +1,10 @@
 """How fast `data.prepare` turns raw videos into shards: per core, and over Beam workers.
 
-    python benchmarks/data_preparing.py [--videos 24] [--workers 1,2] [--stores bytes,reencode]
+    python benchmarks/data_preparing.py [--videos 24] [--workers 0,1,2] [--stores bytes,reencode]
 
 Videos are cuts of the 720p film, different in each. Each row is one run of the command: seconds of
-the clock and of all its processes, frames of the sources per second of either, and what a run
-without anything to do costs, which is taken off. Prints JSON; quote the ratios.
+the clock, and frames of the sources per second of the clock and of all processes' time, both less
+what the same run costs with one video. Prints JSON; quote the ratios.
 """
 
 import argparse
@@ -83,10 +83,9 @@ def main() -> None:
         write_videos(root / "one", 1)
         for store in arguments.stores.split(","):
             for workers in map(int, arguments.workers.split(",")):
-                words = ("--store", store, *runner(workers))
+                words = ("--store", store, "--shards", str(arguments.shards), *runner(workers))
                 few = prepare(root / "one", root / f"one_{store}_{workers}", *words)
-                shards = ("--shards", str(arguments.shards))
-                all_of = prepare(root / "videos", root / f"{store}_{workers}", *words, *shards)
+                all_of = prepare(root / "videos", root / f"{store}_{workers}", *words)
                 clock, cores = (
                     (frames - FRAMES) / max(a - b, 1e-9) for a, b in zip(all_of, few, strict=True)
                 )

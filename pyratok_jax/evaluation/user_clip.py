@@ -118,7 +118,7 @@ class Choice:
 
 
 class ClipQuestions:
-    """One clip as a tokenizer sees it, without a caption; where and when are encoded apart.
+    """One clip as a tokenizer sees it, without a caption, encoded when first needed.
 
     Raises:
         UserError: the tokenizer has no language model or no code embedding.
@@ -134,13 +134,15 @@ class ClipQuestions:
 
     @functools.cached_property
     def features(self) -> Features:
-        """Code features of the clip, made when first needed."""
+        """Code features of the clip, for what is where."""
         return TokenizerFeatures(self.tokenizer, self.window).video(self.clip.frames)
 
     @functools.cached_property
     def moving(self) -> Features:
         """The same without the still pictures that windows begin with, for what happens when."""
         extractor = TokenizerFeatures(self.tokenizer, self.window, overlap=True)
+        if len(self.clip.frames) <= extractor.window:
+            return self.features
         return extractor.video(self.clip.frames)
 
     def texts(self, texts: Sequence[str]) -> Float[np.ndarray, "n d"]:

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from pyratok_jax.checkpoints.partition import Partition
 from pyratok_jax.data.heldout import HeldoutClip, heldout_clips
 from pyratok_jax.data.padding import to_model_range
-from pyratok_jax.errors import UserError, short
+from pyratok_jax.errors import UserError, require, short
 from pyratok_jax.evaluation.language_check import check_language
 from pyratok_jax.evaluation.task import BrokenItemError
 from pyratok_jax.evaluation.world_tasks import world_videos, zero_shot
@@ -56,11 +56,15 @@ def run_one(
         The result, or None when the training was interrupted.
 
     Raises:
-        UserError: the folder holds a result of other settings.
+        UserError: the folder holds a result of other settings, or a package is missing that
+            `report.tasks` needs.
     """
     path = folder / RESULT
     if path.exists():
         return _finished(path, config, facts)
+    if config.report.tasks:
+        # Now, not after hours of training.
+        require("pycocotools", "trackeval")
     begin = time.perf_counter()
     task = TokenizerTask(config)
     clips = heldout_clips(config.data, tuple(config.report.buckets), config.report.clips)
