@@ -52,7 +52,7 @@ from pyratok_jax.models.pyratok.config import PyraTokConfig
 from pyratok_jax.models.pyratok.model import PyraTok
 from pyratok_jax.models.pyratok.quantizers.base import Level
 from pyratok_jax.models.pyratok.quantizers.final_latent import square_root
-from pyratok_jax.models.text_statistics import pool_words
+from pyratok_jax.models.text_statistics import MANY, pool_words
 from pyratok_jax.nn.text_attention import TextCondition
 from pyratok_jax.tokenizer import write_description
 from pyratok_jax.training.init.calibration import metric_of
@@ -240,6 +240,7 @@ def build(
     pooled, words = pool_words(text), text.embeddings[text.mask]
     statistics.mean[...], statistics.variance[...] = pooled.mean(axis=0), pooled.var(axis=0)
     statistics.word_mean[...], statistics.word_variance[...] = words.mean(axis=0), words.var(axis=0)
+    statistics.batches[...] = jnp.asarray(MANY)
     return Levels(tokenizer, alignment), root
 
 

@@ -5,6 +5,7 @@ and cosines between any two sentences are near 1. Every user of text features th
 standardised: the levels' keys and values, the targets of the alignment terms, zero-shot queries.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -17,6 +18,7 @@ from pyratok_jax.nn.text_attention import TextCondition
 # Part of these arrays' dotted names; the optimizer applies their gradient as it is.
 NAME = "text_statistics"
 _SLOWEST = 0.01  # share of a batch in the running statistics, once many batches have been seen
+MANY = 1 / _SLOWEST  # batches after which it is that share
 _FLOOR = 0.1  # of the median variance: a feature that hardly varies is not blown up
 
 
@@ -102,6 +104,20 @@ class TextStatistics(nnx.Module):
         for parameter, value in zip(kept, found, strict=True):
             total += _with_gradient(parameter[...], share * (parameter[...] - value))
         return total
+
+
+def counted(arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """Arrays by dotted name; statistics that were measured without counting batches count many.
+
+    A count of 0 would let the first batch of a training replace them.
+    """
+    found = dict(arrays)
+    for name, batches in arrays.items():
+        owner, _, leaf = name.rpartition(".")
+        if leaf == "batches" and owner.rpartition(".")[2] == NAME and not float(batches):
+            measured = bool(jnp.any(arrays[f"{owner}.mean"] != 0))
+            found[name] = jnp.full_like(batches, MANY if measured else 0.0)
+    return found
 
 
 def _standardised(

@@ -19,6 +19,7 @@ from pyratok_jax.checkpoints.working_folder import newest_step, read_parameters
 from pyratok_jax.errors import UserError
 from pyratok_jax.io.progress import PlainConsole
 from pyratok_jax.io.remote import AnyPath
+from pyratok_jax.models.text_statistics import counted
 from pyratok_jax.tokenizer.loading import PARAMETERS, tokenizer_folder, trained_arrays
 
 _NAMED = 8  # fresh arrays that are named at most
@@ -63,7 +64,10 @@ def start_from(
     step = newest_step(workdir)
     if step is None and not (workdir / PARAMETERS).is_file():
         raise UserError(f"config.init_from {folder} holds no checkpoint; name a --workdir")
-    arrays = read_parameters(workdir, step) if step is not None else trained_arrays(workdir, None)
+    if step is None:
+        arrays = counted(trained_arrays(workdir, None))
+    else:
+        arrays = read_parameters(workdir, step)
     if levels:
         arrays = {n: x for n, x in arrays.items() if _level(n, level_parts) < levels}
     taken = tuple(name for name in partition.trainable if name in arrays)

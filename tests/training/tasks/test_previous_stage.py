@@ -2,6 +2,7 @@
 
 import runpy
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from flax import nnx
 from pyratok_jax.checkpoints.partition import Partition
 from pyratok_jax.checkpoints.working_folder import read_parameters
 from pyratok_jax.errors import UserError
+from pyratok_jax.models.text_statistics import TextStatistics
+from pyratok_jax.nn.text_attention import TextCondition
 from pyratok_jax.reports.training import CALIBRATED, START
 from pyratok_jax.tokenizer.loading import tokenizer_folder, trained_arrays
 from pyratok_jax.training.abstract import abstract_training
@@ -166,6 +169,27 @@ def test_a_stage_of_another_model_is_refused(stage2, world, tmp_path):
     other = Partition(Line(), lambda name, variable: True)
     with pytest.raises(UserError, match="shares no trainable array"):
         start_from(str(stage2), other)
+
+
+def test_the_shipped_statistics_of_captions_outlive_the_first_batch():
+    """They were measured at once, without counting batches; a batch moves them by 1 %."""
+
+    class System(nnx.Module):
+        def __init__(self) -> None:
+            self.tokenizer = nnx.Dict(text_statistics=TextStatistics(576))
+
+    partition = Partition(System(), lambda name, variable: True)
+    start_from("builtin:world", partition)
+    taken = partition.trainable
+    before = taken["tokenizer.text_statistics.mean"]
+    assert np.any(before != 0) and taken["tokenizer.text_statistics.batches"] == 100
+
+    statistics = TextStatistics(576)
+    for name, value in taken.items():
+        getattr(statistics, name.rpartition(".")[2])[...] = value
+    text = TextCondition(jnp.ones((2, 3, 576)), jnp.ones((2, 3), bool))
+    moved = jax.grad(lambda s: s.tracking(text))(statistics).mean[...]
+    np.testing.assert_allclose(moved, 0.01 * (before - 1.0), rtol=1e-5)
 
 
 def test_a_language_model_of_another_width_is_refused_in_one_line(monkeypatch):
