@@ -6,6 +6,7 @@ one of them is worth.
 """
 
 import contextlib
+import tempfile
 from pathlib import Path
 
 from pyratok_jax.data.video.opening import BrokenVideoError
@@ -42,16 +43,23 @@ def world_videos(folder: Path, count: int, seed: int) -> Path:
     """Held-out videos in the layouts of all tasks, written once into a folder below `folder`.
 
     Args:
-        folder: of the sets; an interrupted writing leaves none behind.
+        folder: of the sets; an interrupted writing leaves none behind, and processes that write
+            the same one at once share the first that is complete.
         count: videos of each layout.
         seed: of the videos.
     """
     data = folder / f"set_{seed}_{count}"
     if not data.exists():
-        part = data.with_name(f"{data.name}.part")
         words = ["--world", "--count", str(count), "--seed", str(seed)]
-        write_set(["--output", str(part), *words])
-        part.rename(data)
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{data.name}.", dir=folder) as scratch:
+            part = Path(scratch) / data.name
+            write_set(["--output", str(part), *words])
+            try:
+                part.rename(data)
+            except OSError:
+                if not data.exists():
+                    raise
     return data
 
 

@@ -1,5 +1,7 @@
 """The zero-shot tasks of the world: their videos, and what is left of broken ones."""
 
+from pathlib import Path
+
 import pytest
 
 from pyratok_jax.data.video.opening import BrokenVideoError
@@ -18,6 +20,20 @@ def test_videos_are_written_once(data):
     assert world_tasks.world_videos(data.parent, 2, 5) == data
     assert (data / "vis").stat().st_mtime_ns == stamp
     assert [folder.name for folder in data.parent.iterdir()] == ["set_5_2"]
+
+
+def test_two_processes_may_write_them_at_once(tmp_path, monkeypatch):
+    """The second finds that the first was faster, and takes its videos."""
+
+    def written(words):
+        (Path(words[1]) / "vis").mkdir(parents=True)
+        if len(list(tmp_path.iterdir())) == 1:
+            first.append(world_tasks.world_videos(tmp_path, 2, 5))
+
+    first = []
+    monkeypatch.setattr(world_tasks, "write_set", written)
+    assert world_tasks.world_videos(tmp_path, 2, 5) == first[0]
+    assert [folder.name for folder in tmp_path.iterdir()] == ["set_5_2"]
 
 
 @pytest.mark.parametrize("error", [BrokenItemError("x"), BrokenVideoError("x", "y")])
