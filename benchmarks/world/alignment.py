@@ -334,7 +334,7 @@ class Trainer:
 
 def save(folder: Path, system: Levels, networks: Networks, step: int) -> None:
     """Write a trained tokenizer as the working folder of a training, without optimizer state."""
-    arrays = Partition(system, lambda name, _: not name.startswith("tokenizer.vae."))
+    arrays = Partition(system, is_trainable)
     backbone, language = networks.backbone, networks.language
     config = system.tokenizer.config
     folder.mkdir(parents=True, exist_ok=True)

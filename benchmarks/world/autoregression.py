@@ -167,8 +167,8 @@ def codes_in_use(system: Levels, videos: Videos) -> list[int]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run all variants of all seeds and print, and write, their numbers."""
     args = parser().parse_args(argv)
-    networks, names = Networks(), seen_names()
-    tokenizer = load_tokenizer(args.tokenizer)
+    tokenizer, names = load_tokenizer(args.tokenizer), seen_names()
+    networks = Networks(tokenizer)
     if tokenizer.alignment is None or tokenizer.text is None:
         raise SystemExit(f"--tokenizer {args.tokenizer} has no language model")
     model = tokenizer.text.language_model

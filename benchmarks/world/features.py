@@ -27,7 +27,7 @@ from pyratok_jax.models.language.model import TextEncoder
 from pyratok_jax.models.masking import patch_mask
 from pyratok_jax.models.video_vae import VideoVAE, build_vae
 from pyratok_jax.nn.text_attention import TextCondition
-from pyratok_jax.tokenizer import to_model_range
+from pyratok_jax.tokenizer import Tokenizer, to_model_range
 
 FRAMES, SIDE, LENGTH = 9, 64, 20
 BACKBONE, LANGUAGE = "builtin:demo-backbone", "builtin:smollm2"
@@ -77,9 +77,15 @@ class Videos:
 
 
 class Networks:
-    """The frozen networks, each loaded when it is first needed."""
+    """The frozen networks, each loaded when it is first needed.
 
-    def __init__(self) -> None:
+    Args:
+        tokenizer: the videos are seen through the adapters of its encoder, if it has any.
+    """
+
+    def __init__(self, tokenizer: Tokenizer | None = None) -> None:
+        adapted = tokenizer is not None and tokenizer.config.lora_rank > 0
+        self._adapted = tokenizer if adapted else None
         self._backbone: Backbone | None = None
         self._language: Language | None = None
         self._encode = nnx.jit(_features)
@@ -97,8 +103,15 @@ class Networks:
         self._language = self._language or load_language(LANGUAGE)
         return self._language
 
+    @property
+    def encoder_hash(self) -> str:
+        """Of all weights that a latent depends on."""
+        return self._adapted.checkpoint_hash if self._adapted else self.backbone.sha256
+
     def vae(self) -> VideoVAE:
-        """The VAE with its weights."""
+        """The VAE with its weights and adapters."""
+        if self._adapted:
+            return self._adapted.model.vae
         config = self.backbone.config
         return build_module(lambda: build_vae(config, rngs=nnx.Rngs(0)), self.backbone.arrays)
 
@@ -190,12 +203,11 @@ def load_videos(
         hidden: have the encoder see them through `hide_patches`, one of `HIDINGS`.
     """
     films = [single((*seed, number), names[number % len(names)]) for number in range(count)]
-    backbone = networks.backbone
     scenes = "\n".join(repr(film.scene) for film in films)
     captions = [film.caption for film in films]
     folder.mkdir(parents=True, exist_ok=True)
     through = (str(HIDDEN), hidden) if hidden else ()
-    seen = _kept(folder, "videos", (backbone.sha256, scenes, str((FRAMES, SIDE)), *through))
+    seen = _kept(folder, "videos", (networks.encoder_hash, scenes, str((FRAMES, SIDE)), *through))
     if not seen.exists():
         videos = np.stack([film.draw(FRAMES, SIDE, SIDE) for film in films])
         videos = hide_patches(videos, hidden) if hidden else videos
@@ -219,7 +231,7 @@ def load_scenes(networks: Networks, folder: Path) -> np.ndarray:
     The demo's training scenes, a street and Big Buck Bunny, nothing of the demo's held-out scenes;
     kept in `folder`.
     """
-    seen = _kept(folder, "scenes", (networks.backbone.sha256, str((FRAMES, SIDE))))
+    seen = _kept(folder, "scenes", (networks.encoder_hash, str((FRAMES, SIDE))))
     if not seen.exists():
         cut = [(demo_clips, 750), (street_clips, 300), (film_clips, 3000)]
         clips = [make(None, count, 17, SIDE, seed=1)[:750] for make, count in cut]

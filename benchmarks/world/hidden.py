@@ -85,8 +85,8 @@ class HiddenTrainer(Trainer):
 def main(argv: Sequence[str] | None = None) -> None:
     """Run all variants of all seeds and print, and write, their numbers."""
     args = parser().parse_args(argv)
-    networks, names = Networks(), seen_names()
-    shipped = load_tokenizer(args.tokenizer)
+    shipped, names = load_tokenizer(args.tokenizer), seen_names()
+    networks = Networks(shipped)
     assert shipped.alignment is not None, "it was trained without a text term"
     start = Levels(shipped.model, shipped.alignment)
     videos = load_videos(networks, args.cache, names, args.films, (0, 0))

@@ -242,7 +242,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     p.add_argument("--test", type=int, default=144, help="held-out videos of 12 classes")
     p.add_argument("--output", type=Path, help="JSON file")
     args = p.parse_args(argv)
-    tokenizer, networks = load_tokenizer(args.tokenizer), Networks()
+    tokenizer = load_tokenizer(args.tokenizer)
+    networks = Networks(tokenizer)
     assert tokenizer.alignment is not None, "it was trained without a text term"
     found: dict[str, Any] = {"checkpoint": tokenizer.checkpoint_hash, **video_psnr(tokenizer)}
     found |= hidden_psnr(tokenizer)

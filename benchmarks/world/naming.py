@@ -114,8 +114,8 @@ def train(args: argparse.Namespace, system: Levels, videos: Videos) -> Levels:
 def main(argv: Sequence[str] | None = None) -> None:
     """Train, measure and write."""
     args = parser().parse_args(argv)
-    networks = Networks()
     tokenizer = load_tokenizer(args.tokenizer)
+    networks = Networks(tokenizer)
     if tokenizer.alignment is None or not tokenizer.alignment.text_hidden:
         raise SystemExit(f"--tokenizer {args.tokenizer} has no map into the text space")
     alignment = retaught(tokenizer.alignment, {"text_neighbours": args.neighbours})

@@ -36,6 +36,7 @@ from pyratok_jax.models.language.model import LanguageModel
 from pyratok_jax.tokenizer import DESCRIPTION, load_tokenizer, write_description
 from pyratok_jax.tokenizer.loading import tokenizer_folder
 from pyratok_jax.training.optimizer import make_optimizer
+from pyratok_jax.training.system import is_trainable
 
 HELDOUT = 48
 
@@ -185,7 +186,7 @@ def save(args: argparse.Namespace, system: Levels) -> None:
         language_model=told["language_model"],
         alignment=system.alignment.arguments,
     )
-    arrays = Partition(system, lambda name, _: not name.startswith("tokenizer.vae."))
+    arrays = Partition(system, is_trainable)
     with ocp.StandardCheckpointer() as checkpointer:
         place = args.output.resolve() / "checkpoints" / str(args.steps) / "state"
         checkpointer.save(place, {"params": arrays.trainable}, force=True)
@@ -194,8 +195,8 @@ def save(args: argparse.Namespace, system: Levels) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Train, measure and write."""
     args = parser().parse_args(argv)
-    networks, names = Networks(), seen_names()
-    tokenizer = load_tokenizer(args.tokenizer)
+    tokenizer, names = load_tokenizer(args.tokenizer), seen_names()
+    networks = Networks(tokenizer)
     if tokenizer.alignment is None or tokenizer.text is None:
         raise SystemExit(f"--tokenizer {args.tokenizer} has no language model")
     alignment = retaught(tokenizer.alignment, guides(args), keeps_head=False)

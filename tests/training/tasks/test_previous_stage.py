@@ -1,5 +1,6 @@
 """A stage takes over what it shares with the stage before, keeps what is new, and says which."""
 
+import argparse
 import runpy
 
 import jax
@@ -8,12 +9,17 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from benchmarks.world import alignment as stored_features
+from benchmarks.world.features import Networks
+from benchmarks.world.reading import save
 from pyratok_jax.checkpoints.partition import Partition
 from pyratok_jax.checkpoints.working_folder import read_parameters
 from pyratok_jax.errors import UserError
 from pyratok_jax.models.text_statistics import TextStatistics
+from pyratok_jax.nn.lora import LoRAParam
 from pyratok_jax.nn.text_attention import TextCondition
 from pyratok_jax.reports.training import CALIBRATED, START
+from pyratok_jax.tokenizer import load_tokenizer, to_model_range
 from pyratok_jax.tokenizer.loading import tokenizer_folder, trained_arrays
 from pyratok_jax.training.abstract import abstract_training
 from pyratok_jax.training.init import previous_stage
@@ -106,7 +112,9 @@ def stage2(world, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("stage2") / "work"
     config = tiny_config(world, steps=0)
     config.loss.weights.drift_dinov3 = 0.0
-    train(config, workdir, TokenizerTask(config))
+    task = TokenizerTask(config)
+    train(config, workdir, task)
+    task.describe(workdir)
     return workdir
 
 
@@ -155,6 +163,30 @@ def test_what_a_stage_takes_over_is_measured_before_its_first_step(
     with np.load(tmp_path / "before.npz") as file:
         assert sorted(file) == sorted(f"{stage}|clip" for stage in (START, CALIBRATED))
     assert not np.array_equal(measured[0], kept) and np.array_equal(measured[1], kept)
+
+
+def test_what_benchmarks_teach_a_stage_further_keeps_its_adapters(stage2, tmp_path):
+    """And the videos that they teach it with are seen through them."""
+    tokenizer = load_tokenizer(str(stage2))
+    arrays = Partition(tokenizer.model, lambda name, variable: isinstance(variable, LoRAParam))
+    moved = {name: x + 0.5 for name, x in arrays.trainable.items()}
+    model = arrays.merge(moved, arrays.frozen)
+    output = tmp_path / "taught"
+    save(
+        argparse.Namespace(tokenizer=str(stage2), output=output, steps=1),
+        stored_features.Levels(model, tokenizer.alignment),
+    )
+    taught = load_tokenizer(str(output))
+    kept = Partition(taught.model, lambda name, variable: isinstance(variable, LoRAParam))
+    assert moved and arrays_equal(kept.trainable, moved)
+    video = np.full((1, 5, 32, 32, 3), 90, np.uint8)
+    posterior = taught.model.vae.posterior(to_model_range(jnp.asarray(video)))
+    wanted = taught.model.vae.normalize(posterior.mean)
+    seen = Networks(taught).encode(video)[0]
+    np.testing.assert_allclose(seen, wanted, rtol=1e-3, atol=5e-3)
+    before = load_tokenizer(str(stage2))
+    assert np.abs(Networks(before).encode(video)[0] - seen).max() > 0.05
+    assert Networks(before).encoder_hash != Networks(taught).encoder_hash
 
 
 def test_a_stage_of_another_model_is_refused(stage2, world, tmp_path):
