@@ -197,6 +197,7 @@ class TokenizerTask:
             seed=seed,
             steps=settings.steps,
             kept=kept,
+            text=tokenizer.condition(None, 1),
         )
         if any(left):
             refine(

@@ -49,15 +49,21 @@ def test_each_level_lowers_what_is_left_and_held_out_latents_profit():
 def test_the_other_levels_are_fitted_to_what_kept_ones_leave():
     trained = PyraTok(tiny_config(bits=8), rngs=nnx.Rngs(0)).quantizer
     trained.fit([latents(0)], steps=30)
-    model = PyraTok(tiny_config(bits=8), rngs=nnx.Rngs(1)).quantizer
+    # A level that has been trained attends to the null caption where there is no other.
+    attention = trained.blocks[0].attention
+    attention.out.kernel[...] += 5 * jax.random.normal(jax.random.key(5), (16, 16))
+    tokenizer = PyraTok(tiny_config(bits=8), rngs=nnx.Rngs(1))
+    null, model = tokenizer.condition(None, 1), tokenizer.quantizer
     for name in model.level_parts:
         nnx.update(getattr(model, name)[0], nnx.state(getattr(trained, name)[0]))
     before = nnx.to_pure_dict(nnx.state((model.blocks[0], model.synthesis[0])))
     seen, target = features(PyraTok(tiny_config(bits=8), rngs=nnx.Rngs(0))), latents(1)
-    left = model.fit([target], stages=[seen], steps=30, kept=1)
+    left = model.fit([target], stages=[seen], steps=30, kept=1, text=null)
     after = nnx.to_pure_dict(nnx.state((model.blocks[0], model.synthesis[0])))
     assert jax.tree.all(jax.tree.map(np.array_equal, before, after))
-    found = nnx.jit(lambda q, *x: q(*x, None))(model, seen, target)[0]
+    found = nnx.jit(lambda t, *x: t.quantize(*x, None))(tokenizer, seen, target)[0]
+    untold = nnx.jit(lambda q, *x: q(*x, None))(model, seen, target)[0]
+    assert float(jnp.mean(untold[0].q != found[0].q)) > 0.05
     alone = target - model.synthesis[0](found[0].q)
     assert left[0] == pytest.approx(float(jnp.sum(alone**2) / jnp.sum(target**2)), rel=1e-4)
     assert left[3] < 0.6 * left[0]

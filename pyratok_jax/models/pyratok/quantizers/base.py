@@ -89,6 +89,7 @@ class FitData(NamedTuple):
         seed: of rotations, samples and first centres.
         steps: of gradient descent, where there is one; 0 keeps the closed form.
         kept: first levels that stay as they are; only a quantiser with `level_parts` keeps any.
+        text: one row, what kept levels attend to in every clip; None: they attend to nothing.
     """
 
     latents: Latents
@@ -97,6 +98,7 @@ class FitData(NamedTuple):
     seed: int = 0
     steps: int = 300
     kept: int = 0
+    text: Text = None
 
     @property
     def metric_root(self) -> Float[np.ndarray, "z z"]:
@@ -235,6 +237,7 @@ class Quantizer(nnx.Module, abc.ABC):
         seed: int = 0,
         steps: int = 300,
         kept: int = 0,
+        text: Text = None,
     ) -> list[float]:
         """`fit_to` this `FitData`.
 
@@ -243,7 +246,7 @@ class Quantizer(nnx.Module, abc.ABC):
         """
         if kept and not self.level_parts:
             raise ValueError(f"{type(self).__name__} cannot keep levels: they share arrays")
-        return self.fit_to(FitData(latents, stages, root, seed, steps, kept))
+        return self.fit_to(FitData(latents, stages, root, seed, steps, kept, text))
 
     @abc.abstractmethod
     def fit_to(self, data: FitData) -> list[float]:

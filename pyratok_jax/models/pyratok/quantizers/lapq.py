@@ -149,7 +149,9 @@ class LaPQ(base.Quantizer):
             (*x, latent) for x, latent in zip(data.stages, data.latents, strict=True)
         ]
         maps = [
-            self._kept(level, stages) if level < data.kept else self._maps(level, stages, data.seed)
+            self._kept(level, stages, data.text)
+            if level < data.kept
+            else self._maps(level, stages, data.seed)
             for level in range(len(self.blocks))
         ]
         return fit_levels(maps, data.latents, root=data.root, seed=data.seed, steps=data.steps)
@@ -182,13 +184,13 @@ class LaPQ(base.Quantizer):
 
         return LevelMaps(analysis, synthesis, block.head, features)
 
-    def _kept(self, level: int, stages: base.StoredStages | None) -> KeptLevel:
+    def _kept(self, level: int, stages: base.StoredStages | None, text: base.Text) -> KeptLevel:
         """What a level that is not fitted does; see `KeptLevel`."""
         stage = self.stages[level] - 1
 
         @nnx.jit
         def run(block: LaPQBlock, feature: Array, residual: Array, previous: Array | None) -> Array:
-            return block(feature, residual, previous, None).q
+            return block(feature, residual, previous, _for_all(text, len(residual))).q
 
         def codes(clip: int, residual: Array, previous: Array | None) -> Array:
             # Without a feature that the level reads: a bypass alone.
@@ -213,3 +215,8 @@ class LaPQ(base.Quantizer):
             latent = latent + synthesis(level.q).astype(latent.dtype)
             previous = level.q
         return tuple(maps)
+
+
+def _for_all(text: base.Text, clips: int) -> base.Text:
+    """One row of text for each clip."""
+    return text and TextCondition(*(jnp.repeat(x, clips, axis=0) for x in text))
