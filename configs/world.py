@@ -129,7 +129,8 @@ def get_config(argument: str = "stage1") -> ConfigDict:
         {"text_pooling": "peaks", "text_codebook_tokens": 96, "lpips_frames": 1, "dino_frames": 2,
          "text_levels": (1.0, 0.02, 0.02, 0.1)}
     )  # fmt: skip
-    config.masking.update({"start": own.masking[0], "end": own.masking[1]})
+    # A smoke run begins with fresh levels.
+    config.masking.update({"start": 0.0 if smoke else own.masking[0], "end": own.masking[1]})
     config.data = data_config(
         sources=("builtin:world", "builtin:demo"),
         weights=(0.8, 0.2),

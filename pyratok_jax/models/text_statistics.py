@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
@@ -106,16 +107,16 @@ class TextStatistics(nnx.Module):
         return total
 
 
-def counted(arrays: Mapping[str, Array]) -> dict[str, Array]:
-    """Arrays by dotted name; statistics that were measured without counting batches count many.
+def counted(arrays: Mapping[str, Array | np.ndarray]) -> dict[str, Array | np.ndarray]:
+    """Statistics by dotted name; those that were measured without counting batches count many.
 
     A count of 0 would let the first batch of a training replace them.
     """
     found = dict(arrays)
     for name, batches in arrays.items():
         owner, _, leaf = name.rpartition(".")
-        if leaf == "batches" and owner.rpartition(".")[2] == NAME and not float(batches):
-            measured = bool(jnp.any(arrays[f"{owner}.mean"] != 0))
+        if leaf == "batches" and not float(batches):
+            measured = np.any(np.asarray(arrays[f"{owner}.mean"]) != 0)
             found[name] = jnp.full_like(batches, MANY if measured else 0.0)
     return found
 

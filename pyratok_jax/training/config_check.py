@@ -32,6 +32,7 @@ from pyratok_jax.training.system import TokenizerLoss, tokenizer_config
 
 T = TypeVar("T")
 LANGUAGE_CONVERTER = "weights_conversion.language_model"
+_STARTED = ("tokenizer", "generator", "backbone")  # tasks that read config.init_from
 
 
 def check_config(config: ConfigDict) -> None:
@@ -50,6 +51,11 @@ def check_config(config: ConfigDict) -> None:
         find(config.init_from)
     elif config.init_from and "://" not in config.init_from and not Path(config.init_from).exists():
         raise UserError(f"config.init_from: {config.init_from} does not exist")
+    if config.init_from and config.task not in _STARTED:
+        raise UserError(
+            f"config.init_from: a training of the task {config.task!r} always begins afresh; leave "
+            "it empty"
+        )
     checks: dict[str, Callable[[ConfigDict], None]] = {
         "tokenizer": _check_tokenizer,
         "projector": _check_projector,
@@ -138,6 +144,12 @@ def _check_tokenizer(config: ConfigDict) -> None:
         raise UserError(
             f"config.masking.start is {config.masking.start}, expected at most "
             f"config.masking.end, {config.masking.end}"
+        )
+    if config.masking.start and not config.init_from:
+        raise UserError(
+            f"config.masking.start is {config.masking.start:.3g}, as in a later stage, and "
+            "config.init_from names no tokenizer of the stage before; name one, or set "
+            "config.masking.start=0 to train from fresh levels"
         )
     _check_first_levels(config, sizes)
     _check_data(config, sizes)

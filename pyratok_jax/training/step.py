@@ -116,7 +116,9 @@ def make_train_step(
         good = jnp.isfinite(value) & jnp.isfinite(norm)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        ema = {k: ema_decay * v + (1 - ema_decay) * params[k] for k, v in state.ema.items()}
+        # Running statistics are averages already, from the first batch on.
+        decay = {k: 0.0 if is_statistic(k) else ema_decay for k in state.ema}
+        ema = {k: decay[k] * v + (1 - decay[k]) * params[k] for k, v in state.ema.items()}
         params, opt_state, ema = jax.tree.map(
             lambda new, old: jnp.where(good, new, old),
             (params, opt_state, ema),

@@ -144,14 +144,28 @@ def test_each_mistake_in_a_config_of_a_prior_is_one_line(key, value, message):
 @pytest.mark.parametrize(
     "config",
     [
-        "demo", "demo:compact", "demo:world", "world:stage3", "world:adapted", "demo_backbone",
-        "demo_backbone:decoder", "demo_vision",
+        "demo", "demo:compact", "demo:world", "world:stage1", "world:smoke", "world:adapted",
+        "demo_backbone", "demo_backbone:decoder", "demo_vision",
     ],
 )  # fmt: skip
 def test_the_shipped_configs_pass(config):
     file, _, argument = config.partition(":")
     named = f"configs/{file}.py:{argument}" if argument else f"configs/{file}.py"
     check_config(parse_flags(["train", f"--config={named}"], default_config="")[0])
+
+
+def test_a_later_stage_names_the_one_before():
+    """From fresh levels in the middle of the recipe's schedules nothing comes."""
+    words = ["train", "--config=configs/world.py:stage3"]
+    with pytest.raises(UserError, match=r"config.masking.start is 0.857.* config.init_from names"):
+        check_config(parse_flags(words, default_config="")[0])
+    check_config(parse_flags([*words, "--config.init_from=builtin:world"], default_config="")[0])
+
+
+def test_a_task_that_always_begins_afresh_takes_no_start():
+    words = ["train", "--config=configs/demo_vision.py", "--config.init_from=docs"]
+    with pytest.raises(UserError, match="config.init_from: .* 'vision' always begins afresh"):
+        check_config(parse_flags(words, default_config="")[0])
 
 
 def test_every_key_has_values_and_a_meaning():

@@ -21,6 +21,7 @@ from pyratok_jax.io.progress import PlainConsole
 from pyratok_jax.io.remote import AnyPath
 from pyratok_jax.models.text_statistics import counted
 from pyratok_jax.tokenizer.loading import PARAMETERS, tokenizer_folder, trained_arrays
+from pyratok_jax.training.optimizer import is_statistic
 
 _NAMED = 8  # fresh arrays that are named at most
 
@@ -64,10 +65,8 @@ def start_from(
     step = newest_step(workdir)
     if step is None and not (workdir / PARAMETERS).is_file():
         raise UserError(f"config.init_from {folder} holds no checkpoint; name a --workdir")
-    if step is None:
-        arrays = counted(trained_arrays(workdir, None))
-    else:
-        arrays = read_parameters(workdir, step)
+    arrays = read_parameters(workdir, step) if step is not None else trained_arrays(workdir, None)
+    arrays |= counted({name: x for name, x in arrays.items() if is_statistic(name)})
     if levels:
         arrays = {n: x for n, x in arrays.items() if _level(n, level_parts) < levels}
     taken = tuple(name for name in partition.trainable if name in arrays)

@@ -127,7 +127,7 @@ def _report(
 
         lpips = {"vgg": load_lpips("vgg")}
     # Read back, not taken from memory: the report is of the artefact that others will load
-    # (float32, with its hash), and arrays of a run on many hosts are not all on this one.
+    # (in its dtype, with its hash), and arrays of a run on many hosts are not all on this one.
     tokenizer = load_tokenizer(workdir)
     found = check_language(
         tokenizer,
@@ -139,7 +139,7 @@ def _report(
     outputs = report_training(
         tokenizer,
         clips,
-        _read_before(workdir),
+        _of_these(_read_before(workdir), clips),
         workdir,
         curves=curves(workdir / "metrics.jsonl"),
         settings=task.config.to_dict(),
@@ -166,6 +166,22 @@ def _write_before(workdir: AnyPath, before: dict[str, dict[str, np.ndarray]]) ->
     }
     with atomic_path(workdir / BEFORE) as scratch:
         np.savez_compressed(scratch, **arrays)
+
+
+def _of_these(
+    before: dict[str, dict[str, np.ndarray]], clips: list[HeldoutClip]
+) -> dict[str, dict[str, np.ndarray]]:
+    """What was measured before training, where it is of all these clips (`report` may change)."""
+    kept = {
+        stage: videos
+        for stage, videos in before.items()
+        if all(c.name in videos and videos[c.name].shape == c.video.shape for c in clips)
+    }
+    if len(kept) < len(before):
+        lost = ", ".join(name for name in before if name not in kept)
+        said = f"{BEFORE} is of other clips or sizes than config.report: the report has no {lost!r}"
+        PlainConsole().print(said, soft_wrap=True)
+    return kept
 
 
 def _read_before(workdir: AnyPath) -> dict[str, dict[str, np.ndarray]]:

@@ -37,6 +37,22 @@ def run(batches, seed=3, **settings):
     return state, metrics
 
 
+def test_averages_hold_running_statistics_as_they_are():
+    """An average over steps would keep a share of their start, which means nothing."""
+    name = "tokenizer.text_statistics.mean"
+
+    def follow(params, frozen, batch, key, progress):
+        value = jnp.sum(jax.lax.stop_gradient(params[name] - 7.0) * params[name])
+        return value + jnp.sum(params["w"] ** 2), {}
+
+    optimizer = make_optimizer(optimizer_config(learning_rate=0.1), 3)
+    step = jax.jit(make_train_step(follow, optimizer, steps=3, ema_decay=0.9))
+    state = initial_state({name: jnp.zeros(2), "w": jnp.ones(2)}, optimizer, 0.9)
+    state, _ = step(state, {}, {"x": jnp.ones((2, 1))}, np.uint32(0))
+    np.testing.assert_allclose(state.ema[name], 7.0)
+    assert np.all(state.ema["w"] > state.params["w"])
+
+
 def test_a_step_is_gradient_descent():
     state, metrics = run([np.ones((4, 2), np.float32)])
     np.testing.assert_allclose(state.params["w"], [1 - RATE * 1, 2 - RATE * 2], rtol=1e-6)

@@ -14,6 +14,7 @@ from benchmarks.world.features import Networks
 from benchmarks.world.reading import save
 from pyratok_jax.checkpoints.partition import Partition
 from pyratok_jax.checkpoints.working_folder import read_parameters
+from pyratok_jax.data.heldout import HeldoutClip
 from pyratok_jax.errors import UserError
 from pyratok_jax.models.text_statistics import TextStatistics
 from pyratok_jax.nn.lora import LoRAParam
@@ -51,6 +52,7 @@ def test_each_stage_of_the_recipe_starts_from_the_one_before(
     recipe, monkeypatch, before, after, fresh
 ):
     arrays = dict(recipe[before].trainable)
+    arrays |= {n: np.ones(x.shape) for n, x in arrays.items() if ".text_statistics." in n}
     monkeypatch.setattr(previous_stage, "newest_step", lambda folder: 7)
     monkeypatch.setattr(previous_stage, "read_parameters", lambda folder, step: arrays)
     wanted = set(recipe[after].trainable)
@@ -189,6 +191,17 @@ def test_what_benchmarks_teach_a_stage_further_keeps_its_adapters(stage2, tmp_pa
     assert Networks(before).encoder_hash != Networks(taught).encoder_hash
 
 
+def test_what_was_measured_before_of_other_clips_is_left_out(capsys):
+    """`report` may change when a training resumes; the report must not fail after its last step."""
+    clip = HeldoutClip("a", None, 8.0, np.zeros((1, 2, 2, 3), np.uint8))
+    larger = HeldoutClip("a", None, 8.0, np.zeros((1, 4, 4, 3), np.uint8))
+    before = {START: {"a": clip.video}}
+    assert tasks_run._of_these(before, [clip]) == before and not capsys.readouterr().out
+    assert tasks_run._of_these(before, [larger]) == {}
+    assert tasks_run._of_these(before, [clip, clip._replace(name="b")]) == {}
+    assert "before.npz is of other clips" in capsys.readouterr().out
+
+
 def test_a_stage_of_another_model_is_refused(stage2, world, tmp_path):
     config = tiny_config(world)
     config.model.tokenizer.width = 8
@@ -203,7 +216,8 @@ def test_a_stage_of_another_model_is_refused(stage2, world, tmp_path):
         start_from(str(stage2), other)
 
 
-def test_the_shipped_statistics_of_captions_outlive_the_first_batch():
+@pytest.mark.parametrize("stored", ["published", "checkpoint"])
+def test_the_shipped_statistics_of_captions_outlive_the_first_batch(stored, monkeypatch):
     """They were measured at once, without counting batches; a batch moves them by 1 %."""
 
     class System(nnx.Module):
@@ -211,6 +225,10 @@ def test_the_shipped_statistics_of_captions_outlive_the_first_batch():
             self.tokenizer = nnx.Dict(text_statistics=TextStatistics(576))
 
     partition = Partition(System(), lambda name, variable: True)
+    if stored == "checkpoint":
+        arrays = trained_arrays(tokenizer_folder("builtin:world"), None)
+        monkeypatch.setattr(previous_stage, "newest_step", lambda folder: 7)
+        monkeypatch.setattr(previous_stage, "read_parameters", lambda folder, step: arrays)
     start_from("builtin:world", partition)
     taken = partition.trainable
     before = taken["tokenizer.text_statistics.mean"]
