@@ -40,7 +40,7 @@ def get_config(argument: str = "full") -> ConfigDict:
         config.loss.settings.text_levels = tuple(factors[: len(grids)])
     if scale == "full":
         # One training from fresh levels sees the whole schedule.
-        config.masking.start = 0.0
+        config.seed, config.masking.start = 0, 0.0
     if scale == "world":
         # All levels read the latent there, however many an ablation has.
         config.model.tokenizer.stages = (5,) * len(config.model.tokenizer.grids)

@@ -97,6 +97,8 @@ def get_config(argument: str = "stage1") -> ConfigDict:
         chip = chip | LARGE
     sides = (*SIDES[stage], *([256] if kind == "v5e" else []))
     config = tokenizer_training_config(
+        # Another order of the clips than the stage before it had.
+        seed=list(STAGES).index(stage),
         steps=STAGES[stage],
         batch_size=batch,
         dtype="bfloat16",

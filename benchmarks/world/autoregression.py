@@ -34,12 +34,11 @@ from benchmarks.world.alignment import (
     finished,
     make_settings,
     objective,
-    save,
 )
 from benchmarks.world.alignment import parser as settings_parser
 from benchmarks.world.features import Networks, Videos, load_scenes, load_videos
 from benchmarks.world.measures import heldout_videos, measure
-from benchmarks.world.reading import HELDOUT, codes_of, heldout_nats, prompts_of, retaught
+from benchmarks.world.reading import HELDOUT, codes_of, heldout_nats, prompts_of, retaught, save
 from pyratok_jax.checkpoints.partition import Partition
 from pyratok_jax.data.world.vocabulary import seen_names
 from pyratok_jax.evaluation.world_set import classes
@@ -190,7 +189,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"{variant}, seed {seed}", flush=True)
             system = trainer.train(variant, seed)
             if args.save:
-                save(args.save / f"{variant}-{seed}", system, networks, args.steps)
+                save(args.tokenizer, args.save / f"{variant}-{seed}", system, args.steps)
             found = measure(system.tokenizer, system.alignment, networks, tests, args.cache)
             del found["effects"]
             found["nats"] = heldout_nats(system, model, heldout, args.layers)

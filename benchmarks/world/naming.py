@@ -122,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     system = Levels(tokenizer.model, alignment)
     videos = load_videos(networks, args.cache, seen_names(), args.films, (0, 0))
     system = train(args, system, videos)
-    save(args, system)
+    save(args.tokenizer, args.output, system, args.steps)
     tests = heldout_videos(networks, args.cache, args.test)
     found = measure(system.tokenizer, system.alignment, networks, tests, args.cache)
     settings = {k: v for k, v in vars(args).items() if not isinstance(v, Path)}

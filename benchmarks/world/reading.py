@@ -175,20 +175,28 @@ def heldout_nats(
     return {name: round(float(np.mean([p[name] for p in parts])), 4) for name in parts[0]}
 
 
-def save(args: argparse.Namespace, system: Levels) -> None:
-    """The folder of a tokenizer whose alignment was trained further."""
-    args.output.mkdir(parents=True, exist_ok=True)
-    told = json.loads((tokenizer_folder(args.tokenizer) / DESCRIPTION).read_text())
+def save(tokenizer: str, folder: Path, system: Levels, steps: int) -> None:
+    """Write a tokenizer that was trained further; what is not trained is described as before.
+
+    Args:
+        tokenizer: that it comes from.
+        folder: made if need be.
+        system: what it is now.
+        steps: of the training.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    told = json.loads((tokenizer_folder(tokenizer) / DESCRIPTION).read_text())
     write_description(
-        args.output,
+        folder,
         system.tokenizer.config,
         backbone=told["backbone"],
         language_model=told["language_model"],
         alignment=system.alignment.arguments,
+        dtype=told.get("dtype", "float32"),
     )
     arrays = Partition(system, is_trainable)
     with ocp.StandardCheckpointer() as checkpointer:
-        place = args.output.resolve() / "checkpoints" / str(args.steps) / "state"
+        place = folder.resolve() / "checkpoints" / str(steps) / "state"
         checkpointer.save(place, {"params": arrays.trainable}, force=True)
 
 
@@ -204,7 +212,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     videos = load_videos(networks, args.cache, names, args.films, (0, 0))
     heldout = load_videos(networks, args.cache, classes(names), HELDOUT, (9, 4))
     system = train(args, system, model, videos)
-    save(args, system)
+    save(args.tokenizer, args.output, system, args.steps)
     found = heldout_nats(system, model, heldout, args.layers)
     settings = {k: v for k, v in vars(args).items() if not isinstance(v, Path)}
     print(json.dumps(found))

@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
@@ -107,7 +106,7 @@ class TextStatistics(nnx.Module):
         return total
 
 
-def counted(arrays: Mapping[str, Array | np.ndarray]) -> dict[str, Array | np.ndarray]:
+def counted(arrays: Mapping[str, Array]) -> dict[str, Array]:
     """Statistics by dotted name; those that were measured without counting batches count many.
 
     A count of 0 would let the first batch of a training replace them.
@@ -116,7 +115,7 @@ def counted(arrays: Mapping[str, Array | np.ndarray]) -> dict[str, Array | np.nd
     for name, batches in arrays.items():
         owner, _, leaf = name.rpartition(".")
         if leaf == "batches" and not float(batches):
-            measured = np.any(np.asarray(arrays[f"{owner}.mean"]) != 0)
+            measured = bool(jnp.any(arrays[f"{owner}.mean"] != 0))
             found[name] = jnp.full_like(batches, MANY if measured else 0.0)
     return found
 

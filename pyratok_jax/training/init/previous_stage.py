@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from pyratok_jax.checkpoints.partition import Partition
 from pyratok_jax.checkpoints.working_folder import newest_step, read_parameters
@@ -66,7 +67,7 @@ def start_from(
     if step is None and not (workdir / PARAMETERS).is_file():
         raise UserError(f"config.init_from {folder} holds no checkpoint; name a --workdir")
     arrays = read_parameters(workdir, step) if step is not None else trained_arrays(workdir, None)
-    arrays |= counted({name: x for name, x in arrays.items() if is_statistic(name)})
+    arrays |= counted({n: jnp.asarray(x) for n, x in arrays.items() if is_statistic(n)})
     if levels:
         arrays = {n: x for n, x in arrays.items() if _level(n, level_parts) < levels}
     taken = tuple(name for name in partition.trainable if name in arrays)

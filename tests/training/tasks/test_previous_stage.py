@@ -1,6 +1,6 @@
 """A stage takes over what it shares with the stage before, keeps what is new, and says which."""
 
-import argparse
+import json
 import runpy
 
 import jax
@@ -20,7 +20,7 @@ from pyratok_jax.models.text_statistics import TextStatistics
 from pyratok_jax.nn.lora import LoRAParam
 from pyratok_jax.nn.text_attention import TextCondition
 from pyratok_jax.reports.training import CALIBRATED, START
-from pyratok_jax.tokenizer import load_tokenizer, to_model_range
+from pyratok_jax.tokenizer import DESCRIPTION, load_tokenizer, to_model_range
 from pyratok_jax.tokenizer.loading import tokenizer_folder, trained_arrays
 from pyratok_jax.training.abstract import abstract_training
 from pyratok_jax.training.init import previous_stage
@@ -174,10 +174,10 @@ def test_what_benchmarks_teach_a_stage_further_keeps_its_adapters(stage2, tmp_pa
     moved = {name: x + 0.5 for name, x in arrays.trainable.items()}
     model = arrays.merge(moved, arrays.frozen)
     output = tmp_path / "taught"
-    save(
-        argparse.Namespace(tokenizer=str(stage2), output=output, steps=1),
-        stored_features.Levels(model, tokenizer.alignment),
-    )
+    system = stored_features.Levels(model, tokenizer.alignment)
+    save(str(stage2), output, system, 1)
+    said, before = (json.loads((x / DESCRIPTION).read_text()) for x in (output, stage2))
+    assert said == before
     taught = load_tokenizer(str(output))
     kept = Partition(taught.model, lambda name, variable: isinstance(variable, LoRAParam))
     assert moved and arrays_equal(kept.trainable, moved)
