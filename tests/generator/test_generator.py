@@ -17,7 +17,7 @@ from pyratok_jax.data.video.pictures import read_image
 from pyratok_jax.data.video.writer import VideoWriter
 from pyratok_jax.errors import UserError
 from pyratok_jax.generator import load_generator, loading, publishing
-from pyratok_jax.generator.loading import DESCRIPTION, read_description
+from pyratok_jax.generator.loading import DESCRIPTION, FrozenText, read_description
 from pyratok_jax.models.alignment import Alignment
 from pyratok_jax.tokenizer import Tokenizer
 from pyratok_jax.tokens.dataset import TokenDataset, read_all
@@ -84,6 +84,24 @@ def test_a_resumed_training_is_the_unbroken_one(tokens, patched, tmp_path):
     gain = found["nats_none"] - found["nats"]
     assert found["nats_gain"] == pytest.approx(gain, abs=1e-5) and gain != 0
     assert not same(read_parameters(parts, 3), read_parameters(whole, 6))
+
+
+def test_a_prior_keeps_its_language_model_and_its_classes(
+    tokens, patched, workdir, tmp_path, monkeypatch
+):
+    """Other weights behind the same name, or classes in another order, would go unnoticed."""
+    said = read_description(workdir)
+    other = dataclasses.replace(said, language=FrozenText("", "ab" * 32, 8))
+    monkeypatch.setattr(task_module, "read_description", lambda folder: other)
+    made = config(tokens, "blocks", steps=1)
+    with pytest.raises(UserError, match="other weights of the language model"):
+        task_module.run(made, workdir)
+    monkeypatch.setattr(
+        task_module, "read_description", lambda f: dataclasses.replace(said, classes=("a", "b"))
+    )
+    made = config(tokens, "blocks", steps=1, init_from=str(workdir))
+    with pytest.raises(UserError, match="conditioning.classes are not those of"):
+        task_module.run(made, tmp_path)
 
 
 def test_a_prior_starts_from_another(tokens, patched, workdir, tmp_path, capfd):

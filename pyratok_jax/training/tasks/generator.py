@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from pyratok_jax.checkpoints.partition import Partition
 from pyratok_jax.checkpoints.pretrained import load_language
+from pyratok_jax.checkpoints.working_folder import newest_step
 from pyratok_jax.data.caption_embeddings import StoredCaptions
 from pyratok_jax.data.captions import CaptionTokenizer
 from pyratok_jax.errors import UserError
@@ -23,6 +24,7 @@ from pyratok_jax.generator.loading import (
     FrozenText,
     GeneratorDescription,
     generator_folder,
+    read_description,
     write_description,
 )
 from pyratok_jax.io.remote import AnyPath
@@ -274,6 +276,29 @@ def check_tokens(dataset: TokenDataset, tokenizer: Tokenizer) -> None:
         )
 
 
+def _refuse_another_language(workdir: AnyPath, said: FrozenText | None) -> None:
+    """Refuse to resume with other weights of the language model than the run began with."""
+    if newest_step(workdir) is None or not (workdir / DESCRIPTION).exists():
+        return
+    before = read_description(workdir).language
+    if before and said and before.sha256 != said.sha256:
+        raise UserError(
+            f"{workdir} was trained with other weights of the language model (SHA-256 "
+            f"{before.sha256[:16]}, now {said.sha256[:16]}); give it those, or name another "
+            "--workdir"
+        )
+
+
+def _refuse_other_classes(config: ConfigDict) -> None:
+    """Refuse a start whose rows of the table of classes are of other classes."""
+    before = read_description(generator_folder(config.init_from)).classes
+    if before and before != tuple(config.conditioning.classes):
+        raise UserError(
+            f"config.conditioning.classes are not those of config.init_from {config.init_from}, in "
+            "whose order its table of classes is; name the same classes in the same order"
+        )
+
+
 def run(config: ConfigDict, workdir: AnyPath) -> dict[str, AnyPath] | None:
     """Train; None when the training was interrupted (and saved).
 
@@ -283,9 +308,11 @@ def run(config: ConfigDict, workdir: AnyPath) -> dict[str, AnyPath] | None:
     task = GeneratorTask(config)
     owner = task.tokenizer.checkpoint_hash
     refuse_another_owner(workdir / DESCRIPTION, "tokenizer_hash", owner)
+    _refuse_another_language(workdir, task.said)
 
     def start(partition: Partition) -> None:
         if config.init_from:
+            _refuse_other_classes(config)
             taken = start_from(config.init_from, partition, locate=generator_folder)
             report_handover(config.init_from, taken)
 

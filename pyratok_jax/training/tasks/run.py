@@ -22,7 +22,7 @@ from pyratok_jax.io.remote import AnyPath
 from pyratok_jax.reports.training import CALIBRATED, START, reconstruct_all, report_training
 from pyratok_jax.tokenizer import DESCRIPTION, load_tokenizer
 from pyratok_jax.tokenizer.loading import read_description
-from pyratok_jax.training.init.previous_stage import report_handover, start_from
+from pyratok_jax.training.init.previous_stage import check_alike, report_handover, start_from
 from pyratok_jax.training.loop.loop import Trained, train
 from pyratok_jax.training.loop.metrics_log import curves
 from pyratok_jax.training.tasks.tokenizer import TokenizerTask
@@ -80,8 +80,9 @@ def first_weights(task: TokenizerTask, partition: Partition) -> list[float]:
         what `calibrate` does; empty where levels were not fitted.
     """
     if task.config.init_from:
-        levels, parts = task.config.init_levels, task.system.tokenizer.quantizer.level_parts
-        folder = task.config.init_from
+        tokenizer, folder = task.system.tokenizer, task.config.init_from
+        levels, parts = task.config.init_levels, tokenizer.quantizer.level_parts
+        check_alike(folder, task.backbone.sha256, task.language.sha256, tokenizer.config)
         report_handover(folder, start_from(folder, partition, levels=levels, level_parts=parts))
         return task.calibrate(partition, kept=levels) if levels else []
     return task.calibrate(partition)

@@ -1,5 +1,6 @@
 """A stage takes over what it shares with the stage before, keeps what is new, and says which."""
 
+import dataclasses
 import json
 import runpy
 
@@ -24,7 +25,7 @@ from pyratok_jax.tokenizer import DESCRIPTION, load_tokenizer, to_model_range
 from pyratok_jax.tokenizer.loading import tokenizer_folder, trained_arrays
 from pyratok_jax.training.abstract import abstract_training
 from pyratok_jax.training.init import previous_stage
-from pyratok_jax.training.init.previous_stage import start_from
+from pyratok_jax.training.init.previous_stage import check_alike, start_from
 from pyratok_jax.training.loop.loop import train
 from pyratok_jax.training.tasks import run as tasks_run
 from pyratok_jax.training.tasks.run import first_weights
@@ -165,6 +166,31 @@ def test_what_a_stage_takes_over_is_measured_before_its_first_step(
     with np.load(tmp_path / "before.npz") as file:
         assert sorted(file) == sorted(f"{stage}|clip" for stage in (START, CALIBRATED))
     assert not np.array_equal(measured[0], kept) and np.array_equal(measured[1], kept)
+
+
+def test_arrays_that_mean_something_else_are_refused_whatever_their_shapes(stage2, world):
+    task = TokenizerTask(tiny_config(world))
+    frozen = task.backbone.sha256, task.language.sha256
+    config = task.system.tokenizer.config
+    check_alike(str(stage2), *frozen, config)
+    with pytest.raises(UserError, match="other weights of the backbone"):
+        check_alike(str(stage2), "0" * 64, frozen[1], config)
+    with pytest.raises(UserError, match="other weights of the language_model"):
+        check_alike(str(stage2), frozen[0], "0" * 64, config)
+    for key, value in (("heads", 4), ("lora_alpha", 3.0), ("vocabulary", 60)):
+        with pytest.raises(UserError, match=rf"config.model.tokenizer.{key} is {value}"):
+            check_alike(str(stage2), *frozen, dataclasses.replace(config, **{key: value}))
+    # Without adapters their scale is nobody's.
+    check_alike(str(stage2), *frozen, dataclasses.replace(config, lora_rank=0, lora_alpha=3.0))
+
+
+def test_arrays_without_a_place_in_the_next_stage_are_named(stage2, world, tmp_path, capsys):
+    config = tiny_config(world, init_from=str(stage2))
+    config.model.tokenizer.lora_rank = 0
+    task = TokenizerTask(config)
+    first_weights(task, Partition(task.system, task.is_trainable))
+    said = " ".join(capsys.readouterr().out.split())
+    assert ".adapter." in said.partition("left behind: ")[2]
 
 
 def test_what_benchmarks_teach_a_stage_further_keeps_its_adapters(stage2, tmp_path):
