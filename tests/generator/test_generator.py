@@ -86,22 +86,17 @@ def test_a_resumed_training_is_the_unbroken_one(tokens, patched, tmp_path):
     assert not same(read_parameters(parts, 3), read_parameters(whole, 6))
 
 
-def test_a_prior_keeps_its_language_model_and_its_classes(
-    tokens, patched, workdir, tmp_path, monkeypatch
-):
+def test_a_prior_keeps_its_words_and_classes(tokens, patched, workdir, tmp_path, monkeypatch):
     """Other weights behind the same name, or classes in another order, would go unnoticed."""
-    said = read_description(workdir)
-    other = dataclasses.replace(said, language=FrozenText("", "ab" * 32, 8))
-    monkeypatch.setattr(task_module, "read_description", lambda folder: other)
-    made = config(tokens, "blocks", steps=1)
-    with pytest.raises(UserError, match="other weights of the language model"):
-        task_module.run(made, workdir)
-    monkeypatch.setattr(
-        task_module, "read_description", lambda f: dataclasses.replace(said, classes=("a", "b"))
-    )
-    made = config(tokens, "blocks", steps=1, init_from=str(workdir))
-    with pytest.raises(UserError, match="conditioning.classes are not those of"):
-        task_module.run(made, tmp_path)
+    said, words = read_description(workdir), FrozenText("", "ab" * 32, 8)
+    for change, start, place, message in (
+        ({"language": words}, "", workdir, "other weights of the language model"),
+        ({"classes": ("a", "b")}, str(workdir), tmp_path, "conditioning.classes are not those of"),
+    ):
+        other = dataclasses.replace(said, **change)
+        monkeypatch.setattr(task_module, "read_description", lambda folder, other=other: other)
+        with pytest.raises(UserError, match=message):
+            task_module.run(config(tokens, "blocks", steps=1, init_from=start), place)
 
 
 def test_a_prior_starts_from_another(tokens, patched, workdir, tmp_path, capfd):

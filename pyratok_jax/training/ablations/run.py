@@ -33,7 +33,7 @@ from pyratok_jax.models.pyratok.model import PyraTok
 from pyratok_jax.tokenizer import mean_bits_per_pixel, to_pixels
 from pyratok_jax.training.loop.loop import train
 from pyratok_jax.training.run_record import changed_keys
-from pyratok_jax.training.tasks.run import first_weights
+from pyratok_jax.training.tasks.run import check_frozen, first_weights
 from pyratok_jax.training.tasks.tokenizer import TokenizerTask
 
 RESULT = "result.json"
@@ -69,7 +69,9 @@ def run_one(
     task = TokenizerTask(config)
     clips = heldout_clips(config.data, tuple(config.report.buckets), config.report.clips)
     start: dict[str, Json] = {}
-    kept = starts / f"{start_key(config)}.npz"
+    frozen = task.backbone.sha256, task.language.sha256
+    check_frozen(folder, *frozen)
+    kept = starts / f"{start_key(config, *frozen)}.npz"
 
     def on_start(partition: Partition) -> None:
         # So that other commands can open the run.
@@ -131,12 +133,11 @@ def _start_of_resumed(config: ConfigDict, kept: Path) -> dict[str, Json]:
     return {}
 
 
-def start_key(config: ConfigDict) -> str:
-    """Hash of everything that the calibrated levels depend on."""
+def start_key(config: ConfigDict, *frozen: str) -> str:
+    """Hash of everything that the calibrated levels depend on, with the frozen weights' hashes."""
     parts = ("model", "language", "data", "calibration", "report", "seed", "dtype", "batch_size")
-    described = json.dumps(
-        {part: config.to_dict()[part] for part in parts}, sort_keys=True, default=str
-    )
+    values = {part: config.to_dict()[part] for part in parts} | {"frozen": frozen}
+    described = json.dumps(values, sort_keys=True, default=str)
     return hashlib.sha256(described.encode()).hexdigest()[:16]
 
 

@@ -185,6 +185,8 @@ def test_runs_of_the_same_model_and_seed_begin_alike():
         config.seed = seed
         keys.append(start_key(config))
     assert keys[0] == keys[1] and len(set(keys)) == 3
+    # Other weights behind the same name are another start.
+    assert start_key(config, "a", "b") == start_key(config, "a", "b") != start_key(config, "c", "b")
 
 
 def test_a_kept_start_is_that_of_the_tokenizer_alone(tmp_path):
