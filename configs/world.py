@@ -35,12 +35,17 @@ from pyratok_jax.training.config import tokenizer_training_config
 GRIDS = ((4, 8), (1, 16), (2, 8), (4, 8))
 PYRAMID = ((4, 32), (4, 16), (4, 16), (4, 8))
 # Factors of the levels' learning rate by names of arrays. Beside levels that are taken over or
-# fitted text modules learn many times as fast, beside fresh ones a little; attention, which writes
-# into the levels, and adapters of an encoder that works already stay below 2e-4 in later stages.
+# fitted text modules learn many times as fast, beside fresh ones a little; adapters of an encoder
+# that works already stay below 2e-4. What writes into levels that are trained keeps their rate:
+# attention and the null caption that learn faster drown what a level reads of the one before it.
 _TEXT = r"^alignment\.|\.attention\.|\.text_prior\.|null_text"
 TEXT_MODULES = ((_TEXT, 10.0),)
 FIRST_MODULES = ((_TEXT, 2.5), (r"\.adapter\.", 0.05))
-LATER_MODULES = ((r"\.adapter\.", 5.0), (r"\.attention\.", 10.0), (_TEXT, 50.0))
+LATER_MODULES = (
+    (r"\.adapter\.", 5.0),
+    (r"\.attention\.|null_text", 1.0),
+    (_TEXT, 50.0),
+)
 
 
 class Stage(NamedTuple):
