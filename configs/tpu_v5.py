@@ -116,8 +116,12 @@ def get_config(argument: str = "stage1") -> ConfigDict:
         },
     )
     config.optimizer.update({"learning_rate": 1e-5, "warmup": 500, "schedule": "cosine"})
-    # Fresh text modules at 3e-4; everything else at the published rate.
-    config.optimizer.groups = ((r"^alignment\.|\.attention\.|\.text_prior\.|null_text", 30.0),)
+    # Fresh text modules at 3e-4; everything else at the published rate. Attention and the null
+    # caption of later stages are not fresh, and faster than the levels they would drown what these
+    # read of the level before (docs/proof.md).
+    fast = (r"^alignment\.|\.attention\.|\.text_prior\.|null_text", 30.0)
+    slow = () if stage == "stage1" else ((r"\.attention\.|null_text", 1.0),)
+    config.optimizer.groups = (*slow, fast)
     # One cosine of spatial masking over all three stages.
     done = sum(n for name, n in STAGES.items() if name < stage)
     total = sum(STAGES.values())
