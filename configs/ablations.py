@@ -41,7 +41,7 @@ def get_config(argument: str = "full") -> ConfigDict:
     if scale == "full":
         # One training from fresh levels sees the whole schedule.
         config.seed, config.masking.start = 0, 0.0
-        config.optimizer.groups = config.optimizer.groups[-1:]  # All text modules are fresh.
+        config.optimizer.groups = make("stage1").optimizer.groups  # All text modules are fresh.
     if scale == "world":
         # All levels read the latent there, however many an ablation has.
         config.model.tokenizer.stages = (5,) * len(config.model.tokenizer.grids)

@@ -292,7 +292,8 @@ def _refuse_another_language(workdir: AnyPath, said: FrozenText | None) -> None:
 def _refuse_other_classes(config: ConfigDict) -> None:
     """Refuse a start whose rows of the table of classes are of other classes."""
     before = read_description(generator_folder(config.init_from)).classes
-    if before and before != tuple(config.conditioning.classes):
+    classes = tuple(config.conditioning.classes)
+    if before and classes and before != classes:
         raise UserError(
             f"config.conditioning.classes are not those of config.init_from {config.init_from}, in "
             "whose order its table of classes is; name the same classes in the same order"

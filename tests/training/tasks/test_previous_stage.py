@@ -17,6 +17,7 @@ from pyratok_jax.checkpoints.partition import Partition
 from pyratok_jax.checkpoints.working_folder import read_parameters
 from pyratok_jax.data.heldout import HeldoutClip
 from pyratok_jax.errors import UserError
+from pyratok_jax.models.pyratok.quantizers.base import Quantizer
 from pyratok_jax.models.text_statistics import TextStatistics
 from pyratok_jax.nn.lora import LoRAParam
 from pyratok_jax.nn.text_attention import TextCondition
@@ -215,6 +216,15 @@ def test_what_benchmarks_teach_a_stage_further_keeps_its_adapters(stage2, tmp_pa
     before = load_tokenizer(str(stage2))
     assert np.abs(Networks(before).encode(video)[0] - seen).max() > 0.05
     assert Networks(before).encoder_hash != Networks(taught).encoder_hash
+
+
+def test_the_other_levels_are_fitted_under_the_null_caption(world, monkeypatch):
+    given = {}
+    monkeypatch.setattr(Quantizer, "fit", lambda self, latents, **x: given.update(x) or [])
+    task = TokenizerTask(tiny_config(world))
+    task.calibrate(Partition(task.system, task.is_trainable), kept=1)
+    null = task.system.tokenizer.null_text[...]
+    assert given["kept"] == 1 and np.array_equal(given["text"].embeddings[0, 0], null)
 
 
 def test_what_was_measured_before_of_other_clips_is_left_out(capsys):
